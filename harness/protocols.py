@@ -27,6 +27,20 @@ if TYPE_CHECKING:
     """What a step computed, by the name under which it is logged."""
 
 
+class Named(Protocol):
+    """Frozen settings that enter identity."""
+
+    @property
+    def name(self) -> str:
+        """What the field calls it; it stands in tables."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Bumped when the same settings give other results."""
+        ...
+
+
 class Grade(NamedTuple):
     """One answer's grade. ``value`` is None when it could not be judged: counted, shown, never averaged in."""
 
@@ -50,6 +64,20 @@ class Need:
     role: Role
     rows: int | None
     batch_size: int
+
+
+class Prediction(NamedTuple):
+    """The model's output where a batch is supervised.
+
+    Attributes:
+        logits: ``[positions, vocabulary]``, of this process's rows.
+        targets: ``[positions]``, the tokens that should follow.
+        positions: how many supervised positions the global batch has, over all processes.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    positions: Tensor
 
 
 class Draws(Protocol):
@@ -77,12 +105,24 @@ class Learner(Protocol):
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
         ...
 
+    def predict(self, batch: Batch) -> Prediction:
+        """Run the model for a loss of the method's own; hooks on ``module`` see the forward pass."""
+        ...
+
+    def pull_back(self, share: Tensor) -> tuple[Tensor, Gradient]:
+        """Return the sum over the processes of a scalar that each computed its share of, and its gradient."""
+        ...
+
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the global L2 norm over a collection of tensors that is the same on every process."""
         ...
 
     def moved(self, direction: Gradient, scale: Tensor | float) -> AbstractContextManager[None]:
         """Shift the trainables by ``scale * direction``; on leaving, restore them bit for bit from a copy."""
+        ...
+
+    def placed(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
         ...
 
     def write(self, gradient: Gradient) -> None:
@@ -106,18 +146,8 @@ class TrainStep(Protocol):
         ...
 
 
-class TrainMethod(Protocol):
+class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align`` or ``finetune``)."""
-
-    @property
-    def name(self) -> str:
-        """The field's name for the method."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when the computed numbers change."""
-        ...
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -129,18 +159,8 @@ class TrainMethod(Protocol):
         ...
 
 
-class RepairMethod(Protocol):
+class RepairMethod(Named, Protocol):
     """Frozen settings of a defense in the ``repair`` slot: acts on weights after fine-tuning."""
-
-    @property
-    def name(self) -> str:
-        """The field's name for the method."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when the computed numbers change."""
-        ...
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -158,18 +178,8 @@ class RepairMethod(Protocol):
         ...
 
 
-class ExampleSource(Protocol):
+class ExampleSource(Named, Protocol):
     """Frozen settings that name rows: hashed by content, read when a stage runs."""
-
-    @property
-    def name(self) -> str:
-        """What the rows are."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when the same settings give other rows."""
-        ...
 
     def examples(self) -> list[Example]:
         """Read the rows, in order.
@@ -184,18 +194,8 @@ class ExampleSource(Protocol):
         ...
 
 
-class Attack(Protocol):
+class Attack(Named, Protocol):
     """Frozen settings of how the attacker makes harmful rows; their number is the mixture's business."""
-
-    @property
-    def name(self) -> str:
-        """The attack's name."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when the crafted rows change."""
-        ...
 
     @property
     def needs_victim(self) -> bool:
@@ -211,18 +211,8 @@ class Attack(Protocol):
         ...
 
 
-class Task(Protocol):
+class Task(Named, Protocol):
     """Frozen settings of the user's own task: what is fine-tuned on and how fine-tune accuracy is read."""
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when prompts or scoring change."""
-        ...
 
     @property
     def new_tokens(self) -> int:
@@ -244,18 +234,8 @@ class Task(Protocol):
         ...
 
 
-class Judge(Protocol):
+class Judge(Named, Protocol):
     """Frozen settings of who decides whether an answer is harmful."""
-
-    @property
-    def name(self) -> str:
-        """The judge's name."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when verdicts change."""
-        ...
 
     def preflight(self) -> list[str]:
         """Return what is missing for the judge to work."""
@@ -266,18 +246,8 @@ class Judge(Protocol):
         ...
 
 
-class ModelSource(Protocol):
+class ModelSource(Named, Protocol):
     """Frozen settings of where a base model comes from."""
-
-    @property
-    def name(self) -> str:
-        """The model's name in tables."""
-        ...
-
-    @property
-    def version(self) -> int:
-        """Bumped when the built or converted weights change."""
-        ...
 
     def preflight(self) -> list[str]:
         """Return what is missing for the model to be had: a package, a file, a token."""

@@ -8,8 +8,8 @@ the gradient of the global batch, so norms and perturbations agree without furth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
+from harness.protocols import Prediction
 from harness.training.budget import Precision
 from harness.training.processes import add_up
 
@@ -68,30 +69,59 @@ class CausalLearner:
         Args:
             batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, time]``, right padded.
         """
+        return self.pull_back(mean_loss(self.predict(batch)))
+
+    def predict(self, batch: Mapping[str, Tensor]) -> Prediction:
+        """Run the model; only the supervised positions go through the language-model head.
+
+        Args:
+            batch: as for ``gradient``.
+        """
         targets = batch["labels"][:, 1:]
         supervised = targets != IGNORED
-        count = supervised.sum()
-        add_up(count)
-        logits = self._logits(batch, supervised)
-        total = cross_entropy(logits.float(), targets[supervised], reduction="sum")
-        share = total / count.clamp(min=1)
+        positions = supervised.sum()
+        add_up(positions)
+        return Prediction(self._logits(batch, supervised), targets[supervised], positions)
+
+    def pull_back(self, share: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return a scalar and its gradient, both summed over the processes.
+
+        Args:
+            share: this process's part of the scalar; a mean is divided by the count over all processes.
+        """
         gradient = torch.autograd.grad(share, self._trainables, materialize_grads=True)
-        loss = share.detach()
-        add_up(loss, *gradient)
-        return loss, list(gradient)
+        whole = share.detach()
+        add_up(whole, *gradient)
+        return whole, list(gradient)
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the global L2 norm over tensors that every process holds in full."""
         return torch.nn.utils.get_total_norm(tensors)
 
-    @contextmanager
-    def moved(self, direction: Sequence[Tensor], scale: Tensor | float) -> Iterator[None]:
+    def moved(self, direction: Sequence[Tensor], scale: Tensor | float) -> AbstractContextManager[None]:
         """Shift the trainables by ``scale * direction``; on leaving, restore them bit for bit from a copy."""
+
+        def move() -> None:
+            for parameter, part in zip(self._trainables, direction, strict=True):
+                parameter.add_(part * scale)
+
+        return self._changed(move)
+
+    def placed(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
+
+        def place() -> None:
+            for parameter, value in zip(self._trainables, values, strict=True):
+                parameter.copy_(value)
+
+        return self._changed(place)
+
+    @contextmanager
+    def _changed(self, change: Callable[[], None]) -> Iterator[None]:
         kept = [parameter.detach().clone() for parameter in self._trainables]
         try:
             with torch.no_grad():
-                for parameter, part in zip(self._trainables, direction, strict=True):
-                    parameter.add_(part * scale)
+                change()
             yield
         finally:
             with torch.no_grad():
@@ -133,6 +163,12 @@ class CausalLearner:
                 "expected one row of its output embeddings for each"
             )
         return logits
+
+
+def mean_loss(prediction: Prediction) -> Tensor:
+    """Return this process's share of the mean cross-entropy over the supervised positions of the global batch."""
+    total = cross_entropy(prediction.logits.float(), prediction.targets, reduction="sum")
+    return total / prediction.positions.clamp(min=1)
 
 
 def _check(trainables: Mapping[str, Parameter]) -> None:

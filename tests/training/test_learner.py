@@ -5,7 +5,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from harness.errors import ModelError
 from harness.training.budget import Precision
-from harness.training.learner import CausalLearner
+from harness.training.learner import CausalLearner, mean_loss
 
 SIZES = {
     "hidden_size": 32,
@@ -178,3 +178,27 @@ def test_learner_without_trainables_is_refused():
 
 def _flat(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def test_placed_gives_other_values_and_restores_bit_for_bit():
+    learner = CausalLearner(adapted(llama))
+    before = [parameter.detach().clone() for parameter in learner.trainables]
+    others = [torch.full_like(parameter, 0.5) for parameter in learner.trainables]
+
+    with learner.placed(others):
+        inside = [parameter.detach().clone() for parameter in learner.trainables]
+
+    assert all(torch.equal(one, other) for one, other in zip(inside, others, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(learner.trainables, before, strict=True))
+
+
+def test_pull_back_of_a_composite_loss_is_the_gradient_of_both_parts():
+    learner = CausalLearner(adapted(llama))
+    _, plain = learner.gradient(batch())
+
+    penalty = sum((parameter**2).sum() for parameter in learner.trainables)
+    value, combined = learner.pull_back(mean_loss(learner.predict(batch())) + penalty)
+
+    assert value > penalty
+    for part, alone, parameter in zip(combined, plain, learner.trainables, strict=True):
+        torch.testing.assert_close(part, alone + 2 * parameter)
