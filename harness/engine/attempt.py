@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from harness.engine.claim import Claim, Claims
 from harness.engine.files import is_full, writing
-from harness.engine.provenance import Stopwatch
+from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import HarnessError, StoreError
@@ -36,6 +36,9 @@ class Desk:
         tracker: opens the curve of each stage.
         device: a torch device string.
         memory: what consecutive stages of this process share.
+        job: id of the scheduler's job that this process is; empty for none.
+        stop: whether a stage should save its state and stop.
+        shrink: by how much less memory a training should use at once.
     """
 
     store: Store
@@ -43,6 +46,9 @@ class Desk:
     tracker: TrackerSettings
     device: str = "cpu"
     memory: dict[str, Any] = field(default_factory=dict)
+    job: str = ""
+    stop: Callable[[], bool] = lambda: False
+    shrink: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +107,7 @@ def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Atte
         held = _run(stage, claim, desk, watch)
         result = Attempted(key=stage.key, outcome="executed" if held else "busy", seconds=watch.seconds)
     except KeyboardInterrupt:
-        _record(stage, desk, watch, {"outcome": "interrupted"})
+        record(stage, desk, watch, {"outcome": "interrupted"})
         raise
     except _MissingParentError as error:
         result = _failed(stage, watch.seconds, MISSING_PARENT, str(error))
@@ -118,7 +124,7 @@ def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Atte
         # What consecutive stages share may be half changed.
         desk.memory.clear()
     ended = {"outcome": result.outcome, "cause": result.cause, "message": result.message, "traceback": result.trace}
-    _record(stage, desk, watch, ended)
+    record(stage, desk, watch, ended)
     return result
 
 
@@ -169,17 +175,20 @@ def _failed(stage: Stage, seconds: float, cause: str, message: str, trace: str =
     return Attempted(key=stage.key, outcome="failed", seconds=seconds, cause=cause, message=message, trace=trace)
 
 
-def _record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) -> None:
-    record = {
+def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) -> None:
+    """Note in the store how an attempt ended."""
+    described = {
         "kind": stage.name,
         "started": watch.started,
         "seconds": watch.seconds,
         "host": platform.node(),
         "pid": os.getpid(),
+        "code": source_digest(),
+        **({"job": desk.job, "node": os.environ.get("SLURMD_NODENAME", "")} if desk.job else {}),
         **{name: text for name, text in ended.items() if text},
     }
     try:
-        desk.store.record_attempt(stage.key, record)
+        desk.store.record_attempt(stage.key, described)
     except StoreError as error:
         log.warning("the attempt of %s was not recorded: %s", stage.key, error)
 
