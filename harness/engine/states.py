@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 from harness.engine.attempt import MISSING_PARENT
 from harness.engine.claim import LEASE_SECONDS
-from harness.engine.crew import KILLED
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.manifest import NAME as MANIFEST
+from harness.engine.ranks import KILLED
 from harness.engine.scheduler import NEVER, Ended, Queued, Scheduler, user
 from harness.engine.store import Store
 from harness.engine.worker import DRIFT, REQUEUES
