@@ -3,8 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+# The toy stages of the engine's tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 
 @pytest.fixture(scope="session", autouse=True)
