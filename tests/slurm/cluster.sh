@@ -142,7 +142,7 @@ PidFile=$run/slurmdbd.pid
 CONF
 }
 
-# Slurm 23.11 and later look for cgroups at the start of slurmd; older ones do not know how to be told otherwise.
+# A newer slurmd looks for cgroups when it starts unless it is told not to; an older one does not know the word for that.
 cgroup_conf() {
   local major
   major=$(slurmd -V | sed 's/slurm-wlm //; s/\..*//; s/[^0-9]//g')
@@ -179,6 +179,9 @@ start_munge() {
 
 sql() { mariadb --no-defaults --socket=$state/mariadb/socket --user=root --batch -e "$1"; }
 
+# database_settled PID: answers, or has given up
+database_settled() { gone "$1" || sql 'select 1'; }
+
 start_database() {
   alive mariadbd && return
   if [ ! -d $state/mariadb/mysql ]; then
@@ -191,7 +194,7 @@ start_database() {
     --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 \
     >$log/mariadb.log 2>&1 </dev/null &
   echo $! >$run/mariadbd.pid
-  until_ok 60 sql 'select 1' || fail mariadbd $log/mariadb.log
+  until_ok 60 database_settled $! && sql 'select 1' >/dev/null || fail mariadbd $log/mariadb.log
   sql "create database if not exists slurm_acct_db;
        create or replace user slurm@'127.0.0.1' identified by 'slurm';
        grant all on slurm_acct_db.* to slurm@'127.0.0.1'" >>$log/mariadb.log 2>&1 || fail 'mariadb grant' $log/mariadb.log
