@@ -3,12 +3,21 @@
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, final
 
 from toys import root_of, wait_for
 
 from harness.engine.stage import Stage, StageContext
 from harness.errors import DataError, Stopped
+
+
+def is_gone(pid: int) -> bool:
+    # A process that ended and was not waited for is a zombie, which still has its id.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @final
@@ -35,6 +44,9 @@ class Crowd(Stage):
                 raise RuntimeError("a bug")
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "follow":
+                wait_for(lambda: is_gone(int((root / "pid-1").read_text())))
+                raise RuntimeError("connection closed by peer")
             case "hold":
                 (root / f"holding-{ctx.rank}").touch()
                 wait_for(ctx.stop, 60)
