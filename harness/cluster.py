@@ -1,7 +1,7 @@
 """Where a plan runs, as a setting. Resources live here and never on a stage, so they cannot enter identity."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol, final
@@ -30,8 +30,18 @@ class Cluster(Protocol):
         """The version of its settings."""
         ...
 
-    def executor(self, *, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
-        """Return what runs a plan there."""
+    @property
+    def gpus(self) -> Mapping[str, int]:
+        """How many GPUs a stage is given, by kind; empty if that is not told."""
+        ...
+
+    @property
+    def wait(self) -> bool:
+        """Whether the executor returns only when nothing is left to run, so that there are results to return."""
+        ...
+
+    def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
+        """Return what runs the plan of a sweep there."""
         ...
 
 
@@ -69,7 +79,17 @@ class Local:
             )
         return found
 
-    def executor(self, *, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
+    @property
+    def gpus(self) -> Mapping[str, int]:
+        """Not told: a stage takes what the machine has."""
+        return {}
+
+    @property
+    def wait(self) -> bool:
+        """Always."""
+        return True
+
+    def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:  # noqa: ARG002
         """Return the local executor.
 
         Raises:

@@ -2,22 +2,37 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
+from rich import filesize
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from harness.control import Status
 from harness.doctor import Finding
+from harness.engine.collect import Garbage
+from harness.engine.costs import Cost
 from harness.engine.executor import Event, Outcome
 from harness.engine.plan import Count
+from harness.engine.states import WHATS
 from harness.report import Published
 from harness.sweep import Planned
 
 LOGGED_EVERY = 0.1
 """Where the output is no terminal, a line is written each time this share of the plan is done."""
+
+
+WATCH_SECONDS = 5.0
+SHOWN = 20
+"""Failed stages that are told in words."""
 
 
 def console(*, to_error: bool = False) -> Console:
@@ -37,11 +52,15 @@ class PlanPrinter:
         """Print the counts."""
         if self._as_json:
             stages = {kind: count._asdict() for kind, count in planned.counts.items()}
-            print_text(json.dumps({"sweep": planned.sweep, "cells": planned.cells, "stages": stages}, indent=2))
+            costs = {kind: cost._asdict() for kind, cost in planned.costs.items()}
+            plan = {"sweep": planned.sweep, "cells": planned.cells, "stages": stages, "predicted": costs}
+            print_text(json.dumps(plan, indent=2))
         else:
             out = console()
             out.print(f"sweep {planned.sweep}: {_plural(planned.cells, 'cell')}, store {escape(str(planned.store))}")
-            out.print(_counts(planned.counts))
+            out.print(_counts(planned.counts, planned.costs))
+            if planned.costs:
+                out.print(_predicted(planned))
 
     def event(self, event: Event) -> None:
         """Nothing runs."""
@@ -78,6 +97,8 @@ class RunPrinter:
             self._bar = self._progress.add_task("planning", total=total)
             self._progress.start()
         self._told = stored / total if total else 1.0
+        if planned.costs:
+            self._out.print(_predicted(planned))
 
     def event(self, event: Event) -> None:
         """Move the bar; a failure is told at once."""
@@ -96,10 +117,13 @@ class RunPrinter:
     def finished(self, planned: Planned, outcome: Outcome) -> None:
         """Say what became of the plan."""
         self.close()
-        if planned.cells:
+        if planned.cells and not outcome.deferred:
             self.finished_sweeps.append((planned.store, planned.sweep))
-        if outcome.complete and not outcome.executed:
+        if outcome.complete and not outcome.executed and not outcome.deferred:
             self._out.print("nothing to run: every stage is in the store")
+            return
+        if outcome.deferred:
+            self._out.print(_submitted(planned, outcome))
             return
         words = [f"{len(outcome.executed)} executed", f"{len(outcome.cached)} from the store"]
         words += [f"[red]{len(outcome.failed)} failed[/red]"] if outcome.failed else []
@@ -124,6 +148,39 @@ def print_findings(findings: Iterable[Finding]) -> None:
         out.print(f"{mark} {escape(finding.subject):<22} {escape(finding.detail)}")
 
 
+def print_status(status: Status, *, as_json: bool) -> None:
+    """Print how a sweep stands."""
+    if as_json:
+        left = None if status.seconds_left is None else round(status.seconds_left, 1)
+        states = {
+            key: {name: text for name, text in asdict(state).items() if text} for key, state in status.states.items()
+        }
+        described = {"sweep": status.sweep, "over": status.over, "cancelled": status.cancelled, "seconds_left": left}
+        print_text(json.dumps({**described, "counts": status.counts, "stages": states}, indent=2))
+    else:
+        console().print(_standing(status))
+
+
+def watch_status(look: Callable[[], Status]) -> None:
+    """Show how a sweep stands until nothing runs or waits."""
+    with Live(console=console(), auto_refresh=False) as live:
+        while True:
+            status = look()
+            live.update(_standing(status), refresh=True)
+            if status.over:
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+def print_garbage(garbage: Iterable[Garbage], *, dry_run: bool) -> None:
+    """Print what was removed, or would be."""
+    size = count = 0
+    for what, path, bytes_ in garbage:
+        print_text(f"{'would remove' if dry_run else 'removed'} {what} {path} ({filesize.decimal(bytes_)})")
+        size, count = size + bytes_, count + 1
+    print_text(f"{_plural(count, 'folder')}, {filesize.decimal(size)}{' would go' if dry_run else ' gone'}")
+
+
 def print_published(published: Published) -> None:
     """Print the table and name the files."""
     print_text(published.table)
@@ -143,17 +200,77 @@ def print_error(text: str) -> None:
     sys.stderr.write(head + "\n  ".join(lines) + "\n")
 
 
-def _counts(counts: Mapping[str, Count]) -> Table:
+def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
-    for name in ("distinct", "stored", "to run"):
+    for name in ("distinct", "stored", "to run", "node-hours"):
         table.add_column(name, justify="right")
     for kind, count in counts.items():
-        table.add_row(kind, str(count.total), str(count.stored), str(count.total - count.stored))
+        cost = costs.get(kind)
+        hours = f"{cost.seconds / 3600:.2f}" if cost and cost.known == cost.stages else "?" if cost else ""
+        table.add_row(kind, str(count.total), str(count.stored), str(count.total - count.stored), hours)
     total, stored = (sum(column) for column in zip(*counts.values(), strict=True))
     table.add_row("all", str(total), str(stored), str(total - stored), style="bold")
     return table
 
 
+def _predicted(planned: Planned) -> str:
+    """Say what is to be paid, as far as earlier stages tell."""
+    stages = sum(cost.stages for cost in planned.costs.values())
+    known = sum(cost.known for cost in planned.costs.values())
+    if not known:
+        return "no prediction: the store has no earlier stage of these kinds and this model"
+    hours = sum(cost.seconds for cost in planned.costs.values()) / 3600
+    gpu_hours = sum(cost.seconds * planned.gpus.get(kind, 0) for kind, cost in planned.costs.items()) / 3600
+    gpus = f", {gpu_hours:.2f} GPU-hours" if planned.gpus else ""
+    partly = "" if known == stages else f" for {known} of {stages} stages; nothing is known of the others"
+    return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
+
+
+def _submitted(planned: Planned, outcome: Outcome) -> str:
+    """Say what the scheduler was given, and how to follow it."""
+    jobs = set(outcome.submitted.values())
+    arrays = {job.partition("_")[0] for job in jobs if "_" in job}
+    lines = [
+        f"{_plural(len(outcome.submitted), 'stage')} in {_plural(len(jobs), 'job')} "
+        f"({_plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
+    ]
+    if outcome.scripts:
+        return "\n".join([f"dry run, nothing is submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
+    if outcome.left:
+        lines.append(f"{_plural(outcome.left, 'stage')} will be submitted by a job, as the queue empties")
+    if outcome.failed:
+        lines.append(f"[red]{len(outcome.failed)} not submitted[/red], {len(outcome.blocked)} blocked by them:")
+        lines += [
+            f"  {escape(failure.kind)} {key} {escape(failure.message)}" for key, failure in outcome.failed.items()
+        ]
+    lines.append(f"follow it with: harness status {planned.sweep}")
+    return "\n".join(lines)
+
+
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _standing(status: Status) -> Group:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(status.sweep)
+    for what in WHATS:
+        table.add_column(what, justify="right")
+    for kind, counts in status.counts.items():
+        table.add_row(kind, *(str(counts[what] or "") for what in WHATS))
+    parts: list[RenderableType] = [table]
+    if status.cancelled:
+        parts.append("cancelled; `harness retry` takes it up again")
+    if status.seconds_left is not None:
+        parts.append(f"about {timedelta(seconds=round(status.seconds_left))} left")
+    shown = [(key, state) for key, state in status.states.items() if state.what in ("failed", "lost")]
+    for key, state in shown[:SHOWN]:
+        place = ", ".join(part for part in (state.job and f"job {state.job}", state.node) if part)
+        cause = f"{state.what}: {state.cause}" if state.cause else state.what
+        head = f"{state.kind} {key} {cause}" + (f" ({place})" if place else "")
+        parts += [Text(head, style="red"), Text(f"  {state.message.splitlines()[0] if state.message else ''}")]
+        parts += [Text(f"  {state.log}", style="dim")] if state.log else []
+    if len(shown) > SHOWN:
+        parts.append(f"and {len(shown) - SHOWN} more: `harness status --json`")
+    return Group(*parts)

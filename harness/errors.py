@@ -6,6 +6,7 @@ HarnessError                 printed without a traceback, exit code 2
 ├── ModelError               a model cannot be had or does not fit the request
 ├── StoreError               the store cannot be read or written
 │   └── DamagedArtifact      a stored file is missing, truncated or altered
+├── SchedulerError           the scheduler of the cluster refused or does not answer
 ├── StagesFailed             stages of a run failed; each was reported where it failed; exit code 1
 ├── Interrupted              the run was asked to stop (Ctrl-C); exit code 130
 └── Stopped                  a stage was asked to stop, and did so where it can be resumed; exit code 75
@@ -48,6 +49,10 @@ class StoreError(HarnessError):
 
 class DamagedArtifact(StoreError):
     """A stored artifact does not match its manifest."""
+
+
+class SchedulerError(HarnessError):
+    """The scheduler of the cluster refused a job, or does not answer."""
 
 
 class StagesFailed(HarnessError):

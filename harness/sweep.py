@@ -1,12 +1,10 @@
-"""A sweep: override lists -> cells -> plan -> executor, and the record that says what was asked for."""
+"""A sweep: override lists -> cells -> plan -> executor."""
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,21 +12,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from harness.cluster import Cluster, Local
+from harness.cluster import Local
 from harness.compose import Composer, Composition, composition_of
 from harness.config import cells_of, settings_of
+from harness.engine.costs import Cost, predicted
 from harness.engine.executor import Event, Outcome
-from harness.engine.identity import key_of
+from harness.engine.ledger import Ledger
+from harness.engine.naming import key_named
 from harness.engine.plan import Count, Plan
-from harness.engine.provenance import redacted
 from harness.engine.store import Store
 from harness.errors import ConfigError, StagesFailed
 from harness.experiment import Cell
 from harness.objective import Objective
 from harness.outside import fetchables
+from harness.record import Place, record_sweep, sweep_id
 from harness.stages.grade import read_summary
 from harness.tracking.jsonl import Jsonl
-from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +40,17 @@ class Planned:
         sweep: the sweep's id.
         cells: how many cells.
         counts: distinct stages by kind, and how many of them are stored.
+        store: the folder.
+        costs: what the stages that are not stored will take, by kind.
+        gpus: how many GPUs a stage is given, by kind, where the cluster is told.
     """
 
     sweep: str
     cells: int
     counts: Mapping[str, Count]
     store: Path
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    gpus: Mapping[str, int] = field(default_factory=dict)
 
 
 class Front(Protocol):
@@ -106,7 +110,8 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
         One finished job a cell, with its objective as the return value; a failed cell's job raises when it is read.
     """
     composer = Composer(loader, master)
-    results = _carry_out([composer.compose(cell) for cell in overrides])
+    ours = str(master.hydra.sweeper.get("_target_", "")).startswith("hydra_plugins.harness")
+    results = _carry_out([composer.compose(cell) for cell in overrides], needs_results=not ours)
     return [_job(cell, result) for cell, result in zip(overrides, results, strict=True)]
 
 
@@ -138,12 +143,12 @@ def run_stage(store: Store, prefix: str, front: Front) -> None:
         StoreError: no stage, or more than one, has a key that begins so.
         StagesFailed: it failed.
     """
-    stage = store.stage(store.key_like(prefix))
+    stage = store.stage(key_named(store, prefix))
     plan = Plan.single(stage)
     planned = Planned(sweep=f"stage {stage.name}", cells=0, counts=plan.count(store), store=store.root)
     front.planned(planned)
     _made_sure(plan, store)
-    outcome = _executed(plan, store, Local(), Jsonl(), front)
+    outcome = executed(planned.sweep, plan, store, Place(cluster=Local(), tracker=Jsonl()), front)
     front.finished(planned, outcome)
     if not outcome.complete:
         raise StagesFailed(f"{stage.name} {stage.key} failed; its log is {store.work(stage.key) / 'log.txt'}")
@@ -160,11 +165,12 @@ def _made_sure(plan: Plan, store: Store) -> None:
     store.prepare()
 
 
-def _executed(plan: Plan, store: Store, cluster: Cluster, tracker: TrackerSettings, front: Front) -> Outcome:
+def executed(sweep: str, plan: Plan, store: Store, place: Place, front: Front) -> Outcome:
+    """Run the plan of a sweep where it belongs."""
     # Without this look ahead, a repeated sweep would import torch to learn that there is nothing to do.
     if not plan.pending(store):
         return Outcome(cached=tuple(stage.key for stage in plan.stages))
-    return cluster.executor(tracker=tracker, on_event=front.event).run(plan, store)
+    return place.cluster.executor(sweep=sweep, tracker=place.tracker, on_event=front.event).run(plan, store)
 
 
 def _job(overrides: Sequence[str], result: float | StagesFailed | None) -> JobReturn:
@@ -174,50 +180,43 @@ def _job(overrides: Sequence[str], result: float | StagesFailed | None) -> JobRe
     return job
 
 
-def _carry_out(compositions: Sequence[Composition]) -> list[float | StagesFailed | None]:
+def _carry_out(
+    compositions: Sequence[Composition], *, needs_results: bool = False
+) -> list[float | StagesFailed | None]:
     cells = cells_of(compositions)
     settings = settings_of(compositions[0])
+    if needs_results and not settings.cluster.wait:
+        raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(Path(settings.store), allow=("harness.", *settings.targets))
-    record = _record(cells, settings.title)
+    sweep = sweep_id(cells, settings.title)
     now = _session.get(Session(Silent()))
-    planned = Planned(sweep=record["id"], cells=len(cells), counts=plan.count(store), store=store.root)
+    planned = Planned(
+        sweep=sweep,
+        cells=len(cells),
+        counts=plan.count(store),
+        store=store.root,
+        costs=predicted(plan.pending(store), store),
+        gpus=settings.cluster.gpus,
+    )
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(cells)
     _made_sure(plan, store)
     # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is no sweep.
-    store.write_sweep(record["id"], record)
-    outcome = _executed(plan, store, settings.cluster, settings.tracker, now.front)
+    record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings)
+    Ledger(store.root).cancel(sweep, undo=True)
+    place = Place(cluster=settings.cluster, tracker=settings.tracker)
+    outcome = executed(sweep, plan, store, place, now.front)
     now.front.finished(planned, outcome)
-    return [_result(cell, store, settings.objective) for cell in cells]
+    return [_result(cell, store, settings.objective, outcome) for cell in cells]
 
 
-def _result(cell: Cell, store: Store, objective: Objective) -> float | StagesFailed | None:
+def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:
     missing = [stage for stage in cell.leaves if not store.has(stage)]
+    if missing and outcome.deferred and not any(outcome.hopeless(stage.key) for stage in missing):
+        return None
     if missing:
         return StagesFailed(f"{len(missing)} of {len(cell.leaves)} results of the cell are missing")
     scores = {part: read_summary(store.path(cell.stages[part]))["score"] for part in ("harm", "accuracy")}
     return objective.value({"hs": scores["harm"], "fa": scores["accuracy"]})
-
-
-def _record(cells: Sequence[Cell], title: str) -> dict[str, Any]:
-    """Describe a sweep. The same cells have the same id, so a repeated sweep is the same sweep."""
-    described = [
-        {
-            "labels": dict(cell.labels),
-            "swept": dict(cell.swept),
-            "protocol": dict(cell.protocol),
-            "keys": {part: stage.key for part, stage in cell.stages.items()},
-            "overrides": redacted(cell.overrides),
-        }
-        for cell in cells
-    ]
-    identity = sorted(key_of({"labels": cell["labels"], "keys": cell["keys"]}) for cell in described)
-    return {
-        "id": f"{title}-{key_of(identity)[:8]}",
-        "title": title,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": redacted(sys.argv),
-        "cells": described,
-    }

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
 from harness.engine.files import is_full, writing
-from harness.engine.provenance import Stopwatch
+from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.ranks import Orders, Processes, RankFailed, Shared, share
 from harness.engine.stage import Stage, StageContext
 from harness.engine.stopping import never
@@ -40,6 +40,7 @@ class Desk:
         tracker: opens the curve of each stage.
         device: a torch device string.
         memory: what consecutive stages of this process share.
+        job: id of the scheduler's job that this process is; empty for none.
         processes: how many processes share a stage, by its kind; a kind that is not named runs in this one.
         initialize: called first in each process that shares a stage; picklable. This one is prepared by its owner.
         stop: whether a stage should save its state and stop; asked by the stages that can.
@@ -51,6 +52,7 @@ class Desk:
     tracker: TrackerSettings
     device: str = "cpu"
     memory: dict[str, Any] = field(default_factory=dict)
+    job: str = ""
     processes: Mapping[str, Processes] = field(default_factory=dict)
     initialize: Callable[[], None] | None = None
     stop: Callable[[], bool] = never
@@ -120,7 +122,7 @@ def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Atte
     try:
         result = settled(stage.key, watch, run)
     except KeyboardInterrupt:
-        _record(stage, desk, watch, {"outcome": "interrupted"})
+        record(stage, desk, watch, {"outcome": "interrupted"})
         raise
     if result.outcome != "executed":
         level = logging.INFO if result.outcome == "stopped" else logging.ERROR
@@ -130,7 +132,7 @@ def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Atte
     elif not held:
         result = replace(result, outcome="busy")
     ended = {"outcome": result.outcome, "cause": result.cause, "message": result.message, "traceback": result.trace}
-    _record(stage, desk, watch, ended)
+    record(stage, desk, watch, ended)
     return result
 
 
@@ -244,17 +246,20 @@ def _clear(work: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) -> None:
-    record = {
+def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) -> None:
+    """Note in the store how an attempt ended."""
+    described = {
         "kind": stage.name,
         "started": watch.started,
         "seconds": watch.seconds,
         "host": platform.node(),
         "pid": os.getpid(),
+        "code": source_digest(),
+        **({"job": desk.job, "node": os.environ.get("SLURMD_NODENAME", "")} if desk.job else {}),
         **{name: text for name, text in ended.items() if text},
     }
     try:
-        desk.store.record_attempt(stage.key, record)
+        desk.store.record_attempt(stage.key, described)
     except StoreError as error:
         log.warning("the attempt of %s was not recorded: %s", stage.key, error)
 

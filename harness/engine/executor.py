@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 
-What = Literal["cached", "started", "waiting", "executed", "failed", "blocked"]
+What = Literal["cached", "submitted", "started", "waiting", "executed", "failed", "blocked"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +17,13 @@ class Event:
     """Something that happened to a stage.
 
     Attributes:
-        what: ``cached``, found in the store; ``started``; ``waiting``, another process works on it; ``executed``;
-            ``failed``; ``blocked``, an ancestor failed.
+        what: ``cached``, found in the store; ``submitted``, given to a scheduler; ``started``; ``waiting``, another
+            process works on it; ``executed``; ``failed``; ``blocked``, an ancestor failed.
         stage: the stage.
         done: how many of the plan's stages are settled: neither to be run nor running.
         total: how many stages the plan has.
         seconds: wall time of a finished attempt.
-        message: why it failed, or which key blocks it.
+        message: why it failed, which key blocks it, or which job was given it.
     """
 
     what: What
@@ -59,17 +60,39 @@ class Outcome:
         cached: keys of the stages that were in the store, or that another process finished meanwhile.
         failed: why, by key.
         blocked: the failed key that is in the way, by the key of the stage that did not run.
+        submitted: the job that was given each stage, by key, where a scheduler runs the plan when the harness has left.
+        calls: how often the scheduler was called for that.
+        left: how many stages a job will submit later, because the scheduler's queue may not hold more.
+        scripts: where a dry run wrote what it would have submitted.
     """
 
     executed: tuple[str, ...] = ()
     cached: tuple[str, ...] = ()
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
+    submitted: Mapping[str, str] = field(default_factory=dict)
+    calls: int = 0
+    left: int = 0
+    scripts: Path | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was asked for is in the store."""
+        """Whether everything that was asked for is in the store, or will be as far as one can tell."""
         return not self.failed and not self.blocked
+
+    @property
+    def deferred(self) -> bool:
+        """Whether a scheduler runs what is left."""
+        return bool(self.submitted) or self.left > 0
+
+    def hopeless(self, key: str) -> bool:
+        """Whether a stage failed or is blocked by one that did."""
+        return key in self.failed or key in self.blocked
+
+
+def unheard(event: Event) -> None:
+    """Tell nobody what happened."""
+    del event
 
 
 class Executor(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from harness.engine.attempt import Attempted, Desk
 from harness.engine.claim import Claims
 from harness.engine.crew import Alone, Briefing, Crew, Spawned
-from harness.engine.executor import Event, Failure, Outcome, What
+from harness.engine.executor import Event, Failure, Outcome, What, unheard
 from harness.engine.frontier import Frontier
 from harness.engine.plan import Plan
 from harness.engine.ranks import Processes
@@ -16,10 +16,6 @@ from harness.engine.store import Store
 from harness.errors import Interrupted
 from harness.tracking.jsonl import Jsonl
 from harness.tracking.tracker import TrackerSettings
-
-
-def _ignore(event: Event) -> None:
-    del event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ class LocalExecutor:
     workers: int = 1
     device: str = "cpu"
     tracker: TrackerSettings = field(default_factory=Jsonl)
-    on_event: Callable[[Event], None] = _ignore
+    on_event: Callable[[Event], None] = unheard
     initialize: Callable[[], None] | None = None
     processes: Mapping[str, Processes] = field(default_factory=dict)
     poll_seconds: float = 0.5

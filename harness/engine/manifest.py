@@ -45,6 +45,8 @@ class Manifest:
         facts: what the stage counted.
         provenance: commit, versions, host, times and memory: what produced the artifact but is not its identity.
         seconds: wall time of the attempt that finished the stage.
+        origin: key of the first ancestor, the base model of a stage that has one; empty without parents. Stages of one
+            kind and origin cost about the same.
     """
 
     key: str
@@ -53,6 +55,7 @@ class Manifest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    origin: str = ""
 
     def json(self) -> dict[str, Any]:
         """Return the manifest as it is written."""

@@ -1,5 +1,6 @@
 """Provenance: what produced an artifact but is not its identity. No environment variables, no tokens."""
 
+import hashlib
 import platform
 import re
 import resource
@@ -84,6 +85,17 @@ def code(package: Path) -> dict[str, Any] | None:
     commit = _git(checkout, "rev-parse", "HEAD")
     changes = _git(checkout, "status", "--porcelain", "--", package.name)
     return None if commit is None or changes is None else {"commit": commit, "dirty": bool(changes)}
+
+
+@cache
+def source_digest() -> str:
+    """Return the digest of the package's source files: two processes that agree on it run the same code."""
+    package = Path(__file__).parents[1]
+    whole = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        whole.update(f"{path.relative_to(package)}\n".encode())
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
 
 
 def redacted(arguments: Iterable[str]) -> list[str]:

@@ -109,6 +109,11 @@ def _stages_in(value: object) -> Iterator[Stage]:
                 yield from _stages_in(part)
 
 
+def origin_of(stage: Stage) -> str:
+    """Return the key of a stage's first ancestor, or an empty text for a stage without parents."""
+    return lineage((stage,))[0].key if stage.parents else ""
+
+
 def lineage(leaves: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """Return the leaves and all their ancestors, once each, parents before children."""
     ordered: dict[str, Stage] = {}

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from harness.engine import manifest as manifests
 from harness.engine.files import append_line, reading, sync_folder, write_json, writing
 from harness.engine.manifest import FileRecord, Manifest, files_in
 from harness.engine.spec import OURS, describe, rebuild
-from harness.engine.stage import Stage
+from harness.engine.stage import Stage, origin_of
 from harness.errors import ConfigError, StoreError
 
 _FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
@@ -72,9 +74,9 @@ class Store:
         """
         return self._manifest_in(self._find(key))
 
-    def manifests(self) -> Iterable[Manifest]:
-        """Return the manifests of all complete artifacts."""
-        for path in sorted(self.root.glob(f"artifacts/*/*/{manifests.NAME}")):
+    def manifests(self, kind: str = "*", limit: int | None = None) -> Iterator[Manifest]:
+        """Return the manifests of complete artifacts, of one kind or of all; a limit takes a sample."""
+        for path in islice(sorted(self.root.glob(f"artifacts/{kind}/*/{manifests.NAME}")), limit):
             yield self._manifest_in(path.parent)
 
     def prepare(self) -> None:
@@ -120,22 +122,6 @@ class Store:
             self._stages[key] = self._rebuilt(key)
         return self._stages[key]
 
-    def key_like(self, prefix: str) -> str:
-        """Return the key of the one registered stage that begins so.
-
-        Raises:
-            StoreError: there is none, or more than one.
-        """
-        keys = sorted(path.stem for path in self.root.glob("specs/*.json") if path.stem.startswith(prefix))
-        if len(keys) != 1:
-            found = (
-                f"{len(keys)} keys begin with `{prefix}`: {', '.join(keys[:5])}"
-                if keys
-                else f"No key begins with `{prefix}`"
-            )
-            raise StoreError(f"{found} in `{self.root}`; expected one. The report's `key.` columns name stages.")
-        return keys[0]
-
     def write_spec(self, stage: Stage, folder: Path) -> None:
         """Write the stage's spec into the folder that becomes its artifact."""
         with writing(folder):
@@ -166,6 +152,7 @@ class Store:
                 facts=facts,
                 provenance=provenance,
                 seconds=provenance.get("seconds", 0.0),
+                origin=origin_of(stage),
             )
             write_json(staged, manifest.json(), durable=True)
             self.discard_incomplete(stage)
@@ -183,6 +170,20 @@ class Store:
         with writing(folder):
             if folder.exists() and not self.has(stage):
                 shutil.rmtree(folder)
+
+    def set_aside(self, stage: Stage) -> Path:
+        """Take a damaged artifact out of the way, so that the stage runs again; return where it lies now.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        folder = self.folder(stage)
+        target = self.root / "damaged" / f"{stage.key}-{time.time_ns()}"
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)
+            os.replace(folder, target)
+        self._verified.discard(stage.key)
+        return target
 
     def record_attempt(self, key: str, record: dict[str, Any]) -> None:
         """Append how an attempt of a stage ended.

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.engine.files import writing
+from harness.engine.naming import sweep_named
 from harness.engine.store import Store
-from harness.errors import StoreError
 from harness.report.render import render
 from harness.report.rows import load_rows
 
@@ -33,7 +33,7 @@ def report(root: Path, sweep: str | None, format: str) -> str:
         DamagedArtifact: a grade in the store was altered.
     """
     store = Store(root)
-    return render(load_rows(store, store.read_sweep(_named(store, sweep))), format)
+    return render(load_rows(store, store.read_sweep(sweep_named(store, sweep))), format)
 
 
 def publish(root: Path, sweep: str) -> Published:
@@ -52,17 +52,3 @@ def publish(root: Path, sweep: str) -> Published:
             files.append(folder / name)
             files[-1].write_text(render(rows, format), encoding="utf-8")
     return Published(render(rows, "table"), files)
-
-
-def _named(store: Store, sweep: str | None) -> str:
-    known = store.sweep_ids()
-    if not known:
-        raise StoreError(f"The store `{store.root}` has no sweep yet. Run one, or name another store with --store.")
-    if sweep is None:
-        return known[0]
-    if sweep in known:
-        return sweep
-    begin_so = [name for name in known if name.startswith(sweep)]
-    if len(begin_so) > 1:
-        raise StoreError(f"`{sweep}` begins {len(begin_so)} sweeps: {', '.join(begin_so[:5])}. Write more of the id.")
-    return begin_so[0] if begin_so else sweep

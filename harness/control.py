@@ -1,0 +1,220 @@
+"""What can be done about a sweep that was asked for: see how it stands, submit it again, end it, clear up after it."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.engine.collect import Garbage, remove, unneeded
+from harness.engine.costs import predicted
+from harness.engine.ledger import Ledger
+from harness.engine.naming import key_named, sweep_named
+from harness.engine.plan import Plan
+from harness.engine.scheduler import Scheduler, Slurm, user
+from harness.engine.slurm import submitting
+from harness.engine.stage import Stage, lineage
+from harness.engine.states import WHATS, State, claimed, members_of, states_of
+from harness.engine.store import Store
+from harness.errors import DamagedArtifact, SchedulerError, StagesFailed, StoreError
+from harness.record import place_of, plan_of, store_of
+from harness.sweep import Front, Planned, executed
+
+SAMPLE = 50
+"""Manifests of a kind that an estimate of the time left reads."""
+
+
+class Cancelled(NamedTuple):
+    """A sweep that was cancelled: the jobs that were ended, and those that another sweep needs."""
+
+    sweep: str
+    ended: list[str]
+    spared: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a sweep stands.
+
+    Attributes:
+        sweep: its id.
+        counts: how many stages of each kind are stored, running, pending, failed, blocked and lost.
+        states: of every stage, by key.
+        seconds_left: an estimate, from how long stages of the same kind took and how many run now; None if nothing
+            is known, or nothing runs.
+        cancelled: whether somebody cancelled it.
+    """
+
+    sweep: str
+    counts: Mapping[str, Mapping[str, int]]
+    states: Mapping[str, State]
+    seconds_left: float | None
+    cancelled: bool
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not any(state.what in ("running", "pending") for state in self.states.values())
+
+
+def status(root: Store, name: str | None, scheduler: Scheduler | None = None) -> Status:
+    """Return how a sweep stands; the latest one if none is named.
+
+    Raises:
+        StoreError: there is no such sweep.
+    """
+    record = root.read_sweep(sweep_named(root, name))
+    states = states_of(members_of(record), root, scheduler or Slurm())
+    counts: dict[str, Counter[str]] = {}
+    for state in states.values():
+        counts.setdefault(state.kind, Counter())[state.what] += 1
+    return Status(
+        sweep=record["id"],
+        counts={kind: {what: count[what] for what in WHATS} for kind, count in counts.items()},
+        states=states,
+        seconds_left=_seconds_left(states, root),
+        cancelled=Ledger(root.root).cancelled(record["id"]),
+    )
+
+
+def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
+    """Return the logs of a stage's last attempt: what the house logged, and what its job printed.
+
+    Raises:
+        StoreError: no stage, or more than one, has a key that begins so, or it has never run.
+    """
+    key = key_named(root, prefix)
+    entry = Ledger(root.root).latest().get(key)
+    paths = [
+        root.work(key) / "log.txt",
+        *([entry.log(root.root, stream) for stream in ("out", "err")] if entry else []),
+    ]
+    found = [(path, path.read_text("utf-8", errors="replace")) for path in paths if path.exists()]
+    if not found:
+        raise StoreError(f"`{key}` has no log in `{root.root}`: no attempt of it has begun.")
+    yield from ((path, text) for path, text in found if text)
+
+
+def retry(root: Store, name: str | None, changes: Mapping[str, object], front: Front) -> list[Path]:
+    """Submit again what is not stored, by the causes of its failures; return the damaged artifacts set aside for it.
+
+    Args:
+        root: the store.
+        name: the sweep's id or how it begins; None is the latest.
+        changes: settings of the cluster or the tracker to change, by dotted name.
+        front: is told.
+
+    Raises:
+        StoreError: there is no such sweep, or its specs cannot be read.
+        ConfigError: a change is wrong.
+        StagesFailed: a stage failed again, or is refused.
+    """
+    record = root.read_sweep(sweep_named(root, name))
+    place = place_of(record, changes)
+    store = store_of(root, record)
+    plan = plan_of(store, record)
+    aside = [store.set_aside(stage) for stage in _damaged(plan, store)]
+    Ledger(store.root).cancel(record["id"], undo=True)
+    pending = plan.pending(store)
+    planned = Planned(
+        sweep=record["id"],
+        cells=len(record["cells"]),
+        counts=plan.count(store),
+        store=store.root,
+        costs=predicted(pending, store),
+        gpus=place.cluster.gpus,
+    )
+    front.planned(planned)
+    outcome = executed(record["id"], plan, store, place, front)
+    front.finished(planned, outcome)
+    if not outcome.complete:
+        raise StagesFailed(f"{len(outcome.failed)} stages failed or are refused, {len(outcome.blocked)} are blocked")
+    return aside
+
+
+def cancel(root: Store, name: str | None, scheduler: Scheduler | None = None) -> Cancelled:
+    """End the jobs of a sweep that no other sweep needs.
+
+    Raises:
+        StoreError: there is no such sweep.
+        SchedulerError: Slurm does not answer.
+    """
+    asked = scheduler or Slurm()
+    sweep = sweep_named(root, name)
+    ledger = Ledger(root.root)
+    # A submission under way sees the mark and stops; only then is it known which jobs there are.
+    ledger.cancel(sweep)
+    with submitting(root):
+        queue = asked.queue({entry.user for entry in ledger.entries()} | {user()})
+        ours = {entry.job: entry.keys for entry in ledger.entries(sweep) if entry.job in queue}
+        needed = {key for other in ledger.sweeps() if other != sweep for key in root.read_sweep(other)["stages"]}
+        spared = {job for job, keys in ours.items() if needed.intersection(keys)}
+        asked.cancel(ours.keys() - spared)
+    return Cancelled(sweep, sorted(ours.keys() - spared), sorted(spared))
+
+
+def collect(root: Store, *, seconds: float, dry_run: bool, scheduler: Scheduler | None = None) -> Iterator[Garbage]:
+    """Remove what no sweep names, nothing works on and nobody touched for so long; return each folder.
+
+    Args:
+        root: the store.
+        seconds: how long a folder must have been left alone.
+        dry_run: only say what would go.
+        scheduler: Slurm, unless a test stands in for it.
+
+    Raises:
+        StoreError: the store cannot be written, or a sweep's record cannot be read.
+    """
+    with submitting(root):
+        needed = {key for sweep in root.sweep_ids() for key in root.read_sweep(sweep).get("stages", {})}
+        needed |= claimed(root) | _queued(root, scheduler or Slurm())
+        for garbage in list(unneeded(root, needed, seconds=seconds)):
+            if not dry_run:
+                remove(root, garbage)
+            yield garbage
+
+
+def _queued(root: Store, scheduler: Scheduler) -> set[str]:
+    entries = Ledger(root.root).latest()
+    if not entries:
+        return set()
+    try:
+        queue = scheduler.queue({entry.user for entry in entries.values()} | {user()})
+    except SchedulerError:
+        # Nobody can say that its jobs have ended, so all that was ever submitted stays.
+        return set(entries)
+    return {key for key, entry in entries.items() if entry.job in queue}
+
+
+def _damaged(plan: Plan, store: Store) -> list[Stage]:
+    """Return the stored ancestors of stages that met a damaged artifact, as far as they are damaged."""
+    met = tuple(stage for stage in plan.pending(store) if _cause(stage, store) == DamagedArtifact.__name__)
+    found = []
+    for stage in lineage(met):
+        if not store.has(stage):
+            continue
+        try:
+            store.path(stage)
+        except DamagedArtifact:
+            found.append(stage)
+    return found
+
+
+def _cause(stage: Stage, store: Store) -> str:
+    attempts = store.attempts(stage.key)
+    return str(attempts[-1].get("cause", "")) if attempts else ""
+
+
+def _seconds_left(states: Mapping[str, State], store: Store) -> float | None:
+    """Estimate from a sample of what is stored: seconds of a stage of each kind, over as many as run now."""
+    running = sum(state.what == "running" for state in states.values())
+    left = Counter(state.kind for state in states.values() if state.what in ("running", "pending"))
+    stored: dict[str, list[str]] = {}
+    for key, state in states.items():
+        if state.what == "stored":
+            stored.setdefault(state.kind, []).append(key)
+    if not running or any(kind not in stored for kind in left):
+        return None
+    means = {kind: statistics.mean(store.manifest(key).seconds for key in stored[kind][:SAMPLE]) for kind in left}
+    return sum(means[kind] * count for kind, count in left.items()) / running

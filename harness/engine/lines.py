@@ -1,0 +1,115 @@
+"""Lines, tasks and batches: how the pending part of a plan becomes jobs of a scheduler.
+
+A line is what one job does in order: a stage, and what only continues it. Lines whose heads are of one kind and wait
+for the same stages form a batch, which a scheduler takes in one call; a task, one element of it, holds one line or,
+packed, several.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
+
+from harness.engine.stage import Stage, lineage
+
+Line = tuple[Stage, ...]
+Task = tuple[Line, ...]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tasks that are submitted together, independent of each other.
+
+    Attributes:
+        tasks: each is a job, or an element of an array.
+        needs: keys of the pending stages outside that have to be stored before any of the tasks begins, without those
+            that others of them need already.
+    """
+
+    tasks: tuple[Task, ...]
+    needs: frozenset[str]
+
+    @property
+    def kind(self) -> str:
+        """What the lines begin with."""
+        return self.tasks[0][0][0].name
+
+    @property
+    def stages(self) -> Iterator[Stage]:
+        """All stages of the batch."""
+        return chain.from_iterable(line for task in self.tasks for line in task)
+
+
+def batches_of(
+    todo: Sequence[Stage],
+    *,
+    elsewhere: Collection[str],
+    joins: Collection[str],
+    fans: Collection[str],
+    pack: Mapping[str, int],
+    limit: int,
+) -> list[Batch]:
+    """Arrange stages into batches, so that a batch needs stages of earlier ones only.
+
+    A stage joins the line of its parents if they are all in one line and have no other continuation: then nobody waits
+    longer because of it. Several children may join one parent if they are of one kind that fans out cheaply.
+
+    Args:
+        todo: the stages to run, parents before children.
+        elsewhere: keys of stages that are not stored and that somebody else runs.
+        joins: kinds that may go on with the line of their parents.
+        fans: kinds of which several may join the line of a common parent.
+        pack: how many lines a task holds, by the kind of their heads; 1 where absent.
+        limit: how many tasks a batch may have.
+    """
+    lines, place = _lines(todo, elsewhere, joins, fans)
+    unstored = place.keys() | set(elsewhere)
+    groups: dict[tuple[str, frozenset[str]], list[Line]] = defaultdict(list)
+    for number, line in enumerate(lines):
+        groups[line[0].name, _needs(line, number, place, unstored)].append(line)
+    return [
+        Batch(tasks, needs)
+        for (kind, needs), members in groups.items()
+        for tasks in _portions(_portions(members, pack.get(kind, 1)), limit)
+    ]
+
+
+def _lines(
+    todo: Sequence[Stage], elsewhere: Collection[str], joins: Collection[str], fans: Collection[str]
+) -> tuple[list[Line], dict[str, int]]:
+    """Return the lines, and the number of each stage's line by its key."""
+    children: dict[str, list[Stage]] = defaultdict(list)
+    for stage in todo:
+        for parent in stage.parents:
+            children[parent.key].append(stage)
+    place: dict[str, int] = {}
+    lines: list[list[Stage]] = []
+    for stage in todo:
+        homes = {place.get(parent.key) for parent in stage.parents if parent.key in place or parent.key in elsewhere}
+        home = homes.pop() if len(homes) == 1 else None
+        continuation = all(
+            {child.name for child in children[parent.key]} == {stage.name}
+            and (len(children[parent.key]) == 1 or stage.name in fans)
+            for parent in stage.parents
+            if parent.key in place
+        )
+        if stage.name in joins and home is not None and continuation:
+            place[stage.key] = home
+            lines[home].append(stage)
+        else:
+            place[stage.key] = len(lines)
+            lines.append([stage])
+    return [tuple(line) for line in lines], place
+
+
+def _needs(line: Line, number: int, place: Mapping[str, int], unstored: Collection[str]) -> frozenset[str]:
+    # Any ancestor counts, not only parents: a stage may read any of them.
+    outside = [stage for stage in lineage(line) if stage.key in unstored and place.get(stage.key) != number]
+    implied = {other.key for stage in outside for other in lineage(stage.parents)}
+    return frozenset(stage.key for stage in outside if stage.key not in implied)
+
+
+def _portions(items: Sequence[_T], size: int) -> list[tuple[_T, ...]]:
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]

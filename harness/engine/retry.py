@@ -1,0 +1,58 @@
+"""Retry: what to do differently with a stage that failed before, by the cause of its failure."""
+
+from dataclasses import dataclass
+
+from harness.engine.ledger import Entry
+from harness.engine.provenance import source_digest
+from harness.engine.states import Cause, State
+from harness.engine.store import Store
+
+SAME_ERRORS = 3
+"""How often a stage may fail with one traceback before it is no longer submitted with the same code."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How to submit a stage again.
+
+    Attributes:
+        refuse: why it should not be; empty if it may.
+        shrink: by how much to divide its micro-batch.
+        exclude: the node to keep it from; empty if any will do.
+    """
+
+    refuse: str = ""
+    shrink: int = 1
+    exclude: tuple[str, ...] = ()
+
+
+def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_oom: str) -> Advice:
+    """Return how to submit a stage again.
+
+    Args:
+        state: what became of it.
+        key: its key.
+        store: where its attempts are recorded.
+        entry: the last job that was given it.
+        on_oom: ``shrink`` halves the micro-batch after an out-of-memory error, ``fail`` leaves it as it is.
+    """
+    if _stuck(key, store):
+        return Advice(
+            refuse=f"failed {SAME_ERRORS} times with the same traceback. Mend the code, or the data that it reads; "
+            "it is submitted again as soon as the code is another."
+        )
+    shrink = entry.shrink.get(key, 1) if entry else 1
+    if on_oom == "shrink" and state.cause in (Cause.HOST_MEMORY, Cause.GPU_MEMORY):
+        shrink *= 2
+    exclude = entry.excluded if entry else ()
+    if state.cause == Cause.NODE_FAILURE and state.node:
+        exclude = (*exclude, state.node)
+    return Advice(shrink=shrink, exclude=tuple(dict.fromkeys(exclude)))
+
+
+def _stuck(key: str, store: Store) -> bool:
+    """Whether the last attempts all ended in one traceback, with the code that is here."""
+    last = store.attempts(key)[-SAME_ERRORS:]
+    traces = {attempt.get("traceback", "") for attempt in last}
+    codes = {attempt.get("code", "") for attempt in last}
+    return len(last) == SAME_ERRORS and len(traces) == 1 and traces != {""} and codes == {source_digest()}

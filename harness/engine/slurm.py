@@ -1,0 +1,165 @@
+"""The Slurm executor: submits the pending part of a plan as a graph of jobs, which the scheduler holds, and returns.
+
+Nothing has to stay alive: edges are the scheduler's, stages are frozen in the store, and success is a manifest. What is
+submitted is written to the ledger, so that whoever comes next, with another sweep or as another person, depends on the
+jobs that are already there.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.engine.claim import Claims
+from harness.engine.executor import Event, Failure, Outcome, What, unheard
+from harness.engine.ledger import Ledger
+from harness.engine.plan import Plan
+from harness.engine.scheduler import Scheduler
+from harness.engine.site import Site
+from harness.engine.states import Member, State, states_of
+from harness.engine.store import Store
+from harness.engine.submission import Submission
+from harness.errors import Interrupted, StoreError
+from harness.tracking.tracker import TrackerSettings
+
+log = logging.getLogger(__name__)
+SUBMITTING = "submitting"
+"""The claim that makes submissions to one store take turns."""
+TURN_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmExecutor:
+    """Submits a plan to Slurm.
+
+    Attributes:
+        site: the cluster.
+        scheduler: Slurm, or a rehearsal of it.
+        sweep: the sweep's id.
+        tracker: opens the curve of each stage.
+        on_event: called for everything that happens to a stage.
+        wait: stay until nothing is left to run.
+        poll_seconds: how often a waiting executor looks.
+    """
+
+    site: Site
+    scheduler: Scheduler
+    sweep: str
+    tracker: TrackerSettings
+    on_event: Callable[[Event], None] = unheard
+    wait: bool = False
+    poll_seconds: float = 5.0
+
+    def run(self, plan: Plan, store: Store) -> Outcome:
+        """Submit the stages of a plan that are neither in the store nor in the queue.
+
+        Raises:
+            StoreError: the store cannot be written, or Slurm cannot be given its path.
+            SchedulerError: Slurm refused or does not answer; what was submitted before stays submitted.
+            Interrupted: the sweep was cancelled, or the user pressed Ctrl-C; what was submitted stays submitted.
+        """
+        pending = plan.pending(store)
+        cached = tuple(stage.key for stage in plan.stages if store.has(stage))
+        if not pending:
+            return Outcome(cached=cached)
+        if "%" in str(store.root):
+            raise StoreError(
+                f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
+            )
+        store.prepare()
+        store.register(plan.stages)
+        leaves = tuple(leaf.key for leaf in plan.leaves)
+        again = Continuation(replace(self, on_event=unheard, wait=False), store.root, store.allow, leaves)
+        submission = Submission(
+            site=self.site,
+            scheduler=self.scheduler,
+            sweep=self.sweep,
+            tracker=self.tracker,
+            continuation=again,
+            plan=plan,
+            store=store,
+        )
+        try:
+            with submitting(store):
+                submission.run()
+            told = {key: entry.job for key, entry in submission.jobs.items()}
+            for stage in pending:
+                if stage.key in told:
+                    self._tell("submitted", stage.key, plan, len(cached), message=told[stage.key])
+            outcome = Outcome(
+                cached=cached,
+                submitted=told,
+                calls=submission.calls,
+                left=submission.left,
+                scripts=submission.folder if self.scheduler.rehearsing else None,
+                failed=submission.refused,
+                blocked=submission.blocked,
+            )
+            return self._waited(plan, store, outcome) if self.wait else outcome
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped. What was submitted goes on; `harness cancel {self.sweep}` ends it.") from None
+
+    def _waited(self, plan: Plan, store: Store, outcome: Outcome) -> Outcome:
+        """Look until nothing of the plan is pending or running."""
+        members = {
+            stage.key: Member(stage.name, [parent.key for parent in stage.parents])
+            for stage in plan.stages
+            if stage.key not in outcome.cached
+        }
+        done: set[str] = set()
+        while True:
+            states = states_of(members, store, self.scheduler)
+            for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
+                done.add(key)
+                self._tell("executed", key, plan, len(outcome.cached) + len(done))
+            under_way = [key for key, state in states.items() if state.what in ("pending", "running")]
+            if not [key for key in under_way if key not in outcome.failed and key not in outcome.blocked]:
+                break
+            time.sleep(self.poll_seconds)
+        return replace(
+            outcome,
+            executed=tuple(key for key in members if key in done),
+            submitted={},
+            failed={**outcome.failed, **_failures(states)},
+            blocked={**outcome.blocked, **{key: "" for key, state in states.items() if state.what == "blocked"}},
+        )
+
+    def _tell(self, what: What, key: str, plan: Plan, done: int, message: str = "") -> None:
+        stage = next(stage for stage in plan.stages if stage.key == key)
+        self.on_event(Event(what=what, stage=stage, done=done, total=len(plan.stages), message=message))
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A job that submits what the cap on jobs left of a plan. It holds keys only: stages come from their specs."""
+
+    executor: SlurmExecutor
+    root: Path
+    allow: tuple[str, ...]
+    leaves: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Submit, unless the sweep was cancelled."""
+        store = Store(self.root, allow=self.allow)
+        if not Ledger(self.root).cancelled(self.executor.sweep):
+            self.executor.run(Plan.of(store.stage(key) for key in self.leaves), store)
+
+
+@contextmanager
+def submitting(store: Store) -> Iterator[None]:
+    """Wait until nobody else submits to the store."""
+    claims = Claims(store.claims)
+    while (claim := claims.take(SUBMITTING)) is None:
+        time.sleep(TURN_SECONDS)
+    with claim:
+        yield
+
+
+def _failures(states: Mapping[str, State]) -> dict[str, Failure]:
+    return {
+        key: Failure(kind=state.kind, cause=state.cause or state.what, message=state.message)
+        for key, state in states.items()
+        if state.what in ("failed", "lost")
+    }

@@ -1,0 +1,215 @@
+"""One submission: the pending stages of a plan become calls of sbatch, parents before children."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.engine.executor import Failure
+from harness.engine.ledger import Entry, Ledger
+from harness.engine.lines import Batch, batches_of
+from harness.engine.plan import Plan
+from harness.engine.provenance import source_digest
+from harness.engine.retry import Advice, advice_on
+from harness.engine.scheduler import Queued, Request, Scheduler, user
+from harness.engine.site import Site
+from harness.engine.stage import Stage, lineage
+from harness.engine.states import Member, states_of
+from harness.engine.store import Store
+from harness.engine.worker import Job
+from harness.errors import Interrupted
+from harness.tracking.tracker import TrackerSettings
+
+REFUSED = "same error"
+
+
+@dataclass(kw_only=True)
+class Submission:
+    """One submission under way.
+
+    Attributes:
+        site: the cluster.
+        scheduler: Slurm, or a rehearsal.
+        sweep: the sweep's id.
+        tracker: opens the curve of each stage.
+        continuation: a job that submits what is left, when the cap on jobs leaves something.
+        plan: what is asked for.
+        store: where everything lies.
+        jobs: the job that was given each stage, by key; those that were in the queue before included.
+        refused: why a stage was not submitted, by key.
+        blocked: the refused stage that is in the way, by key.
+        calls: how often sbatch was called.
+        left: how many stages were left to the continuation.
+        folder: where the scripts and logs of this submission lie.
+    """
+
+    site: Site
+    scheduler: Scheduler
+    sweep: str
+    tracker: TrackerSettings
+    continuation: Callable[[], None]
+    plan: Plan
+    store: Store
+    jobs: dict[str, Entry] = field(default_factory=dict)
+    refused: dict[str, Failure] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    calls: int = 0
+    left: int = 0
+    folder: Path = field(init=False)
+
+    def run(self) -> None:
+        """Submit what is neither stored nor in the queue.
+
+        Raises:
+            SchedulerError: Slurm refused or does not answer; what was submitted before stays submitted.
+            Interrupted: the sweep was cancelled meanwhile.
+        """
+        ledger = Ledger(self.store.root)
+        self.folder = ledger.open(self.sweep, rehearsing=self.scheduler.rehearsing)
+        before = ledger.latest()
+        queue = self.scheduler.queue({entry.user for entry in before.values()} | {user()})
+        pending = self.plan.pending(self.store)
+        self.jobs = {
+            stage.key: before[stage.key]
+            for stage in pending
+            if stage.key in before and (queued := queue.get(before[stage.key].job)) and queued.alive
+        }
+        todo = [stage for stage in pending if stage.key not in self.jobs]
+        advice = self._advice(todo, before)
+        todo = [stage for stage in todo if stage.key not in self.refused and stage.key not in self.blocked]
+        cap = self.site.job_cap
+        batches = batches_of(
+            todo,
+            elsewhere=self.jobs.keys(),
+            joins=self.site.joins,
+            fans=self.site.fans,
+            pack=self.site.pack,
+            # One place in the queue is kept for the continuation.
+            limit=min(self.site.array_limit, cap - 1) if cap else self.site.array_limit,
+        )
+        if batches:
+            self._submit_all(batches, advice, queue, ledger)
+
+    def _submit_all(
+        self,
+        batches: Sequence[Batch],
+        advice: Mapping[str, Advice],
+        queue: Mapping[str, Queued],
+        ledger: Ledger,
+    ) -> None:
+        room = None if self.site.job_cap is None else self.site.job_cap - len(queue)
+        numbers: list[str] = []
+        for place, batch in enumerate(batches):
+            if ledger.cancelled(self.sweep):
+                raise Interrupted(f"The sweep was cancelled after {self.calls} calls of sbatch.")
+            if room is not None:
+                last = place == len(batches) - 1
+                if len(batch.tasks) > room - (0 if last else 1):
+                    self._note(ledger, self._leave(batches[place:], numbers or [_number(job) for job in queue]))
+                    return
+                room -= len(batch.tasks)
+            entries = self._submit(batch, advice)
+            self._note(ledger, entries)
+            numbers.append(_number(entries[0].job))
+
+    def _submit(self, batch: Batch, advice: Mapping[str, Advice]) -> list[Entry]:
+        parents = [self.jobs[key] for key in batch.needs]
+        lines = [[stage.name for stage in line] for task in batch.tasks for line in task]
+        shrink = {stage.key: advice[stage.key].shrink for stage in batch.stages if advice[stage.key].shrink > 1}
+        exclude = sorted({node for stage in batch.stages for node in advice[stage.key].exclude})
+        parameters = self.site.parameters(lines, len(batch.tasks[0]))
+        if exclude:
+            parameters["exclude"] = ",".join(exclude)
+        request = Request(
+            name=f"{batch.kind} {self.sweep}",
+            folder=self.folder,
+            jobs=[
+                Job(
+                    root=self.store.root,
+                    allow=self.store.allow,
+                    lines=tuple(tuple(stage.key for stage in line) for line in task),
+                    tracker=self.tracker,
+                    prepare=self.site.prepare(lines),
+                    device=self.site.device(lines),
+                    processes=self.site.processes,
+                    code=source_digest(),
+                    allow_drift=self.site.allow_drift,
+                    umask=_umask(),
+                    requeues=self.site.requeues,
+                    grace_seconds=self.site.grace_seconds,
+                    shrink=shrink,
+                )
+                for task in batch.tasks
+            ],
+            # The failure of a job with several lines says nothing about each: the child looks at its own parents.
+            after_ok=sorted({entry.job for entry in parents if not entry.packed}),
+            after_any=sorted({entry.job for entry in parents if entry.packed}),
+            parameters=parameters,
+            requeues=self.site.requeues,
+            python=self.site.python,
+        )
+        ids = self.scheduler.submit(request)
+        self.calls += 1
+        entries = [
+            Entry(
+                job=job,
+                keys=tuple(stage.key for line in task for stage in line),
+                user=user(),
+                packed=len(task) > 1,
+                folder=str(self.folder.relative_to(self.store.root)),
+                shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
+                excluded=tuple(exclude),
+            )
+            for job, task in zip(ids, batch.tasks, strict=True)
+        ]
+        self.jobs |= {key: entry for entry in entries for key in entry.keys}
+        return entries
+
+    def _leave(self, batches: Sequence[Batch], numbers: Sequence[str]) -> list[Entry]:
+        """Leave the rest to a job that starts when half of what is in the queue has ended."""
+        half = list(dict.fromkeys(numbers))
+        request = Request(
+            name=f"submit {self.sweep}",
+            folder=self.folder,
+            jobs=[self.continuation],
+            after_any=half[: (len(half) + 1) // 2],
+            parameters=self.site.parameters([[]], 1),
+            python=self.site.python,
+        )
+        ids = self.scheduler.submit(request)
+        self.calls += 1
+        self.left = sum(1 for batch in batches for _ in batch.stages)
+        return [
+            Entry(job=job, keys=(), user=user(), folder=str(self.folder.relative_to(self.store.root))) for job in ids
+        ]
+
+    def _note(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
+        if not self.scheduler.rehearsing:
+            ledger.write(self.folder, entries)
+
+    def _advice(self, todo: Sequence[Stage], before: Mapping[str, Entry]) -> dict[str, Advice]:
+        """Find out how to submit stages that were tried before; note those that should not be."""
+        members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in todo}
+        states = states_of(members, self.store, self.scheduler)
+        advice = {
+            key: advice_on(state, key, self.store, before.get(key), on_oom=self.site.on_oom)
+            for key, state in states.items()
+        }
+        for stage in todo:
+            if advice[stage.key].refuse:
+                message = advice[stage.key].refuse
+                self.refused[stage.key] = Failure(kind=stage.name, cause=REFUSED, message=message)
+            elif bad := [other.key for other in lineage(stage.parents) if other.key in self.refused]:
+                self.blocked[stage.key] = bad[0]
+        return advice
+
+
+def _number(job: str) -> str:
+    return job.partition("_")[0]
+
+
+def _umask() -> int:
+    # It can only be read by setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,175 @@
+"""The worker: what a job of a scheduler does on its node. Everything comes from the store: frozen specs, by key."""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from harness.engine.attempt import Attempted, Desk, attempt, record
+from harness.engine.claim import Claims
+from harness.engine.provenance import Stopwatch, source_digest
+from harness.engine.ranks import Processes
+from harness.engine.stage import Stage, lineage
+from harness.engine.store import Store
+from harness.errors import HarnessError
+from harness.tracking.tracker import TrackerSettings
+
+log = logging.getLogger(__name__)
+DRIFT = "code drift"
+REQUEUES = "requeue limit"
+
+
+class JobFailed(HarnessError):
+    """Stages of this job failed; the scheduler must hear of it, so that nothing that needs them starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Runs lines of stages, one after another. It is frozen at submission.
+
+    Attributes:
+        root: the store's folder.
+        allow: prefixes of the classes that a stored spec may name.
+        lines: keys of stages; a stage that fails stops those of its line that need it, and nothing else.
+        tracker: opens the curve of each stage.
+        prepare: called once, before the first stage, in every process that runs stages.
+        device: a torch device string.
+        processes: how many processes share a stage, by its kind.
+        code: digest of the code that submitted the job.
+        allow_drift: whether other code may run it.
+        umask: of the process that submitted the job, so that a shared store stays shared.
+        requeues: how often the job may be started again before it gives up.
+        grace_seconds: how long a stage may go on after the warning that the job will end, to reach a checkpoint.
+        shrink: by how much the micro-batch of a stage is divided, by key.
+        poll_seconds: how often to look at a stage on which another process works.
+    """
+
+    root: Path
+    allow: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    tracker: TrackerSettings
+    prepare: Callable[[], None]
+    device: str = "cpu"
+    processes: Mapping[str, Processes] = field(default_factory=dict)
+    code: str
+    allow_drift: bool = False
+    umask: int = 0o022
+    requeues: int = 3
+    grace_seconds: float = 60.0
+    shrink: Mapping[str, int] = field(default_factory=dict)
+    poll_seconds: float = 2.0
+
+    def __call__(self) -> None:
+        """Run every line; ends the process, to be started again, when Slurm says that time is up.
+
+        Raises:
+            JobFailed: a stage failed, or the job was not allowed to begin.
+        """
+        os.umask(self.umask)
+        store = Store(self.root, allow=self.allow)
+        desk = Desk(
+            store=store,
+            claims=Claims(store.claims),
+            tracker=self.tracker,
+            device=self.device,
+            job=job_id(),
+            processes=self.processes,
+            initialize=self.prepare,
+        )
+        if refusal := self._refusal():
+            for line in self.lines:
+                record(store.stage(line[0]), desk, Stopwatch(), {"outcome": "failed", **refusal})
+            raise JobFailed(refusal["message"])
+        last_call = LastCall(signal.getsignal(signal.SIGUSR2), self.grace_seconds)
+        signal.signal(signal.SIGUSR2, last_call.heard)
+        self.prepare()
+        desk = replace(desk, stop=last_call.given)
+        failed: list[Attempted] = []
+        for line in self.lines:
+            for result in self._run([store.stage(key) for key in line], desk):
+                if last_call.given():
+                    last_call.pass_on()
+                if result.outcome == "failed":
+                    failed.append(result)
+        if failed:
+            raise JobFailed("; ".join(f"{result.key}: {result.message}" for result in failed))
+
+    def _run(self, line: Sequence[Stage], desk: Desk) -> Iterator[Attempted]:
+        unmet: set[str] = set()
+        for stage in line:
+            if not unmet.isdisjoint(other.key for other in lineage(stage.parents)):
+                unmet.add(stage.key)
+                continue
+            result = self._settled(stage, replace(desk, shrink=self.shrink.get(stage.key, 1)))
+            if result.outcome == "failed":
+                unmet.add(stage.key)
+            yield result
+
+    def _settled(self, stage: Stage, desk: Desk) -> Attempted:
+        """Attempt a stage until nobody else works on it."""
+        while (result := attempt(stage, desk)).outcome == "busy":
+            log.info("%s %s: another process works on it", stage.name, stage.key)
+            time.sleep(self.poll_seconds)
+        return result
+
+    def _refusal(self) -> dict[str, Any] | None:
+        """Why the job may not begin."""
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if restarts > self.requeues:
+            message = (
+                f"The job was started again {restarts} times; the limit is {self.requeues} (`cluster.requeues`). "
+                "Give it more time (`cluster.resources`), then `harness retry`."
+            )
+            return {"cause": REQUEUES, "message": message}
+        if source_digest() != self.code and not self.allow_drift:
+            message = (
+                "The code of the harness is not the code that submitted this job. Check it out again, or submit anew; "
+                "`cluster.allow_drift=true` lets jobs run with other code."
+            )
+            return {"cause": DRIFT, "message": message}
+        return None
+
+
+class LastCall:
+    """What Slurm's warning, USR2, leads to: a checkpoint at the next step, and the job's return to the queue.
+
+    Args:
+        requeue: the handler of whoever started this job; it puts the job back and ends the process.
+        grace_seconds: how long to wait for the checkpoint.
+    """
+
+    def __init__(self, requeue: Any, grace_seconds: float) -> None:
+        """Nothing has been heard."""
+        self._requeue = requeue
+        self._grace_seconds = grace_seconds
+        self._heard = False
+
+    def given(self) -> bool:
+        """Whether the stage at work shall stop."""
+        return self._heard
+
+    def heard(self, number: int, frame: FrameType | None) -> None:
+        """Take the signal; a stage that does not stop in time is left where it is."""
+        del number, frame
+        if not self._heard:
+            self._heard = True
+            signal.signal(signal.SIGALRM, lambda *_: self.pass_on())
+            signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
+
+    def pass_on(self) -> None:
+        """Put the job back into the queue and end the process."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if not callable(self._requeue):
+            raise JobFailed("the job was told to stop, and nobody is here to start it again")
+        self._requeue(signal.SIGUSR2, None)
+
+
+def job_id() -> str:
+    """Return the id of the job that this process is in; empty outside of one."""
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID", "")
