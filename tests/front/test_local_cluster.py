@@ -8,7 +8,7 @@ from harness.tracking.jsonl import Jsonl
 
 
 def executor(settings):
-    return settings.executor(tracker=Jsonl(), on_event=lambda event: None)
+    return settings.executor(sweep="any", tracker=Jsonl(), on_event=lambda event: None)
 
 
 def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
