@@ -34,6 +34,8 @@ class Crowd(Stage):
     def run(self, ctx: StageContext) -> None:
         root = root_of(ctx)
         (root / f"pid-{ctx.rank}").write_text(str(os.getpid()))
+        everybody = [root / f"pid-{rank}" for rank in range(int(os.environ.get("WORLD_SIZE", "1")))]
+        wait_for(lambda: all(path.exists() and path.read_text() for path in everybody), 60)
         ctx.tracker.log({"rank": ctx.rank}, step=1)
         ctx.facts.update(rank=ctx.rank, sharding=ctx.sharding, shrink=ctx.shrink, device=ctx.device)
         trouble = root / f"trouble-{ctx.rank}"

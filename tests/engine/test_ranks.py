@@ -161,7 +161,7 @@ def test_ranks_end_with_their_supervisor(number, code, store) -> None:
     trouble(store, 1, "hold")
     supervisor = SPAWN.Process(target=supervise, args=(store.root,))
     supervisor.start()
-    wait_for(lambda: (store.root / "holding-0").exists() and (store.root / "holding-1").exists())
+    wait_for(lambda: (store.root / "holding-0").exists() and (store.root / "holding-1").exists(), 60)
 
     os.kill(supervisor.pid, number)
     supervisor.join(20)
