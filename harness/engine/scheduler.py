@@ -92,8 +92,8 @@ class Scheduler(Protocol):
         """
         ...
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
-        """Return what is remembered of jobs that have ended; empty where there is no accounting."""
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
+        """Return what is remembered of jobs that have ended; None where there is no accounting."""
         ...
 
     def cancel(self, jobs: Collection[str]) -> None:
@@ -144,16 +144,14 @@ class Slurm:
         rows = (line.split("|") for line in text.splitlines() if line.strip())
         return {name.strip(): Queued(state, reason, nodes.strip()) for name, state, reason, nodes in rows}
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
-        """Call sacct once; a site without accounting, or one that is down, remembers nothing."""
-        if not jobs:
-            return {}
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
+        """Call sacct once."""
         numbers = sorted({job.partition("_")[0] for job in jobs})
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format"]
         try:
             text = _asked([*command, "JobID,State,ExitCode,NodeList", "--jobs", ",".join(numbers)])
         except SchedulerError:
-            return {}
+            return None
         found: dict[str, Ended] = {}
         for line in text.splitlines():
             name, state, code, nodes = line.split("|")[:4]
@@ -199,7 +197,7 @@ class Rehearsal:
         del users
         return {}
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         """Nothing has ended."""
         del jobs
         return {}
