@@ -134,8 +134,8 @@ class Slurm:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
-        if self.job_cap is not None and self.job_cap < 2:
-            found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 2, or null")
+        if self.job_cap is not None and self.job_cap < 3:
+            found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
         if not self.poll_seconds > 0:
             found.append(f"`poll_seconds`: {self.poll_seconds} is not positive; expected seconds")
         kinds = {item.name for item in fields(ByKind)}

@@ -1,5 +1,6 @@
 """A scheduler in memory: it keeps what was submitted, and runs it when a test says so, by Slurm's rules for edges."""
 
+import getpass
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ class FakeJob:
     request: Request
     state: str = "PENDING"
     reason: str = "Priority"
+    owner: str = field(default_factory=getpass.getuser)
 
 
 class FakeScheduler:
@@ -52,7 +54,7 @@ class FakeScheduler:
         _LIVING[id(self)] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _LIVING.__getitem__, (id(self),)
+        return _living, (id(self),)
 
     def submit(self, request: Request) -> list[str]:
         self.before_submit(request)
@@ -70,7 +72,7 @@ class FakeScheduler:
         self.asked.append("queue")
         if self.down:
             raise SchedulerError("squeue does not answer")
-        return {name: Queued(job.state, job.reason, "") for name, job in self.jobs.items()}
+        return {name: Queued(job.state, job.reason, "") for name, job in self.jobs.items() if job.owner in users}
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended]:
         self.asked.append("history")
@@ -119,6 +121,10 @@ class FakeScheduler:
                 state = "FAILED"
         del self.jobs[name]
         self.ended.setdefault(name, Ended(state, int(state == "FAILED"), 0, "node1"))
+
+
+def _living(number: int) -> FakeScheduler:
+    return _LIVING[number]
 
 
 def _nothing() -> None:
