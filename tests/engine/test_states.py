@@ -13,7 +13,14 @@ from harness.engine.plan import Plan
 from harness.engine.states import Cause, Member, cause_of, members_of, states_of
 from harness.engine.store import Store
 
-FAILED = {"outcome": "failed", "cause": "DataError", "message": "3 rows", "started": "2999", "seconds": 1.0, "host": "h"}
+FAILED = {
+    "outcome": "failed",
+    "cause": "DataError",
+    "message": "3 rows",
+    "started": "2999",
+    "seconds": 1.0,
+    "host": "h",
+}
 
 
 @pytest.fixture
