@@ -135,7 +135,7 @@ def test_nothing_is_asked_about_no_jobs(commands):
 def test_queue_that_fails_says_so_in_slurms_words(commands):
     commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
 
-    with pytest.raises(SchedulerError, match="`squeue` does not answer.*Unable to contact slurm controller"):
+    with pytest.raises(SchedulerError, match=r"`squeue` does not answer.*Unable to contact slurm controller"):
         Slurm().queue({"me"})
 
 
@@ -158,7 +158,7 @@ def test_refusal_of_sbatch_is_told_in_its_words(tmp_path, commands):
 def test_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(SchedulerError, match="no `sbatch` on this machine.*dry_run"):
+    with pytest.raises(SchedulerError, match=r"no `sbatch` on this machine.*dry_run"):
         Slurm().submit(Request(name="add toys", folder=tmp_path, jobs=[print]))
     with pytest.raises(SchedulerError, match="no `squeue` on this machine"):
         Slurm().queue({"me"})

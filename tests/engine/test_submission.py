@@ -287,7 +287,7 @@ def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, sc
 
 
 def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root, scheduler, monkeypatch):
-    number, (bad, good) = fan([1, 2])
+    _, (bad, good) = fan([1, 2])
     child = Add(parent=bad, amount=3)
     store.prepare()
     (root / "trouble-1.0").write_text("bug")
