@@ -168,7 +168,7 @@ def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
 
 
 def test_retry_with_a_wrong_change_does_nothing(sweep, scheduler):
-    with pytest.raises(ConfigError, match="cluster.partitio"):
+    with pytest.raises(ConfigError, match=r"`cluster\.partitio`"):
         retry(sweep.store, None, {"cluster.partitio": "x"}, Silent())
 
     assert not scheduler.requests
