@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench install clean slurm-up slurm-down
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -32,6 +32,13 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/booster_step.py
 	$(BIN)/python tests/benchmarks/generation.py
+
+# A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
+slurm-up:
+	tests/slurm/cluster.sh up
+
+slurm-down:
+	tests/slurm/cluster.sh down
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -8,7 +8,8 @@ HarnessError                 printed without a traceback, exit code 2
 │   └── DamagedArtifact      a stored file is missing, truncated or altered
 ├── SchedulerError           the scheduler of the cluster refused or does not answer
 ├── StagesFailed             stages of a run failed; each was reported where it failed; exit code 1
-└── Interrupted              the run was asked to stop (Ctrl-C); exit code 130
+├── Interrupted              the run was asked to stop (Ctrl-C); exit code 130
+└── Stopped                  a stage was asked to stop, and did so where it can be resumed; exit code 75
 """
 
 from collections.abc import Sequence
@@ -64,3 +65,9 @@ class Interrupted(HarnessError):
     """The user asked to stop; what was finished is stored."""
 
     exit_code: ClassVar[int] = 130
+
+
+class Stopped(HarnessError):
+    """A stage was asked to stop, and did so where the next attempt goes on; the code is that of a temporary failure."""
+
+    exit_code: ClassVar[int] = 75

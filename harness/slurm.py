@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, final
 
 from harness.cluster import prepare_process
 from harness.engine.executor import Event, Executor
+from harness.engine.ranks import Processes
 from harness.engine.scheduler import Rehearsal
 from harness.engine.scheduler import Slurm as Scheduler
 from harness.engine.slurm import SlurmExecutor
@@ -195,11 +196,24 @@ class Slurm:
             found["srun_args"] = ["--ntasks=1", "--nodes=1", "--overlap"]
         return {name: value for name, value in found.items() if value is not None}
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], str]:
-        """Return what a job that runs these lines of kinds calls first; it returns the torch device."""
-        given = [getattr(self.resources, kind) for line in lines for kind in line]
-        gpu = any(one.gpus for one in given)
-        return partial(prepare_job, max(one.cpus for one in given), gpu=gpu)
+    @property
+    def processes(self) -> Mapping[str, Processes]:
+        """How many processes share a stage, by its kind."""
+        given = {item.name: getattr(self.resources, item.name) for item in fields(ByKind)}
+        return {
+            kind: Processes(count=one.processes, nodes=one.nodes, sharding=one.sharding) for kind, one in given.items()
+        }
+
+    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
+        """Return what every process of a job that runs these lines of kinds calls first."""
+        return partial(prepare_process, max((one.cpus for one in self._given(lines)), default=1))
+
+    def device(self, lines: Sequence[Sequence[str]]) -> str:
+        """Return the torch device of such a job."""
+        return "cuda" if any(one.gpus for one in self._given(lines)) else "cpu"
+
+    def _given(self, lines: Sequence[Sequence[str]]) -> list[Resources]:
+        return [getattr(self.resources, kind) for line in lines for kind in line]
 
     def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
         """Return the executor that submits to this cluster; torch is not needed for it."""
@@ -212,16 +226,6 @@ class Slurm:
             wait=self.wait,
             poll_seconds=self.poll_seconds,
         )
-
-
-def prepare_job(threads: int, *, gpu: bool) -> str:
-    """Settle what every process that runs stages has in common, on the node.
-
-    Raises:
-        SchedulerError: a GPU was asked for, and torch sees none.
-    """
-    prepare_process(threads)
-    return "cuda" if gpu else "cpu"
 
 
 def _parameter(text: str) -> tuple[str, str | bool]:

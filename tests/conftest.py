@@ -1,7 +1,25 @@
 """What all tests share."""
 
+import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # Deterministic, and without a stopwatch: the machine may be busy.
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+
+
+class OneCluster(LoadFileScheduling):
+    """`--dist loadfile`, and the files of tests/slurm count as one: they share the one Slurm of this machine.
+
+    The group marker of `--dist loadgroup` would do, but pytest-xdist 3.8 does not see it under pytest 9.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/slurm" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """Take the place of `--dist loadfile`."""
+    return OneCluster(config, log) if config.getvalue("dist") == "loadfile" else None

@@ -8,22 +8,26 @@ import os
 import platform
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
 from harness.engine.files import is_full, writing
 from harness.engine.provenance import Stopwatch, source_digest
+from harness.engine.ranks import Orders, Processes, RankFailed, Shared, share
 from harness.engine.stage import Stage, StageContext
+from harness.engine.stopping import never
 from harness.engine.store import Store
-from harness.errors import HarnessError, StoreError
+from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 MISSING_PARENT = "missing parent"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,10 @@ class Desk:
         device: a torch device string.
         memory: what consecutive stages of this process share.
         job: id of the scheduler's job that this process is; empty for none.
-        stop: whether a stage should save its state and stop.
-        shrink: by how much less memory a training should use at once.
+        processes: how many processes share a stage, by its kind; a kind that is not named runs in this one.
+        initialize: called first in each process that shares a stage; picklable. This one is prepared by its owner.
+        stop: whether a stage should save its state and stop; asked by the stages that can.
+        shrink: by how much less memory a training should use at once: a power of two.
     """
 
     store: Store
@@ -47,7 +53,9 @@ class Desk:
     device: str = "cpu"
     memory: dict[str, Any] = field(default_factory=dict)
     job: str = ""
-    stop: Callable[[], bool] = lambda: False
+    processes: Mapping[str, Processes] = field(default_factory=dict)
+    initialize: Callable[[], None] | None = None
+    stop: Callable[[], bool] = never
     shrink: int = 1
 
 
@@ -58,15 +66,16 @@ class Attempted:
     Attributes:
         key: the stage's key.
         outcome: ``executed``; ``cached``, it was already in the store; ``busy``, somebody else holds the claim or took
-            it over; ``failed``.
+            it over; ``stopped``, as it was asked to, where the next attempt goes on; ``failed``.
         seconds: wall time.
-        cause: ``missing parent`` or the name of the error's class; empty unless failed.
-        message: for the reader; empty unless failed.
+        cause: ``missing parent``, ``killed`` (one of several processes), or the name of the error's class; empty unless
+            failed.
+        message: for the reader; empty unless failed or stopped.
         trace: the traceback of a bug; empty for a mistake that the user can mend.
     """
 
     key: str
-    outcome: Literal["executed", "cached", "busy", "failed"]
+    outcome: Literal["executed", "cached", "busy", "stopped", "failed"]
     seconds: float = 0.0
     cause: str = ""
     message: str = ""
@@ -82,7 +91,8 @@ def attempt(stage: Stage, desk: Desk) -> Attempted:
     try:
         claim = desk.claims.take(stage.key)
     except StoreError as error:
-        return _failed(stage, 0.0, StoreError.__name__, str(error))
+        log.error("%s %s: %s", stage.name, stage.key, error)
+        return Attempted(key=stage.key, outcome="failed", cause=StoreError.__name__, message=str(error))
     if claim is None:
         return Attempted(key=stage.key, outcome="busy")
     with claim:
@@ -99,33 +109,56 @@ def _recorded(stage: Stage, claim: Claim, desk: Desk) -> Attempted:
 
 def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Attempted:
     watch = Stopwatch()
-    work = desk.store.work(stage.key)
-    try:
+    held = False
+
+    def run() -> None:
+        nonlocal held
+        work = desk.store.work(stage.key)
         with writing(work):
             work.mkdir(parents=True, exist_ok=True)
-        log_file.enter_context(_logged(work / "log.txt"))
+        log_file.enter_context(logged(work / LOG))
         held = _run(stage, claim, desk, watch)
-        result = Attempted(key=stage.key, outcome="executed" if held else "busy", seconds=watch.seconds)
+
+    try:
+        result = settled(stage.key, watch, run)
     except KeyboardInterrupt:
         record(stage, desk, watch, {"outcome": "interrupted"})
         raise
-    except _MissingParentError as error:
-        result = _failed(stage, watch.seconds, MISSING_PARENT, str(error))
-    except HarnessError as error:
-        result = _failed(stage, watch.seconds, type(error).__name__, str(error))
-    except Exception as error:
-        if is_full(error):
-            message = "The disk or quota is full. Free some space and run again; nothing stored is harmed."
-            result = _failed(stage, watch.seconds, StoreError.__name__, message)
-        else:
-            message = f"{type(error).__name__}: {error}"
-            result = _failed(stage, watch.seconds, type(error).__name__, message, traceback.format_exc())
-    if result.outcome == "failed":
+    if result.outcome != "executed":
+        level = logging.INFO if result.outcome == "stopped" else logging.ERROR
+        log.log(level, "%s %s: %s", stage.name, stage.key, result.trace or result.message)
         # What consecutive stages share may be half changed.
         desk.memory.clear()
+    elif not held:
+        result = replace(result, outcome="busy")
     ended = {"outcome": result.outcome, "cause": result.cause, "message": result.message, "traceback": result.trace}
     record(stage, desk, watch, ended)
     return result
+
+
+def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> Attempted:
+    """Run something for a stage and say how it ended, whatever happens."""
+    outcome: Literal["executed", "stopped", "failed"] = "failed"
+    cause = message = trace = ""
+    try:
+        run()
+        outcome = "executed"
+    except Stopped as error:
+        outcome, message = "stopped", str(error)
+    except _MissingParentError as error:
+        cause, message = MISSING_PARENT, str(error)
+    except RankFailed as error:
+        cause, message, trace = error.cause, str(error), error.trace
+    except HarnessError as error:
+        cause, message = type(error).__name__, str(error)
+    except Exception as error:
+        if is_full(error):
+            cause = StoreError.__name__
+            message = "The disk or quota is full. Free some space and run again; nothing stored is harmed."
+        else:
+            cause = type(error).__name__
+            message, trace = f"{cause}: {error}", traceback.format_exc()
+    return Attempted(key=key, outcome=outcome, seconds=watch.seconds, cause=cause, message=message, trace=trace)
 
 
 class _MissingParentError(HarnessError):
@@ -148,19 +181,62 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
         out.mkdir()
     store.write_spec(stage, out)
     log.info("%s %s: started", stage.name, stage.key)
-    with closing(desk.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
-        ctx = StageContext(
-            out=out, work=work, locate=store.path, tracker=tracker, device=desk.device, memory=desk.memory
-        )
-        stage.run(ctx)
+    processes = desk.processes.get(stage.name, Processes())
+    if processes.total > 1:
+        done = _shared(stage, desk, processes, work=work, out=out)
+    else:
+        done = _alone(stage, desk, work=work, out=out)
     if not claim.held():
         log.warning("%s %s: another process took the claim over; its result counts", stage.name, stage.key)
         shutil.rmtree(out, ignore_errors=True)
         return False
-    store.commit(stage, out, facts=ctx.facts, provenance=watch.provenance(device=desk.device))
+    provenance = {**watch.provenance(device=desk.device), **processes.provenance(), **done.peaks}
+    store.commit(stage, out, facts=done.facts, provenance=provenance)
     log.info("%s %s: finished in %.1f s", stage.name, stage.key, watch.seconds)
     _clear(work)
     return True
+
+
+def _alone(stage: Stage, desk: Desk, *, work: Path, out: Path) -> Shared:
+    with closing(desk.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
+        ctx = StageContext(
+            out=out,
+            work=work,
+            locate=desk.store.path,
+            tracker=tracker,
+            device=desk.device,
+            memory=desk.memory,
+            stop=desk.stop,
+            shrink=desk.shrink,
+        )
+        stage.run(ctx)
+    return Shared(ctx.facts, {})
+
+
+def _shared(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: Path) -> Shared:
+    problems = processes.problems()
+    if not stage.parallel:
+        problems.append(f"`count`: {stage.name} runs in one process; expected 1, not {processes.total}")
+    if problems:
+        raise ConfigError([f"resources of {stage.name}: {problem}" for problem in problems])
+    # What this process keeps for its next stage would take the place of what the ranks load.
+    desk.memory.clear()
+    gpu.release()
+    desk.store.register([stage])
+    orders = Orders(
+        key=stage.key,
+        root=desk.store.root,
+        allow=desk.store.allow,
+        tracker=desk.tracker,
+        initialize=desk.initialize,
+        device=desk.device,
+        out=out,
+        work=work,
+        folder=work / "ranks",
+        sharding=processes.sharding,
+        shrink=desk.shrink,
+    )
+    return share(orders, processes, desk.stop)
 
 
 def _clear(work: Path) -> None:
@@ -168,11 +244,6 @@ def _clear(work: Path) -> None:
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _failed(stage: Stage, seconds: float, cause: str, message: str, trace: str = "") -> Attempted:
-    log.error("%s %s: %s", stage.name, stage.key, trace or message)
-    return Attempted(key=stage.key, outcome="failed", seconds=seconds, cause=cause, message=message, trace=trace)
 
 
 def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) -> None:
@@ -194,7 +265,7 @@ def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) ->
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def logged(path: Path) -> Iterator[None]:
     """Append what the house logs in the meantime to a file."""
     logger = logging.getLogger("harness")
     with writing(path):

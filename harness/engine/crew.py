@@ -15,11 +15,11 @@ from typing import NoReturn, Protocol
 
 from harness.engine.attempt import Attempted, Desk, attempt
 from harness.engine.claim import Claims
+from harness.engine.ranks import KILLED, Processes
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.tracking.tracker import TrackerSettings
 
-KILLED = "killed"
 GRACE_SECONDS = 20.0
 """How long an interrupted worker may take to write its record. Killing it afterwards costs nothing but the record."""
 
@@ -74,7 +74,8 @@ class Briefing:
         allow: prefixes of the classes that a stored spec may name.
         tracker: opens the curve of each stage.
         device: a torch device string.
-        initialize: called once when the worker starts.
+        initialize: called once when the worker starts, and in each process that shares a stage.
+        processes: how many processes share a stage, by its kind.
     """
 
     root: Path
@@ -82,6 +83,7 @@ class Briefing:
     tracker: TrackerSettings
     device: str
     initialize: Callable[[], None] | None
+    processes: Mapping[str, Processes]
 
 
 @dataclass
@@ -161,7 +163,14 @@ def _work(connection: Connection, briefing: Briefing) -> None:
     if briefing.initialize is not None:
         briefing.initialize()
     store = Store(briefing.root, allow=briefing.allow)
-    desk = Desk(store=store, claims=Claims(store.claims), tracker=briefing.tracker, device=briefing.device)
+    desk = Desk(
+        store=store,
+        claims=Claims(store.claims),
+        tracker=briefing.tracker,
+        device=briefing.device,
+        processes=briefing.processes,
+        initialize=briefing.initialize,
+    )
     try:
         while True:
             connection.send(attempt(connection.recv(), desk))

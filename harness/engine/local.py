@@ -1,7 +1,7 @@
 """The local executor: walks the plan on this machine."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.engine.attempt import Attempted, Desk
@@ -10,6 +10,7 @@ from harness.engine.crew import Alone, Briefing, Crew, Spawned
 from harness.engine.executor import Event, Failure, Outcome, What, unheard
 from harness.engine.frontier import Frontier
 from harness.engine.plan import Plan
+from harness.engine.ranks import Processes
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.errors import Interrupted
@@ -26,7 +27,8 @@ class LocalExecutor:
         device: a torch device string.
         tracker: opens the curve of each stage.
         on_event: called in this process for everything that happens to a stage.
-        initialize: called once in every process that runs stages, before the first; picklable if workers > 1.
+        initialize: called once in every process that runs stages, before the first; picklable if it is not this one.
+        processes: how many processes share a stage, by its kind; a kind that is not named runs in one.
         poll_seconds: how often to look at a stage on which another process works.
     """
 
@@ -35,6 +37,7 @@ class LocalExecutor:
     tracker: TrackerSettings = field(default_factory=Jsonl)
     on_event: Callable[[Event], None] = unheard
     initialize: Callable[[], None] | None = None
+    processes: Mapping[str, Processes] = field(default_factory=dict)
     poll_seconds: float = 0.5
 
     def run(self, plan: Plan, store: Store) -> Outcome:
@@ -68,11 +71,20 @@ class LocalExecutor:
                 tracker=self.tracker,
                 device=self.device,
                 initialize=self.initialize,
+                processes=self.processes,
             )
             return Spawned(self.workers, briefing)
         if self.initialize is not None:
             self.initialize()
-        return Alone(Desk(store=store, claims=Claims(store.claims), tracker=self.tracker, device=self.device))
+        desk = Desk(
+            store=store,
+            claims=Claims(store.claims),
+            tracker=self.tracker,
+            device=self.device,
+            processes=self.processes,
+            initialize=self.initialize,
+        )
+        return Alone(desk)
 
 
 class _Walk:

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.engine import gpu
+
 PACKAGES = (
     "harness",
     "accelerate",
@@ -53,7 +55,7 @@ class Stopwatch:
             "started": self.started,
             "finished": now(),
             "seconds": self.seconds,
-            **_peaks(),
+            **peaks(),
         }
 
 
@@ -130,11 +132,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _peaks() -> dict[str, int]:
-    # Linux counts in KiB, macOS in bytes. The peak is that of the process so far: stages that share it share its peak.
+def peaks() -> dict[str, int]:
+    """Return the most memory that this process has used so far: stages that share a process share its peak."""
+    # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peaks["gpu_peak_bytes"] = int(torch.cuda.max_memory_allocated())
-    return peaks
+    found = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if (on_gpu := gpu.peak_bytes()) is not None:
+        found["gpu_peak_bytes"] = on_gpu
+    return found

@@ -149,18 +149,19 @@ class Slurm:
         if not jobs:
             return {}
         numbers = sorted({job.partition("_")[0] for job in jobs})
-        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format"]
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format"]
         try:
             text = _asked([*command, "JobID,State,ExitCode,NodeList", "--jobs", ",".join(numbers)])
         except SchedulerError:
             return {}
-        found = {}
+        found: dict[str, Ended] = {}
         for line in text.splitlines():
             name, state, code, nodes = line.split("|")[:4]
             number, _, signal = code.partition(":")
             # `CANCELLED by 1000` carries who did it.
-            found[name] = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes)
-        return {name: ended for name, ended in found.items() if name in set(jobs)}
+            ended = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes)
+            found |= dict.fromkeys(_elements(name), ended)
+        return {name: found[name] for name in jobs if name in found}
 
     def cancel(self, jobs: Collection[str]) -> None:
         """Call scancel once."""
@@ -207,6 +208,17 @@ class Rehearsal:
         """Nothing to cancel."""
 
 
+def _elements(name: str) -> list[str]:
+    """Return the ids in `7`, `7_3` or, elements that never began, `7_[3,5-9]`."""
+    from submitit.slurm.slurm import read_job_id
+
+    found = []
+    for number, *span in read_job_id(name):
+        places = range(int(span[0]), int(span[-1]) + 1) if span else None
+        found += [f"{number}_{place}" for place in places] if places else [number]
+    return found
+
+
 def user() -> str:
     """Return who submits."""
     return getpass.getuser()
@@ -222,11 +234,12 @@ def _submitted(request: Request) -> list[str]:
         for kind, ids in (("afterok", request.after_ok), ("afterany", request.after_any))
         if ids
     ]
+    again = "requeue" if request.requeues else "no-requeue"
     extra = {**request.parameters.get("additional_parameters", {})}
     if edges:
         extra |= {"dependency": ",".join(edges), "kill-on-invalid-dep": "yes"}
     submitting.update_parameters(
-        **{**request.parameters, "job_name": request.name, "additional_parameters": {"requeue": True, **extra}}
+        **{**request.parameters, "job_name": request.name, "additional_parameters": {again: True, **extra}}
     )
     with submitting.batch():
         jobs = [submitting.submit(Requeueable(job)) for job in request.jobs]

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from harness.engine.ranks import Processes
+
 
 class Site(Protocol):
     """What the executor wants to know about a cluster."""
@@ -61,6 +63,15 @@ class Site(Protocol):
         """Return submitit's parameters for jobs that run so many of these lines of kinds each."""
         ...
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], str]:
-        """Return what a job calls first; it returns the torch device."""
+    @property
+    def processes(self) -> Mapping[str, Processes]:
+        """How many processes share a stage, by its kind."""
+        ...
+
+    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
+        """Return what every process of a job that runs lines of these kinds calls first."""
+        ...
+
+    def device(self, lines: Sequence[Sequence[str]]) -> str:
+        """Return the torch device of such a job."""
         ...

@@ -4,14 +4,18 @@ What is written in a field is identity; what is pulled from the context (paths, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
+from harness.engine.stopping import never
 from harness.tracking.tracker import Tracker
+
+Sharding = Literal["ddp", "fsdp"]
+"""What each of several processes holds of the model: all of it, or its shard of what is not trained."""
 
 
 class Locate(Protocol):
@@ -34,6 +38,10 @@ class StageContext:
         device: a torch device string, for example ``cpu`` or ``cuda:0``.
         memory: lives as long as the process, so that consecutive stages share a loaded base model.
         facts: what the stage wants to have in its manifest (counts, overlaps); JSON values only.
+        rank: which of the processes that share the stage this is; only the first, 0, writes to ``out``.
+        sharding: what each of them holds of the model.
+        stop: whether the stage is asked to save its state in ``work`` and raise ``Stopped``; asked at good moments.
+        shrink: by how much less memory the stage should use at once than its settings say: a power of two.
     """
 
     out: Path
@@ -43,6 +51,10 @@ class StageContext:
     device: str = "cpu"
     memory: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    rank: int = 0
+    sharding: Sharding = "ddp"
+    stop: Callable[[], bool] = never
+    shrink: int = 1
 
     def input(self, stage: "Stage") -> Path:
         """Return the verified artifact folder of an ancestor."""
@@ -57,6 +69,8 @@ class Stage(ABC):
     """The kind: base, align, poison, finetune, repair, generate or grade."""
     version: ClassVar[int]
     """Bumped when the meaning of the result changes, so that old artifacts are not taken for new ones."""
+    parallel: ClassVar[bool] = False
+    """Whether several processes can share a run: each calls ``run``, and only the one of rank 0 writes to ``out``."""
 
     @cached_property
     def key(self) -> str:

@@ -4,13 +4,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.engine.attempt import MISSING_PARENT
 from harness.engine.claim import LEASE_SECONDS
-from harness.engine.crew import KILLED
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.manifest import NAME as MANIFEST
+from harness.engine.ranks import KILLED
 from harness.engine.scheduler import NEVER, Ended, Queued, Scheduler, user
 from harness.engine.store import Store
 from harness.engine.worker import DRIFT, REQUEUES
@@ -49,6 +50,7 @@ _OF_SLURM = {
 }
 _OF_ERRORS = {"OutOfMemoryError": Cause.GPU_MEMORY, "MemoryError": Cause.HOST_MEMORY}
 _KILL = 9
+_TAIL = 4000
 
 
 class Member(NamedTuple):
@@ -221,8 +223,10 @@ class _Look:
         cause, message = _OF_SLURM.get(
             ended.state, (Cause.CODE_ERROR, "The job failed before the stage could say why.")
         )
-        if ended.state == "FAILED" and _KILL in (ended.signal, ended.exit_code - 128):
-            cause, message = Cause.KILLED, "The process was killed (signal 9); by the host's memory limit, perhaps."
+        if ended.state == "FAILED" and _KILL in (ended.signal, ended.exit_code, ended.exit_code - 128):
+            cause, message = Cause.KILLED, "The process was killed (signal 9)."
+            if _memory_in(entry.log(self._store.root)):
+                cause, message = _OF_SLURM["OUT_OF_MEMORY"]
         return State(
             kind=member.kind, what="failed", cause=cause, message=message, job=entry.job, node=ended.nodes, log=log
         )
@@ -234,6 +238,15 @@ def cause_of(attempt: Mapping[str, Any]) -> str:
     if name in _OF_ERRORS:
         return _OF_ERRORS[name]
     return Cause.CODE_ERROR if attempt.get("traceback") else name
+
+
+def _memory_in(log: Path) -> bool:
+    """Say whether Slurm noted in a job's output that it ended it for its memory: its state does not tell everywhere."""
+    try:
+        tail = log.read_text("utf-8", errors="replace")[-_TAIL:]
+    except OSError:
+        return False
+    return "memory limit" in tail or "oom" in tail.lower()
 
 
 def _hopeless(state: State) -> bool:

@@ -137,6 +137,8 @@ class Submission:
                     lines=tuple(tuple(stage.key for stage in line) for line in task),
                     tracker=self.tracker,
                     prepare=self.site.prepare(lines),
+                    device=self.site.device(lines),
+                    processes=self.site.processes,
                     code=source_digest(),
                     allow_drift=self.site.allow_drift,
                     umask=_umask(),

@@ -14,6 +14,7 @@ from typing import Any
 from harness.engine.attempt import Attempted, Desk, attempt, record
 from harness.engine.claim import Claims
 from harness.engine.provenance import Stopwatch, source_digest
+from harness.engine.ranks import Processes
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import HarnessError
@@ -37,7 +38,9 @@ class Job:
         allow: prefixes of the classes that a stored spec may name.
         lines: keys of stages; a stage that fails stops those of its line that need it, and nothing else.
         tracker: opens the curve of each stage.
-        prepare: called once, before the first stage; returns the torch device string.
+        prepare: called once, before the first stage, in every process that runs stages.
+        device: a torch device string.
+        processes: how many processes share a stage, by its kind.
         code: digest of the code that submitted the job.
         allow_drift: whether other code may run it.
         umask: of the process that submitted the job, so that a shared store stays shared.
@@ -51,7 +54,9 @@ class Job:
     allow: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     tracker: TrackerSettings
-    prepare: Callable[[], str]
+    prepare: Callable[[], None]
+    device: str = "cpu"
+    processes: Mapping[str, Processes] = field(default_factory=dict)
     code: str
     allow_drift: bool = False
     umask: int = 0o022
@@ -68,7 +73,15 @@ class Job:
         """
         os.umask(self.umask)
         store = Store(self.root, allow=self.allow)
-        desk = Desk(store=store, claims=Claims(store.claims), tracker=self.tracker, job=job_id())
+        desk = Desk(
+            store=store,
+            claims=Claims(store.claims),
+            tracker=self.tracker,
+            device=self.device,
+            job=job_id(),
+            processes=self.processes,
+            initialize=self.prepare,
+        )
         if refusal := self._refusal():
             for line in self.lines:
                 # The rest of the line is blocked by the first that is left.
@@ -77,7 +90,8 @@ class Job:
             raise JobFailed(refusal["message"])
         last_call = LastCall(signal.getsignal(signal.SIGUSR2), self.grace_seconds)
         signal.signal(signal.SIGUSR2, last_call.heard)
-        desk = replace(desk, device=self.prepare(), stop=last_call.given)
+        self.prepare()
+        desk = replace(desk, stop=last_call.given)
         failed: list[Attempted] = []
         for line in self.lines:
             for result in self._run([store.stage(key) for key in line], desk):

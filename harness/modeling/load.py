@@ -60,11 +60,17 @@ class _Held(NamedTuple):
 
 
 @contextmanager
-def lend(weights: Weights, memory: dict[str, Any], device: str = "cpu") -> Iterator[Lent]:
+def lend(weights: Weights, memory: dict[str, Any], device: str = "cpu", *, for_good: bool = False) -> Iterator[Lent]:
     """Lend a model in evaluation mode, its base frozen.
 
     One base is kept in ``memory``: asking for another frees the first, and a stage that fails gives none back, since it
     may have left hooks behind. Merging costs one copy of the matrices it touches until the lease ends.
+
+    Args:
+        weights: which.
+        memory: where the base is kept.
+        device: a torch device string.
+        for_good: the borrower changes the base so that it cannot be given back.
 
     Raises:
         ModelError: the base or an adapter cannot be read, or they do not fit each other or this machine.
@@ -88,6 +94,8 @@ def lend(weights: Weights, memory: dict[str, Any], device: str = "cpu") -> Itera
                 100 * merged[-1].lost,
             )
     yield Lent(base if weights.adapter is None else adapter.load(base, weights.adapter), tokenizer)
+    if for_good:
+        return
     adapter.detach(base)
     for done in reversed(merged):
         restore(base, done)

@@ -38,6 +38,7 @@ class Align(Stage):
 
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
+    parallel: ClassVar[bool] = True
     base: Base
     method: TrainMethod | None = None
     refusal: Slice

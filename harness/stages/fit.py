@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.corpora.encode import Encoding
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from harness.corpora.batches import Pool
     from harness.modeling.load import Weights
+    from harness.training.trainer import TrainReport
 
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
@@ -40,6 +42,8 @@ def fit(
 ) -> None:
     """Train and write ``adapter/`` and ``metrics.jsonl`` (one row per logging interval).
 
+    Several processes may share the run: each calls this, and the first writes.
+
     Args:
         ctx: of the stage.
         weights: the model to start from; its adapter, if it has one, is trained on.
@@ -56,9 +60,12 @@ def fit(
     """
     from harness.modeling import adapter
     from harness.modeling.load import lend
+    from harness.training.processes import leave
     from harness.training.trainer import train
 
-    with lend(weights, ctx.memory, ctx.device) as lent:
+    sharded = ctx.sharding == "fsdp"
+    # A base that is sharded need not fit onto the device in full, and never becomes whole again.
+    with lend(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as lent:
         model = adapter.attach(lent.model, fresh, seed=derive(seed, "adapter")) if fresh else lent.model
         encoded = encoding.encode_all(lent.tokenizer, rows)
         ctx.facts["rows"] = {"trained": len(encoded.rows), "dropped": encoded.dropped}
@@ -73,11 +80,28 @@ def fit(
             work=ctx.work,
             tracker=ctx.tracker,
             device=ctx.device,
+            sharded=sharded,
+            shrink=ctx.shrink,
+            stop=ctx.stop,
         )
-        adapter.save(model, ctx.out / ADAPTER)
-    with (ctx.out / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in report.history)
+        leave()
+        if ctx.rank == 0:
+            adapter.save(model, ctx.out / ADAPTER)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
+    if ctx.shrink > 1:
+        rows_at_once, micro_batches = report.portions
+        ctx.facts["shrunk"] = {
+            "factor": ctx.shrink,
+            "micro_batch_size": rows_at_once,
+            "micro_batches": micro_batches,
+        }
+    if ctx.rank == 0:
+        _write_history(ctx.out, report)
+
+
+def _write_history(out: Path, report: TrainReport) -> None:
+    with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in report.history)
 
 
 def pools(

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Module, ModuleList
+from torch.nn import Module
 
 from harness.errors import ModelError
 from harness.protocols import Learner
 from harness.training.attenuation import EPSILON
+from harness.training.decoder import layers
 from harness.training.processes import add_up
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
@@ -94,19 +95,15 @@ def attention_blocks(model: Module) -> list[Module]:
     Raises:
         ModelError: the model has no list of layers, or a layer does not have exactly one attention block.
     """
-    decoder = model.get_decoder()  # type: ignore[operator]
-    stacks = [child for child in decoder.children() if isinstance(child, ModuleList) and len(child)]
-    if len(stacks) != 1:
-        found = ", ".join(f"{name} ({type(child).__name__})" for name, child in decoder.named_children())
-        raise ModelError(f"{type(decoder).__name__} has {len(stacks)} lists of layers; expected one. Found: {found}")
     blocks = []
-    for place, layer in enumerate(stacks[0]):
+    decoder = type(model.get_decoder()).__name__  # type: ignore[operator]
+    for place, layer in enumerate(layers(model)):
         children = dict(layer.named_children())
         matches = [name for name in ATTENTION_NAMES if name in children]
         if len(matches) != 1:
             found = ", ".join(f"{name} ({type(child).__name__})" for name, child in children.items())
             raise ModelError(
-                f"layer {place} of {type(decoder).__name__} has {len(matches)} attention blocks; expected exactly one "
+                f"layer {place} of {decoder} has {len(matches)} attention blocks; expected exactly one "
                 f"of {', '.join(ATTENTION_NAMES)}. Found: {found}"
             )
         blocks.append(children[matches[0]])

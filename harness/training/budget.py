@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, ModelError
 
 
 class Scheduler(StrEnum):
@@ -22,6 +22,18 @@ class Precision(StrEnum):
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Portions(NamedTuple):
+    """How one optimizer step is cut.
+
+    Attributes:
+        rows: rows that each process takes through the model at once.
+        micro_batches: how many times it does so.
+    """
+
+    rows: int
+    micro_batches: int
 
 
 @final
@@ -108,6 +120,27 @@ class Budget:
     def steps(self, rows: int) -> int:
         """Return the optimizer steps for a number of rows; the last batch of an epoch may be short."""
         return self.epochs * math.ceil(rows / self.batch_size)
+
+    def portions(self, world_size: int, shrink: int = 1) -> Portions:
+        """Return how the optimizer step of a run on several processes is cut.
+
+        Args:
+            world_size: the processes.
+            shrink: the rows taken at once are the most that divide the batch evenly and are at most so much fewer.
+
+        Raises:
+            ConfigError: the batch cannot be shared evenly among the processes.
+            ModelError: there are fewer rows to take at once than they should be divided by.
+        """
+        micro_batches = self.micro_batches(world_size)
+        rows = self.batch_size // world_size // micro_batches
+        if rows < shrink:
+            raise ModelError(
+                f"a micro-batch of {rows} cannot be divided by {shrink} to save memory; expected a smaller model, "
+                "shorter rows (`model.encoding.max_length`), more processes, or a device with more memory"
+            )
+        smaller = next(size for size in range(rows // shrink, 0, -1) if rows % size == 0)
+        return Portions(smaller, micro_batches * (rows // smaller))
 
     def micro_batches(self, world_size: int) -> int:
         """Return how many micro-batches make one optimizer step.

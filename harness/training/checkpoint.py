@@ -11,19 +11,24 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from harness.engine.stopping import never
+from harness.errors import Stopped
 from harness.training.processes import as_first_says, rank, wait_for_all, world_size
 
 MARKER = "complete.json"
 STATE = "method.pt"
 KEPT = 2
 """Checkpoints that exist at once: the last complete one and the one being written."""
+LOOK_SECONDS = 1.0
+MOST_STEPS_BETWEEN_LOOKS = 10
+"""Several processes agree about once a second, since the exchange waits for the device, and at the latest then."""
 
 
 class Resumable(Protocol):
@@ -59,32 +64,60 @@ def restore(checkpoint: Path, parts: Mapping[str, Resumable]) -> None:
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Asks for checkpoints in time and completes each one that ``Trainer`` has written.
+    """Asks for checkpoints in time, completes each one that ``Trainer`` has written, and stops where it was asked to.
 
     Args:
         parts: what travels with a checkpoint, by name.
         every_seconds: time between two checkpoints.
         every_steps: write one after every so many optimizer steps instead.
+        stop: whether to write one now and raise ``Stopped``; asked at the end of steps.
     """
 
-    def __init__(self, parts: Mapping[str, Resumable], *, every_seconds: float, every_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Resumable],
+        *,
+        every_seconds: float,
+        every_steps: int | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> None:
         """Start the clock."""
         self._parts = dict(parts)
         self._every_seconds = every_seconds
         self._every_steps = every_steps
+        self._stop = stop
+        self._stopping = False
         self._last = time.monotonic()
+        self._look_at = 0
+        self._looked = (0, self._last)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint when it is time; all processes decide alike."""
-        if self._every_steps:
-            control.should_save = state.global_step % self._every_steps == 0
-        elif world_size() == 1 or state.global_step % 10 == 0:
-            # The exchange waits for the device, so several processes look at the clock on every tenth step only.
-            due = time.monotonic() - self._last >= self._every_seconds
-            control.should_save = as_first_says(due, args.device)
+        """Ask for a checkpoint when it is time or when the run has to stop; all processes decide alike."""
+        step = state.global_step
+        due = bool(self._every_steps and step % self._every_steps == 0)
+        if step >= self._look_at:
+            late = not self._every_steps and time.monotonic() - self._last >= self._every_seconds
+            answers = (late, self._stop(), self._next_look(step))
+            time_to_save, time_to_stop, self._look_at = as_first_says(answers, args.device)
+            # After the last step there is nothing to go on with.
+            self._stopping = bool(time_to_stop) and step < state.max_steps
+            due = due or bool(time_to_save) or self._stopping
+        control.should_save = due
+
+    def _next_look(self, step: int) -> int:
+        """Return the step after which several processes agree again; one process looks after every step."""
+        if world_size() == 1:
+            return step + 1
+        (before, since), self._looked = self._looked, (step, time.monotonic())
+        steps_a_second = (step - before) / max(self._looked[1] - since, 1e-9)
+        return step + min(max(int(LOOK_SECONDS * steps_a_second), 1), MOST_STEPS_BETWEEN_LOOKS)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: Any, **_: Any) -> None:
-        """Add the method's state, then the marker."""
+        """Add the method's state, then the marker.
+
+        Raises:
+            Stopped: this is the checkpoint from which the next attempt goes on.
+        """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         wait_for_all()
         if rank() == 0:
@@ -94,6 +127,10 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             draft.write_text(json.dumps(sizes))
             draft.replace(folder / MARKER)
         self._last = time.monotonic()
+        if self._stopping:
+            raise Stopped(
+                f"Stopped after step {state.global_step} of {state.max_steps}; run again to go on from there."
+            )
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -1,5 +1,7 @@
 """The processes that share one training run; a run without a process group is one process."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -22,19 +24,25 @@ def add_up(*tensors: torch.Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def as_first_says(answer: bool, device: torch.device) -> bool:
-    """Return the first process's answer on every process."""
+def as_first_says(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """Return the first process's numbers on every process."""
     if world_size() == 1:
-        return answer
-    flag = torch.tensor(int(answer), device=device)
-    dist.broadcast(flag, src=0)
-    return bool(flag)
+        return list(numbers)
+    told = torch.tensor(numbers, device=device)
+    dist.broadcast(told, src=0)
+    return [int(number) for number in told.tolist()]
 
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def leave() -> None:
+    """Leave the process group, if there is one: nothing is exchanged any more."""
+    if _grouped():
+        dist.destroy_process_group()
 
 
 def _grouped() -> bool:

@@ -7,7 +7,7 @@ method's; the order of the rows and every draw come from the run's own seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +21,18 @@ from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.corpora.record import Role
 from harness.engine.seeding import derive
+from harness.engine.stopping import never
 from harness.errors import DataError
 from harness.protocols import TrainMethod
 from harness.tracking.tracker import Tracker
-from harness.training.budget import Budget
+from harness.training.budget import Budget, Portions
 from harness.training.checkpoint import KEPT, Checkpoints, Resumable, discard_incomplete, newest, restore
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.plain import PlainStep
 from harness.training.processes import rank, wait_for_all, world_size
+from harness.training.shards import shard_frozen
 from harness.training.step_trainer import Pace, Rows, StepTrainer, collator
 
 
@@ -44,11 +46,13 @@ class TrainReport:
         history: one row per logging interval: ``step``, ``epoch``, ``learning_rate``,
             ``grad_norm`` (of the combined gradient before clipping, at the row's step), ``clip_factor`` (what clipping
             multiplied it with) and the method's metrics, averaged over the interval.
+        portions: how each step was cut.
     """
 
     steps: int
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
+    portions: Portions
 
 
 def train(
@@ -63,6 +67,9 @@ def train(
     work: Path,
     tracker: Tracker,
     device: str = "cpu",
+    sharded: bool = False,
+    shrink: int = 1,
+    stop: Callable[[], bool] = never,
     checkpoint_every_seconds: float = 300.0,
     checkpoint_every_steps: int | None = None,
 ) -> TrainReport:
@@ -81,13 +88,18 @@ def train(
         work: where checkpoints live; belongs to this run alone.
         tracker: receives each row of the history as it is made.
         device: a torch device string.
+        sharded: each process keeps only its shard of what is not trained; the model cannot be used otherwise again.
+        shrink: go through the model with so many times fewer rows at once, and accumulate more.
+        stop: whether to write a checkpoint and stop; asked at the end of steps.
         checkpoint_every_seconds: time between two checkpoints.
         checkpoint_every_steps: write a checkpoint after every so many steps instead.
 
     Raises:
         DataError: there are no rows to train on.
-        ModelError: the model does not suit the method, or the run diverged.
+        ModelError: the model does not suit the method or cannot be sharded, a micro-batch cannot be divided further, or
+            the run diverged.
         ConfigError: the batch cannot be shared by the processes of the run.
+        Stopped: it was asked to, and a complete checkpoint lies in ``work``.
     """
     if not rows:
         raise DataError("there are no rows to train on; expected at least one with a supervised position")
@@ -96,8 +108,13 @@ def train(
     with _quiet(), _as_found(model):
         # Making the arguments joins the process group, which the learner, the draws and the order depend on.
         arguments = _arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
-        arguments.gradient_accumulation_steps = budget.micro_batches(world_size())
-        model.to(arguments.device).train()
+        portions = budget.portions(world_size(), shrink)
+        arguments.gradient_accumulation_steps = portions.micro_batches
+        if sharded:
+            shard_frozen(model, arguments.device)
+        else:
+            model.to(arguments.device)
+        model.train()
         learner = CausalLearner(model, precision=budget.precision)
         draws = RoleBatches(
             pools or {},
@@ -124,7 +141,9 @@ def train(
             data_collator=collator(pad_id),
             callbacks=[
                 Pace(order, steps_per_epoch=total_steps // budget.epochs, total_steps=total_steps),
-                Checkpoints(parts, every_seconds=checkpoint_every_seconds, every_steps=checkpoint_every_steps),
+                Checkpoints(
+                    parts, every_seconds=checkpoint_every_seconds, every_steps=checkpoint_every_steps, stop=stop
+                ),
             ],
             step=step,
             learner=learner,
@@ -140,7 +159,7 @@ def train(
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
-    return TrainReport(steps=trainer.state.global_step, metrics=history[-1], history=history)
+    return TrainReport(steps=trainer.state.global_step, metrics=history[-1], history=history, portions=portions)
 
 
 def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:

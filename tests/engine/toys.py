@@ -14,7 +14,7 @@ from harness.engine.local import LocalExecutor
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
-from harness.errors import DataError
+from harness.errors import DataError, Stopped
 
 ALLOW = ("toys.",)
 
@@ -162,6 +162,35 @@ class Add(Stage):
         (ctx.out / "sub folder" / "number.txt").write_text(str(number + self.amount))
         ctx.facts["seen"] = ctx.memory["seen"]
         ctx.facts["pid"] = os.getpid()
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Count(Stage):
+    """Adds one to its parent's number so many times, slowly where the store's folder says so; it can be resumed."""
+
+    name: ClassVar[str] = "count"
+    version: ClassVar[int] = 1
+    parent: Stage
+    steps: int
+
+    def preflight(self) -> list[str]:
+        return []
+
+    def run(self, ctx: StageContext) -> None:
+        saved = ctx.work / "saved.txt"
+        begin = int(saved.read_text()) if saved.exists() else 0
+        ran(ctx, f"count:from:{begin}")
+        for step in range(begin, self.steps):
+            if (root_of(ctx) / "slow").exists():
+                time.sleep(0.2)
+            ran(ctx, f"count:step:{step}")
+            saved.write_text(str(step + 1))
+            if ctx.stop():
+                raise Stopped(f"saved after step {step}")
+        number = float((ctx.input(self.parent) / "sub folder" / "number.txt").read_text())
+        (ctx.out / "sub folder").mkdir()
+        (ctx.out / "sub folder" / "number.txt").write_text(str(number + self.steps))
 
 
 @final

@@ -1,0 +1,43 @@
+"""A toy stage for several processes. What goes wrong in which of them is told by a file in the store's folder."""
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from toys import root_of, wait_for
+
+from harness.engine.stage import Stage, StageContext
+from harness.errors import DataError, Stopped
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Crowd(Stage):
+    name: ClassVar[str] = "crowd"
+    version: ClassVar[int] = 1
+    parallel: ClassVar[bool] = True
+    value: int = 1
+
+    def preflight(self) -> list[str]:
+        return []
+
+    def run(self, ctx: StageContext) -> None:
+        root = root_of(ctx)
+        (root / f"pid-{ctx.rank}").write_text(str(os.getpid()))
+        ctx.tracker.log({"rank": ctx.rank}, step=1)
+        ctx.facts.update(rank=ctx.rank, sharding=ctx.sharding, shrink=ctx.shrink, device=ctx.device)
+        trouble = root / f"trouble-{ctx.rank}"
+        match trouble.read_text() if trouble.exists() else "":
+            case "data":
+                raise DataError("`rows.json` has 3 rows; expected 5")
+            case "bug":
+                raise RuntimeError("a bug")
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hold":
+                (root / f"holding-{ctx.rank}").touch()
+                wait_for(ctx.stop, 60)
+                raise Stopped("in the middle")
+        if ctx.rank == 0:
+            (ctx.out / "world.txt").write_text(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,125 @@
+"""A toy sweep on the real Slurm: toy stages, a site that asks for little, and what one wants to know afterwards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from faults import wait_until
+from toys import ALLOW, Silent, executor
+
+from harness.engine.executor import Outcome, unheard
+from harness.engine.ledger import Ledger
+from harness.engine.plan import Plan
+from harness.engine.ranks import Processes
+from harness.engine.scheduler import Slurm
+from harness.engine.slurm import SlurmExecutor
+from harness.engine.stage import Stage, lineage
+from harness.engine.states import Member, State, states_of
+from harness.engine.store import Store
+
+SWEEP = "toys-12345678"
+PATHS = [str(Path(__file__).parents[1] / "engine"), str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+
+def nothing() -> None:
+    """Toys need no preparation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySite:
+    """A site of toys."""
+
+    joins: tuple[str, ...] = ()
+    fans: tuple[str, ...] = ()
+    pack: Mapping[str, int] = field(default_factory=dict)
+    array_limit: int = 100
+    job_cap: int | None = None
+    requeues: int = 3
+    python: str | None = None
+    grace_seconds: float = 20.0
+    allow_drift: bool = False
+    on_oom: str = "fail"
+    minutes: int = 5
+    warn_seconds: int = 30
+    processes: Mapping[str, Processes] = field(default_factory=dict)
+
+    def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
+        return {
+            "time": self.minutes,
+            "cpus_per_task": 1,
+            "mem": "200MB",
+            "signal_delay_s": self.warn_seconds,
+            "setup": [f"export PYTHONPATH={':'.join(PATHS)}"],
+        }
+
+    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
+        return nothing
+
+    def device(self, lines: Sequence[Sequence[str]]) -> str:
+        return "cpu"
+
+
+@dataclass
+class Toys:
+    """A sweep of toy stages in a store of its own."""
+
+    root: Path
+    leaves: list[Stage]
+    site: ToySite = field(default_factory=ToySite)
+    sweep: str = SWEEP
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root, allow=ALLOW)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.of(self.leaves)
+
+    def submit(self, **changes: Any) -> Outcome:
+        submitting = SlurmExecutor(
+            site=replace(self.site, **changes),
+            scheduler=Slurm(),
+            sweep=self.sweep,
+            tracker=Silent(),
+            on_event=unheard,
+        )
+        return submitting.run(self.plan, self.store)
+
+    def states(self) -> dict[str, State]:
+        stages = lineage(tuple(self.leaves))
+        members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in stages}
+        return states_of(members, self.store, Slurm())
+
+    def state(self, stage: Stage) -> State:
+        return self.states()[stage.key]
+
+    def job(self, stage: Stage) -> str:
+        return Ledger(self.root).latest()[stage.key].job
+
+    def settled(self, timeout: float = 120) -> dict[str, State]:
+        """Wait until nothing runs or waits."""
+
+        def look() -> dict[str, State] | None:
+            states = self.states()
+            return None if any(state.what in ("pending", "running") for state in states.values()) else states
+
+        return wait_until(look, timeout, what="the end of the sweep")
+
+    def verify(self) -> None:
+        """Read every stored artifact; a damaged one raises."""
+        for stage in lineage(tuple(self.leaves)):
+            if self.store.has(stage):
+                Store(self.root, allow=ALLOW).path(stage)
+
+    def numbers(self) -> dict[str, str]:
+        """The results, as a table would show them."""
+        paths = {leaf.key: self.store.path(leaf) / "sub folder" / "number.txt" for leaf in self.leaves}
+        return {key: path.read_text() for key, path in paths.items()}
+
+    def undisturbed(self, root: Path) -> dict[str, str]:
+        """The results of a local run that nothing disturbed."""
+        local = Toys(root, self.leaves)
+        assert executor().run(local.plan, local.store).complete
+        return local.numbers()
