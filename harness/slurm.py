@@ -164,6 +164,11 @@ class Slurm:
         return {kind: one.gpus * one.nodes for kind, one in given.items()}
 
     @property
+    def rehearsing(self) -> bool:
+        """Whether only scripts are written."""
+        return self.dry_run
+
+    @property
     def grace_seconds(self) -> float:
         """How long a stage may go on after the warning: the rest is for the way back into the queue."""
         return self.warn_seconds * 2 / 3

@@ -84,9 +84,13 @@ class Ledger:
         """
         for path in sorted(self._folder.glob(f"{sweep}/*/{NAME}"), key=lambda path: path.parent.name):
             with reading(path):
-                for line in path.read_text("utf-8").splitlines():
-                    for data in json.loads(line):
-                        yield Entry(**{**data, "keys": tuple(data["keys"]), "excluded": tuple(data["excluded"])})
+                lines = path.read_text("utf-8").splitlines(keepends=True)
+            # A full disk may have cut the last line; what it told is found out by claims and manifests.
+            for line in (line for line in lines if line.endswith("\n")):
+                with reading(path):
+                    jobs = json.loads(line)
+                for data in jobs:
+                    yield Entry(**{**data, "keys": tuple(data["keys"]), "excluded": tuple(data["excluded"])})
 
     def sweeps(self) -> list[str]:
         """Return the sweeps that were submitted and not cancelled since; a rehearsal submits nothing."""

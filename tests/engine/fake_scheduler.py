@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from toys import ALLOW, Silent
 
 from harness.engine.plan import Plan
+from harness.engine.ranks import Processes
 from harness.engine.scheduler import Ended, Queued, Request
 from harness.engine.slurm import SlurmExecutor
 from harness.engine.stage import Stage
@@ -170,12 +171,19 @@ class FakeSite:
     def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
         return {"time": 5 * pack, "comment": "+".join(sorted({kind for line in lines for kind in line}))}
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], str]:
+    @property
+    def processes(self) -> Mapping[str, Processes]:
+        return {}
+
+    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
         return partial(prepared, len(lines))
 
+    def device(self, lines: Sequence[Sequence[str]]) -> str:
+        return "cpu"
 
-def prepared(lines: int) -> str:
-    return "cpu"
+
+def prepared(lines: int) -> None:
+    """What every job calls first."""
 
 
 def executor(scheduler: FakeScheduler, *, sweep: str = "toys-1", **settings: Any) -> SlurmExecutor:

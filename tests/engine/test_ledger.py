@@ -1,7 +1,5 @@
 """The ledger: which job was given which stages."""
 
-import json
-
 import pytest
 
 from harness.engine.ledger import NAME, Entry, Ledger
@@ -64,9 +62,18 @@ def test_ledger_of_an_empty_store_is_empty(ledger):
     assert ledger.sweeps() == []
 
 
+def test_line_that_a_full_disk_cut_is_left_out(ledger):
+    folder = ledger.open("one")
+    ledger.write(folder, [entry("1", "a")])
+    with (folder / NAME).open("a") as stream:
+        stream.write('[{"job": "2", "ke')
+
+    assert [one.job for one in ledger.entries()] == ["1"]
+
+
 def test_ledger_that_cannot_be_read_is_named(ledger):
     folder = ledger.open("one")
-    (folder / NAME).write_text(json.dumps([])[:1])
+    (folder / NAME).write_text("nonsense\n")
 
     with pytest.raises(StoreError, match=NAME):
         list(ledger.entries())

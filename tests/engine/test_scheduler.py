@@ -117,6 +117,12 @@ def test_history_is_that_of_the_jobs_asked_for(commands):
     assert "--jobs 1,2" in trace.read_text()
 
 
+def test_elements_that_never_began_are_told_one_by_one(commands):
+    commands("sacct", "echo '7_[0,2-3]|CANCELLED by 0|0:0|None assigned'")
+
+    assert set(Slurm().history(["7_0", "7_1", "7_2", "7_3"])) == {"7_0", "7_2", "7_3"}
+
+
 def test_site_without_accounting_remembers_nothing(commands):
     commands("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
 

@@ -62,7 +62,14 @@ def test_continuation_is_given_minutes_of_its_own():
 def test_first_call_of_a_job_can_be_pickled_without_torch():
     prepare = slurm().prepare([["finetune", "grade"]])
 
-    assert pickle.loads(pickle.dumps(prepare)).keywords == {"gpu": False}
+    assert pickle.loads(pickle.dumps(prepare)).args == (2,)
+
+
+def test_job_has_a_gpu_if_one_of_its_stages_does():
+    site = slurm("cluster.resources.generate.gpus=1")
+
+    assert site.device([["finetune", "generate"]]) == "cuda"
+    assert site.device([["finetune", "grade"]]) == "cpu"
 
 
 @pytest.mark.parametrize(

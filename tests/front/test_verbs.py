@@ -231,6 +231,7 @@ def test_dry_run_needs_no_torch_calls_no_sbatch_and_leaves_scripts(without_torch
     assert list((tmp_path / "store" / "jobs").glob(f"*/{scripts.rpartition('/')[2]}/[0-9]*.sh"))
     assert not list(tmp_path.glob("called-*"))
     assert not list(Ledger(tmp_path / "store").entries())
+    assert not list((tmp_path / "store" / "sweeps").iterdir())
 
 
 def test_single_cell_takes_slurm_too(without_torch):
