@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -262,7 +263,7 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 
 def _age(text: str) -> float:
     seconds = {"d": 86400, "h": 3600, "m": 60}
-    if not text[:-1].isdigit() or text[-1] not in seconds:
+    if not re.fullmatch("[0-9]+[dhm]", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no age; expected 30d, 12h or 45m")
     return int(text[:-1]) * seconds[text[-1]]
 
@@ -280,5 +281,12 @@ def _changes(texts: Sequence[str]) -> dict[str, object]:
         raise ConfigError(
             [f"`{text}`: a retry changes where stages run, not what they are; expected `cluster.x=y`" for text in wrong]
         )
-    pairs = (text.split("=", maxsplit=1) for text in texts)
-    return {name: yaml.safe_load(value) for name, value in pairs}
+    changes: dict[str, object] = {}
+    for name, value in (text.split("=", maxsplit=1) for text in texts):
+        try:
+            changes[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                [f"`{name}`: {value!r} is not valid YAML; expected a value as in a file of conf/"]
+            ) from None
+    return changes

@@ -40,6 +40,11 @@ class Cluster(Protocol):
         """Whether the executor returns only when nothing is left to run, so that there are results to return."""
         ...
 
+    @property
+    def rehearsing(self) -> bool:
+        """Whether nothing will run, so that nothing is to be remembered of the sweep."""
+        ...
+
     def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
         """Return what runs the plan of a sweep there."""
         ...
@@ -88,6 +93,11 @@ class Local:
     def wait(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def rehearsing(self) -> bool:
+        """Never."""
+        return False
 
     def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:  # noqa: ARG002
         """Return the local executor.

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.engine.collect import Garbage, remove, unneeded
 from harness.engine.costs import predicted
@@ -64,7 +64,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
     Raises:
         StoreError: there is no such sweep.
     """
-    record = root.read_sweep(sweep_named(root, name))
+    record = _recorded(root, name)
     states = states_of(members_of(record), root, scheduler or Slurm())
     counts: dict[str, Counter[str]] = {}
     for state in states.values():
@@ -110,7 +110,7 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: F
         ConfigError: a change is wrong.
         StagesFailed: a stage failed again, or is refused.
     """
-    record = root.read_sweep(sweep_named(root, name))
+    record = _recorded(root, name)
     place = place_of(record, changes)
     store = store_of(root, record)
     plan = plan_of(store, record)
@@ -164,15 +164,32 @@ def collect(root: Store, *, seconds: float, dry_run: bool, scheduler: Scheduler 
         scheduler: Slurm, unless a test stands in for it.
 
     Raises:
-        StoreError: the store cannot be written, or a sweep's record cannot be read.
+        StoreError: there is no such store, it cannot be written, or a sweep's record cannot be read.
     """
+    if not root.root.is_dir():
+        raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
     with submitting(root):
-        needed = {key for sweep in root.sweep_ids() for key in root.read_sweep(sweep).get("stages", {})}
+        needed = {key for sweep in root.sweep_ids() for key in _named(root.read_sweep(sweep))}
         needed |= claimed(root) | _queued(root, scheduler or Slurm())
         for garbage in list(unneeded(root, needed, seconds=seconds)):
             if not dry_run:
                 remove(root, garbage)
             yield garbage
+
+
+def _recorded(root: Store, name: str | None) -> dict[str, Any]:
+    record = root.read_sweep(sweep_named(root, name))
+    if not {"stages", "place"} <= record.keys():
+        raise StoreError(
+            f"The record of `{sweep_named(root, name)}` is of an earlier version and does not name its stages. "
+            "Run the command of the sweep again; what is stored stays."
+        )
+    return record
+
+
+def _named(record: Mapping[str, Any]) -> set[str]:
+    """Return the keys of a sweep; a record of an earlier version names those of its cells only."""
+    return {*record.get("stages", {}), *(key for cell in record["cells"] for key in cell["keys"].values() if key)}
 
 
 def _queued(root: Store, scheduler: Scheduler) -> set[str]:

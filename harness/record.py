@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, final
@@ -14,6 +15,7 @@ from harness.engine.plan import Plan
 from harness.engine.provenance import redacted
 from harness.engine.spec import build, describe
 from harness.engine.store import Store
+from harness.errors import ConfigError
 from harness.experiment import Cell
 from harness.tracking.tracker import TrackerSettings
 
@@ -97,14 +99,16 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Place:
     Raises:
         ConfigError: a name does not exist, or a value is wrong.
     """
-    data: dict[str, Any] = {key: value for key, value in record["place"].items() if not key.startswith("_")}
+    data: dict[str, Any] = {key: deepcopy(value) for key, value in record["place"].items() if not key.startswith("_")}
     for name, value in changes.items():
         *path, last = name.split(".")
         node = data
         for part in path:
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError([f"`{name}`: `{part}` is a single value and has no settings of its own"])
         node[last] = value
-    return build(Place, data)
+    return build(Place, data, allow=("harness.", *record.get("targets", ())))
 
 
 def _keys(cell: Cell) -> dict[str, str]:

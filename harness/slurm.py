@@ -135,8 +135,8 @@ class Slurm:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
-        if self.job_cap is not None and self.job_cap < 2:
-            found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 2, or null")
+        if self.job_cap is not None and self.job_cap < 3:
+            found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
         if not self.poll_seconds > 0:
             found.append(f"`poll_seconds`: {self.poll_seconds} is not positive; expected seconds")
         kinds = {item.name for item in fields(ByKind)}
@@ -162,6 +162,11 @@ class Slurm:
         """How many GPUs a stage is given, by kind."""
         given = {item.name: getattr(self.resources, item.name) for item in fields(ByKind)}
         return {kind: one.gpus * one.nodes for kind, one in given.items()}
+
+    @property
+    def rehearsing(self) -> bool:
+        """Whether only scripts are written."""
+        return self.dry_run
 
     @property
     def grace_seconds(self) -> float:

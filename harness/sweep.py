@@ -203,9 +203,10 @@ def _carry_out(
     if now.verb == "plan":
         return [None] * len(cells)
     _made_sure(plan, store)
-    # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is no sweep.
-    record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings)
-    Ledger(store.root).cancel(sweep, undo=True)
+    if not settings.cluster.rehearsing:
+        # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.
+        record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings)
+        Ledger(store.root).cancel(sweep, undo=True)
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
     outcome = executed(sweep, plan, store, place, now.front)
     now.front.finished(planned, outcome)

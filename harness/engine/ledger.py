@@ -24,7 +24,6 @@ class Entry:
         job: the scheduler's id.
         keys: the stages that it runs, in order.
         user: who submitted it.
-        packed: whether it holds several lines, so that its failure says nothing about each.
         submitted: when, UTC.
         folder: where its script and logs lie, relative to the store.
         shrink: by how much the micro-batch of a stage is divided, by key, after it ran out of memory.
@@ -34,7 +33,6 @@ class Entry:
     job: str
     keys: tuple[str, ...]
     user: str
-    packed: bool = False
     submitted: str = field(default_factory=now)
     folder: str = ""
     shrink: Mapping[str, int] = field(default_factory=dict)
@@ -86,14 +84,18 @@ class Ledger:
         """
         for path in sorted(self._folder.glob(f"{sweep}/*/{NAME}"), key=lambda path: path.parent.name):
             with reading(path):
-                for line in path.read_text("utf-8").splitlines():
-                    for data in json.loads(line):
-                        yield Entry(**{**data, "keys": tuple(data["keys"]), "excluded": tuple(data["excluded"])})
+                lines = path.read_text("utf-8").splitlines(keepends=True)
+            # A full disk may have cut the last line; what it told is found out by claims and manifests.
+            for line in (line for line in lines if line.endswith("\n")):
+                with reading(path):
+                    jobs = json.loads(line)
+                for data in jobs:
+                    yield Entry(**{**data, "keys": tuple(data["keys"]), "excluded": tuple(data["excluded"])})
 
     def sweeps(self) -> list[str]:
-        """Return the sweeps that were submitted and not cancelled since."""
-        folders = sorted(path for path in self._folder.glob("*") if path.is_dir())
-        return [path.name for path in folders if not (path / CANCELLED).exists()]
+        """Return the sweeps that were submitted and not cancelled since; a rehearsal submits nothing."""
+        names = sorted({path.parents[1].name for path in self._folder.glob(f"*/*/{NAME}")})
+        return [name for name in names if not self.cancelled(name)]
 
     def cancelled(self, sweep: str) -> bool:
         """Say whether somebody cancelled the sweep since it was last asked for."""

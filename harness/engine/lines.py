@@ -53,8 +53,9 @@ def batches_of(
 ) -> list[Batch]:
     """Arrange stages into batches, so that a batch needs stages of earlier ones only.
 
-    A stage joins the line of its parents if they are all in one line and have no other continuation: then nobody waits
-    longer because of it. Several children may join one parent if they are of one kind that fans out cheaply.
+    A stage joins the line of a parent that has no other continuation, if that line waits for everything else that the
+    stage needs: then nobody waits longer because of it. Several children may join one parent if they are of one kind
+    that fans out cheaply.
 
     Args:
         todo: the stages to run, parents before children.
@@ -84,23 +85,29 @@ def _lines(
     for stage in todo:
         for parent in stage.parents:
             children[parent.key].append(stage)
+    unstored = {stage.key for stage in todo} | set(elsewhere)
     place: dict[str, int] = {}
     lines: list[list[Stage]] = []
+    # What is there when a stage of a line begins: what the line waits for, and what it has run.
+    there: list[set[str]] = []
     for stage in todo:
-        homes = {place.get(parent.key) for parent in stage.parents if parent.key in place or parent.key in elsewhere}
-        home = homes.pop() if len(homes) == 1 else None
+        ancestors = {other.key for other in lineage(stage.parents)} & unstored
+        parents = [parent for parent in stage.parents if parent.key in place]
+        home = max((place[parent.key] for parent in parents), default=None)
         continuation = all(
             {child.name for child in children[parent.key]} == {stage.name}
             and (len(children[parent.key]) == 1 or stage.name in fans)
-            for parent in stage.parents
-            if parent.key in place
+            for parent in parents
+            if place[parent.key] == home
         )
-        if stage.name in joins and home is not None and continuation:
+        if stage.name in joins and home is not None and continuation and ancestors <= there[home]:
             place[stage.key] = home
             lines[home].append(stage)
+            there[home].add(stage.key)
         else:
             place[stage.key] = len(lines)
             lines.append([stage])
+            there.append(ancestors | {stage.key})
     return [tuple(line) for line in lines], place
 
 

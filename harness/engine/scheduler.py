@@ -125,7 +125,7 @@ class Slurm:
 
     def submit(self, request: Request) -> list[str]:
         """Call sbatch once."""
-        from submitit.core.utils import FailedSubmissionError
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         if shutil.which("sbatch") is None:
             raise SchedulerError(
@@ -134,7 +134,7 @@ class Slurm:
             )
         try:
             return _submitted(request)
-        except (FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise SchedulerError(f"sbatch refused `{request.name}`: {_words(error)}") from error
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:

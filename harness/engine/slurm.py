@@ -18,6 +18,7 @@ from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.scheduler import Scheduler
 from harness.engine.site import Site
+from harness.engine.stage import Stage, lineage
 from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
 from harness.engine.submission import Submission
@@ -87,7 +88,7 @@ class SlurmExecutor:
             told = {key: entry.job for key, entry in submission.jobs.items()}
             for stage in pending:
                 if stage.key in told:
-                    self._tell("submitted", stage.key, plan, len(cached), message=told[stage.key])
+                    self._tell("submitted", stage, plan, len(cached), message=told[stage.key])
             outcome = Outcome(
                 cached=cached,
                 submitted=told,
@@ -103,31 +104,39 @@ class SlurmExecutor:
 
     def _waited(self, plan: Plan, store: Store, outcome: Outcome) -> Outcome:
         """Look until nothing of the plan is pending or running."""
-        members = {
-            stage.key: Member(stage.name, [parent.key for parent in stage.parents])
-            for stage in plan.stages
-            if stage.key not in outcome.cached
-        }
+        cached = set(outcome.cached)
+        stages = {stage.key: stage for stage in plan.stages if stage.key not in cached}
+        members = {key: Member(stage.name, [parent.key for parent in stage.parents]) for key, stage in stages.items()}
         done: set[str] = set()
+        told: set[str] = set()
         while True:
             states = states_of(members, store, self.scheduler)
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
-                self._tell("executed", key, plan, len(outcome.cached) + len(done))
+                self._tell("executed", stages[key], plan, len(cached) + len(done))
+            for key in [key for key in _failures(states) if key not in told and key not in outcome.failed]:
+                told.add(key)
+                self._tell("failed", stages[key], plan, len(cached) + len(done), message=states[key].message)
             under_way = [key for key, state in states.items() if state.what in ("pending", "running")]
             if not [key for key in under_way if key not in outcome.failed and key not in outcome.blocked]:
                 break
             time.sleep(self.poll_seconds)
+        # Why a stage was refused says more than how it failed before.
+        failed = {**_failures(states), **outcome.failed}
         return replace(
             outcome,
             executed=tuple(key for key in members if key in done),
             submitted={},
-            failed={**outcome.failed, **_failures(states)},
-            blocked={**outcome.blocked, **{key: "" for key, state in states.items() if state.what == "blocked"}},
+            failed=failed,
+            blocked={
+                key: next(other.key for other in lineage((stages[key],)) if other.key in failed)
+                for key, state in states.items()
+                if state.what == "blocked"
+            }
+            | dict(outcome.blocked),
         )
 
-    def _tell(self, what: What, key: str, plan: Plan, done: int, message: str = "") -> None:
-        stage = next(stage for stage in plan.stages if stage.key == key)
+    def _tell(self, what: What, stage: Stage, plan: Plan, done: int, message: str = "") -> None:
         self.on_event(Event(what=what, stage=stage, done=done, total=len(plan.stages), message=message))
 
 

@@ -102,8 +102,11 @@ def states_of(members: Mapping[str, Member], store: Store, scheduler: Scheduler)
     ledger = Ledger(store.root).latest() if len(stored) < len(members) else {}
     entries = {key: ledger[key] for key in members if key in ledger and key not in stored}
     queue = _queue(entries, scheduler)
-    gone = {entry.job for entry in entries.values() if queue is not None and entry.job not in queue}
-    look = _Look(store, entries, queue, _history(gone, scheduler), stored)
+    gone = {key: entry.job for key, entry in entries.items() if queue is not None and entry.job not in queue}
+    # A job that ended between the two looks has left its artifacts since the first.
+    stored |= _stored({key: members[key] for key in gone}, store)
+    history = _history({job for key, job in gone.items() if key not in stored}, scheduler)
+    look = _Look(store, entries, queue, history, stored)
     states: dict[str, State] = {}
     for key, member in members.items():
         if key in stored:
@@ -162,13 +165,13 @@ class _Look:
     def state(self, key: str, member: Member, before: Mapping[str, State]) -> State:
         entry = self._entries.get(key)
         queued = self._queue.get(entry.job) if entry and self._queue is not None else None
-        if failure := self._failure(key, member, entry):
-            return failure
-        if queued and entry:
-            return self._queued(key, member, entry, queued)
         if entry is None and key in self._claimed:
             return State(kind=member.kind, what="running")
-        return self._blocked(member, entry, before) or self._unheard(member, entry)
+        if failure := self._failure(key, member, entry, queued):
+            return failure
+        if blocked := self._blocked(member, entry, before):
+            return blocked
+        return self._queued(key, member, entry, queued) if queued and entry else self._unheard(member, entry)
 
     def _blocked(self, member: Member, entry: Entry | None, before: Mapping[str, State]) -> State | None:
         # A record names the parents of all its stages, but an old one may lie outside of this sweep.
@@ -185,13 +188,15 @@ class _Look:
             return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
         return self._gone(member, entry)
 
-    def _failure(self, key: str, member: Member, entry: Entry | None) -> State | None:
+    def _failure(self, key: str, member: Member, entry: Entry | None, queued: Queued | None) -> State | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
         attempts = self._store.attempts(key) if key in self._tried else []
         if not attempts or attempts[-1]["outcome"] != "failed":
             return None
         last = attempts[-1]
-        if entry and last.get("job", "") != entry.job and last["started"] < entry.submitted:
+        job = last.get("job", "")
+        # An attempt outside of any job counts if it came after the job, and the job does not go on.
+        if entry and job != entry.job and (job or queued or last["started"] < entry.submitted):
             return None
         cause = cause_of(last)
         log = self._store.work(key) / "log.txt"

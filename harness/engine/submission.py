@@ -1,7 +1,7 @@
 """One submission: the pending stages of a plan become calls of sbatch, parents before children."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from harness.engine.retry import Advice, advice_on
 from harness.engine.scheduler import Queued, Request, Scheduler, user
 from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
-from harness.engine.states import Member, states_of
+from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
 from harness.engine.worker import Job
 from harness.errors import Interrupted
@@ -69,13 +69,19 @@ class Submission:
         before = ledger.latest()
         queue = self.scheduler.queue({entry.user for entry in before.values()} | {user()})
         pending = self.plan.pending(self.store)
+        members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in pending}
+        states = states_of(members, self.store, self.scheduler)
+        # A stage that failed, or is blocked, may belong to a job that goes on with others.
         self.jobs = {
-            stage.key: before[stage.key]
-            for stage in pending
-            if stage.key in before and (queued := queue.get(before[stage.key].job)) and queued.alive
+            key: before[key]
+            for key, state in states.items()
+            if key in before
+            and (queued := queue.get(before[key].job))
+            and queued.alive
+            and state.what in ("running", "pending")
         }
         todo = [stage for stage in pending if stage.key not in self.jobs]
-        advice = self._advice(todo, before)
+        advice = self._advice(todo, states, before)
         todo = [stage for stage in todo if stage.key not in self.refused and stage.key not in self.blocked]
         cap = self.site.job_cap
         batches = batches_of(
@@ -84,8 +90,8 @@ class Submission:
             joins=self.site.joins,
             fans=self.site.fans,
             pack=self.site.pack,
-            # One place in the queue is kept for the continuation.
-            limit=min(self.site.array_limit, cap - 1) if cap else self.site.array_limit,
+            # Two places in the queue are kept: for the continuation that submits this, and for the next.
+            limit=min(self.site.array_limit, cap - 2) if cap else self.site.array_limit,
         )
         if batches:
             self._submit_all(batches, advice, queue, ledger)
@@ -97,7 +103,8 @@ class Submission:
         queue: Mapping[str, Queued],
         ledger: Ledger,
     ) -> None:
-        room = None if self.site.job_cap is None else self.site.job_cap - len(queue)
+        # The site counts the jobs of each user.
+        room = None if self.site.job_cap is None else self.site.job_cap - len(self.scheduler.queue({user()}))
         numbers: list[str] = []
         for place, batch in enumerate(batches):
             if ledger.cancelled(self.sweep):
@@ -113,13 +120,13 @@ class Submission:
             numbers.append(_number(entries[0].job))
 
     def _submit(self, batch: Batch, advice: Mapping[str, Advice]) -> list[Entry]:
-        parents = [self.jobs[key] for key in batch.needs]
         lines = [[stage.name for stage in line] for task in batch.tasks for line in task]
         shrink = {stage.key: advice[stage.key].shrink for stage in batch.stages if advice[stage.key].shrink > 1}
         exclude = sorted({node for stage in batch.stages for node in advice[stage.key].exclude})
         parameters = self.site.parameters(lines, len(batch.tasks[0]))
         if exclude:
             parameters["exclude"] = ",".join(exclude)
+        after_ok, after_any = self._edges(batch.needs)
         request = Request(
             name=f"{batch.kind} {self.sweep}",
             folder=self.folder,
@@ -141,9 +148,8 @@ class Submission:
                 )
                 for task in batch.tasks
             ],
-            # The failure of a job with several lines says nothing about each: the child looks at its own parents.
-            after_ok=sorted({entry.job for entry in parents if not entry.packed}),
-            after_any=sorted({entry.job for entry in parents if entry.packed}),
+            after_ok=after_ok,
+            after_any=after_any,
             parameters=parameters,
             requeues=self.site.requeues,
             python=self.site.python,
@@ -155,7 +161,6 @@ class Submission:
                 job=job,
                 keys=tuple(stage.key for line in task for stage in line),
                 user=user(),
-                packed=len(task) > 1,
                 folder=str(self.folder.relative_to(self.store.root)),
                 shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
                 excluded=tuple(exclude),
@@ -164,6 +169,17 @@ class Submission:
         ]
         self.jobs |= {key: entry for entry in entries for key in entry.keys}
         return entries
+
+    def _edges(self, needs: Collection[str]) -> tuple[list[str], list[str]]:
+        """Return the jobs that have to succeed, and those that have to end.
+
+        A job may also run what is not needed. Its failure then says nothing, and the child looks at its own parents.
+        """
+        needed = {other.key for other in lineage(tuple(stage for stage in self.plan.stages if stage.key in needs))}
+        jobs = {entry.job: needed.issuperset(entry.keys) for entry in (self.jobs[key] for key in needs)}
+        return sorted(job for job, all_needed in jobs.items() if all_needed), sorted(
+            job for job, all_needed in jobs.items() if not all_needed
+        )
 
     def _leave(self, batches: Sequence[Batch], numbers: Sequence[str]) -> list[Entry]:
         """Leave the rest to a job that starts when half of what is in the queue has ended."""
@@ -187,13 +203,15 @@ class Submission:
         if not self.scheduler.rehearsing:
             ledger.write(self.folder, entries)
 
-    def _advice(self, todo: Sequence[Stage], before: Mapping[str, Entry]) -> dict[str, Advice]:
+    def _advice(
+        self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, Entry]
+    ) -> dict[str, Advice]:
         """Find out how to submit stages that were tried before; note those that should not be."""
-        members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in todo}
-        states = states_of(members, self.store, self.scheduler)
         advice = {
-            key: advice_on(state, key, self.store, before.get(key), on_oom=self.site.on_oom)
-            for key, state in states.items()
+            stage.key: advice_on(
+                states[stage.key], stage.key, self.store, before.get(stage.key), on_oom=self.site.on_oom
+            )
+            for stage in todo
         }
         for stage in todo:
             if advice[stage.key].refuse:

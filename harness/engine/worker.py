@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,7 +84,9 @@ class Job:
         )
         if refusal := self._refusal():
             for line in self.lines:
-                record(store.stage(line[0]), desk, Stopwatch(), {"outcome": "failed", **refusal})
+                # The rest of the line is blocked by the first that is left.
+                for stage in islice((stage for stage in map(store.stage, line) if not store.has(stage)), 1):
+                    record(stage, desk, Stopwatch(), {"outcome": "failed", **refusal})
             raise JobFailed(refusal["message"])
         last_call = LastCall(signal.getsignal(signal.SIGUSR2), self.grace_seconds)
         signal.signal(signal.SIGUSR2, last_call.heard)

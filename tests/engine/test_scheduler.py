@@ -1,0 +1,178 @@
+"""The scheduler: what the commands of Slurm are asked, and a rehearsal that asks none of them."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from fake_scheduler import FakeScheduler, FakeSite, submit
+from toys import ALLOW, Add, Mix, Number, Silent, chain
+
+from harness.engine.ledger import Ledger
+from harness.engine.plan import Plan
+from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
+from harness.engine.slurm import SlurmExecutor
+from harness.engine.store import Store
+from harness.errors import SchedulerError
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Commands that stand in for Slurm's, first on PATH; each notes its arguments."""
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def command(name: str, script: str) -> Path:
+        path, trace = folder / name, folder / f"{name}.trace"
+        path.write_text(f'#!/bin/sh\necho "$@" >> "{trace}"\n{script}\n')
+        path.chmod(0o755)
+        return trace
+
+    return command
+
+
+def rehearsed(store, leaves, **settings):
+    executor = SlurmExecutor(site=FakeSite(**settings), scheduler=Rehearsal(), sweep="toys-1", tracker=Silent())
+    return executor.run(Plan.of(leaves), store)
+
+
+def scripts(outcome):
+    return [path.read_text() for path in sorted(outcome.scripts.glob("[0-9]*.sh"))]
+
+
+def test_fakes_and_slurm_are_schedulers():
+    schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), Rehearsal()]
+
+    assert [one.rehearsing for one in schedulers] == [False, False, True]
+
+
+def test_rehearsal_writes_scripts_with_edges_and_calls_nothing(store, root, commands):
+    traces = [commands(name, "echo Submitted batch job 77") for name in ("sbatch", "srun", "squeue", "sacct")]
+    adds = [Add(parent=Number(value=0.0), amount=amount) for amount in (1, 2)]
+
+    outcome = rehearsed(store, [Mix(left=adds[0], right=adds[1])])
+
+    assert not [trace for trace in traces if trace.exists()]
+    assert set(outcome.submitted.values()) == {"1", "2_0", "2_1", "3"}
+    number, array, mix = scripts(outcome)
+    assert "--dependency" not in number
+    assert "#SBATCH --dependency=afterok:1\n" in array
+    assert "#SBATCH --array=0-1" in array
+    assert "#SBATCH --dependency=afterok:2_0:2_1\n" in mix
+    for script in (array, mix):
+        assert "#SBATCH --kill-on-invalid-dep=yes" in script
+        assert "#SBATCH --requeue" in script
+    assert re.search(r"#SBATCH --job-name=.?add toys-1", array)
+
+
+def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
+    outcome = rehearsed(store, [chain(2)])
+
+    assert not list(Ledger(root).entries())
+    assert not Ledger(root).sweeps()
+    assert outcome.scripts.name.startswith("dry-run-")
+    scheduler = FakeScheduler()
+    assert len(submit(store, scheduler, [chain(2)]).submitted) == 2
+
+
+def test_edge_to_a_packed_job_is_of_the_weaker_kind(store):
+    numbers = [Number(value=value) for value in (0.0, 1.0)]
+
+    outcome = rehearsed(store, [Add(parent=numbers[0], amount=1), numbers[1]], pack={"number": 2})
+
+    assert "#SBATCH --dependency=afterany:1\n" in scripts(outcome)[-1]
+
+
+def test_rehearsal_gives_path_back(store, monkeypatch):
+    monkeypatch.setenv("PATH", "/bin")
+
+    rehearsed(store, [chain(1)])
+
+    assert os.environ["PATH"] == "/bin"
+
+
+def test_queue_is_asked_once_for_all_users(commands):
+    trace = commands("squeue", "printf '1|PENDING|Dependency|\\n2_0|RUNNING|None|n1\\n'")
+
+    queue = Slurm().queue({"me", "you"})
+
+    assert queue == {"1": Queued("PENDING", "Dependency", ""), "2_0": Queued("RUNNING", "None", "n1")}
+    (line,) = trace.read_text().splitlines()
+    assert "--array" in line
+    assert "--user me,you" in line
+
+
+def test_history_is_that_of_the_jobs_asked_for(commands):
+    text = "1|COMPLETED|0:0|n1\\n2_0|CANCELLED by 1000|0:15|n2\\n2_1|FAILED|137:0|n2\\n3|TIMEOUT|0:0|n3"
+    trace = commands("sacct", f"printf '{text}\\n'")
+
+    found = Slurm().history(["1", "2_0", "2_1"])
+
+    assert found == {
+        "1": Ended("COMPLETED", 0, 0, "n1"),
+        "2_0": Ended("CANCELLED", 0, 15, "n2"),
+        "2_1": Ended("FAILED", 137, 0, "n2"),
+    }
+    assert "--jobs 1,2" in trace.read_text()
+
+
+def test_elements_that_never_began_are_told_one_by_one(commands):
+    commands("sacct", "echo '7_[0,2-3]|CANCELLED by 0|0:0|None assigned'")
+
+    assert set(Slurm().history(["7_0", "7_1", "7_2", "7_3"])) == {"7_0", "7_2", "7_3"}
+
+
+def test_site_without_accounting_remembers_nothing(commands):
+    commands("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+
+    assert Slurm().history(["1"]) is None
+
+
+def test_nothing_is_asked_about_no_jobs(commands):
+    traces = [commands(name, "") for name in ("sacct", "scancel")]
+
+    Slurm().history([])
+    Slurm().cancel([])
+
+    assert not [trace for trace in traces if trace.exists()]
+
+
+def test_queue_that_fails_says_so_in_slurms_words(commands):
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+
+    with pytest.raises(SchedulerError, match=r"`squeue` does not answer.*Unable to contact slurm controller"):
+        Slurm().queue({"me"})
+
+
+def test_queue_that_hangs_is_given_up(commands, monkeypatch):
+    monkeypatch.setattr("harness.engine.scheduler.ASKING_SECONDS", 0.2)
+    commands("squeue", "exec sleep 20")
+
+    with pytest.raises(SchedulerError, match="does not answer"):
+        Slurm().queue({"me"})
+
+
+def test_refusal_of_sbatch_is_told_in_its_words(tmp_path, commands):
+    commands("sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+    commands("srun", "")
+
+    with pytest.raises(SchedulerError, match="invalid partition specified: gpu"):
+        Slurm().submit(Request(name="add toys", folder=tmp_path / "jobs", jobs=[print]))
+
+
+def test_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(SchedulerError, match=r"no `sbatch` on this machine.*dry_run"):
+        Slurm().submit(Request(name="add toys", folder=tmp_path, jobs=[print]))
+    with pytest.raises(SchedulerError, match="no `squeue` on this machine"):
+        Slurm().queue({"me"})
+
+
+def test_store_with_spaces_reaches_the_script_quoted(store, root):
+    outcome = rehearsed(Store(root, allow=ALLOW), [chain(1)])
+
+    (script,) = scripts(outcome)
+    assert " " in str(outcome.scripts)
+    assert re.search(r"#SBATCH --output=['\"]?.*a store with spaces", script)

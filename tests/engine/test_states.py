@@ -1,0 +1,287 @@
+"""States: what became of each stage, and why. The store's word first, Slurm's for the rest."""
+
+import os
+import time
+
+import pytest
+from fake_scheduler import FakeScheduler, submit
+from toys import ALLOW, Add, Mix, Number, chain, run
+
+from harness.engine.claim import LEASE_SECONDS
+from harness.engine.ledger import Entry, Ledger
+from harness.engine.plan import Plan
+from harness.engine.states import Cause, Member, cause_of, members_of, states_of
+from harness.engine.store import Store
+
+FAILED = {
+    "outcome": "failed",
+    "cause": "DataError",
+    "message": "3 rows",
+    "started": "2999",
+    "seconds": 1.0,
+    "host": "h",
+}
+
+
+@pytest.fixture
+def scheduler() -> FakeScheduler:
+    return FakeScheduler()
+
+
+def look(store, scheduler, *leaves):
+    members = {stage.key: Member(stage.name, [p.key for p in stage.parents]) for stage in Plan.of(leaves).stages}
+    return states_of(members, Store(store.root, allow=ALLOW), scheduler)
+
+
+def submitted(store, scheduler, leaf, **settings):
+    return submit(store, scheduler, [leaf], **settings).submitted[leaf.key]
+
+
+def claim(store, key, *, age=0.0):
+    store.prepare()
+    path = store.claims / key
+    path.touch()
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_sweep_that_was_never_submitted_is_pending_and_slurm_is_not_asked(store, scheduler):
+    leaf = chain(2)
+
+    states = look(store, scheduler, leaf)
+
+    assert {state.what for state in states.values()} == {"pending"}
+    assert states[leaf.key].message == "not submitted yet"
+    assert scheduler.asked in ([], ["history"])
+
+
+def test_stored_stage_is_stored_whatever_slurm_says(store, root, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    run(root, [leaf])
+    scheduler.end(job, "FAILED", exit_code=1)
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "stored"
+
+
+def test_waiting_job_is_pending_with_its_reason(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+
+    state = look(store, scheduler, leaf)[leaf.key]
+
+    assert (state.what, state.message, state.job) == ("pending", "pending, Priority", job)
+
+
+def test_running_job_runs_the_first_stage_of_its_line_and_those_that_are_claimed(store, scheduler):
+    number = Number(value=0.0)
+    leaf = Add(parent=Add(parent=number, amount=1), amount=2)
+    job = submitted(store, scheduler, leaf, joins=("add",))
+    scheduler.jobs[job].state, scheduler.jobs[job].reason = "RUNNING", "None"
+
+    states = look(store, scheduler, leaf)
+
+    assert [states[key].what for key in (number.key, leaf.parent.key, leaf.key)] == ["running", "pending", "pending"]
+    claim(store, leaf.key)
+    assert look(store, scheduler, leaf)[leaf.key].what == "running"
+
+
+def test_stage_that_a_local_process_works_on_is_running_even_if_it_failed_before(store, scheduler):
+    leaf = chain(1)
+    claim(store, leaf.key)
+    store.record_attempt(leaf.key, {**FAILED, "started": "2020"})
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "running"
+
+
+def test_claim_that_nobody_touches_is_no_run(store, scheduler):
+    leaf = chain(1)
+    claim(store, leaf.key, age=2 * LEASE_SECONDS)
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "pending"
+
+
+@pytest.mark.parametrize(
+    ("slurm", "cause"),
+    [
+        (("OUT_OF_MEMORY", 0, 125), Cause.HOST_MEMORY),
+        (("TIMEOUT", 0, 0), Cause.TIME_LIMIT),
+        (("DEADLINE", 0, 0), Cause.TIME_LIMIT),
+        (("NODE_FAIL", 0, 0), Cause.NODE_FAILURE),
+        (("BOOT_FAIL", 0, 0), Cause.NODE_FAILURE),
+        (("PREEMPTED", 0, 0), Cause.PREEMPTION),
+        (("CANCELLED", 0, 15), Cause.CANCELLED),
+        (("COMPLETED", 0, 0), Cause.NO_MANIFEST),
+        (("FAILED", 1, 0), Cause.CODE_ERROR),
+        (("FAILED", 137, 0), Cause.KILLED),
+        (("FAILED", 0, 9), Cause.KILLED),
+    ],
+)
+def test_job_that_ended_without_a_word_has_the_cause_that_slurm_tells(store, scheduler, slurm, cause):
+    state, code, signal = slurm
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    scheduler.end(job, state, exit_code=code, signal=signal, nodes="n3")
+
+    found = look(store, scheduler, leaf)[leaf.key]
+
+    assert (found.what, found.cause, found.job, found.node) == ("failed", cause, job, "n3")
+    assert found.message
+    assert found.log.endswith(f"{job}_0_log.err")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "cause"),
+    [
+        ({"cause": "OutOfMemoryError", "traceback": "..."}, Cause.GPU_MEMORY),
+        ({"cause": "MemoryError", "traceback": "..."}, Cause.HOST_MEMORY),
+        ({"cause": "RuntimeError", "traceback": "..."}, Cause.CODE_ERROR),
+        ({"cause": "missing parent"}, Cause.MISSING_PARENT),
+        ({"cause": "requeue limit"}, Cause.REQUEUES),
+        ({"cause": "code drift"}, Cause.DRIFT),
+        ({"cause": "killed"}, Cause.KILLED),
+        ({"cause": "DataError"}, "DataError"),
+    ],
+)
+def test_cause_of_an_attempt_is_that_of_its_record(attempt, cause):
+    assert cause_of(attempt) == cause
+
+
+def test_word_of_the_stage_wins_over_slurms(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    store.record_attempt(leaf.key, {**FAILED, "job": job, "node": "n2"})
+    scheduler.end(job, "CANCELLED")
+
+    found = look(store, scheduler, leaf)[leaf.key]
+
+    assert (found.what, found.cause, found.message, found.node) == ("failed", "DataError", "3 rows", "n2")
+
+
+@pytest.mark.parametrize("started", ["2020", "2999"])
+def test_attempt_of_a_job_that_was_replaced_does_not_count(store, scheduler, started):
+    leaf = chain(1)
+    first = submitted(store, scheduler, leaf)
+    scheduler.end(first, "FAILED", exit_code=1)
+    second = submitted(store, scheduler, leaf)
+    store.record_attempt(leaf.key, {**FAILED, "job": first, "started": started})
+
+    found = look(store, scheduler, leaf)[leaf.key]
+
+    assert (found.what, found.job) == ("pending", second)
+
+
+def test_failure_of_a_run_by_hand_counts_when_the_job_is_gone(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    store.record_attempt(leaf.key, FAILED)
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "pending"
+    scheduler.end(job, "TIMEOUT")
+    assert look(store, scheduler, leaf)[leaf.key].cause == "DataError"
+
+
+def test_interrupted_attempt_leaves_the_word_to_slurm(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    store.record_attempt(leaf.key, {**FAILED, "outcome": "interrupted", "job": job})
+    scheduler.end(job, "TIMEOUT")
+
+    assert look(store, scheduler, leaf)[leaf.key].cause == Cause.TIME_LIMIT
+
+
+def test_job_that_nobody_remembers_is_lost_and_blocks_what_needs_it(store, scheduler):
+    number = Number(value=0.0)
+    leaf = Add(parent=number, amount=1)
+    submitted(store, scheduler, leaf)
+    scheduler.jobs.clear()
+
+    states = look(store, scheduler, leaf)
+
+    assert (states[number.key].what, states[leaf.key].what) == ("lost", "blocked")
+    assert f"needs number `{number.key}`, which is lost" in states[leaf.key].message
+
+
+def test_without_accounting_a_job_without_a_word_is_lost(store, scheduler):
+    leaf = chain(1)
+    scheduler.accounting = False
+    scheduler.end(submitted(store, scheduler, leaf), "OUT_OF_MEMORY")
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "lost"
+
+
+def test_without_squeue_the_manifests_and_attempts_are_told(store, root, scheduler):
+    number = Number(value=0.0)
+    bad, good = Add(parent=number, amount=1), Add(parent=number, amount=2)
+    submit(store, scheduler, [bad, good])
+    run(root, [number])
+    store.record_attempt(bad.key, {**FAILED, "job": scheduler_job(store, bad)})
+    scheduler.down = True
+
+    states = look(store, scheduler, bad, good)
+
+    assert [states[stage.key].what for stage in (number, bad, good)] == ["stored", "failed", "pending"]
+    assert states[good.key].message == "Slurm does not answer"
+
+
+def scheduler_job(store, stage):
+    return Ledger(store.root).latest()[stage.key].job
+
+
+def test_descendants_of_a_failed_stage_are_blocked_though_their_jobs_still_wait(store, scheduler):
+    number = Number(value=0.0)
+    child = Add(parent=number, amount=1)
+    leaf = Add(parent=child, amount=2)
+    submit(store, scheduler, [leaf])
+    store.record_attempt(number.key, {**FAILED, "job": "1"})
+
+    states = look(store, scheduler, leaf)
+
+    assert [states[key].what for key in (number.key, child.key, leaf.key)] == ["failed", "blocked", "blocked"]
+
+
+def test_job_whose_dependency_never_comes_is_blocked(store, scheduler):
+    leaf = chain(1)
+    scheduler.jobs[submitted(store, scheduler, leaf)].reason = "DependencyNeverSatisfied"
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "blocked"
+
+
+def test_unrelated_stage_is_not_blocked(store, scheduler):
+    one, other = Number(value=0.0), Number(value=1.0)
+    store.prepare()
+    store.record_attempt(one.key, FAILED)
+
+    states = look(store, scheduler, Mix(left=one, right=one), other)
+
+    assert states[other.key].what == "pending"
+
+
+def test_job_that_ends_during_the_look_is_stored(store, root, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+
+    class Ending(FakeScheduler):
+        def queue(self, users):
+            run(root, [leaf])
+            scheduler.end(job, "COMPLETED")
+            return scheduler.queue(users)
+
+    assert look(store, Ending(), leaf)[leaf.key].what == "stored"
+
+
+def test_ten_thousand_stages_ask_the_scheduler_twice(store, scheduler):
+    members = {f"{number:016x}": Member("finetune", []) for number in range(10_000)}
+    folder = Ledger(store.root).open("big")
+    entries = [Entry(job=f"1_{number}", keys=(key,), user="me") for number, key in enumerate(members)]
+    Ledger(store.root).write(folder, entries)
+
+    states = states_of(members, store, scheduler)
+
+    assert {state.what for state in states.values()} == {"lost"}
+    assert scheduler.asked == ["queue", "history"]
+
+
+def test_members_of_a_record_keep_its_order():
+    record = {"stages": {"b": {"kind": "number", "parents": []}, "a": {"kind": "add", "parents": ["b"]}}}
+
+    assert list(members_of(record).items()) == [("b", Member("number", [])), ("a", Member("add", ["b"]))]

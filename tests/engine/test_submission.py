@@ -1,0 +1,374 @@
+"""Submissions: what Slurm is given, in which order and with which edges, and what a second submission adds."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fake_scheduler import FakeScheduler, executor, submit
+from toys import ALLOW, Add, Mix, Number, chain, runs
+
+from harness.engine.ledger import Ledger
+from harness.engine.plan import Plan
+from harness.engine.provenance import source_digest
+from harness.engine.store import Store
+from harness.errors import Interrupted, SchedulerError, StoreError
+
+TRACE = {"outcome": "failed", "cause": "RuntimeError", "traceback": "boom", "started": "2020", "seconds": 1.0}
+
+
+@pytest.fixture
+def scheduler() -> FakeScheduler:
+    return FakeScheduler()
+
+
+def fan(amounts, *, start=0.0):
+    number = Number(value=start)
+    return number, [Add(parent=number, amount=amount) for amount in amounts]
+
+
+def edges(scheduler):
+    return [(list(request.after_ok), list(request.after_any)) for request in scheduler.requests]
+
+
+def keys(scheduler):
+    return [[key for line in job.lines for key in line] for request in scheduler.requests for job in request.jobs]
+
+
+def stored(store, stages):
+    return all(store.has(stage) for stage in stages)
+
+
+def test_graph_is_submitted_with_edges_and_runs_to_the_end(store, scheduler):
+    number, adds = fan([1, 2])
+    leaf = Mix(left=adds[0], right=adds[1])
+
+    outcome = submit(store, scheduler, [leaf])
+    scheduler.work_off()
+
+    assert edges(scheduler) == [([], []), (["1"], []), (["2_0", "2_1"], [])]
+    assert outcome.submitted == {number.key: "1", adds[0].key: "2_0", adds[1].key: "2_1", leaf.key: "3"}
+    assert (outcome.calls, outcome.deferred, outcome.complete) == (3, True, True)
+    assert stored(store, [number, *adds, leaf])
+
+
+def test_job_of_a_failed_parent_ends_without_a_run_and_unrelated_ones_go_on(store, root, scheduler):
+    number, (bad, good) = fan([1, 2])
+    child = Add(parent=bad, amount=3)
+    submit(store, scheduler, [child, good])
+    (root / "trouble-1.0").write_text("bug")
+
+    scheduler.work_off()
+
+    assert stored(store, [number, good])
+    assert runs(root)["add:3"] == 0
+    assert {name: ended.state for name, ended in scheduler.ended.items()}["3"] == "CANCELLED"
+
+
+def test_line_is_one_job_that_runs_its_stages_in_order(store, scheduler):
+    leaf = chain(3)
+
+    submit(store, scheduler, [leaf], joins=("add",))
+    scheduler.work_off()
+
+    assert len(scheduler.requests) == 1
+    assert store.has(leaf)
+
+
+def test_job_that_runs_more_than_is_needed_only_has_to_end(store, scheduler):
+    numbers = [Number(value=value) for value in (0.0, 1.0)]
+    adds = [Add(parent=number, amount=5) for number in numbers]
+
+    submit(store, scheduler, adds, pack={"number": 2})
+
+    assert edges(scheduler) == [([], []), ([], ["1"]), ([], ["1"])]
+
+
+def test_packed_job_that_is_needed_as_a_whole_has_to_succeed(store, scheduler):
+    numbers = [Number(value=value) for value in (0.0, 1.0)]
+
+    submit(store, scheduler, [Mix(left=numbers[0], right=numbers[1])], pack={"number": 2})
+
+    assert edges(scheduler)[-1] == (["1"], [])
+
+
+def test_child_of_a_line_that_goes_on_only_waits_for_its_end(store, scheduler):
+    number = Number(value=0.0)
+    first = Add(parent=number, amount=1)
+    submit(store, scheduler, [first], joins=("add",))
+
+    submit(store, scheduler, [Add(parent=number, amount=2)], sweep="toys-2", joins=("add",))
+
+    assert edges(scheduler) == [([], []), ([], ["1"])]
+
+
+def test_second_sweep_depends_on_the_jobs_of_the_first(store, root, scheduler):
+    number, (first, second) = fan([1, 2])
+    submit(store, scheduler, [first])
+
+    outcome = submit(store, scheduler, [first, second], sweep="toys-2")
+    scheduler.work_off()
+
+    assert keys(scheduler) == [[number.key], [first.key], [second.key]]
+    assert edges(scheduler)[-1] == (["1"], [])
+    assert outcome.submitted == {number.key: "1", first.key: "2", second.key: "3"}
+    assert set(runs(root).values()) == {1}
+
+
+def test_same_sweep_submitted_again_submits_nothing(store, scheduler):
+    submit(store, scheduler, [chain(3)])
+
+    outcome = submit(store, scheduler, [chain(3)])
+
+    assert (len(scheduler.requests), outcome.calls, len(outcome.submitted)) == (3, 0, 3)
+
+
+def test_stored_plan_asks_nobody(store, scheduler):
+    leaf = chain(1)
+    submit(store, scheduler, [leaf])
+    scheduler.work_off()
+    scheduler.asked.clear()
+
+    outcome = submit(store, scheduler, [leaf])
+
+    assert outcome.cached == (leaf.key,)
+    assert not scheduler.asked
+
+
+@pytest.mark.parametrize("never", [False, True])
+def test_stages_of_dead_jobs_are_submitted_again(store, scheduler, never):
+    leaf = chain(2)
+    submit(store, scheduler, [leaf])
+    if never:
+        for job in scheduler.jobs.values():
+            job.reason = "DependencyNeverSatisfied"
+    else:
+        scheduler.jobs.clear()
+
+    outcome = submit(store, scheduler, [leaf])
+
+    assert set(outcome.submitted.values()) == {"3", "4"}
+    assert edges(scheduler)[-1] == (["3"], [])
+
+
+def test_failed_stage_of_a_job_that_goes_on_is_submitted_again_with_what_it_blocked(store, root, scheduler):
+    number = Number(value=0.0)
+    bad, good = Add(parent=number, amount=1), Add(parent=number, amount=2)
+    child = Mix(left=bad, right=bad)
+    leaves = [child, good]
+    settings = {"joins": ("mix",), "pack": {"add": 2}}
+    submit(store, scheduler, leaves, **settings)
+    (root / "trouble-1.0").write_text("bug")
+    packed = scheduler.jobs["2"]
+    scheduler.work_off()
+    scheduler.jobs["2"] = packed
+    packed.state = "RUNNING"
+    (store.folder(good) / "manifest.json").unlink()
+
+    outcome = submit(store, scheduler, leaves, **settings)
+
+    assert outcome.submitted == {bad.key: "3", child.key: "3", good.key: "2"}
+
+
+def test_cap_leaves_the_rest_to_a_continuation_that_submits_it(store, root, scheduler):
+    _, adds = fan(range(1, 8))
+
+    outcome = submit(store, scheduler, adds, job_cap=4)
+
+    assert len(scheduler.jobs) <= 4
+    assert outcome.left == 8 - len(outcome.submitted)
+    assert scheduler.requests[-1].name == "submit toys-1"
+    scheduler.before_submit = lambda request: _within_cap(scheduler, request, 4)
+    scheduler.work_off()
+    assert stored(store, adds)
+    assert set(runs(root).values()) == {1}
+
+
+@pytest.mark.parametrize("cap", [3, 4, 6])
+def test_smallest_caps_make_progress(store, scheduler, cap):
+    _, adds = fan(range(1, 12))
+    scheduler.before_submit = lambda request: _within_cap(scheduler, request, cap)
+
+    submit(store, scheduler, adds, job_cap=cap)
+    scheduler.work_off()
+
+    assert stored(store, adds)
+    assert len(scheduler.requests) < 40
+
+
+def _within_cap(scheduler, request, cap):
+    assert len(scheduler.jobs) + len(request.jobs) <= cap
+    assert len(scheduler.requests) < 100, "no progress"
+
+
+def test_jobs_of_others_do_not_fill_the_cap(store, scheduler, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "somebody")
+    submit(store, scheduler, [Number(value=float(value)) for value in range(5)], sweep="theirs")
+    monkeypatch.setenv("LOGNAME", "me")
+
+    outcome = submit(store, scheduler, [Number(value=-1.0)], job_cap=3)
+
+    assert outcome.left == 0
+
+
+def test_continuation_survives_a_pickle_and_submits_the_rest(store, scheduler):
+    _, adds = fan(range(1, 6))
+    submit(store, scheduler, adds, job_cap=3)
+    continuation = pickle.dumps(scheduler.requests[-1].jobs[0])
+    calls = len(scheduler.requests)
+    scheduler.jobs.clear()
+
+    pickle.loads(continuation)()
+
+    assert len(scheduler.requests) > calls
+
+
+def test_continuation_of_a_cancelled_sweep_submits_nothing(store, root, scheduler):
+    _, adds = fan(range(1, 6))
+    submit(store, scheduler, adds, job_cap=3)
+    calls = len(scheduler.requests)
+    Ledger(root).cancel("toys-1")
+    scheduler.jobs.clear()
+
+    scheduler.requests[-1].jobs[0]()
+
+    assert len(scheduler.requests) == calls
+
+
+def test_cancel_during_a_submission_stops_it_and_what_was_submitted_is_known(store, root, scheduler):
+    scheduler.before_submit = lambda _: Ledger(root).cancel("toys-1")
+
+    with pytest.raises(Interrupted, match="1 calls of sbatch"):
+        submit(store, scheduler, [chain(3)])
+
+    assert [entry.job for entry in Ledger(root).entries("toys-1")] == ["1"]
+
+
+def test_refusal_of_the_scheduler_keeps_what_was_submitted_before(store, root, scheduler):
+    scheduler.before_submit = lambda _: setattr(scheduler, "down", len(scheduler.requests) == 1)
+    with pytest.raises(SchedulerError):
+        submit(store, scheduler, [chain(3)])
+    scheduler.down = False
+    scheduler.before_submit = lambda _: None
+
+    submit(store, scheduler, [chain(3)])
+    scheduler.work_off()
+
+    assert [len(request.jobs) for request in scheduler.requests] == [1, 1, 1]
+    assert store.has(chain(3))
+
+
+def test_node_that_died_is_excluded_from_then_on(store, root, scheduler):
+    leaf = chain(1)
+    for node in ("n1", "n2"):
+        (job,) = submit(store, scheduler, [leaf]).submitted.values()
+        scheduler.end(job, "NODE_FAIL", nodes=node)
+
+    submit(store, scheduler, [leaf])
+
+    assert [request.parameters.get("exclude") for request in scheduler.requests] == [None, "n1", "n1,n2"]
+    assert Ledger(root).latest()[leaf.key].excluded == ("n1", "n2")
+
+
+def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, scheduler):
+    leaf = chain(1)
+    for on_oom in ("fail", "shrink", "shrink"):
+        (job,) = submit(store, scheduler, [leaf], on_oom=on_oom).submitted.values()
+        scheduler.end(job, "OUT_OF_MEMORY")
+
+    submit(store, scheduler, [leaf], on_oom="shrink")
+
+    assert [dict(request.jobs[0].shrink) for request in scheduler.requests] == [
+        {},
+        {leaf.key: 2},
+        {leaf.key: 4},
+        {leaf.key: 8},
+    ]
+    assert Ledger(root).latest()[leaf.key].shrink == {leaf.key: 8}
+
+
+def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root, scheduler, monkeypatch):
+    _, (bad, good) = fan([1, 2])
+    child = Add(parent=bad, amount=3)
+    store.prepare()
+    (root / "trouble-1.0").write_text("bug")
+    for _ in range(3):
+        submit(store, scheduler, [child, good])
+        scheduler.work_off()
+
+    refused = submit(store, scheduler, [child, good])
+
+    assert set(refused.failed) == {bad.key}
+    assert "3 times with the same traceback" in refused.failed[bad.key].message
+    assert refused.blocked == {child.key: bad.key}
+    assert not refused.complete
+    monkeypatch.setattr("harness.engine.retry.source_digest", lambda: "other code")
+    assert set(submit(store, scheduler, [child, good]).submitted) == {bad.key, child.key}
+
+
+def test_two_same_tracebacks_and_another_are_not_refused(store, scheduler):
+    leaf = chain(1)
+    store.prepare()
+    for trace in ("boom", "boom", "bang"):
+        store.record_attempt(leaf.key, {**TRACE, "traceback": trace})
+
+    assert submit(store, scheduler, [leaf]).complete
+
+
+def test_waiting_executor_returns_what_was_executed_failed_and_blocked(store, root, scheduler, monkeypatch):
+    number, (bad, good) = fan([1, 2])
+    child = Add(parent=bad, amount=3)
+    grandchild = Add(parent=child, amount=4)
+    store.prepare()
+    (root / "trouble-1.0").write_text("bug")
+    monkeypatch.setattr("harness.engine.slurm.time.sleep", lambda _: scheduler.work_off())
+    told = []
+
+    outcome = submit(store, scheduler, [grandchild, good], wait=True, on_event=lambda event: told.append(event.what))
+
+    assert set(outcome.executed) == {number.key, good.key}
+    assert outcome.failed[bad.key].cause == "code error"
+    assert outcome.blocked == {child.key: bad.key, grandchild.key: bad.key}
+    assert not outcome.submitted
+    assert told == ["submitted"] * 5 + ["executed"] * 2 + ["failed"]
+
+
+def test_waiting_executor_tells_why_a_stage_was_refused(store, scheduler):
+    leaf = chain(1)
+    store.prepare()
+    for _ in range(3):
+        store.record_attempt(leaf.key, {**TRACE, "code": source_digest()})
+
+    outcome = submit(store, scheduler, [leaf], wait=True)
+
+    assert outcome.failed[leaf.key].cause == "same error"
+
+
+def test_store_with_a_percent_sign_in_its_path_is_refused(tmp_path, scheduler):
+    with pytest.raises(StoreError, match="%"):
+        submit(Store(tmp_path / "100%", allow=ALLOW), scheduler, [chain(1)])
+
+
+def test_two_submissions_at_once_never_submit_a_stage_twice(store, scheduler, monkeypatch):
+    monkeypatch.setattr("harness.engine.slurm.TURN_SECONDS", 0.01)
+    _, adds = fan(range(1, 5))
+    plan = Plan.of([*adds, Mix(left=adds[0], right=adds[1])])
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(executor(scheduler, sweep=f"toys-{number}").run, plan, Store(store.root, allow=ALLOW))
+            for number in range(4)
+        ]
+        outcomes = [one.result() for one in asked]
+
+    submitted = [key for job in keys(scheduler) for key in job]
+    assert sorted(submitted) == sorted(stage.key for stage in plan.stages)
+    assert len({tuple(sorted(outcome.submitted.items())) for outcome in outcomes}) == 1
+
+
+def test_queue_that_does_not_answer_submits_nothing(store, scheduler):
+    scheduler.down = True
+
+    with pytest.raises(SchedulerError):
+        submit(store, scheduler, [chain(2)])
+
+    assert not scheduler.requests

@@ -1,0 +1,293 @@
+"""What can be done about a sweep that was asked for: status, logs, retry, cancel, gc."""
+
+import json
+import os
+import time
+
+import pytest
+from fake_scheduler import FakeScheduler
+from recorded import Recorded, record
+
+from harness.control import cancel, collect, logs, retry, status
+from harness.engine.claim import Claims
+from harness.engine.ledger import Ledger
+from harness.engine.provenance import source_digest
+from harness.errors import ConfigError, SchedulerError, StagesFailed, StoreError
+from harness.record import place_of
+from harness.sweep import Silent, executed
+
+FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "traceback": "boom", "seconds": 1.0}
+
+
+@pytest.fixture
+def scheduler(monkeypatch) -> FakeScheduler:
+    fake = FakeScheduler()
+    monkeypatch.setattr("harness.slurm.Scheduler", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Recorded:
+    return record(tmp_path / "store", "cluster=slurm")
+
+
+def submit(sweep: Recorded):
+    place = place_of(sweep.store.read_sweep(sweep.sweep), {})
+    return executed(sweep.sweep, sweep.plan, sweep.store, place, Silent())
+
+
+def aged(root, days=60):
+    for path in [*root.rglob("*")]:
+        os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_status_counts_every_kind_and_everything_that_can_become_of_it(sweep, scheduler):
+    submit(sweep)
+    sweep.finish(*sweep.stages("base"), *sweep.stages("poison"))
+    (align,) = sweep.stages("align")
+    sweep.store.record_attempt(
+        align.key, {**FAILED, "job": Ledger(sweep.store.root).latest()[align.key].job, "started": "2999"}
+    )
+
+    found = status(sweep.store, None, scheduler)
+
+    assert (found.sweep, found.cancelled) == (sweep.sweep, False)
+    assert {kind: {what: n for what, n in counts.items() if n} for kind, counts in found.counts.items()} == {
+        "base": {"stored": 1},
+        "align": {"failed": 1},
+        "poison": {"stored": 1},
+        "finetune": {"blocked": 1},
+        "generate": {"blocked": len(sweep.stages("generate"))},
+        "grade": {"blocked": len(sweep.stages("grade"))},
+    }
+    assert found.over
+
+
+def test_status_of_a_local_sweep_asks_no_scheduler(tmp_path, scheduler):
+    sweep = record(tmp_path / "store")
+    sweep.finish(*sweep.stages("base"))
+    scheduler.down = True
+
+    found = status(sweep.store, sweep.sweep, scheduler)
+
+    assert found.counts["base"]["stored"] == 1
+    assert found.counts["align"]["pending"] == 1
+
+
+def test_status_of_a_stored_sweep_is_over(tmp_path, scheduler):
+    sweep = record(tmp_path / "store")
+    sweep.finish(*sweep.plan.stages)
+
+    found = status(sweep.store, None, scheduler)
+
+    assert found.over
+    assert found.seconds_left is None
+    assert "queue" not in scheduler.asked
+
+
+def test_time_left_is_that_of_stored_stages_of_the_same_kind_over_those_that_run(tmp_path, scheduler):
+    sweep = record(tmp_path / "store", "cluster=slurm")
+    *done, left, last = sweep.plan.stages
+    sweep.finish(*done)
+    assert (left.name, last.name) == ("generate", "grade")
+    submit(sweep)
+    assert status(sweep.store, None, scheduler).seconds_left is None
+
+    for job in scheduler.jobs.values():
+        job.state = "RUNNING"
+
+    assert status(sweep.store, None, scheduler).seconds_left == pytest.approx(4.0)
+
+
+def test_logs_are_those_of_the_house_and_of_the_job(sweep, scheduler):
+    submit(sweep)
+    (align,) = sweep.stages("align")
+    entry = Ledger(sweep.store.root).latest()[align.key]
+    with pytest.raises(StoreError, match="no attempt of it has begun"):
+        list(logs(sweep.store, align.key))
+    sweep.store.work(align.key).mkdir()
+    (sweep.store.work(align.key) / "log.txt").write_text("ours")
+    entry.log(sweep.store.root, "err").write_text("theirs")
+    entry.log(sweep.store.root, "out").write_text("")
+
+    found = list(logs(sweep.store, align.key[:8]))
+
+    assert [text for _, text in found] == ["ours", "theirs"]
+
+
+def test_retry_submits_what_is_not_stored_with_the_changes(sweep, scheduler):
+    submit(sweep)
+    (base,) = sweep.stages("base")
+    sweep.finish(base)
+    scheduler.end(Ledger(sweep.store.root).latest()[base.key].job, "COMPLETED")
+    for name in list(scheduler.jobs):
+        scheduler.end(name, "OUT_OF_MEMORY")
+    before = len(scheduler.requests)
+
+    aside = retry(sweep.store, None, {"cluster.on_oom": "shrink", "cluster.partition": "big"}, Silent())
+
+    requests = scheduler.requests[before:]
+    assert aside == []
+    assert all(request.parameters["partition"] == "big" for request in requests)
+    submitted = {key for request in requests for job in request.jobs for line in job.lines for key in line}
+    assert submitted == {stage.key for stage in sweep.plan.stages} - {base.key}
+    assert all(set(job.shrink.values()) <= {2} for request in requests for job in request.jobs)
+
+
+def test_retry_of_a_cancelled_sweep_takes_it_up_again(sweep, scheduler):
+    submit(sweep)
+    cancel(sweep.store, sweep.sweep, scheduler)
+
+    retry(sweep.store, sweep.sweep, {}, Silent())
+
+    assert not Ledger(sweep.store.root).cancelled(sweep.sweep)
+    assert scheduler.jobs
+
+
+def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
+    base, align, poison = (sweep.stages(kind)[0] for kind in ("base", "align", "poison"))
+    sweep.finish(base, align, poison)
+    (sweep.store.folder(align) / "file").write_text("altered")
+    (finetune,) = sweep.stages("finetune")
+    sweep.store.record_attempt(finetune.key, {"outcome": "failed", "cause": "DamagedArtifact", "started": "2020"})
+
+    (aside,) = retry(sweep.store, None, {}, Silent())
+
+    assert aside.name.startswith(align.key)
+    assert not sweep.store.has(align)
+    assert sweep.store.has(base)
+    assert align.key in Ledger(sweep.store.root).latest()
+
+
+def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
+    base = sweep.stages("base")[0]
+    sweep.finish(base)
+    (sweep.store.folder(base) / "file").write_text("altered")
+
+    assert retry(sweep.store, None, {}, Silent()) == []
+
+
+def test_retry_with_a_wrong_change_does_nothing(sweep, scheduler):
+    with pytest.raises(ConfigError, match=r"`cluster\.partitio`"):
+        retry(sweep.store, None, {"cluster.partitio": "x"}, Silent())
+
+    assert not scheduler.requests
+
+
+def test_retry_of_a_stage_that_is_refused_fails(sweep, scheduler):
+    (base,) = sweep.stages("base")
+    for _ in range(3):
+        sweep.store.record_attempt(base.key, {**FAILED, "code": source_digest(), "started": "2020"})
+
+    with pytest.raises(StagesFailed):
+        retry(sweep.store, None, {}, Silent())
+
+
+def test_cancel_ends_the_jobs_of_a_sweep_and_marks_it(sweep, scheduler):
+    submit(sweep)
+    jobs = set(scheduler.jobs)
+
+    found = cancel(sweep.store, sweep.sweep, scheduler)
+
+    assert set(found.ended) == jobs == set(scheduler.cancelled)
+    assert found.spared == []
+    assert status(sweep.store, None, scheduler).cancelled
+
+
+def test_cancel_spares_jobs_that_another_submitted_sweep_needs(sweep, scheduler):
+    submit(sweep)
+    other = record(sweep.store.root, "cluster=slurm", "attack_ratio=p00")
+    submit(other)
+    latest = Ledger(sweep.store.root).latest()
+    shared = {latest[stage.key].job for kind in ("base", "align") for stage in sweep.stages(kind)}
+
+    found = cancel(sweep.store, sweep.sweep, scheduler)
+
+    assert shared <= set(found.spared)
+    assert set(found.ended) >= {latest[stage.key].job for stage in sweep.stages("finetune")}
+    assert set(scheduler.jobs) >= shared
+
+
+@pytest.mark.parametrize("how", ["cancelled", "rehearsed"])
+def test_cancel_spares_nothing_for_a_sweep_that_asks_for_nothing(sweep, scheduler, how):
+    submit(sweep)
+    other = record(sweep.store.root, "cluster=slurm", "attack_ratio=p00")
+    if how == "cancelled":
+        submit(other)
+        cancel(other.store, other.sweep, scheduler)
+    else:
+        Ledger(sweep.store.root).open(other.sweep, rehearsing=True)
+
+    assert cancel(sweep.store, sweep.sweep, scheduler).spared == []
+
+
+def test_cancel_says_when_slurm_does_not_answer(sweep, scheduler):
+    submit(sweep)
+    scheduler.down = True
+
+    with pytest.raises(SchedulerError):
+        cancel(sweep.store, sweep.sweep, scheduler)
+
+
+def test_gc_removes_what_no_sweep_names_and_only_that(tmp_path, scheduler):
+    kept = record(tmp_path / "store", "attack_ratio=p00")
+    gone = record(tmp_path / "store", "attack_ratio=p20")
+    kept.finish(*kept.plan.stages)
+    only = [stage for stage in gone.plan.stages if stage not in kept.plan.stages]
+    gone.finish(*only)
+    (gone.store.root / "sweeps" / f"{gone.sweep}.json").unlink()
+    aged(kept.store.root)
+
+    would = list(collect(kept.store, seconds=86400, dry_run=True, scheduler=scheduler))
+    assert all(kept.store.has(stage) for stage in gone.plan.stages)
+    done = list(collect(kept.store, seconds=86400, dry_run=False, scheduler=scheduler))
+
+    assert would == done
+    assert {garbage.path.name for garbage in done if garbage.what == "artifact"} == {stage.key for stage in only}
+    assert all(kept.store.has(stage) for stage in kept.plan.stages)
+
+
+def test_gc_never_removes_what_is_queued_or_claimed(sweep, scheduler):
+    submit(sweep)
+    base, poison, align = (sweep.stages(kind)[0] for kind in ("base", "poison", "align"))
+    scheduler.jobs = {
+        name: job for name, job in scheduler.jobs.items() if name == Ledger(sweep.store.root).latest()[base.key].job
+    }
+    for stage in (base, poison, align):
+        sweep.store.work(stage.key).mkdir()
+    (sweep.store.root / "sweeps" / f"{sweep.sweep}.json").unlink()
+    aged(sweep.store.root)
+    claim = Claims(sweep.store.claims).take(poison.key)
+    assert claim is not None
+
+    with claim:
+        found = list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler))
+
+    assert [garbage.path for garbage in found] == [sweep.store.work(align.key)]
+
+
+def test_gc_keeps_everything_that_was_submitted_while_slurm_does_not_answer(sweep, scheduler):
+    submit(sweep)
+    (base,) = sweep.stages("base")
+    sweep.store.work(base.key).mkdir()
+    (sweep.store.root / "sweeps" / f"{sweep.sweep}.json").unlink()
+    aged(sweep.store.root)
+    scheduler.down = True
+
+    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler))
+
+
+def test_record_of_an_earlier_version_protects_its_artifacts_and_asks_for_a_new_run(sweep, scheduler):
+    sweep.finish(*sweep.plan.stages)
+    path = sweep.store.root / "sweeps" / f"{sweep.sweep}.json"
+    old = json.loads(path.read_text())
+    for name in ("stages", "place", "predicted", "targets"):
+        del old[name]
+    path.write_text(json.dumps(old))
+    aged(sweep.store.root)
+
+    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler))
+    with pytest.raises(StoreError, match="Run the command of the sweep again"):
+        status(sweep.store, None, scheduler)
+    with pytest.raises(StoreError, match="Run the command of the sweep again"):
+        retry(sweep.store, None, {}, Silent())

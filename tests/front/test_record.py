@@ -1,0 +1,76 @@
+"""The record of a sweep: the place where it ran can be rebuilt from it, with changes."""
+
+import copy
+
+import pytest
+from recorded import record
+
+from harness.cluster import Local
+from harness.errors import ConfigError
+from harness.record import place_of, plan_of, store_of
+from harness.slurm import Slurm
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    sweep = record(tmp_path / "store", "cluster=slurm", "cluster.partition=long", "cluster.setup=[module load x]")
+    return sweep.store.read_sweep(sweep.sweep)
+
+
+def test_place_of_a_record_is_the_one_that_was_recorded(slurm):
+    place = place_of(slurm, {})
+
+    assert isinstance(place.cluster, Slurm)
+    assert (place.cluster.partition, place.cluster.setup) == ("long", ("module load x",))
+    assert place.cluster.resources.align.minutes == 60
+    assert place.tracker.name == "jsonl"
+
+
+def test_place_of_a_local_sweep_is_local(tmp_path):
+    sweep = record(tmp_path / "store", "cluster.workers=3")
+
+    assert place_of(sweep.store.read_sweep(sweep.sweep), {}).cluster == Local(workers=3)
+
+
+def test_changes_are_laid_over_the_place_and_the_record_stays_as_it_is(slurm):
+    before = copy.deepcopy(slurm)
+
+    place = place_of(
+        slurm,
+        {"cluster.on_oom": "shrink", "cluster.resources.finetune.minutes": 5, "cluster.sbatch": ["exclusive"]},
+    )
+
+    assert isinstance(place.cluster, Slurm)
+    assert (place.cluster.on_oom, place.cluster.sbatch) == ("shrink", ("exclusive",))
+    assert place.cluster.resources.finetune.minutes == 5
+    assert place.cluster.resources.align.minutes == 60
+    assert slurm == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("cluster.on_oom", "explode", "`cluster.on_oom`"),
+        ("cluster.requeus", 1, "`cluster.requeus`: unknown setting"),
+        ("cluster.requeues", "many", "`cluster.requeues`"),
+        ("cluster.resources.tune.minutes", 1, "tune"),
+        ("cluster.resources.finetune.minutes", 0, "`cluster.resources.finetune.minutes`"),
+        ("cluster.partition.name", "x", "`cluster.partition.name`: `partition` is a single value"),
+        ("cluster.sbatch.first", "x", "`cluster.sbatch.first`"),
+    ],
+)
+def test_wrong_change_is_named(slurm, name, value, words):
+    with pytest.raises(ConfigError) as caught:
+        place_of(slurm, {name: value})
+
+    assert words in str(caught.value)
+
+
+def test_plan_of_a_record_is_the_one_that_was_planned(tmp_path):
+    sweep = record(tmp_path / "store", "defense=sft,booster", "attack_ratio=p00,p20")
+    found = sweep.store.read_sweep(sweep.sweep)
+
+    plan = plan_of(store_of(sweep.store, found), found)
+
+    assert {stage.key for stage in plan.stages} == {stage.key for stage in sweep.plan.stages}
+    assert {leaf.key for leaf in plan.leaves} == {leaf.key for leaf in sweep.plan.leaves}

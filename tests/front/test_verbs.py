@@ -1,0 +1,251 @@
+"""The verbs: messages and exit codes, in this process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from fake_scheduler import FakeScheduler
+from recorded import record
+
+from harness.cli import main
+from harness.engine.ledger import Ledger
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        code = left.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def scheduler(monkeypatch) -> FakeScheduler:
+    fake = FakeScheduler()
+    monkeypatch.setattr("harness.slurm.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.control.Slurm", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return record(tmp_path / "store", "cluster=slurm")
+
+
+def at(sweep) -> str:
+    return f"--store={sweep.store.root}"
+
+
+@pytest.mark.parametrize("verb", ["status", "retry", "cancel"])
+def test_unknown_sweep_is_refused_and_the_latest_are_named(run, sweep, verb):
+    code, _, error = run(verb, at(sweep), "nothing")
+
+    assert code == 2
+    assert "There is no sweep `nothing`" in error
+    assert sweep.sweep in error
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("retry",), ("cancel", "x"), ("logs", "abc"), ("gc",)])
+def test_store_that_does_not_exist_is_told_and_not_made(run, tmp_path, arguments):
+    verb, *rest = arguments
+
+    code, _, error = run(verb, f"--store={tmp_path / 'nowhere'}", *rest)
+
+    assert code == 2
+    assert "nowhere" in error
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("age", ["", "d", "30", "3w", "-1d", "1.5h", "²d"])
+def test_age_that_is_none_is_refused(run, sweep, age):
+    code, _, error = run("gc", at(sweep), f"--older-than={age}")
+
+    assert code == 2
+    assert "is no age; expected 30d, 12h or 45m" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("defense=booster", "a retry changes where stages run"),
+        ("cluster.on_oom", "expected `cluster.x=y`"),
+        ("cluster.nothing=1", "`cluster.nothing`: unknown setting"),
+        ("cluster.requeues=many", "`cluster.requeues`"),
+        ("cluster.setup=[a", "is not valid YAML"),
+    ],
+)
+def test_wrong_change_is_refused(run, sweep, scheduler, change, words):
+    code, _, error = run("retry", at(sweep), sweep.sweep, change)
+
+    assert code == 2
+    assert words in error
+    assert not scheduler.requests
+
+
+def test_logs_of_an_unknown_key_are_refused(run, sweep):
+    code, _, error = run("logs", at(sweep), "zzzz")
+
+    assert (code, "No key begins with `zzzz`" in error) == (2, True)
+
+
+def test_logs_of_a_key_that_never_ran_are_refused(run, sweep):
+    code, _, error = run("logs", at(sweep), sweep.plan.stages[0].key)
+
+    assert (code, "no attempt of it has begun" in error) == (2, True)
+
+
+def test_logs_of_a_key_name_their_files(run, sweep):
+    stage = sweep.plan.stages[0]
+    sweep.store.work(stage.key).mkdir()
+    (sweep.store.work(stage.key) / "log.txt").write_text("what was logged\n")
+
+    code, out, _ = run("logs", at(sweep), stage.key)
+
+    assert (code, out) == (0, f"==> {sweep.store.work(stage.key) / 'log.txt'}\nwhat was logged\n")
+
+
+def test_retry_submits_the_latest_sweep_with_a_change_alone(run, sweep, scheduler):
+    code, out, _ = run("retry", at(sweep), "cluster.partition=big")
+
+    assert code == 0
+    assert "calls of sbatch" in out
+    assert f"follow it with: harness status {sweep.sweep}" in out
+    assert scheduler.requests[0].parameters["partition"] == "big"
+
+
+def test_status_as_json_holds_every_stage(run, sweep, scheduler):
+    run("retry", at(sweep))
+
+    code, out, _ = run("status", at(sweep), "--json")
+
+    found = json.loads(out)
+    assert code == 0
+    assert found["sweep"] == sweep.sweep
+    assert found["stages"].keys() == {stage.key for stage in sweep.plan.stages}
+    assert {state["what"] for state in found["stages"].values()} == {"pending"}
+    assert found["counts"]["base"]["pending"] == 1
+
+
+def test_status_names_cause_node_and_log_of_a_failed_stage(run, sweep, scheduler):
+    run("retry", at(sweep))
+    base = sweep.stages("base")[0]
+    job = Ledger(sweep.store.root).latest()[base.key].job
+    scheduler.end(job, "NODE_FAIL", nodes="n7")
+
+    code, out, _ = run("status", at(sweep))
+
+    assert code == 0
+    assert f"base {base.key} failed: node failure (job {job}, n7)" in out
+    assert f"{job}_0_log.err" in out.replace("\n", "")
+
+
+def test_status_when_slurm_does_not_answer_is_that_of_the_store(run, sweep, scheduler):
+    run("retry", at(sweep))
+    scheduler.down = True
+
+    code, out, _ = run("status", at(sweep), "--json")
+
+    assert code == 0
+    assert {state["message"] for state in json.loads(out)["stages"].values()} == {"Slurm does not answer"}
+
+
+def test_cancel_says_how_many_jobs_ended(run, sweep, scheduler):
+    run("retry", at(sweep))
+    jobs = len(scheduler.jobs)
+
+    code, out, _ = run("cancel", at(sweep), sweep.sweep)
+
+    assert (code, out) == (0, f"{sweep.sweep}: {jobs} jobs ended, 0 left to other sweeps that need them\n")
+
+
+def test_cancel_wants_a_name(run, sweep):
+    assert run("cancel", at(sweep))[0] == 2
+
+
+def test_gc_says_what_would_go_and_then_what_went(run, sweep, scheduler):
+    folder = sweep.store.root / "work" / ("f" * 16)
+    folder.mkdir()
+    os.utime(folder, (time.time() - 60 * 86400,) * 2)
+
+    assert run("gc", at(sweep), "--dry-run")[1].startswith(f"would remove work {folder}")
+    assert folder.exists()
+    code, out, _ = run("gc", at(sweep))
+
+    assert (code, out.splitlines()[-1]) == (0, "1 folder, 0 bytes gone")
+    assert not folder.exists()
+
+
+BLOCKED = ("torch", "transformers", "peft", "pandas", "wandb", "plotly", "matplotlib", "scipy")
+
+
+@pytest.fixture
+def without_torch(tmp_path):
+    """Run the command where the heavy packages cannot be imported, and `sbatch` leaves a trace if it is called."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(f"import sys\nfor name in {BLOCKED!r}:\n    sys.modules[name] = None\n")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scancel"):
+        (commands / name).write_text(f'#!/bin/sh\ntouch "{tmp_path}/called-$(basename $0)"\n')
+        (commands / name).chmod(0o755)
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith("HARNESS_")}
+        path = os.pathsep.join([str(site), *filter(None, sys.path)])
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *arguments],
+            cwd=tmp_path,
+            env=inherited | {"PYTHONPATH": path, "PATH": f"{commands}:{inherited['PATH']}", "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_plan_needs_no_torch(without_torch):
+    done = without_torch("plan", "-m", "defense=sft,booster", "cluster=slurm")
+
+    assert done.returncode == 0, done.stderr
+    assert "no prediction" in done.stdout
+
+
+def test_dry_run_needs_no_torch_calls_no_sbatch_and_leaves_scripts(without_torch, tmp_path):
+    done = without_torch("-m", "defense=sft,booster", "cluster=slurm", "cluster.dry_run=true")
+
+    assert done.returncode == 0, done.stderr
+    assert "dry run, nothing is submitted" in done.stdout
+    scripts = done.stdout.partition("scripts: ")[2].splitlines()[0]
+    assert list((tmp_path / "store" / "jobs").glob(f"*/{scripts.rpartition('/')[2]}/[0-9]*.sh"))
+    assert not list(tmp_path.glob("called-*"))
+    assert not list(Ledger(tmp_path / "store").entries())
+    assert not list((tmp_path / "store" / "sweeps").iterdir())
+
+
+def test_single_cell_takes_slurm_too(without_torch):
+    done = without_torch("cluster=slurm", "cluster.dry_run=true")
+
+    assert done.returncode == 0, done.stderr
+    assert "dry run, nothing is submitted" in done.stdout
+
+
+def test_refusal_of_sbatch_is_told_without_a_traceback(without_torch, tmp_path):
+    (tmp_path / "commands" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid account' >&2\nexit 1\n")
+
+    done = without_torch("cluster=slurm")
+
+    assert done.returncode == 2
+    assert "invalid account" in done.stderr
+    assert "Traceback" not in done.stderr
