@@ -21,6 +21,8 @@ from harness.errors import SchedulerError
 ASKING_SECONDS = 20.0
 """How long a question to Slurm may take; an accounting database under load answers late or never."""
 NEVER = "DependencyNeverSatisfied"
+UNDER_WAY = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED"}
+"""States that the accounting may still tell of a job whose end it has not heard of."""
 
 
 class Queued(NamedTuple):
@@ -92,8 +94,8 @@ class Scheduler(Protocol):
         """
         ...
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
-        """Return what is remembered of jobs that have ended; empty where there is no accounting."""
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
+        """Return what is remembered of jobs that have ended; None where there is no accounting."""
         ...
 
     def cancel(self, jobs: Collection[str]) -> None:
@@ -144,23 +146,22 @@ class Slurm:
         rows = (line.split("|") for line in text.splitlines() if line.strip())
         return {name.strip(): Queued(state, reason, nodes.strip()) for name, state, reason, nodes in rows}
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
-        """Call sacct once; a site without accounting, or one that is down, remembers nothing."""
-        if not jobs:
-            return {}
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
+        """Call sacct once."""
         numbers = sorted({job.partition("_")[0] for job in jobs})
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format"]
         try:
             text = _asked([*command, "JobID,State,ExitCode,NodeList", "--jobs", ",".join(numbers)])
         except SchedulerError:
-            return {}
+            return None
         found: dict[str, Ended] = {}
         for line in text.splitlines():
             name, state, code, nodes = line.split("|")[:4]
             number, _, signal = code.partition(":")
             # `CANCELLED by 1000` carries who did it.
             ended = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes)
-            found |= dict.fromkeys(_elements(name), ended)
+            if ended.state not in UNDER_WAY:
+                found |= dict.fromkeys(_elements(name), ended)
         return {name: found[name] for name in jobs if name in found}
 
     def cancel(self, jobs: Collection[str]) -> None:
@@ -199,7 +200,7 @@ class Rehearsal:
         del users
         return {}
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         """Nothing has ended."""
         del jobs
         return {}
@@ -228,7 +229,8 @@ def _submitted(request: Request) -> list[str]:
     import submitit
 
     # A fresh executor for each call: submitit waits between two calls of one.
-    submitting = submitit.SlurmExecutor(request.folder, max_num_timeout=request.requeues, python=request.python)
+    # One time-out more than the job allows itself: then it is the job that gives up, and says why.
+    submitting = submitit.SlurmExecutor(request.folder, max_num_timeout=request.requeues + 1, python=request.python)
     edges = [
         f"{kind}:{':'.join(ids)}"
         for kind, ids in (("afterok", request.after_ok), ("afterany", request.after_any))

@@ -51,6 +51,7 @@ _OF_SLURM = {
 _OF_ERRORS = {"OutOfMemoryError": Cause.GPU_MEMORY, "MemoryError": Cause.HOST_MEMORY}
 _KILL = 9
 _TAIL = 4000
+_LAG_SECONDS = 1.0
 
 
 class Member(NamedTuple):
@@ -95,7 +96,7 @@ def states_of(members: Mapping[str, Member], store: Store, scheduler: Scheduler)
     Args:
         members: the stages, parents before children.
         store: where manifests, attempts and the ledger lie.
-        scheduler: is asked twice at most, whatever the number of stages.
+        scheduler: is asked three times at most, whatever the number of stages.
     """
     stored = _stored(members, store)
     ledger = Ledger(store.root).latest() if len(stored) < len(members) else {}
@@ -104,7 +105,7 @@ def states_of(members: Mapping[str, Member], store: Store, scheduler: Scheduler)
     gone = {key: entry.job for key, entry in entries.items() if queue is not None and entry.job not in queue}
     # A job that ended between the two looks has left its artifacts since the first.
     stored |= _stored({key: members[key] for key in gone}, store)
-    history = scheduler.history({job for key, job in gone.items() if key not in stored})
+    history = _history({job for key, job in gone.items() if key not in stored}, scheduler)
     look = _Look(store, entries, queue, history, stored)
     states: dict[str, State] = {}
     for key, member in members.items():
@@ -131,6 +132,15 @@ def _queue(entries: Mapping[str, Entry], scheduler: Scheduler) -> dict[str, Queu
         return scheduler.queue({entry.user for entry in entries.values()} | {user()})
     except SchedulerError:
         return None
+
+
+def _history(gone: Collection[str], scheduler: Scheduler) -> Mapping[str, Ended]:
+    """Return how jobs ended that are no longer in the queue; the accounting may hear of it a moment later."""
+    history = scheduler.history(gone) if gone else {}
+    if history is not None and len(history) < len(gone):
+        time.sleep(_LAG_SECONDS)
+        history = scheduler.history(gone)
+    return history or {}
 
 
 class _Look:

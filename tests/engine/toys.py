@@ -156,7 +156,7 @@ class Add(Stage):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hold":
                 (root_of(ctx) / f"holding-{self.amount}").touch()
-                wait_for(lambda: not trouble.exists())
+                wait_for(lambda: not trouble.exists(), seconds=120)
         number = float((ctx.input(self.parent) / "sub folder" / "number.txt").read_text())
         (ctx.out / "sub folder").mkdir()
         (ctx.out / "sub folder" / "number.txt").write_text(str(number + self.amount))
