@@ -8,7 +8,10 @@ from typing import ClassVar, Protocol, final
 
 from harness.engine.executor import Event, Executor
 from harness.engine.local import LocalExecutor
+from harness.engine.ranks import Processes
 from harness.errors import ConfigError
+from harness.stages.align import Align
+from harness.stages.finetune import Finetune
 from harness.tracking.tracker import TrackerSettings
 
 AUTO = "auto"
@@ -54,24 +57,32 @@ class Local:
 
     Attributes:
         workers: stages that run at the same time, each in a process of its own; 1 runs everything in this process.
-        threads: CPU threads of each of them; null leaves torch's choice to one worker and shares the cores among many.
+        processes: processes that share each training stage, on GPUs one for each; 1 does not share it.
+        threads: CPU threads of each of them; null leaves torch's choice to one process and shares the cores among many.
         device: a torch device string, or ``auto`` for a GPU if there is one.
     """
 
     name: ClassVar[str] = "local"
     version: ClassVar[int] = 1
     workers: int = 1
+    processes: int = 1
     threads: int | None = None
     device: str = AUTO
 
     def problems(self) -> list[str]:
         """Range errors."""
-        named = (("workers", self.workers), ("threads", self.threads))
-        return [
+        named = (("workers", self.workers), ("processes", self.processes), ("threads", self.threads))
+        found = [
             f"`{name}`: {value} is not positive; expected at least 1"
             for name, value in named
             if value is not None and value < 1
         ]
+        if self.workers > 1 and self.processes > 1:
+            found.append(
+                f"`processes`: {self.processes} for each of {self.workers} workers would meet on the same devices; "
+                "expected 1, or `workers` 1"
+            )
+        return found
 
     @property
     def gpus(self) -> Mapping[str, int]:
@@ -92,18 +103,23 @@ class Local:
         """Return the local executor.
 
         Raises:
-            ConfigError: a GPU is asked for and there is none.
+            ConfigError: a GPU is asked for and there is none, or fewer than processes.
         """
         if self.device.startswith("cuda") and _device() != "cuda":
             raise ConfigError(
                 [f"`cluster.device`: {self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`."]
             )
+        device = _device() if self.device == AUTO else self.device
+        if self.processes > 1 and device.startswith("cuda") and (gpus := _gpus()) < self.processes:
+            raise ConfigError([f"`cluster.processes`: {self.processes} share {gpus} GPUs; expected at most {gpus}."])
         threads = self.threads
-        if threads is None and self.workers > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
+        together = self.workers * self.processes
+        if threads is None and together > 1:
+            threads = max(1, len(os.sched_getaffinity(0)) // together)
         return LocalExecutor(
             workers=self.workers,
-            device=_device() if self.device == AUTO else self.device,
+            device=device,
+            processes={stage.name: Processes(count=self.processes) for stage in (Align, Finetune)},
             tracker=tracker,
             on_event=on_event,
             initialize=partial(prepare_process, threads),
@@ -121,6 +137,12 @@ def prepare_process(threads: int | None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _device() -> str:

@@ -72,6 +72,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], _Composed] = {}
         self._groups: dict[str, bool] = {}
+        self._parsed: dict[str, Override] = {}
 
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Return the composition of one cell; values that fit nowhere are among its problems.
@@ -79,7 +80,7 @@ class Composer:
         Raises:
             ConfigError: Hydra cannot compose it, for example because an option does not exist.
         """
-        parsed = self._parser.parse_overrides(list(overrides))
+        parsed = [self._parse(text) for text in overrides]
         self._check_options(parsed)
         values = [item for item in parsed if self._is_value(item)]
         structure = tuple(item.input_line or "" for item in parsed if not self._is_value(item))
@@ -97,6 +98,12 @@ class Composer:
             overrides=tuple(overrides),
             problems=tuple(problems),
         )
+
+    def _parse(self, text: str) -> Override:
+        """Parse an override; the cells of a sweep share most of theirs."""
+        if text not in self._parsed:
+            (self._parsed[text],) = self._parser.parse_overrides([text])
+        return self._parsed[text]
 
     def _is_value(self, item: Override) -> bool:
         """Whether an override sets a plain value of ours: no group, no addition, no deletion, none of Hydra's."""

@@ -21,15 +21,18 @@ class Fetchable(Protocol):
 
 def fetchables(values: Iterable[object]) -> dict[str, Fetchable]:
     """Return everything inside settings or stages that can be fetched, once each."""
-    return {repr(part): part for value in values for part in _inside(value)}
+    # The stages of a sweep share most of their settings: each object is looked into once.
+    seen: dict[int, object] = {}
+    return {repr(part): part for value in values for part in _inside(value, seen)}
 
 
-def _inside(value: object) -> Iterator[Fetchable]:
-    if isinstance(value, Fetchable):
-        yield value
+def _inside(value: object, seen: dict[int, object]) -> Iterator[Fetchable]:
     if isinstance(value, tuple):
         for part in value:
-            yield from _inside(part)
-    elif is_dataclass(value) and not isinstance(value, type):
+            yield from _inside(part, seen)
+    elif is_dataclass(value) and not isinstance(value, type) and id(value) not in seen:
+        seen[id(value)] = value
+        if isinstance(value, Fetchable):
+            yield value
         for item in fields(value):
-            yield from _inside(getattr(value, item.name))
+            yield from _inside(getattr(value, item.name), seen)

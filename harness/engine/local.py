@@ -161,9 +161,11 @@ class _Walk:
             for child in blocked:
                 self._blocked[child.key] = result.key
                 self._tell("blocked", child, message=f"needs {stage.name} `{result.key}`, which failed")
-        elif result.key not in self._waiting:
-            self._waiting.add(result.key)
-            self._tell("waiting", stage)
+        else:
+            assert result.outcome == "busy", "nobody asks a stage of this executor to stop"
+            if result.key not in self._waiting:
+                self._waiting.add(result.key)
+                self._tell("waiting", stage)
 
     def _stored(self, stage: Stage) -> None:
         self._cached.append(stage.key)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGBUS, SIGKILL, SIGSEGV
 from typing import Any, NamedTuple, get_args
 
 from harness.engine.files import reading, write_json, writing
@@ -39,6 +39,10 @@ _DEAF = "trap '' USR1 USR2; "
 _HERE = f'exec "$@" -m {ENTRY}'
 _ON_ITS_NODE = f'exec "$@" --node-rank "$SLURM_PROCID" -m {ENTRY}'
 _EXIT_CODE = re.compile(rb"exitcode\s*:\s*(-?\d+)")
+# Signals by which a rank dies of itself; the launcher ends the others by SIGTERM.
+_FATAL = (SIGKILL, SIGSEGV, SIGBUS)
+MOST_SAID = 4000
+"""Characters of what the launcher printed that are kept where no rank could tell what happened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +226,7 @@ def _command(processes: Processes, key: str) -> list[str]:
     nodes = str(processes.nodes)
     step = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
     # Beside the attempt's own step on the first node, and with all the cores that the job has there.
-    step += ["--overlap", "--cpu-bind", "none", "--kill-on-bad-exit", "1"]
+    step += ["--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1"]
     # A static rendezvous, so that the first rank runs where the supervisor does.
     meeting = ["--nnodes", nodes, "--rdzv-id", key, "--master-addr", socket.gethostname()]
     return [*step, *shell, *launch, *meeting, "--master-port", str(_free_port())]
@@ -238,13 +242,18 @@ def _free_port() -> int:
 def _verdict(folder: Path, code: int) -> Shared:
     with reading(folder):
         reports = [json.loads(path.read_text("utf-8")) for path in folder.glob(_REPORT.format("*"))]
+        said = (folder / _OUTPUT).read_bytes()
     failures = [report for report in reports if report["outcome"] == "failed"]
+    deaths = [number for found in _EXIT_CODE.findall(said) if -(number := int(found)) in _FATAL]
     if failures:
-        # A broken connection in one rank is the consequence of what happened in another, and is never the user's.
+        # What the user can mend is never a consequence; a broken connection is one of what happened in another rank.
         first = min(failures, key=lambda report: (bool(report["trace"]), report["time"]))
-        raise RankFailed(first["cause"], first["message"], first["trace"])
+        if not (deaths and first["trace"]):
+            raise RankFailed(first["cause"], first["message"], first["trace"])
+    if deaths:
+        raise _died(deaths[0])
     if code:
-        raise _died(folder / _OUTPUT, code)
+        raise _died(code, said.decode(errors="replace")[-MOST_SAID:])
     if stopped := [report for report in reports if report["outcome"] == "stopped"]:
         raise Stopped(stopped[0]["message"])
     with reading(folder):
@@ -252,12 +261,8 @@ def _verdict(folder: Path, code: int) -> Shared:
     return Shared(first["facts"], first["peaks"])
 
 
-def _died(output: Path, code: int) -> RankFailed:
-    """Tell what is known of a rank that could not report."""
-    with reading(output):
-        said = output.read_bytes()
-    if found := _EXIT_CODE.search(said):
-        code = int(found.group(1))
-    message = f"A process of the stage died (exit code {code}). If the machine ran out of memory, run with fewer."
-    # Killed by a signal, it had no chance to say anything.
-    return RankFailed(KILLED, message, "" if code < 0 else said.decode(errors="replace")[-4000:])
+def _died(code: int, said: str = "") -> RankFailed:
+    message = (
+        f"A process of the stage died (exit code {code}). If the machine ran out of memory, run with fewer processes."
+    )
+    return RankFailed(KILLED, message, said)

@@ -101,7 +101,8 @@ def fit(
 
 def _write_history(out: Path, report: TrainReport) -> None:
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in report.history)
+        # Sorted, as rows are that come back from a checkpoint: a resumed run writes the same bytes.
+        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
 
 
 def pools(

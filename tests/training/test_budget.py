@@ -1,6 +1,6 @@
 import pytest
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, ModelError
 from harness.training.budget import Budget, Scheduler
 
 
@@ -71,3 +71,23 @@ def test_micro_batches_fill_the_global_batch(micro, processes, expected):
 def test_micro_batches_that_processes_cannot_share_are_refused(micro, processes):
     with pytest.raises(ConfigError, match=f"cannot be shared by {processes} processes"):
         Budget(batch_size=8, micro_batch_size=micro).micro_batches(processes)
+
+
+@pytest.mark.parametrize(
+    ("micro", "processes", "shrink", "expected"),
+    [
+        (None, 1, 1, (10, 1)),
+        (None, 1, 2, (5, 2)),
+        (None, 1, 4, (2, 5)),
+        (None, 1, 8, (1, 10)),
+        (None, 2, 4, (1, 5)),
+        (5, 1, 2, (1, 10)),
+    ],
+)
+def test_portions_that_are_shrunk_divide_the_batch_evenly(micro, processes, shrink, expected):
+    assert Budget(batch_size=10, micro_batch_size=micro).portions(processes, shrink) == expected
+
+
+def test_portions_of_one_row_cannot_be_shrunk():
+    with pytest.raises(ModelError, match="a micro-batch of 1 cannot be divided by 2"):
+        Budget(batch_size=10, micro_batch_size=1).portions(1, 2)

@@ -55,3 +55,24 @@ def test_two_processes_compute_what_one_process_with_the_same_global_batches_com
     # Adam forgives a wrong scale of the gradient; its logged norm does not.
     for ours, theirs in zip(two_history, one_history, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", ["sft", "booster"])
+def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, processes, results):
+    (whole, whole_history), (resumed, history) = results(name, processes, 0), results(f"stopped-{name}", processes, 0)
+
+    assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
+    assert history == whole_history
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sharded_base_changes_no_number_and_half_of_it_lies_in_each_process(name, results):
+    whole, whole_history = results(name, 2, 0)
+
+    for rank in (0, 1):
+        weights, (*history, last) = results(f"sharded-{name}", 2, rank)
+
+        assert last["held"] == pytest.approx(0.5, abs=0.01)
+        assert all(torch.equal(whole[weight], weights[weight]) for weight in whole)
+        assert history == whole_history
