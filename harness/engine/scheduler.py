@@ -21,6 +21,8 @@ from harness.errors import SchedulerError
 ASKING_SECONDS = 20.0
 """How long a question to Slurm may take; an accounting database under load answers late or never."""
 NEVER = "DependencyNeverSatisfied"
+UNDER_WAY = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED"}
+"""States that the accounting may still tell of a job whose end it has not heard of."""
 
 
 class Queued(NamedTuple):
@@ -158,7 +160,8 @@ class Slurm:
             number, _, signal = code.partition(":")
             # `CANCELLED by 1000` carries who did it.
             ended = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes)
-            found |= dict.fromkeys(_elements(name), ended)
+            if ended.state not in UNDER_WAY:
+                found |= dict.fromkeys(_elements(name), ended)
         return {name: found[name] for name in jobs if name in found}
 
     def cancel(self, jobs: Collection[str]) -> None:
@@ -226,7 +229,8 @@ def _submitted(request: Request) -> list[str]:
     import submitit
 
     # A fresh executor for each call: submitit waits between two calls of one.
-    submitting = submitit.SlurmExecutor(request.folder, max_num_timeout=request.requeues, python=request.python)
+    # One time-out more than the job allows itself: then it is the job that gives up, and says why.
+    submitting = submitit.SlurmExecutor(request.folder, max_num_timeout=request.requeues + 1, python=request.python)
     edges = [
         f"{kind}:{':'.join(ids)}"
         for kind, ids in (("afterok", request.after_ok), ("afterany", request.after_any))

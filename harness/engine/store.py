@@ -95,7 +95,8 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / f".probe-{os.uname().nodename}-{os.getpid()}"
                 probe.touch()
-                probe.unlink()
+                # Another thread of this process may be here as well.
+                probe.unlink(missing_ok=True)
 
     def register(self, stages: Iterable[Stage]) -> None:
         """Freeze the specs of planned stages, so that each can be run by its key alone.

@@ -75,9 +75,9 @@ class FakeScheduler:
             raise SchedulerError("squeue does not answer")
         return {name: Queued(job.state, job.reason, "") for name, job in self.jobs.items() if job.owner in users}
 
-    def history(self, jobs: Collection[str]) -> dict[str, Ended]:
+    def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         self.asked.append("history")
-        return {name: ended for name, ended in self.ended.items() if name in set(jobs)} if self.accounting else {}
+        return {name: ended for name, ended in self.ended.items() if name in set(jobs)} if self.accounting else None
 
     def cancel(self, jobs: Collection[str]) -> None:
         for name in jobs:

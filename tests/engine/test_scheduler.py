@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_scheduler import FakeScheduler, FakeSite, submit
+from submitit.core.utils import DelayedSubmission
 from toys import ALLOW, Add, Mix, Number, Silent, chain
 
 from harness.engine.ledger import Ledger
@@ -66,6 +67,13 @@ def test_rehearsal_writes_scripts_with_edges_and_calls_nothing(store, root, comm
     assert re.search(r"#SBATCH --job-name=.?add toys-1", array)
 
 
+def test_job_gives_up_by_itself_before_submitit_would(store):
+    outcome = rehearsed(store, [chain(1)], requeues=3)
+
+    (pickled,) = outcome.scripts.glob("*_submitted.pkl")
+    assert DelayedSubmission.load(pickled)._timeout_countdown == 4
+
+
 def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
     outcome = rehearsed(store, [chain(2)])
 
@@ -123,19 +131,24 @@ def test_elements_that_never_began_are_told_one_by_one(commands):
     assert set(Slurm().history(["7_0", "7_1", "7_2", "7_3"])) == {"7_0", "7_2", "7_3"}
 
 
+def test_job_that_the_accounting_calls_running_has_not_ended(commands):
+    commands("sacct", "printf '1|RUNNING|0:0|n1\n2|COMPLETED|0:0|n1\n'")
+
+    assert set(Slurm().history(["1", "2"])) == {"2"}
+
+
 def test_site_without_accounting_remembers_nothing(commands):
     commands("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
 
     assert Slurm().history(["1"]) is None
 
 
-def test_nothing_is_asked_about_no_jobs(commands):
-    traces = [commands(name, "") for name in ("sacct", "scancel")]
+def test_nobody_is_told_to_end_no_jobs(commands):
+    trace = commands("scancel", "")
 
-    Slurm().history([])
     Slurm().cancel([])
 
-    assert not [trace for trace in traces if trace.exists()]
+    assert not trace.exists()
 
 
 def test_queue_that_fails_says_so_in_slurms_words(commands):

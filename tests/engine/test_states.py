@@ -51,7 +51,7 @@ def test_sweep_that_was_never_submitted_is_pending_and_slurm_is_not_asked(store,
 
     assert {state.what for state in states.values()} == {"pending"}
     assert states[leaf.key].message == "not submitted yet"
-    assert scheduler.asked in ([], ["history"])
+    assert not scheduler.asked
 
 
 def test_stored_stage_is_stored_whatever_slurm_says(store, root, scheduler):
@@ -201,6 +201,20 @@ def test_job_that_nobody_remembers_is_lost_and_blocks_what_needs_it(store, sched
     assert f"needs number `{number.key}`, which is lost" in states[leaf.key].message
 
 
+def test_accounting_that_hears_late_is_asked_again(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    scheduler.jobs.clear()
+
+    class Late(FakeScheduler):
+        def history(self, jobs):
+            found = super().history(jobs)
+            self.end(job, "TIMEOUT")
+            return found
+
+    assert look(store, Late(), leaf)[leaf.key].cause == Cause.TIME_LIMIT
+
+
 def test_without_accounting_a_job_without_a_word_is_lost(store, scheduler):
     leaf = chain(1)
     scheduler.accounting = False
@@ -269,7 +283,7 @@ def test_job_that_ends_during_the_look_is_stored(store, root, scheduler):
     assert look(store, Ending(), leaf)[leaf.key].what == "stored"
 
 
-def test_ten_thousand_stages_ask_the_scheduler_twice(store, scheduler):
+def test_ten_thousand_stages_ask_the_scheduler_three_times(store, scheduler):
     members = {f"{number:016x}": Member("finetune", []) for number in range(10_000)}
     folder = Ledger(store.root).open("big")
     entries = [Entry(job=f"1_{number}", keys=(key,), user="me") for number, key in enumerate(members)]
@@ -278,7 +292,7 @@ def test_ten_thousand_stages_ask_the_scheduler_twice(store, scheduler):
     states = states_of(members, store, scheduler)
 
     assert {state.what for state in states.values()} == {"lost"}
-    assert scheduler.asked == ["queue", "history"]
+    assert scheduler.asked == ["queue", "history", "history"]
 
 
 def test_members_of_a_record_keep_its_order():
