@@ -54,8 +54,10 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs or waits."""
-        return not any(state.what in ("running", "pending") for state in self.states.values())
+        """Whether nothing runs or waits for its turn."""
+        return not any(
+            state.what == "running" or (state.what == "pending" and state.job) for state in self.states.values()
+        )
 
 
 def status(root: Store, name: str | None, scheduler: Scheduler | None = None) -> Status:
@@ -148,7 +150,9 @@ def cancel(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
     with submitting(root):
         queue = asked.queue({entry.user for entry in ledger.entries()} | {user()})
         ours = {entry.job: entry.keys for entry in ledger.entries(sweep) if entry.job in queue}
-        needed = {key for other in ledger.sweeps() if other != sweep for key in root.read_sweep(other)["stages"]}
+        known = set(root.sweep_ids())
+        others = [other for other in ledger.sweeps() if other != sweep and other in known]
+        needed = {key for other in others for key in root.read_sweep(other)["stages"]}
         spared = {job for job, keys in ours.items() if needed.intersection(keys)}
         asked.cancel(ours.keys() - spared)
     return Cancelled(sweep, sorted(ours.keys() - spared), sorted(spared))

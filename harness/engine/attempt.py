@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
-from harness.engine.files import is_full, writing
+from harness.engine.files import is_full, is_out_of_memory, writing
 from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.ranks import Orders, Processes, RankFailed, Shared, share
 from harness.engine.stage import Stage, StageContext
@@ -156,7 +156,7 @@ def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> Attempted:
             cause = StoreError.__name__
             message = "The disk or quota is full. Free some space and run again; nothing stored is harmed."
         else:
-            cause = type(error).__name__
+            cause = MemoryError.__name__ if is_out_of_memory(error) else type(error).__name__
             message, trace = f"{cause}: {error}", traceback.format_exc()
     return Attempted(key=key, outcome=outcome, seconds=watch.seconds, cause=cause, message=message, trace=trace)
 

@@ -3,10 +3,12 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from harness.engine.stage import Stage, origin_of
 from harness.engine.store import Store
+from harness.errors import StoreError
 
 SAMPLE = 200
 """Manifests of a kind that are read, at most: a store may hold a hundred thousand."""
@@ -43,6 +45,8 @@ def _rates(kinds: Iterable[str], store: Store) -> dict[tuple[str, str], float]:
     """Return the median seconds of a stage, by kind and origin."""
     seen: dict[tuple[str, str], list[float]] = {}
     for kind in kinds:
-        for manifest in store.manifests(kind, SAMPLE):
-            seen.setdefault((kind, manifest.origin), []).append(manifest.seconds)
+        # A preview does not stop at a manifest that cannot be read; whoever needs it will say so.
+        with suppress(StoreError):
+            for manifest in store.manifests(kind, SAMPLE):
+                seen.setdefault((kind, manifest.origin), []).append(manifest.seconds)
     return {which: statistics.median(seconds) for which, seconds in seen.items()}

@@ -22,6 +22,11 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that the host has no memory left; torch and NumPy have words of their own for it."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a refusal of the file system while ``path`` is written into a ``StoreError``."""

@@ -241,7 +241,12 @@ def _submitted(request: Request) -> list[str]:
     if edges:
         extra |= {"dependency": ",".join(edges), "kill-on-invalid-dep": "yes"}
     submitting.update_parameters(
-        **{**request.parameters, "job_name": request.name, "additional_parameters": {again: True, **extra}}
+        **{
+            **request.parameters,
+            "wckey": None,
+            "job_name": request.name,
+            "additional_parameters": {again: True, **extra},
+        }
     )
     with submitting.batch():
         jobs = [submitting.submit(Requeueable(job)) for job in request.jobs]

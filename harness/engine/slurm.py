@@ -110,7 +110,7 @@ class SlurmExecutor:
         done: set[str] = set()
         told: set[str] = set()
         while True:
-            states = states_of(members, store, self.scheduler)
+            states = states_of(members, store, self.scheduler, patient=True)
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
                 self._tell("executed", stages[key], plan, len(cached) + len(done))

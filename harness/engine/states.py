@@ -14,7 +14,7 @@ from harness.engine.manifest import NAME as MANIFEST
 from harness.engine.ranks import KILLED
 from harness.engine.scheduler import NEVER, Ended, Queued, Scheduler, user
 from harness.engine.store import Store
-from harness.engine.worker import DRIFT, REQUEUES
+from harness.engine.worker import DRIFT, REQUEUES, TimeUp
 from harness.errors import SchedulerError
 
 What = Literal["stored", "running", "pending", "failed", "blocked", "lost"]
@@ -48,7 +48,11 @@ _OF_SLURM = {
     "CANCELLED": (Cause.CANCELLED, "The job was cancelled."),
     "COMPLETED": (Cause.NO_MANIFEST, "Slurm calls the job completed, but it left no artifact."),
 }
-_OF_ERRORS = {"OutOfMemoryError": Cause.GPU_MEMORY, "MemoryError": Cause.HOST_MEMORY}
+_OF_ERRORS = {
+    "OutOfMemoryError": Cause.GPU_MEMORY,
+    "MemoryError": Cause.HOST_MEMORY,
+    TimeUp.__name__: Cause.TIME_LIMIT,
+}
 _KILL = 9
 _TAIL = 4000
 _LAG_SECONDS = 1.0
@@ -90,23 +94,30 @@ def members_of(record: Mapping[str, Any]) -> dict[str, Member]:
     return {key: Member(stage["kind"], stage["parents"]) for key, stage in record["stages"].items()}
 
 
-def states_of(members: Mapping[str, Member], store: Store, scheduler: Scheduler) -> dict[str, State]:
+def states_of(
+    members: Mapping[str, Member], store: Store, scheduler: Scheduler, *, patient: bool = False
+) -> dict[str, State]:
     """Return what became of the stages of a sweep, by key.
 
     Args:
         members: the stages, parents before children.
         store: where manifests, attempts and the ledger lie.
         scheduler: is asked three times at most, whatever the number of stages.
+        patient: give the accounting a moment to hear of jobs that have just left the queue.
     """
     stored = _stored(members, store)
-    ledger = Ledger(store.root).latest() if len(stored) < len(members) else {}
-    entries = {key: ledger[key] for key in members if key in ledger and key not in stored}
-    queue = _queue(entries, scheduler)
+    ledger = list(Ledger(store.root).entries()) if len(stored) < len(members) else []
+    latest = {key: entry for entry in ledger for key in entry.keys}
+    entries = {key: latest[key] for key in members if key in latest and key not in stored}
+    continuations = {entry.job: entry for entry in ledger if not entry.keys}
+    queue = _queue([*entries.values(), *continuations.values()], scheduler)
     gone = {key: entry.job for key, entry in entries.items() if queue is not None and entry.job not in queue}
     # A job that ended between the two looks has left its artifacts since the first.
     stored |= _stored({key: members[key] for key in gone}, store)
-    history = _history({job for key, job in gone.items() if key not in stored}, scheduler)
+    history = _history({job for key, job in gone.items() if key not in stored}, scheduler, patient=patient)
     look = _Look(store, entries, queue, history, stored)
+    look.submitted = not latest.keys().isdisjoint(members)
+    look.continuation = next((job for job in continuations if queue and job in queue), "")
     states: dict[str, State] = {}
     for key, member in members.items():
         if key in stored:
@@ -124,20 +135,20 @@ def _stored(members: Mapping[str, Member], store: Store) -> set[str]:
     return {key for key, member in members.items() if key in found and (root / member.kind / key / MANIFEST).exists()}
 
 
-def _queue(entries: Mapping[str, Entry], scheduler: Scheduler) -> dict[str, Queued] | None:
+def _queue(entries: Collection[Entry], scheduler: Scheduler) -> dict[str, Queued] | None:
     """Return the jobs that have not ended; None if nobody can tell."""
     if not entries:
         return {}
     try:
-        return scheduler.queue({entry.user for entry in entries.values()} | {user()})
+        return scheduler.queue({entry.user for entry in entries} | {user()})
     except SchedulerError:
         return None
 
 
-def _history(gone: Collection[str], scheduler: Scheduler) -> Mapping[str, Ended]:
-    """Return how jobs ended that are no longer in the queue; the accounting may hear of it a moment later."""
+def _history(gone: Collection[str], scheduler: Scheduler, *, patient: bool) -> Mapping[str, Ended]:
+    """Return how jobs ended that are no longer in the queue."""
     history = scheduler.history(gone) if gone else {}
-    if history is not None and len(history) < len(gone):
+    if patient and history is not None and len(history) < len(gone):
         time.sleep(_LAG_SECONDS)
         history = scheduler.history(gone)
     return history or {}
@@ -159,13 +170,15 @@ class _Look:
         self._queue = queue
         self._history = history
         self._stored = stored
-        self._claimed = claimed(store)
+        self.claimed = claimed(store)
+        self.continuation = ""
+        self.submitted = False
         self._tried = {path.stem for path in (store.root / "attempts").glob("*.jsonl")}
 
     def state(self, key: str, member: Member, before: Mapping[str, State]) -> State:
         entry = self._entries.get(key)
         queued = self._queue.get(entry.job) if entry and self._queue is not None else None
-        if entry is None and key in self._claimed:
+        if entry is None and key in self.claimed:
             return State(kind=member.kind, what="running")
         if failure := self._failure(key, member, entry, queued):
             return failure
@@ -183,7 +196,10 @@ class _Look:
 
     def _unheard(self, member: Member, entry: Entry | None) -> State:
         if entry is None:
-            return State(kind=member.kind, what="pending", message="not submitted yet")
+            # A sweep that was never given to Slurm waits for whoever runs it.
+            if self.continuation or self._queue is None or not self.submitted:
+                return State(kind=member.kind, what="pending", message="not begun", job=self.continuation)
+            return State(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
         if self._queue is None:
             return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
         return self._gone(member, entry)
@@ -215,7 +231,7 @@ class _Look:
             return State(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
         # Before its first claim a job loads what it needs.
         next_up = next((other for other in entry.keys if other not in self._stored), None)
-        running = queued.state == "RUNNING" and (key in self._claimed or key == next_up)
+        running = queued.state == "RUNNING" and (key in self.claimed or key == next_up)
         return State(
             kind=member.kind,
             what="running" if running else "pending",

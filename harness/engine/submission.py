@@ -70,7 +70,7 @@ class Submission:
         queue = self.scheduler.queue({entry.user for entry in before.values()} | {user()})
         pending = self.plan.pending(self.store)
         members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in pending}
-        states = states_of(members, self.store, self.scheduler)
+        states = states_of(members, self.store, self.scheduler, patient=True)
         # A stage that failed, or is blocked, may belong to a job that goes on with others.
         self.jobs = {
             key: before[key]

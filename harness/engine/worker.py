@@ -25,6 +25,16 @@ DRIFT = "code drift"
 REQUEUES = "requeue limit"
 
 
+TIME_UP = (
+    "Slurm ended the job, at its time limit or for another job, and it may not start again (`cluster.requeues`). "
+    "`harness retry` goes on from its checkpoint."
+)
+
+
+class TimeUp(HarnessError):
+    """The job has to end, and may not start again."""
+
+
 class JobFailed(HarnessError):
     """Stages of this job failed; the scheduler must hear of it, so that nothing that needs them starts."""
 
@@ -88,13 +98,18 @@ class Job:
                 for stage in islice((stage for stage in map(store.stage, line) if not store.has(stage)), 1):
                     record(stage, desk, Stopwatch(), {"outcome": "failed", **refusal})
             raise JobFailed(refusal["message"])
-        last_call = LastCall(signal.getsignal(signal.SIGUSR2), self.grace_seconds)
+        # Its last run is not put back into the queue: it says why it ends.
+        again = signal.getsignal(signal.SIGUSR2) if _restarts() < self.requeues else None
+        last_call = LastCall(again, self.grace_seconds)
         signal.signal(signal.SIGUSR2, last_call.heard)
         self.prepare()
         desk = replace(desk, stop=last_call.given)
         failed: list[Attempted] = []
         for line in self.lines:
             for result in self._run([store.stage(key) for key in line], desk):
+                if result.outcome == "stopped" and again is None:
+                    why = {"outcome": "failed", "cause": TimeUp.__name__, "message": TIME_UP}
+                    record(store.stage(result.key), desk, Stopwatch(), why)
                 if last_call.given():
                     last_call.pass_on()
                 if result.outcome == "failed":
@@ -122,7 +137,7 @@ class Job:
 
     def _refusal(self) -> dict[str, Any] | None:
         """Why the job may not begin."""
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        restarts = _restarts()
         if restarts > self.requeues:
             message = (
                 f"The job was started again {restarts} times; the limit is {self.requeues} (`cluster.requeues`). "
@@ -142,7 +157,8 @@ class LastCall:
     """What Slurm's warning, USR2, leads to: a checkpoint at the next step, and the job's return to the queue.
 
     Args:
-        requeue: the handler of whoever started this job; it puts the job back and ends the process.
+        requeue: the handler of whoever started this job; it puts the job back and ends the process. Without one, time
+            is up.
         grace_seconds: how long to wait for the checkpoint.
     """
 
@@ -168,8 +184,12 @@ class LastCall:
         """Put the job back into the queue and end the process."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         if not callable(self._requeue):
-            raise JobFailed("the job was told to stop, and nobody is here to start it again")
+            raise TimeUp(TIME_UP)
         self._requeue(signal.SIGUSR2, None)
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def job_id() -> str:

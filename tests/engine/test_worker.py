@@ -15,7 +15,7 @@ from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
 from harness.engine.scheduler import Requeueable
 from harness.engine.stage import lineage
-from harness.engine.worker import Job, JobFailed, LastCall, job_id
+from harness.engine.worker import Job, JobFailed, LastCall, TimeUp, job_id
 
 
 def job_of(store, *lines, **settings):
@@ -208,7 +208,7 @@ def test_second_warning_does_not_prolong_the_first():
 
 
 def test_warning_that_nobody_would_answer_fails_the_job():
-    with pytest.raises(JobFailed, match="nobody is here"):
+    with pytest.raises(TimeUp, match="may not start again"):
         LastCall(signal.SIG_DFL, 1.0).pass_on()
 
 
