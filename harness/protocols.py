@@ -6,12 +6,12 @@ build thousands of them. State is born in ``start()``, inside the job, and can b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from harness.corpora.record import Example, Role
 
@@ -81,10 +81,14 @@ class Prediction(NamedTuple):
 
 
 class Draws(Protocol):
-    """Endless seeded batches by role; where they stand is saved and restored with the method's state."""
+    """Seeded batches by role; where the endless ones stand is saved and restored with the method's state."""
 
     def next(self, role: Role) -> Batch:
         """Return the next batch of a role the method declared in ``needs``, on the model's device."""
+        ...
+
+    def every(self, role: Role) -> Iterator[Batch]:
+        """Give each row of a role once, in batches of at most the declared size; ``next`` does not notice."""
         ...
 
 
@@ -146,6 +150,15 @@ class TrainStep(Protocol):
         ...
 
 
+@runtime_checkable
+class HandsOver(Protocol):
+    """A training step that leaves something for the repair: stored beside the adapter, read by ``RepairMethod``."""
+
+    def handover(self) -> Mapping[str, Gradient]:
+        """Return what is left after the last step: by name, one tensor per trainable."""
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align`` or ``finetune``)."""
 
@@ -159,6 +172,22 @@ class TrainMethod(Named, Protocol):
         ...
 
 
+class Tuned(NamedTuple):
+    """What a repair may use beside the fine-tuned model.
+
+    Attributes:
+        start: the trainables where fine-tuning began, in the order of ``Learner.trainables``.
+        handed_over: what the fine-tuning's method left, by name.
+        draws: batches of the roles in ``RepairMethod.needs``.
+        seed: the root of the method's own random choices.
+    """
+
+    start: Gradient
+    handed_over: Mapping[str, Gradient]
+    draws: Draws
+    seed: int
+
+
 class RepairMethod(Named, Protocol):
     """Frozen settings of a defense in the ``repair`` slot: acts on weights after fine-tuning."""
 
@@ -167,14 +196,8 @@ class RepairMethod(Named, Protocol):
         """The data the method calibrates on."""
         ...
 
-    def repair(self, learner: Learner, aligned: Mapping[str, Tensor], draws: Draws) -> Mapping[str, float]:
-        """Change the trainables in place; return facts for the manifest.
-
-        Args:
-            learner: the fine-tuned model.
-            aligned: the trainables of the aligned model, by parameter name.
-            draws: batches by role.
-        """
+    def repair(self, learner: Learner, tuned: Tuned) -> Mapping[str, object]:
+        """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only."""
         ...
 
 

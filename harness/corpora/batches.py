@@ -5,7 +5,7 @@ Imported inside jobs only: it needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +106,15 @@ class RoleBatches:
         rows = self._pools[role].rows
         batch = collate([rows[i] for i in indices], self._pad_id)
         return {name: tensor.to(self._device) for name, tensor in batch.items()}
+
+    def every(self, role: Role) -> Iterator[dict[str, torch.Tensor]]:
+        """Give this process's share of each of a role's rows once, the longest first so that little is padding."""
+        pool = self._pools[role]
+        rows = sorted(pool.rows, key=lambda row: len(row.input_ids), reverse=True)[self._rank :: self._world_size]
+        share = max(1, pool.batch_size // self._world_size)
+        for start in range(0, len(rows), share):
+            batch = collate(rows[start : start + share], self._pad_id)
+            yield {name: tensor.to(self._device) for name, tensor in batch.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches each role has given."""

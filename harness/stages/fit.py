@@ -14,6 +14,7 @@ from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.modeling.adapter import Lora
 from harness.protocols import Need, TrainMethod
+from harness.stages import handover
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def fit(
     encoding: Encoding,
     seed: int,
 ) -> None:
-    """Train and write ``adapter/`` and ``metrics.jsonl`` (one row per logging interval).
+    """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
 
     Args:
         ctx: of the stage.
@@ -59,7 +60,7 @@ def fit(
     from harness.training.trainer import train
 
     with lend(weights, ctx.memory, ctx.device) as lent:
-        model = adapter.attach(lent.model, fresh, seed=derive(seed, "adapter")) if fresh else lent.model
+        model = adapter.attach(lent.model, fresh, seed=adapter_seed(seed)) if fresh else lent.model
         encoded = encoding.encode_all(lent.tokenizer, rows)
         ctx.facts["rows"] = {"trained": len(encoded.rows), "dropped": encoded.dropped}
         report = train(
@@ -75,9 +76,15 @@ def fit(
             device=ctx.device,
         )
         adapter.save(model, ctx.out / ADAPTER)
+        handover.write(report.handover, model, ctx.out)
     with (ctx.out / "metrics.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in report.history)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
+
+
+def adapter_seed(seed: int) -> int:
+    """Return the seed of the fresh adapter of a training stage with the given seed."""
+    return derive(seed, "adapter")
 
 
 def pools(
