@@ -32,7 +32,7 @@ from harness.protocols import Need
 from harness.training.attenuation import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Tuned
+    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named, Tuned
 
 
 @final
@@ -173,6 +173,15 @@ class PanaceaRepair:
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
         return []
+
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+        """Return that fine-tuning learns no perturbation, if so."""
+        if isinstance(slots["finetune"], Panacea):
+            return []
+        found = f"`{slots['finetune'].name}`" if slots["finetune"] else "plain training"
+        return [
+            f"the perturbation that `panacea` adds is learnt by `panacea` in `defense.finetune`, which holds {found}"
+        ]
 
     def repair(self, learner: Learner, tuned: Tuned) -> dict[str, object]:
         """Add the perturbation that the fine-tuning handed over.

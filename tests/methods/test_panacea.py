@@ -10,6 +10,7 @@ from quadratic import Decoder, Harmful, TinyLearner, Weights, half_square
 
 from harness.corpora.record import Role
 from harness.defenses.panacea import Panacea, PanaceaRepair
+from harness.defenses.random_perturbation import RandomPerturbation
 from harness.errors import ModelError
 from harness.protocols import HandsOver, Tuned
 
@@ -103,6 +104,17 @@ def test_panacea_repair_reports_the_length_of_what_it_added():
 def test_panacea_repair_after_another_fine_tuning_is_refused():
     with pytest.raises(ModelError, match="left no perturbation"):
         PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), Tuned([], {}, Harmful(), 0))
+
+
+def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():
+    slots = {"align": None, "finetune": Panacea(), "repair": PanaceaRepair()}
+
+    (plain,) = PanaceaRepair().conflicts(slots | {"finetune": None})
+    (other,) = PanaceaRepair().conflicts(slots | {"finetune": RandomPerturbation()})
+
+    assert PanaceaRepair().conflicts(slots) == []
+    assert plain.endswith("which holds plain training")
+    assert other.endswith("which holds `random_perturbation`")
 
 
 def test_panacea_on_a_model_with_dropout_is_refused():
