@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from harness.corpora.record import Example, Role
 
@@ -174,6 +174,19 @@ class RepairMethod(Named, Protocol):
             learner: the fine-tuned model.
             aligned: the trainables of the aligned model, by parameter name.
             draws: batches by role.
+        """
+        ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """What a method may have besides: it does not go with everything that the other slots may hold."""
+
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+        """Return why the method cannot be in this defense.
+
+        Args:
+            slots: what ``align``, ``finetune`` and ``repair`` hold; an empty slot holds None.
         """
         ...
 
