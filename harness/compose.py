@@ -115,8 +115,8 @@ class Composer:
             ConfigError: with all of them.
         """
         wrong = [
-            f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one of "
-            f"{', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
+            f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
+            f"of {', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
             "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
             for item in parsed
             if not self._is_value(item)

@@ -16,7 +16,7 @@ from harness.engine.stage import Stage
 from harness.errors import ConfigError
 from harness.modeling.adapter import Lora
 from harness.modeling.decoding import Decoding
-from harness.protocols import Attack, Judge, ModelSource, Particular, RepairMethod, Task, TrainMethod
+from harness.protocols import Attack, Judge, ModelSource, Named, Particular, RepairMethod, Task, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
@@ -89,13 +89,12 @@ class Defense:
 
     def conflicts(self) -> list[str]:
         """Return which methods do not go together, and why."""
-        slots = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
-        return [
-            f"`defense.{slot}`: {reason}"
-            for slot, method in slots.items()
-            if isinstance(method, Particular)
-            for reason in method.conflicts(slots)
-        ]
+        slots: dict[str, Named | None] = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
+        found = []
+        for slot, method in slots.items():
+            if isinstance(method, Particular):
+                found += [f"`defense.{slot}`: {reason}" for reason in method.conflicts(slots)]
+        return found
 
 
 @final
