@@ -90,7 +90,7 @@ class Defense:
     def conflicts(self) -> list[str]:
         """Return which methods do not go together, and why."""
         slots: dict[str, Named | None] = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
-        found = []
+        found: list[str] = []
         for slot, method in slots.items():
             if isinstance(method, Particular):
                 found += [f"`defense.{slot}`: {reason}" for reason in method.conflicts(slots)]

@@ -179,7 +179,7 @@ class RepairMethod(Named, Protocol):
 
 
 @runtime_checkable
-class Particular(Protocol):
+class Particular(Named, Protocol):
     """What a method may have besides: it does not go with everything that the other slots may hold."""
 
     def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
