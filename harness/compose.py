@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
+from harness.slots import GROUP, settled
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -114,12 +115,12 @@ class Composer:
             ConfigError: with all of them.
         """
         wrong = [
-            f"`{item.key_or_group}`: {item.value()} is not an option; expected one of "
-            f"{', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
+            f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
+            f"of {', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
             "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
             for item in parsed
             if not self._is_value(item)
-            and isinstance(item.value(), int | float)
+            and isinstance(item.value(), int | float | None)
             and self._groups.get(item.key_or_group)
         ]
         if wrong:
@@ -134,23 +135,28 @@ class Composer:
         return _Composed(
             raw=raw,
             resolved=_resolved(raw),
-            choices=_choices(composed.hydra),
+            choices=_choices(composed.hydra, self._loader, raw),
             interpolations=tuple(text for text in _texts(raw) if "${" in text),
         )
 
 
 def composition_of(config: DictConfig) -> Composition:
-    """Return the composition that Hydra already made for a single run."""
+    """Return the composition that Hydra already made for a single run.
+
+    Raises:
+        ConfigError: the chosen defense does not exist.
+    """
     hydra = HydraConfig.get()
     overrides = tuple(hydra.overrides.task)
-    choices = _choices(hydra)
+    data = _resolved(_without_hydra(config))
+    choices = _choices(hydra, GlobalHydra.instance().config_loader(), data)
     return Composition(
-        data=_resolved(_without_hydra(config)),
+        data=data,
         choices=choices,
         values={
             item.key_or_group: _plain(item.value())
             for item in OverridesParser.create().parse_overrides(list(overrides))
-            if item.key_or_group not in choices
+            if item.key_or_group not in hydra.runtime.choices
         },
         overrides=overrides,
     )
@@ -185,15 +191,22 @@ def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function from a dotted path to the file in which it is set."""
 
     def place(path: str) -> str:
-        group = path.split(".", maxsplit=1)[0].split("[", maxsplit=1)[0]
-        option = choices.get(group)
-        return f"conf/{group}/{option}.yaml" if option else "conf/config.yaml"
+        names = [name.partition("[")[0] for name in path.split(".")]
+        nested, group = "/".join(names[:2]), names[0]
+        chosen = next((name for name in (nested, group) if name in choices), None)
+        return f"conf/{chosen}/{choices[chosen]}.yaml" if chosen else "conf/config.yaml"
 
     return place
 
 
-def _choices(hydra: Any) -> dict[str, str]:
-    return {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+def _choices(hydra: Any, loader: Any, data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chosen option of each group.
+
+    Raises:
+        ConfigError: the chosen defense does not exist.
+    """
+    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+    return settled(choices, loader.get_group_options, data[GROUP])
 
 
 def _without_hydra(config: DictConfig) -> dict[str, Any]:

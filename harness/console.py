@@ -37,11 +37,13 @@ class PlanPrinter:
         """Print the counts."""
         if self._as_json:
             stages = {kind: count._asdict() for kind, count in planned.counts.items()}
-            print_text(json.dumps({"sweep": planned.sweep, "cells": planned.cells, "stages": stages}, indent=2))
+            told = {"sweep": planned.sweep, "cells": planned.cells, "stages": stages}
+            print_text(json.dumps(told | {"skipped": [cell._asdict() for cell in planned.skipped]}, indent=2))
         else:
             out = console()
             out.print(f"sweep {planned.sweep}: {_plural(planned.cells, 'cell')}, store {escape(str(planned.store))}")
             out.print(_counts(planned.counts))
+            _print_skipped(out, planned)
 
     def event(self, event: Event) -> None:
         """Nothing runs."""
@@ -70,6 +72,7 @@ class RunPrinter:
             f"sweep [bold]{planned.sweep}[/bold]: {_plural(planned.cells, 'cell')}, {_plural(total, 'stage')}, "
             f"{stored} in the store {escape(str(planned.store))}"
         )
+        _print_skipped(self._out, planned)
         if stored < total and self._out.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -153,6 +156,11 @@ def _counts(counts: Mapping[str, Count]) -> Table:
     total, stored = (sum(column) for column in zip(*counts.values(), strict=True))
     table.add_row("all", str(total), str(stored), str(total - stored), style="bold")
     return table
+
+
+def _print_skipped(out: Console, planned: Planned) -> None:
+    for cell in planned.skipped:
+        out.print(escape(f"skipped {' '.join(cell.overrides)}: {' '.join(cell.reasons)}"))
 
 
 def _plural(count: int, noun: str) -> str:

@@ -201,6 +201,19 @@ class RepairMethod(Named, Protocol):
         ...
 
 
+@runtime_checkable
+class Particular(Named, Protocol):
+    """What a method may have besides: it does not go with everything that the other slots may hold."""
+
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+        """Return why the method cannot be in this defense.
+
+        Args:
+            slots: what ``align``, ``finetune`` and ``repair`` hold; an empty slot holds None.
+        """
+        ...
+
+
 class ExampleSource(Named, Protocol):
     """Frozen settings that name rows: hashed by content, read when a stage runs."""
 

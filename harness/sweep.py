@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from harness.cluster import Cluster, Local
 from harness.compose import Composer, Composition, composition_of
-from harness.config import cells_of, settings_of
+from harness.config import Skipped, examined, settings_of
 from harness.engine.executor import Event, Outcome
 from harness.engine.identity import key_of
 from harness.engine.plan import Count, Plan
@@ -41,12 +41,15 @@ class Planned:
         sweep: the sweep's id.
         cells: how many cells.
         counts: distinct stages by kind, and how many of them are stored.
+        store: where they are.
+        skipped: cells that cannot be, and why; they are not among the cells.
     """
 
     sweep: str
     cells: int
     counts: Mapping[str, Count]
     store: Path
+    skipped: Sequence[Skipped] = ()
 
 
 class Front(Protocol):
@@ -103,7 +106,8 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     """Run a batch of cells for a Hydra sweeper: every distinct stage once.
 
     Returns:
-        One finished job a cell, with its objective as the return value; a failed cell's job raises when it is read.
+        One finished job a cell, with its objective as the return value; a failed cell's job raises when it is read, a
+        skipped one's is None.
     """
     composer = Composer(loader, master)
     results = _carry_out([composer.compose(cell) for cell in overrides])
@@ -175,22 +179,24 @@ def _job(overrides: Sequence[str], result: float | StagesFailed | None) -> JobRe
 
 
 def _carry_out(compositions: Sequence[Composition]) -> list[float | StagesFailed | None]:
-    cells = cells_of(compositions)
+    examinations = examined(compositions)
+    cells = [cell for cell in examinations if isinstance(cell, Cell)]
+    skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(Path(settings.store), allow=("harness.", *settings.targets))
-    record = _record(cells, settings.title)
+    record = _record(cells, skipped, settings.title)
     now = _session.get(Session(Silent()))
-    planned = Planned(sweep=record["id"], cells=len(cells), counts=plan.count(store), store=store.root)
+    planned = Planned(sweep=record["id"], cells=len(cells), counts=plan.count(store), store=store.root, skipped=skipped)
     now.front.planned(planned)
     if now.verb == "plan":
-        return [None] * len(cells)
+        return [None] * len(compositions)
     _made_sure(plan, store)
     # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is no sweep.
     store.write_sweep(record["id"], record)
     outcome = _executed(plan, store, settings.cluster, settings.tracker, now.front)
     now.front.finished(planned, outcome)
-    return [_result(cell, store, settings.objective) for cell in cells]
+    return [_result(cell, store, settings.objective) if isinstance(cell, Cell) else None for cell in examinations]
 
 
 def _result(cell: Cell, store: Store, objective: Objective) -> float | StagesFailed | None:
@@ -201,7 +207,7 @@ def _result(cell: Cell, store: Store, objective: Objective) -> float | StagesFai
     return objective.value({"hs": scores["harm"], "fa": scores["accuracy"]})
 
 
-def _record(cells: Sequence[Cell], title: str) -> dict[str, Any]:
+def _record(cells: Sequence[Cell], skipped: Sequence[Skipped], title: str) -> dict[str, Any]:
     """Describe a sweep. The same cells have the same id, so a repeated sweep is the same sweep."""
     described = [
         {
@@ -220,4 +226,5 @@ def _record(cells: Sequence[Cell], title: str) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": redacted(sys.argv),
         "cells": described,
+        "skipped": [cell._asdict() for cell in skipped],
     }

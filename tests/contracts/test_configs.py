@@ -17,7 +17,8 @@ OPTIONS = sorted(
     if path.parent != CONF and path.parent.name != "sweeps"
 )
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
-DEFENSES = sorted(option for group, option in OPTIONS if group == "defense")
+SLOTTED = [group for group, _ in OPTIONS if group.startswith("defense/")]
+DEFENSES = sorted({option for group, option in OPTIONS if group == "defense" or group in SLOTTED})
 
 
 def test_files_are_discovered():
@@ -61,6 +62,15 @@ def test_stages_of_a_defense_survive_their_spec(defense):
 
     for stage in known.values():
         assert rebuild(describe(stage), known.__getitem__).key == stage.key
+
+
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_defense_takes_every_slot_that_has_its_name(defense):
+    named = {group.removeprefix("defense/") for group, option in OPTIONS if group in SLOTTED and option == defense}
+
+    (composition,) = compose([f"defense={defense}"])
+
+    assert {slot for slot in named if composition.data["defense"][slot] is None} == set()
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
