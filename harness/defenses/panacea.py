@@ -180,7 +180,8 @@ class PanaceaRepair:
             return []
         found = f"`{slots['finetune'].name}`" if slots["finetune"] else "plain training"
         return [
-            f"the perturbation that `panacea` adds is learnt by `panacea` in `defense.finetune`, which holds {found}"
+            f"`panacea` adds what `panacea` learns in `defense.finetune`, which holds {found}. "
+            "Set `defense/finetune=panacea`"
         ]
 
     def repair(self, learner: Learner, tuned: Tuned) -> dict[str, object]:

@@ -36,7 +36,9 @@ def _experiment_with(group, option):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_of_a_group_composes_and_plans(group, option):
-    (composition,) = compose([*_experiment_with(group, option), f"{group}={option}"])
+    # A method in two slots need not be complete in one.
+    whole = [f"defense={option}"] if group in SLOTTED else []
+    (composition,) = compose([*_experiment_with(group, option), *whole, f"{group}={option}"])
 
     (cell,) = cells_of([composition])
 
