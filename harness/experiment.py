@@ -62,6 +62,7 @@ class FinetuneSettings:
     Attributes:
         adapter: ``single`` continues the aligned adapter; ``double`` merges it in float32 and trains a fresh one.
         compat: ``exact`` counts, or ``booster`` for the published strict slice (99 of 100).
+        fresh: size and place of the fresh adapter; null is the alignment's.
     """
 
     name: ClassVar[str] = "finetune"
@@ -70,6 +71,7 @@ class FinetuneSettings:
     budget: Budget
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
+    fresh: Lora | None = None
 
     def problems(self) -> list[str]:
         """Range errors."""
@@ -198,7 +200,7 @@ class Experiment:
             **self._drawn(self.defense.finetune, Role.REFUSAL, Role.HARMFUL),
             budget=finetune.budget,
             protocol=finetune.adapter,
-            adapter=align.adapter,
+            adapter=finetune.fresh or align.adapter,
             encoding=encoding,
             seed=self.seed,
         )
