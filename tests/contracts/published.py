@@ -1,0 +1,76 @@
+"""What a published sweep asks for: its cells, what the planner runs, and what the repositories' scripts would run.
+
+Run ``python tests/contracts/published.py`` for the numbers of docs/published.md.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import OmegaConf
+
+from harness.compose import compose
+from harness.config import cells_of
+from harness.engine.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+REPOSITORIES = ("booster", "vaccine", "lisa", "antidote", "tvaccine", "panacea")
+SWEEPS = sorted(
+    path.stem for path in (ROOT / "sweeps").glob("*.yaml") if path.stem.split("_", maxsplit=1)[0] in REPOSITORIES
+)
+TRAININGS = ("align", "finetune")
+
+
+class Asked(NamedTuple):
+    """How much a sweep asks for.
+
+    Attributes:
+        cells: points of the sweep.
+        trainings: alignments and fine-tunings that the planner runs.
+        scripts_trainings: those that the scripts run: each alignment once, by its own script, and one fine-tuning a cell.
+        stages: all stages that the planner runs.
+        scripts_stages: those that the scripts run: the trainings, and for each cell its repair if there is one, two
+            rounds of answers and two gradings.
+    """
+
+    cells: int
+    trainings: int
+    scripts_trainings: int
+    stages: int
+    scripts_stages: int
+
+
+@cache
+def cells_in(sweep):
+    """Return the cells of a sweep file, composed as the command line does."""
+    params = OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml").hydra.sweeper.params
+    return tuple(cells_of(compose([f"+sweeps={sweep}", *(f"{name}={value}" for name, value in params.items())])))
+
+
+def asked(*sweeps):
+    """Count one or more sweeps; the planner is given them together, the scripts run them one after the other."""
+    cells = [cell for sweep in sweeps for cell in cells_in(sweep)]
+    stages = Plan.of(leaf for cell in cells for leaf in cell.leaves).stages
+    fine_tunings = len(cells)
+    repairs = sum("repair" in cell.stages for cell in cells)
+    alignments = len({cell.stages["align"].key for cell in cells})
+    return Asked(
+        cells=len(cells),
+        trainings=sum(stage.name in TRAININGS for stage in stages),
+        scripts_trainings=alignments + fine_tunings,
+        stages=len(stages),
+        scripts_stages=alignments + fine_tunings + repairs + 4 * len(cells),
+    )
+
+
+def lines():
+    """Return the numbers of every sweep and of every repository."""
+    for repository in REPOSITORIES:
+        own = [sweep for sweep in SWEEPS if sweep.startswith(f"{repository}_")]
+        yield from ((sweep, asked(sweep)) for sweep in own)
+        yield f"all of {repository}", asked(*own)
+
+
+if __name__ == "__main__":
+    for name, counts in lines():
+        print(f"{name:30} " + " | ".join(str(count) for count in counts))
