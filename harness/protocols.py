@@ -53,17 +53,18 @@ class Grade(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Data that a method draws beside the stage's own batches.
+    """Data that a method uses beside the stage's own rows.
 
     Attributes:
         role: whose rows.
         rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
-        batch_size: rows per draw, over all processes together.
+        batch_size: rows per draw, over all processes together; None means that the rows are not drawn but mixed into
+            the stage's own, each once an epoch.
     """
 
     role: Role
     rows: int | None
-    batch_size: int
+    batch_size: int | None
 
 
 class Prediction(NamedTuple):
@@ -103,6 +104,11 @@ class Learner(Protocol):
     @property
     def trainables(self) -> Sequence[Parameter]:
         """The parameters that the optimizer moves; float32."""
+        ...
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps the optimizer has taken in this run; the same for all micro-batches of a step."""
         ...
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:
@@ -164,7 +170,7 @@ class TrainMethod(Named, Protocol):
 
     @property
     def needs(self) -> Sequence[Need]:
-        """The data the method draws besides the stage's own batches."""
+        """The data the method uses besides the stage's own rows."""
         ...
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.corpora.encode import Encoding
+from harness.corpora.encode import Encoded, Encoding
 from harness.corpora.record import Example, Role
 from harness.corpora.splits import Slice
 from harness.engine.seeding import derive
@@ -61,13 +61,15 @@ def fit(
 
     with lend(weights, ctx.memory, ctx.device) as lent:
         model = adapter.attach(lent.model, fresh, seed=adapter_seed(seed)) if fresh else lent.model
+        needs = method.needs if method else ()
         encoded = encoding.encode_all(lent.tokenizer, rows)
-        ctx.facts["rows"] = {"trained": len(encoded.rows), "dropped": encoded.dropped}
+        trained = [*encoded.rows, *mixed_in(lent.tokenizer, needs, slices, encoding, ctx.facts)]
+        ctx.facts["rows"] = {"trained": len(trained), "dropped": encoded.dropped}
         report = train(
             model,
             method=method,
-            rows=encoded.rows,
-            pools=pools(lent.tokenizer, method.needs if method else (), slices, encoding, ctx.facts),
+            rows=trained,
+            pools=pools(lent.tokenizer, needs, slices, encoding, ctx.facts),
             budget=budget,
             seed=seed,
             pad_id=lent.tokenizer.pad_token_id,
@@ -94,7 +96,7 @@ def pools(
     encoding: Encoding,
     facts: dict[str, Any],
 ) -> dict[Role, Pool]:
-    """Encode the rows that a method draws; their counts go into the facts.
+    """Encode the rows that a method draws; their counts go into the facts. Rows to be mixed in are passed over.
 
     Raises:
         DataError: a needed role has no slice, or no row of it is left after encoding.
@@ -103,10 +105,38 @@ def pools(
 
     drawn = {}
     for need in needs:
-        origin = slices.get(need.role)
-        if origin is None:
-            raise DataError(f"the method draws rows of the role `{need.role}`, which this slot does not offer")
-        encoded = encoding.encode_all(tokenizer, origin.examples())
+        if need.batch_size is None:
+            continue
+        encoded = encoding.encode_all(tokenizer, _offered(need, slices).examples())
         facts[f"{need.role}_rows"] = {"drawn_from": len(encoded.rows), "dropped": encoded.dropped}
         drawn[need.role] = Pool(rows=encoded.rows, batch_size=need.batch_size)
     return drawn
+
+
+def mixed_in(
+    tokenizer: PreTrainedTokenizerBase,
+    needs: Sequence[Need],
+    slices: Mapping[Role, Slice | None],
+    encoding: Encoding,
+    facts: dict[str, Any],
+) -> list[Encoded]:
+    """Encode the rows that a method mixes into the stage's own; their counts go into the facts.
+
+    Raises:
+        DataError: a needed role has no slice.
+    """
+    mixed: list[Encoded] = []
+    for need in needs:
+        if need.batch_size is not None:
+            continue
+        encoded = encoding.encode_all(tokenizer, _offered(need, slices).examples())
+        facts[f"{need.role}_rows"] = {"mixed_in": len(encoded.rows), "dropped": encoded.dropped}
+        mixed += encoded.rows
+    return mixed
+
+
+def _offered(need: Need, slices: Mapping[Role, Slice | None]) -> Slice:
+    origin = slices.get(need.role)
+    if origin is None:
+        raise DataError(f"the method needs rows of the role `{need.role}`, which this slot does not offer")
+    return origin

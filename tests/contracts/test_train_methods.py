@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from dataclasses import is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
+from harness.defenses.ewc import EWC
+from harness.defenses.ldifs import LDIFS
+from harness.defenses.lisa import Lisa
+from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
 from harness.modeling.adapter import Lora, attach
 from harness.training.budget import Budget
@@ -31,7 +35,15 @@ def discovered():
     return found
 
 
-METHODS = {"plain": None} | discovered()
+VARIANTS = {
+    "lisa in both phases": partial(Lisa, alignment_steps=1, user_steps=2),
+    "lisa as published": partial(Lisa, alignment_steps=1, user_steps=2, budget="published", delay=0.1),
+    "ewc on batches": partial(EWC, fisher="batches", fisher_rows=10),
+    "ldifs with its gate": partial(LDIFS, distance="gated_sum"),
+    "vlguard joint": partial(VLGuard, form="joint", safety_batch_size=4, lamb=0.1),
+}
+"""Settings that take another way through a method's step than its defaults."""
+METHODS = {"plain": None} | discovered() | VARIANTS
 BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
 
 
@@ -71,7 +83,8 @@ def weights_of(model):
 
 def run(name, work, *, model, **options):
     method = METHODS[name]() if METHODS[name] else None
-    pools = {need.role: Pool(rows(25, seed=2), need.batch_size) for need in (method.needs if method else ())}
+    needs = [need for need in (method.needs if method else ()) if need.batch_size is not None]
+    pools = {need.role: Pool(rows(25, seed=2), need.batch_size) for need in needs}
     options.setdefault("tracker", Tracker())
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(
@@ -81,6 +94,7 @@ def run(name, work, *, model, **options):
 
 def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
+    assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -91,7 +105,7 @@ def test_method_defaults_are_in_range_hashable_and_have_an_identity(name):
     assert hash(method) == hash(METHODS[name]())
     assert payload_of(method)["name"] == name == method.name
     assert all(need.rows is None or need.rows >= 1 for need in method.needs)
-    assert all(need.batch_size >= 1 for need in method.needs)
+    assert all(need.batch_size is None or need.batch_size >= 1 for need in method.needs)
 
 
 @pytest.mark.parametrize("name", METHODS)
