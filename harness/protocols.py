@@ -84,6 +84,10 @@ class Prediction(NamedTuple):
 class Draws(Protocol):
     """Seeded batches by role; where the endless ones stand is saved and restored with the method's state."""
 
+    def derive(self, *names: str) -> int:
+        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        ...
+
     def next(self, role: Role) -> Batch:
         """Return the next batch of a role the method declared in ``needs``, on the model's device."""
         ...
@@ -178,22 +182,6 @@ class TrainMethod(Named, Protocol):
         ...
 
 
-class Tuned(NamedTuple):
-    """What a repair may use beside the fine-tuned model.
-
-    Attributes:
-        start: the trainables where fine-tuning began, in the order of ``Learner.trainables``.
-        handed_over: what the fine-tuning's method left, by name.
-        draws: batches of the roles in ``RepairMethod.needs``.
-        seed: the root of the method's own random choices.
-    """
-
-    start: Gradient
-    handed_over: Mapping[str, Gradient]
-    draws: Draws
-    seed: int
-
-
 class RepairMethod(Named, Protocol):
     """Frozen settings of a defense in the ``repair`` slot: acts on weights after fine-tuning."""
 
@@ -202,8 +190,17 @@ class RepairMethod(Named, Protocol):
         """The data the method calibrates on."""
         ...
 
-    def repair(self, learner: Learner, tuned: Tuned) -> Mapping[str, object]:
-        """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only."""
+    def repair(
+        self, learner: Learner, *, start: Gradient, handed_over: Mapping[str, Gradient], draws: Draws
+    ) -> Mapping[str, object]:
+        """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
+
+        Args:
+            learner: the fine-tuned model.
+            start: its trainables where fine-tuning began.
+            handed_over: what the method of the fine-tuning left, by name.
+            draws: batches by role.
+        """
         ...
 
 

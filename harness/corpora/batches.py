@@ -12,7 +12,7 @@ import torch
 
 from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.record import Role
-from harness.engine.seeding import generator
+from harness.engine.seeding import derive, generator
 from harness.errors import ConfigError, DataError
 
 
@@ -98,6 +98,10 @@ class RoleBatches:
         self._world_size = world_size
         self._drawn = dict.fromkeys(pools, 0)
         self._orders: dict[Role, tuple[int, list[int]]] = {}
+
+    def derive(self, *names: str) -> int:
+        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        return derive(self._seed, "method", *names)
 
     def next(self, role: Role) -> dict[str, torch.Tensor]:
         """Return this process's share of the role's next batch, each tensor ``[batch, time]``."""

@@ -25,7 +25,7 @@ trainables together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +33,6 @@ from math import floor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.record import Role
-from harness.engine.seeding import derive
 from harness.errors import ModelError
 from harness.protocols import Need
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
-    from harness.protocols import Draws, Learner, Tuned
+    from harness.protocols import Draws, Gradient, Learner
 
 
 @final
@@ -81,7 +80,14 @@ class Antidote:
                 found.append(f"`{name}`: {count} is too small; expected a whole number >= 1")
         return found
 
-    def repair(self, learner: Learner, tuned: Tuned) -> dict[str, object]:
+    def repair(
+        self,
+        learner: Learner,
+        *,
+        start: Gradient,  # noqa: ARG002
+        handed_over: Mapping[str, Gradient],  # noqa: ARG002
+        draws: Draws,
+    ) -> dict[str, object]:
         """Zero the highest-scored share of every row.
 
         Raises:
@@ -90,7 +96,7 @@ class Antidote:
         import torch
 
         layers = linear_layers(learner)
-        scores = self._scores(learner, layers, tuned)
+        scores = self._scores(learner, layers, draws)
         rows: dict[str, dict[str, float]] = {}
         with torch.no_grad():
             for layer, score in zip(layers, scores, strict=True):
@@ -100,16 +106,16 @@ class Antidote:
                 rows[str(length)] = {"zeroed": zeroed, "share": zeroed / length}
         return {"dense_ratio": self.dense_ratio, "rows": rows}
 
-    def _scores(self, learner: Learner, layers: list[Linear], tuned: Tuned) -> Iterator[Tensor]:
+    def _scores(self, learner: Learner, layers: list[Linear], draws: Draws) -> Iterator[Tensor]:
         """Give the score ``[out, in]`` of each layer's entries; one at a time exists."""
         import torch
 
         if self.score == "random":
-            draw = torch.Generator().manual_seed(derive(tuned.seed, "antidote", "random"))
+            draw = torch.Generator().manual_seed(draws.derive(self.name))
             return (torch.rand(layer.weight.shape, generator=draw).to(layer.weight.device) for layer in layers)
         if self.score == "magnitude":
             return (layer.weight.detach().abs() for layer in layers)
-        norms = input_norms(learner, layers, tuned.draws)
+        norms = input_norms(learner, layers, draws)
         return (layer.weight.detach().abs() * norm for layer, norm in zip(layers, norms, strict=True))
 
 

@@ -32,7 +32,7 @@ from harness.protocols import Need
 from harness.training.attenuation import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named, Tuned
+    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named
 
 
 @final
@@ -184,7 +184,14 @@ class PanaceaRepair:
             "Set `defense/finetune=panacea`"
         ]
 
-    def repair(self, learner: Learner, tuned: Tuned) -> dict[str, object]:
+    def repair(
+        self,
+        learner: Learner,
+        *,
+        start: Gradient,  # noqa: ARG002
+        handed_over: Mapping[str, Gradient],
+        draws: Draws,  # noqa: ARG002
+    ) -> dict[str, object]:
         """Add the perturbation that the fine-tuning handed over.
 
         Raises:
@@ -192,11 +199,11 @@ class PanaceaRepair:
         """
         import torch
 
-        if self.epsilon not in tuned.handed_over:
+        if self.epsilon not in handed_over:
             raise ModelError(
                 "the fine-tuning left no perturbation; expected one of the method `panacea` in `defense.finetune`"
             )
-        epsilon = tuned.handed_over[self.epsilon]
+        epsilon = handed_over[self.epsilon]
         with torch.no_grad():
             for parameter, part in zip(learner.trainables, epsilon, strict=True):
                 parameter.add_(part)

@@ -8,13 +8,12 @@ trainables, so that it is as long as Panacea's perturbation at the same ``rho``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.engine.seeding import derive
-
 if TYPE_CHECKING:
-    from harness.protocols import Learner, Need, Tuned
+    from harness.protocols import Draws, Gradient, Learner, Need
 
 
 @final
@@ -40,12 +39,19 @@ class RandomPerturbation:
         """Return the range errors of the settings."""
         return [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
 
-    def repair(self, learner: Learner, tuned: Tuned) -> dict[str, object]:
+    def repair(
+        self,
+        learner: Learner,
+        *,
+        start: Gradient,  # noqa: ARG002
+        handed_over: Mapping[str, Gradient],  # noqa: ARG002
+        draws: Draws,
+    ) -> dict[str, object]:
         """Add the noise."""
         import torch
 
         # On the CPU, so that every device adds the same.
-        draw = torch.Generator().manual_seed(derive(tuned.seed, self.name))
+        draw = torch.Generator().manual_seed(draws.derive(self.name))
         noise = [torch.randn(part.shape, generator=draw).to(part.device) for part in learner.trainables]
         scale = self.rho / learner.norm(noise)
         with torch.no_grad():

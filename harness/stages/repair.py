@@ -62,7 +62,6 @@ class Repair(Stage):
         from harness.corpora.batches import RoleBatches
         from harness.modeling import adapter
         from harness.modeling.load import lend
-        from harness.protocols import Tuned
         from harness.training.learner import CausalLearner
 
         seed = derive(self.seed, self.name)
@@ -72,16 +71,13 @@ class Repair(Stage):
             drawn = pools(lent.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
             learner = CausalLearner(lent.model, precision=self.tuned.budget.precision)
             names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
-            start = self.tuned.start(lent.model, ctx.input)
-            tuned = Tuned(
-                start=[start[name].to(ctx.device) for name in names],
-                handed_over=handover.read(ctx.input(self.tuned), lent.model, ctx.device),
-                draws=RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device),
-                seed=seed,
-            )
+            began = self.tuned.start(lent.model, ctx.input)
+            start = [began[name].to(ctx.device) for name in names]
+            handed_over = handover.read(ctx.input(self.tuned), lent.model, ctx.device)
+            draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
             before = [parameter.detach().clone() for parameter in learner.trainables]
-            ctx.facts.update(self.method.repair(learner, tuned))
-            ctx.facts["change"] = changes(learner, before, tuned.start)
+            ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
+            ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
 
     def weights(self, locate: Locate) -> Weights:

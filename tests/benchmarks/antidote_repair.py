@@ -17,7 +17,6 @@ from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.record import Role
 from harness.defenses.antidote import Antidote
 from harness.modeling.adapter import Lora, attach
-from harness.protocols import Tuned
 from harness.training.learner import CausalLearner
 
 SETTINGS = Antidote()
@@ -55,7 +54,7 @@ def main():
                 model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
     def repair():
-        SETTINGS.repair(learner, Tuned(start=[], handed_over={}, draws=draws, seed=0))
+        SETTINGS.repair(learner, start=[], handed_over={}, draws=draws)
 
     pairs = [(timed(forward), timed(repair)) for _ in range(chosen.pairs)]
     ratios = [mine / bare for bare, mine in pairs]

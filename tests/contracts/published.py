@@ -3,6 +3,7 @@
 Run ``python tests/contracts/published.py`` for the numbers of docs/published.md.
 """
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ class Asked(NamedTuple):
     Attributes:
         cells: points of the sweep.
         trainings: alignments and fine-tunings that the planner runs.
-        scripts_trainings: those that the scripts run: each alignment once, by its own script, and one fine-tuning a cell.
+        scripts_trainings: those that the scripts run: each alignment once, by its own script, and a fine-tuning a cell.
         stages: all stages that the planner runs.
         scripts_stages: those that the scripts run: the trainings, and for each cell its repair if there is one, two
             rounds of answers and two gradings.
@@ -73,4 +74,4 @@ def lines():
 
 if __name__ == "__main__":
     for name, counts in lines():
-        print(f"{name:30} " + " | ".join(str(count) for count in counts))
+        sys.stdout.write(f"{name:30} {' | '.join(str(count) for count in counts)}\n")

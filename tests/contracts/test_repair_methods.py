@@ -15,7 +15,6 @@ from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.engine.identity import payload_of
 from harness.modeling.adapter import Lora, attach
-from harness.protocols import Tuned
 from harness.training.learner import CausalLearner
 
 
@@ -57,8 +56,8 @@ def repaired(name, *, seed=1):
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
     handed_over = {"last": half, "mean": half}
     start = [torch.zeros_like(part) for part in half]
-    tuned = Tuned(start, handed_over, RoleBatches(pools, pad_id=0, seed=seed), seed)
-    return model, method.repair(learner, tuned)
+    draws = RoleBatches(pools, pad_id=0, seed=seed)
+    return model, method.repair(learner, start=start, handed_over=handed_over, draws=draws)
 
 
 def test_discovery_finds_the_methods_that_ship():

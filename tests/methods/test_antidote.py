@@ -11,7 +11,6 @@ from torch import nn
 from harness.corpora.record import Role
 from harness.defenses.antidote import Antidote, kept
 from harness.errors import ModelError
-from harness.protocols import Tuned
 
 BATCH = {
     "input_ids": torch.zeros(2, 3),
@@ -33,17 +32,20 @@ class Learner:
 
 
 class Draws:
-    def __init__(self, *batches):
-        self.batches, self.roles = batches, []
+    def __init__(self, *batches, seed=0):
+        self.batches, self.roles, self.seed = batches, [], seed
+
+    def derive(self, *names):
+        return self.seed
 
     def every(self, role):
         self.roles.append(role)
         return iter(self.batches)
 
 
-def repaired(settings, matrix=((3.0, -2.0, 2.0), (2.0, 2.0, 2.0)), draws=None, seed=0):
+def repaired(settings, matrix=((3.0, -2.0, 2.0), (2.0, 2.0, 2.0)), draws=None):
     learner = Learner(matrix)
-    settings.repair(learner, Tuned(start=[], handed_over={}, draws=draws or Draws(BATCH), seed=seed))
+    settings.repair(learner, start=[], handed_over={}, draws=draws or Draws(BATCH))
     return learner.module.weight.tolist()
 
 
@@ -89,7 +91,7 @@ def test_antidote_at_random_takes_as_many_per_row_and_depends_on_the_seed():
     settings = Antidote(dense_ratio=0.3, score="random")
     matrix = [[1.0, 1.0, 1.0]] * 50
 
-    first, again, other = (repaired(settings, matrix, Draws(), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (repaired(settings, matrix, Draws(seed=seed)) for seed in (0, 0, 1))
 
     assert settings.needs == ()
     assert {sum(row) for row in first} == {2}
@@ -109,7 +111,7 @@ def test_entries_that_stay_are_counted_down_and_exactly(length, ratio, stay):
 def test_antidote_states_what_the_ratio_came_to():
     learner = Learner([[3.0, 2.0, 1.0]])
 
-    facts = Antidote(dense_ratio=0.1).repair(learner, Tuned(start=[], handed_over={}, draws=Draws(BATCH), seed=0))
+    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], handed_over={}, draws=Draws(BATCH))
 
     assert facts == {"dense_ratio": 0.1, "rows": {"3": {"zeroed": 1, "share": 1 / 3}}}
 
@@ -121,7 +123,7 @@ def test_antidote_leaves_no_hook_and_frozen_layers_alone():
     learner.predict = lambda batch: learner.module(batch["features"])
     before = frozen.weight.clone()
 
-    Antidote().repair(learner, Tuned(start=[], handed_over={}, draws=Draws(BATCH), seed=0))
+    Antidote().repair(learner, start=[], handed_over={}, draws=Draws(BATCH))
 
     assert torch.equal(frozen.weight, before)
     assert not any(part._forward_pre_hooks for part in learner.module.modules())
@@ -132,7 +134,7 @@ def test_antidote_on_a_model_without_trainable_linear_layers_is_refused():
     learner.trainables = []
 
     with pytest.raises(ModelError, match="no linear layer of the model is trainable"):
-        Antidote().repair(learner, Tuned(start=[], handed_over={}, draws=Draws(BATCH), seed=0))
+        Antidote().repair(learner, start=[], handed_over={}, draws=Draws(BATCH))
 
 
 def test_antidote_settings_out_of_range_are_all_reported():

@@ -12,7 +12,7 @@ from harness.corpora.record import Role
 from harness.defenses.panacea import Panacea, PanaceaRepair
 from harness.defenses.random_perturbation import RandomPerturbation
 from harness.errors import ModelError
-from harness.protocols import HandsOver, Tuned
+from harness.protocols import HandsOver
 
 LOSSES = {
     "user": lambda w: (w.first + 2 * w.second).sum(),
@@ -87,7 +87,7 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
     weights = Weights(3.0, 4.0)
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])], "mean": [torch.tensor([-0.05]), torch.tensor([0.35])]}
 
-    facts = PanaceaRepair(epsilon=epsilon).repair(TinyLearner(weights, {}), Tuned([], left, Harmful(), 0))
+    facts = PanaceaRepair(epsilon=epsilon).repair(TinyLearner(weights, {}), start=[], handed_over=left, draws=Harmful())
 
     torch.testing.assert_close(flat([weights.first, weights.second]), torch.tensor(expected))
     assert facts["epsilon"] == epsilon
@@ -96,14 +96,14 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
 def test_panacea_repair_reports_the_length_of_what_it_added():
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])]}
 
-    facts = PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), Tuned([], left, Harmful(), 0))
+    facts = PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), start=[], handed_over=left, draws=Harmful())
 
     assert facts["epsilon_norm"] == pytest.approx(0.5)
 
 
 def test_panacea_repair_after_another_fine_tuning_is_refused():
     with pytest.raises(ModelError, match="left no perturbation"):
-        PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), Tuned([], {}, Harmful(), 0))
+        PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), start=[], handed_over={}, draws=Harmful())
 
 
 def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():

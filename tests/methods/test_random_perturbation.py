@@ -5,8 +5,8 @@ import torch
 from quadratic import TinyLearner
 from torch import nn
 
+from harness.corpora.batches import RoleBatches
 from harness.defenses.random_perturbation import RandomPerturbation
-from harness.protocols import Tuned
 
 
 class Many(nn.Module):
@@ -20,7 +20,9 @@ class Many(nn.Module):
 
 def noise(rho, seed):
     model = Many()
-    RandomPerturbation(rho=rho).repair(TinyLearner(model, {}), Tuned([], {}, None, seed))
+    RandomPerturbation(rho=rho).repair(
+        TinyLearner(model, {}), start=[], handed_over={}, draws=RoleBatches({}, pad_id=0, seed=seed)
+    )
     return torch.cat([model.first, model.second]).detach().double() - 5
 
 
