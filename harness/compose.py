@@ -28,6 +28,8 @@ from harness.slots import GROUP, settled
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped configuration: beside the package in a checkout, inside it in a wheel."""
+NAME = "config"
+"""The file that is composed."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,10 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
         loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
             loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+            # The sources were opened when the loader was made.
+            loader.repository.initialize_sources(loader.get_search_path())
         try:
-            master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
+            master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
             cells = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         except (HydraException, OmegaConfBaseException) as error:
@@ -205,8 +209,14 @@ def _choices(hydra: Any, loader: Any, data: Mapping[str, Any]) -> dict[str, str]
     Raises:
         ConfigError: the chosen defense does not exist.
     """
+
+    def options(group: str) -> list[str]:
+        # With the name and the overrides, folders of `hydra.searchpath` and `--config-dir` are searched as well.
+        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
+        return found
+
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
-    return settled(choices, loader.get_group_options, data[GROUP])
+    return settled(choices, options, data[GROUP])
 
 
 def _without_hydra(config: DictConfig) -> dict[str, Any]:
