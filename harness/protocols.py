@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
+    from harness.corpora.batches import Pair
+
     Batch = Mapping[str, Tensor]
     """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``."""
     Gradient = list[Tensor]
@@ -59,11 +61,13 @@ class Need:
         role: whose rows.
         rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
         batch_size: rows per draw, over all processes together.
+        paired: whether each harmful row comes with the refusal of the same prompt, for ``Draws.pair``.
     """
 
     role: Role
     rows: int | None
     batch_size: int
+    paired: bool = False
 
 
 class Prediction(NamedTuple):
@@ -82,6 +86,14 @@ class Prediction(NamedTuple):
 
 class Draws(Protocol):
     """Endless seeded batches by role; where they stand is saved and restored with the method's state."""
+
+    def derive(self, *names: str) -> int:
+        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        ...
+
+    def pair(self, role: Role) -> Pair:
+        """Return the next batch of a role declared as ``paired``, beside the refusals of the same prompts."""
+        ...
 
     def next(self, role: Role) -> Batch:
         """Return the next batch of a role the method declared in ``needs``, on the model's device."""
@@ -125,8 +137,11 @@ class Learner(Protocol):
         """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
         ...
 
-    def write(self, gradient: Gradient) -> None:
-        """Add a step's final, combined gradient to ``.grad``, averaged over accumulation micro-batches."""
+    def write(self, gradient: Sequence[Tensor | None]) -> None:
+        """Add a step's final, combined gradient to ``.grad``, averaged over accumulation micro-batches.
+
+        None leaves a trainable out: the optimizer neither moves nor decays it.
+        """
         ...
 
 

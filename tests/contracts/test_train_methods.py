@@ -57,6 +57,16 @@ def rows(count, seed):
     return [Encoded(ids[: 5 + place % 4], [-100] * 3 + ids[3 : 5 + place % 4]) for place, ids in enumerate(drawn)]
 
 
+def pool(need):
+    """Return rows of a role and, where they are asked for, partners with the same prompts and other answers."""
+    harmful, answers = rows(25, seed=2), rows(25, seed=4)
+    partners = [
+        Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
+        for row, other in zip(harmful, answers, strict=True)
+    ]
+    return Pool(harmful, need.batch_size, partners if need.paired else ())
+
+
 def build():
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -71,7 +81,7 @@ def weights_of(model):
 
 def run(name, work, *, model, **options):
     method = METHODS[name]() if METHODS[name] else None
-    pools = {need.role: Pool(rows(25, seed=2), need.batch_size) for need in (method.needs if method else ())}
+    pools = {need.role: pool(need) for need in (method.needs if method else ())}
     options.setdefault("tracker", Tracker())
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(
@@ -81,6 +91,7 @@ def run(name, work, *, model, **options):
 
 def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
+    assert {"random_vaccine", "repnoise", "tvaccine", "tar"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
