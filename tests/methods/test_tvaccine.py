@@ -199,9 +199,13 @@ def test_recomputed_layers_have_their_own_forward_again_even_after_an_error():
     own = layers[0].forward
     layers[1].forward = own
 
-    with pytest.raises(KeyError), recomputation.recomputed(layers):
-        assert layers[0].forward != own
-        raise KeyError
+    def fail():
+        with recomputation.recomputed(layers):
+            assert layers[0].forward != own
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
 
     assert "forward" not in layers[0].__dict__
     assert layers[1].__dict__["forward"] == own
