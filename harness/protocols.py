@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
+    from harness.corpora.batches import Pair
+
     Batch = Mapping[str, Tensor]
     """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``."""
     Gradient = list[Tensor]
@@ -58,13 +60,14 @@ class Need:
     Attributes:
         role: whose rows.
         rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
-        batch_size: rows per draw, over all processes together; None means that the rows are not drawn but mixed into
-            the stage's own, each once an epoch.
+        batch_size: rows per draw, over all processes; None is not to draw, but to mix them into the stage's own.
+        paired: whether each harmful row comes with the refusal of the same prompt, for ``Draws.pair``.
     """
 
     role: Role
     rows: int | None
     batch_size: int | None
+    paired: bool = False
 
 
 class Prediction(NamedTuple):
@@ -86,6 +89,10 @@ class Draws(Protocol):
 
     def derive(self, *names: str) -> int:
         """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        ...
+
+    def pair(self, role: Role) -> Pair:
+        """Return the next batch of a role declared as ``paired``, beside the refusals of the same prompts."""
         ...
 
     def next(self, role: Role) -> Batch:
@@ -139,8 +146,8 @@ class Learner(Protocol):
         """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
         ...
 
-    def write(self, gradient: Gradient) -> None:
-        """Add a step's final, combined gradient to ``.grad``, averaged over accumulation micro-batches."""
+    def write(self, gradient: Sequence[Tensor | None]) -> None:
+        """Add a step's combined gradient to ``.grad``, averaged over micro-batches; the optimizer passes over None."""
         ...
 
 
@@ -195,11 +202,7 @@ class RepairMethod(Named, Protocol):
     ) -> Mapping[str, object]:
         """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
 
-        Args:
-            learner: the fine-tuned model.
-            start: its trainables where fine-tuning began.
-            handed_over: what the method of the fine-tuning left, by name.
-            draws: batches by role.
+        ``start`` is the trainables where fine-tuning began, ``handed_over`` what its method left, by name.
         """
         ...
 
@@ -209,11 +212,7 @@ class Particular(Named, Protocol):
     """What a method may have besides: it does not go with everything that the other slots may hold."""
 
     def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
-        """Return why the method cannot be in this defense.
-
-        Args:
-            slots: what ``align``, ``finetune`` and ``repair`` hold; an empty slot holds None.
-        """
+        """Return why the method cannot be in a defense of these slots; an empty one holds None."""
         ...
 
 

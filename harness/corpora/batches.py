@@ -17,10 +17,21 @@ from harness.errors import ConfigError, DataError
 
 
 class Pool(NamedTuple):
-    """The rows of a role and how many of them make a batch, over all processes together."""
+    """The rows of a role and how many of them make a batch, over all processes together.
+
+    ``partners``, if there are any, are the refusals of the rows' prompts, one for each row.
+    """
 
     rows: Sequence[Encoded]
     batch_size: int
+    partners: Sequence[Encoded] = ()
+
+
+class Pair(NamedTuple):
+    """Two batches whose rows have the same prompts, one by one, and different answers."""
+
+    harmful: dict[str, torch.Tensor]
+    refusal: dict[str, torch.Tensor]
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
@@ -105,11 +116,12 @@ class RoleBatches:
 
     def next(self, role: Role) -> dict[str, torch.Tensor]:
         """Return this process's share of the role's next batch, each tensor ``[batch, time]``."""
-        indices = self._indices(role)[self._rank :: self._world_size]
-        self._drawn[role] += 1
-        rows = self._pools[role].rows
-        batch = collate([rows[i] for i in indices], self._pad_id)
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return self._batch(self._pools[role].rows, self._advance(role))
+
+    def pair(self, role: Role) -> Pair:
+        """Return this process's share of the role's next batch, beside the partners of the same rows."""
+        pool, places = self._pools[role], self._advance(role)
+        return Pair(harmful=self._batch(pool.rows, places), refusal=self._batch(pool.partners, places))
 
     def every(self, role: Role) -> Iterator[dict[str, torch.Tensor]]:
         """Give this process's share of each of a role's rows once, the longest first so that little is padding."""
@@ -127,6 +139,16 @@ class RoleBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         self._drawn = {role: int(state["drawn"][role.value]) for role in self._pools}
+
+    def _batch(self, rows: Sequence[Encoded], places: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = collate([rows[place] for place in places], self._pad_id)
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+
+    def _advance(self, role: Role) -> list[int]:
+        """Return this process's places of the next batch, and count it."""
+        places = self._indices(role)[self._rank :: self._world_size]
+        self._drawn[role] += 1
+        return places
 
     def _indices(self, role: Role) -> list[int]:
         size, batch_size = len(self._pools[role].rows), self._pools[role].batch_size

@@ -101,15 +101,13 @@ def pools(
     Raises:
         DataError: a needed role has no slice, or no row of it is left after encoding.
     """
-    from harness.corpora.batches import Pool
-
     drawn = {}
     for need in needs:
         if need.batch_size is None:
             continue
-        encoded = encoding.encode_all(tokenizer, _offered(need, slices).examples())
-        facts[f"{need.role}_rows"] = {"drawn_from": len(encoded.rows), "dropped": encoded.dropped}
-        drawn[need.role] = Pool(rows=encoded.rows, batch_size=need.batch_size)
+        pool, dropped = _pool(tokenizer, need, need.batch_size, _offered(need, slices), encoding)
+        facts[f"{need.role}_rows"] = {"drawn_from": len(pool.rows), "dropped": dropped}
+        drawn[need.role] = pool
     return drawn
 
 
@@ -140,3 +138,19 @@ def _offered(need: Need, slices: Mapping[Role, Slice | None]) -> Slice:
     if origin is None:
         raise DataError(f"the method needs rows of the role `{need.role}`, which this slot does not offer")
     return origin
+
+
+def _pool(
+    tokenizer: PreTrainedTokenizerBase, need: Need, batch_size: int, origin: Slice, encoding: Encoding
+) -> tuple[Pool, int]:
+    """Return the encoded rows of a need, and how many were dropped; of a pair both go if one does not fit."""
+    from harness.corpora.batches import Pool
+
+    if not need.paired:
+        encoded = encoding.encode_all(tokenizer, origin.examples())
+        return Pool(rows=encoded.rows, batch_size=batch_size), encoded.dropped
+    rows = encoding.encode_each(tokenizer, origin.examples())
+    pairs = zip(rows, encoding.encode_each(tokenizer, origin.refusals()), strict=True)
+    kept = [(row, partner) for row, partner in pairs if row and partner]
+    pool = Pool([row for row, _ in kept], batch_size, partners=[partner for _, partner in kept])
+    return pool, len(rows) - len(kept)

@@ -130,9 +130,14 @@ class CausalLearner:
                 for parameter, copy in zip(self._trainables, kept, strict=True):
                     parameter.copy_(copy)
 
-    def write(self, gradient: Sequence[Tensor]) -> None:
-        """Add a combined gradient to ``.grad``, divided by the number of micro-batches; the argument is not kept."""
+    def write(self, gradient: Sequence[Tensor | None]) -> None:
+        """Add a combined gradient to ``.grad``, divided by the number of micro-batches; the argument is not kept.
+
+        Where it is None, ``.grad`` stays as it is: a trainable without one is left out of the optimizer's step.
+        """
         for parameter, part in zip(self._trainables, gradient, strict=True):
+            if part is None:
+                continue
             if parameter.grad is None:
                 parameter.grad = part / self.micro_batches
             else:

@@ -5,9 +5,8 @@ import re
 import pytest
 from published import REPOSITORIES, ROOT, SWEEPS, asked, lines
 
-LINES = dict(
-    re.findall(r"^\| (?:`harness -m \+sweeps=(?=\w)|\*\*(?=all of))(\w[\w ]*).*?\|((?: [\d,]+ \|)+)$", (ROOT / "docs" / "published.md").read_text(), re.M)
-)
+ROW = r"^\| (?:`harness -m \+sweeps=(?=\w)|\*\*(?=all of))(\w[\w ]*).*?\|((?: [\d,]+ \|)+)$"
+LINES = dict(re.findall(ROW, (ROOT / "docs" / "published.md").read_text(), re.MULTILINE))
 """The counts of docs/published.md, by sweep."""
 
 

@@ -44,6 +44,8 @@ VARIANTS = {
 }
 """Settings that take another way through a method's step than its defaults."""
 METHODS = {"plain": None} | discovered() | VARIANTS
+SHORTENED = {"tar": {"inner_steps": 4}}
+"""Settings that a method runs with here where its defaults take a hundred passes for a step."""
 BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
 
 
@@ -69,6 +71,16 @@ def rows(count, seed):
     return [Encoded(ids[: 5 + place % 4], [-100] * 3 + ids[3 : 5 + place % 4]) for place, ids in enumerate(drawn)]
 
 
+def pool(need):
+    """Return rows of a role and, where they are asked for, partners with the same prompts and other answers."""
+    harmful, answers = rows(25, seed=2), rows(25, seed=4)
+    partners = [
+        Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
+        for row, other in zip(harmful, answers, strict=True)
+    ]
+    return Pool(harmful, need.batch_size, partners if need.paired else ())
+
+
 def build():
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -82,9 +94,9 @@ def weights_of(model):
 
 
 def run(name, work, *, model, **options):
-    method = METHODS[name]() if METHODS[name] else None
+    method = METHODS[name](**SHORTENED.get(name, {})) if METHODS[name] else None
     needs = [need for need in (method.needs if method else ()) if need.batch_size is not None]
-    pools = {need.role: Pool(rows(25, seed=2), need.batch_size) for need in needs}
+    pools = {need.role: pool(need) for need in needs}
     options.setdefault("tracker", Tracker())
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(
@@ -95,6 +107,7 @@ def run(name, work, *, model, **options):
 def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
+    assert {"random_vaccine", "repnoise", "tvaccine", "tar"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -112,9 +125,16 @@ def test_method_defaults_are_in_range_hashable_and_have_an_identity(name):
 def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(name, tmp_path):
     model = build()
     after_step, before_step = [weights_of(model)], []
+    own = {id(parameter) for parameter in model.parameters()}
+
+    def note(seen, optimizer):
+        # A method may have an optimizer of its own, for weights that are not the model's.
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            seen.append(weights_of(model))
+
     hooks = [
-        register_optimizer_step_pre_hook(lambda *_: before_step.append(weights_of(model))),
-        register_optimizer_step_post_hook(lambda *_: after_step.append(weights_of(model))),
+        register_optimizer_step_pre_hook(lambda optimizer, *_: note(before_step, optimizer)),
+        register_optimizer_step_post_hook(lambda optimizer, *_: note(after_step, optimizer)),
     ]
 
     try:
