@@ -174,6 +174,19 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
     Raises:
         ConfigError: Hydra cannot compose a cell, or cannot read an override.
     """
+    return compose_each([overrides], config_dir)[0]
+
+
+def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
+    """Compose the cells of several command lines; a choice of groups that they share is composed once.
+
+    Args:
+        lines: the overrides of each.
+        config_dir: as for ``compose``.
+
+    Raises:
+        ConfigError: as ``compose``.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
         loader = GlobalHydra.instance().config_loader()
@@ -183,12 +196,13 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
             loader.repository.initialize_sources(loader.get_search_path())
         try:
             master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-            cells = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            parser = OverridesParser.create(config_loader=loader)
+            parsed = [parser.parse_overrides(list(overrides)) for overrides in lines]
+            cells = [BasicSweeper.split_arguments(line, max_batch_size=None)[0] for line in parsed]
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError([told(error)]) from error
         composer = Composer(loader, master)
-        return [composer.compose(cell) for cell in cells]
+        return [[composer.compose(cell) for cell in line] for line in cells]
 
 
 def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:

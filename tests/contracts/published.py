@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from harness.compose import compose
+from harness.compose import compose_each
 from harness.config import cells_of
 from harness.engine.plan import Plan
 
@@ -41,26 +41,35 @@ class Asked(NamedTuple):
     scripts_stages: int
 
 
+def command_line(sweep):
+    """Return a sweep file as overrides; it holds an experiment, a title and the sweep, and nothing else."""
+    file = OmegaConf.to_container(OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml"))
+    params = file.pop("hydra")["sweeper"]["params"]
+    assert file.pop("title") == sweep
+    (experiment,) = file.pop("defaults")
+    assert not file
+    return [f"experiment={experiment['override /experiment']}", *(f"{name}={value}" for name, value in params.items())]
+
+
 @cache
-def cells_in(sweep):
-    """Return the cells of a sweep file, composed as the command line does."""
-    params = OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml").hydra.sweeper.params
-    return tuple(cells_of(compose([f"+sweeps={sweep}", *(f"{name}={value}" for name, value in params.items())])))
+def cells():
+    """Return the cells of every sweep; composed together, since most of their choices of groups are shared."""
+    composed = compose_each([command_line(sweep) for sweep in SWEEPS])
+    return {sweep: cells_of(cells) for sweep, cells in zip(SWEEPS, composed, strict=True)}
 
 
 def asked(*sweeps):
     """Count one or more sweeps; the planner is given them together, the scripts run them one after the other."""
-    cells = [cell for sweep in sweeps for cell in cells_in(sweep)]
-    stages = Plan.of(leaf for cell in cells for leaf in cell.leaves).stages
-    fine_tunings = len(cells)
-    repairs = sum("repair" in cell.stages for cell in cells)
-    alignments = len({cell.stages["align"].key for cell in cells})
+    own = [cell for sweep in sweeps for cell in cells()[sweep]]
+    stages = Plan.of(leaf for cell in own for leaf in cell.leaves).stages
+    trainings = len({cell.stages["align"].key for cell in own}) + len(own)
+    repairs = sum("repair" in cell.stages for cell in own)
     return Asked(
-        cells=len(cells),
+        cells=len(own),
         trainings=sum(stage.name in TRAININGS for stage in stages),
-        scripts_trainings=alignments + fine_tunings,
+        scripts_trainings=trainings,
         stages=len(stages),
-        scripts_stages=alignments + fine_tunings + repairs + 4 * len(cells),
+        scripts_stages=trainings + repairs + 4 * len(own),
     )
 
 

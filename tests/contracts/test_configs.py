@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from published import SWEEPS as PUBLISHED
 
 from harness.compose import CONF, compose
 from harness.config import cells_of
@@ -16,7 +17,7 @@ OPTIONS = sorted(
     for path in CONF.rglob("*.yaml")
     if path.parent != CONF and path.parent.name != "sweeps"
 )
-SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+SWEEPS = sorted({path.stem for path in (ROOT / "sweeps").glob("*.yaml")} - set(PUBLISHED))
 SLOTTED = [group for group, _ in OPTIONS if group.startswith("defense/")]
 DEFENSES = sorted({option for group, option in OPTIONS if group == "defense" or group in SLOTTED})
 

@@ -3,7 +3,10 @@
 import re
 
 import pytest
-from published import REPOSITORIES, ROOT, SWEEPS, asked, lines
+from published import REPOSITORIES, ROOT, SWEEPS, asked, cells, command_line, lines
+
+from harness.compose import compose
+from harness.config import cells_of
 
 ROW = r"^\| (?:`harness -m \+sweeps=(?=\w)|\*\*(?=all of))(\w[\w ]*).*?\|((?: [\d,]+ \|)+)$"
 LINES = dict(re.findall(ROW, (ROOT / "docs" / "published.md").read_text(), re.MULTILINE))
@@ -29,6 +32,15 @@ def test_sweeps_of_a_repository_together_plan_what_the_documentation_says(reposi
     own = [sweep for sweep in SWEEPS if sweep.startswith(f"{repository}_")]
 
     assert asked(*own) == told(f"all of {repository}")
+
+
+def test_published_sweep_by_its_file_is_what_is_counted():
+    sweep = "antidote_dense_ratio"
+    _, *params = command_line(sweep)
+
+    found = cells_of(compose([f"+sweeps={sweep}", *params]))
+
+    assert [cell.stages["harm"].key for cell in found] == [cell.stages["harm"].key for cell in cells()[sweep]]
 
 
 def test_documentation_names_no_sweep_that_does_not_exist():
