@@ -8,6 +8,7 @@ import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], _Composed] = {}
         self._groups: dict[str, bool] = {}
+        self._options = _options(loader, master.hydra)
 
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Return the composition of one cell; values that fit nowhere are among its problems.
@@ -137,7 +139,7 @@ class Composer:
         return _Composed(
             raw=raw,
             resolved=_resolved(raw),
-            choices=_choices(composed.hydra, self._loader, raw),
+            choices=_choices(composed.hydra, self._options, raw),
             interpolations=tuple(text for text in _texts(raw) if "${" in text),
         )
 
@@ -151,7 +153,7 @@ def composition_of(config: DictConfig) -> Composition:
     hydra = HydraConfig.get()
     overrides = tuple(hydra.overrides.task)
     data = _resolved(_without_hydra(config))
-    choices = _choices(hydra, GlobalHydra.instance().config_loader(), data)
+    choices = _choices(hydra, _options(GlobalHydra.instance().config_loader(), hydra), data)
     return Composition(
         data=data,
         choices=choices,
@@ -203,18 +205,24 @@ def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
     return place
 
 
-def _choices(hydra: Any, loader: Any, data: Mapping[str, Any]) -> dict[str, str]:
+def _options(loader: Any, hydra: Any) -> Callable[[str], list[str]]:
+    """Return a function that gives the options of a group, and remembers them."""
+
+    @cache
+    def options(group: str) -> list[str]:
+        # With the name and the overrides, folders of `hydra.searchpath` are searched as well.
+        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
+        return found
+
+    return options
+
+
+def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str, Any]) -> dict[str, str]:
     """Return the chosen option of each group.
 
     Raises:
         ConfigError: the chosen defense does not exist.
     """
-
-    def options(group: str) -> list[str]:
-        # With the name and the overrides, folders of `hydra.searchpath` and `--config-dir` are searched as well.
-        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
-        return found
-
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
     return settled(choices, options, data[GROUP])
 
