@@ -1,6 +1,7 @@
 """One process of a distributed run of every method; writes what each ended with. Started by ``torchrun``."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from harness.training.processes import rank, world_size
 
 def everything(out: Path) -> None:
     """Train each method; write its weights and history by its place, the number of processes and the rank."""
-    # The size of a micro-batch counts for each process: this keeps the micro-batches of all together the same.
-    budget = replace(BUDGET, micro_batch_size=2 // world_size())
+    # The size of a micro-batch counts for each process: this keeps the micro-batches of all together the same. The
+    # group of processes is only joined by the first training.
+    budget = replace(BUDGET, micro_batch_size=2 // int(os.environ.get("WORLD_SIZE", "1")))
     for place, name in enumerate(METHODS):
         model = build()
         with TemporaryDirectory() as work:
