@@ -5,7 +5,6 @@ Hydra needs about a tenth of a second to compose a cell. The cells of a sweep di
 """
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
+from harness.overlay import assign, place_in
 from harness.slots import GROUP, settled
 
 PACKAGE = Path(__file__).resolve().parent
@@ -94,7 +94,11 @@ class Composer:
         # A value that an interpolation may read has to be in place before interpolations are resolved.
         early = any(item.key_or_group in text for item in values for text in composed.interpolations)
         data = copy.deepcopy(composed.raw if early else composed.resolved)
-        problems = [problem for item in values if (problem := _assign(data, item, place_in(composed.choices)))]
+        problems = [
+            problem
+            for item in values
+            if (problem := assign(data, item.key_or_group, _plain(item.value()), place_in(composed.choices)))
+        ]
         return Composition(
             data=_resolved(data) if early else data,
             choices=composed.choices,
@@ -193,18 +197,6 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
         return [composer.compose(cell) for cell in cells]
 
 
-def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function from a dotted path to the file in which it is set."""
-
-    def place(path: str) -> str:
-        names = [name.partition("[")[0] for name in path.split(".")]
-        nested, group = "/".join(names[:2]), names[0]
-        chosen = next((name for name in (nested, group) if name in choices), None)
-        return f"conf/{chosen}/{choices[chosen]}.yaml" if chosen else "conf/config.yaml"
-
-    return place
-
-
 def _options(loader: Any, hydra: Any) -> Callable[[str], list[str]]:
     """Return a function that gives the options of a group, and remembers them."""
 
@@ -261,29 +253,6 @@ def _texts(value: object) -> Iterator[str]:
 
 def _plain(value: object) -> object:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def _assign(data: dict[str, Any], item: Override, place: Callable[[str], str]) -> str | None:
-    """Lay one value over plain data; return the problem if the name does not exist."""
-    path = item.key_or_group.split(".")
-    node: Any = data
-    for depth, name in enumerate(path, start=1):
-        if not isinstance(node, dict) or name not in node:
-            return _unknown(path[:depth], node, place)
-        if depth < len(path):
-            node = node[name]
-    node[path[-1]] = _plain(item.value())
-    return None
-
-
-def _unknown(path: Sequence[str], node: object, place: Callable[[str], str]) -> str:
-    *parents, name = path
-    known = [str(key) for key in node if key != "_target_"] if isinstance(node, dict) else []
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f" (did you mean `{close[0]}`?)" if close else ""
-    owner = f" of `{'.'.join(parents)}`" if parents else ""
-    listed = ", ".join(f"`{item}`" for item in known) or "none"
-    return f"`{'.'.join(path)}`: unknown setting{owner}{guess}. Known: {listed}. Set in `{place('.'.join(path))}`."
 
 
 def told(error: Exception) -> str:
