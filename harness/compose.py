@@ -5,9 +5,9 @@ Hydra needs about a tenth of a second to compose a cell. The cells of a sweep di
 """
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
+from harness.overlay import assign, place_in
 from harness.slots import GROUP, settled
 
 PACKAGE = Path(__file__).resolve().parent
@@ -75,6 +76,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], _Composed] = {}
         self._groups: dict[str, bool] = {}
+        self._options = _options(loader, master.hydra)
 
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Return the composition of one cell; values that fit nowhere are among its problems.
@@ -92,7 +94,11 @@ class Composer:
         # A value that an interpolation may read has to be in place before interpolations are resolved.
         early = any(item.key_or_group in text for item in values for text in composed.interpolations)
         data = copy.deepcopy(composed.raw if early else composed.resolved)
-        problems = [problem for item in values if (problem := _assign(data, item, place_in(composed.choices)))]
+        problems = [
+            problem
+            for item in values
+            if (problem := assign(data, item.key_or_group, _plain(item.value()), place_in(composed.choices)))
+        ]
         return Composition(
             data=_resolved(data) if early else data,
             choices=composed.choices,
@@ -137,7 +143,7 @@ class Composer:
         return _Composed(
             raw=raw,
             resolved=_resolved(raw),
-            choices=_choices(composed.hydra, self._loader, raw),
+            choices=_choices(composed.hydra, self._options, raw),
             interpolations=tuple(text for text in _texts(raw) if "${" in text),
         )
 
@@ -151,7 +157,7 @@ def composition_of(config: DictConfig) -> Composition:
     hydra = HydraConfig.get()
     overrides = tuple(hydra.overrides.task)
     data = _resolved(_without_hydra(config))
-    choices = _choices(hydra, GlobalHydra.instance().config_loader(), data)
+    choices = _choices(hydra, _options(GlobalHydra.instance().config_loader(), hydra), data)
     return Composition(
         data=data,
         choices=choices,
@@ -205,30 +211,24 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
         return [[composer.compose(cell) for cell in line] for line in cells]
 
 
-def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function from a dotted path to the file in which it is set."""
+def _options(loader: Any, hydra: Any) -> Callable[[str], list[str]]:
+    """Return a function that gives the options of a group, and remembers them."""
 
-    def place(path: str) -> str:
-        names = [name.partition("[")[0] for name in path.split(".")]
-        nested, group = "/".join(names[:2]), names[0]
-        chosen = next((name for name in (nested, group) if name in choices), None)
-        return f"conf/{chosen}/{choices[chosen]}.yaml" if chosen else "conf/config.yaml"
+    @cache
+    def options(group: str) -> list[str]:
+        # With the name and the overrides, folders of `hydra.searchpath` are searched as well.
+        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
+        return found
 
-    return place
+    return options
 
 
-def _choices(hydra: Any, loader: Any, data: Mapping[str, Any]) -> dict[str, str]:
+def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str, Any]) -> dict[str, str]:
     """Return the chosen option of each group.
 
     Raises:
         ConfigError: the chosen defense does not exist.
     """
-
-    def options(group: str) -> list[str]:
-        # With the name and the overrides, folders of `hydra.searchpath` and `--config-dir` are searched as well.
-        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
-        return found
-
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
     return settled(choices, options, data[GROUP])
 
@@ -267,29 +267,6 @@ def _texts(value: object) -> Iterator[str]:
 
 def _plain(value: object) -> object:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def _assign(data: dict[str, Any], item: Override, place: Callable[[str], str]) -> str | None:
-    """Lay one value over plain data; return the problem if the name does not exist."""
-    path = item.key_or_group.split(".")
-    node: Any = data
-    for depth, name in enumerate(path, start=1):
-        if not isinstance(node, dict) or name not in node:
-            return _unknown(path[:depth], node, place)
-        if depth < len(path):
-            node = node[name]
-    node[path[-1]] = _plain(item.value())
-    return None
-
-
-def _unknown(path: Sequence[str], node: object, place: Callable[[str], str]) -> str:
-    *parents, name = path
-    known = [str(key) for key in node if key != "_target_"] if isinstance(node, dict) else []
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f" (did you mean `{close[0]}`?)" if close else ""
-    owner = f" of `{'.'.join(parents)}`" if parents else ""
-    listed = ", ".join(f"`{item}`" for item in known) or "none"
-    return f"`{'.'.join(path)}`: unknown setting{owner}{guess}. Known: {listed}. Set in `{place('.'.join(path))}`."
 
 
 def told(error: Exception) -> str:

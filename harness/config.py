@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.cluster import Cluster
-from harness.compose import Composition, compose, place_in, told
+from harness.compose import Composition, compose, told
 from harness.engine.provenance import redacted
 from harness.engine.spec import build
 from harness.errors import ConfigError
 from harness.experiment import Cell, Experiment
 from harness.objective import Objective
+from harness.overlay import place_in
 from harness.slots import GROUP, label
 from harness.tracking.tracker import TrackerSettings
 

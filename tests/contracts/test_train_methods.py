@@ -38,11 +38,12 @@ def discovered():
 VARIANTS = {
     "lisa in both phases": partial(Lisa, alignment_steps=1, user_steps=2),
     "lisa as published": partial(Lisa, alignment_steps=1, user_steps=2, budget="published", delay=0.1),
+    "ewc": partial(EWC, fisher_rows=10),
     "ewc on batches": partial(EWC, fisher="batches", fisher_rows=10),
     "ldifs with its gate": partial(LDIFS, distance="gated_sum"),
     "vlguard joint": partial(VLGuard, form="joint", safety_batch_size=4, lamb=0.1),
 }
-"""Settings that take another way through a method's step than its defaults."""
+"""Settings that take another way through a method's step than its defaults, or the same in less time."""
 METHODS = {"plain": None} | discovered() | VARIANTS
 SHORTENED = {"tar": {"inner_steps": 4}}
 """Settings that a method runs with here where its defaults take a hundred passes for a step."""
@@ -97,11 +98,9 @@ def run(name, work, *, model, **options):
     method = METHODS[name](**SHORTENED.get(name, {})) if METHODS[name] else None
     needs = [need for need in (method.needs if method else ()) if need.batch_size is not None]
     pools = {need.role: pool(need) for need in needs}
-    options.setdefault("tracker", Tracker())
+    options = {"tracker": Tracker(), "budget": BUDGET} | options
     # Eleven rows: six steps in two epochs, the last of each one short.
-    return train(
-        model, method=method, rows=rows(11, 1), pools=pools, budget=BUDGET, seed=3, pad_id=0, work=work, **options
-    )
+    return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
 
 
 def test_discovery_finds_the_methods_that_ship():
