@@ -31,6 +31,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/booster_step.py
+	$(BIN)/python tests/benchmarks/method_steps.py
 	$(BIN)/python tests/benchmarks/generation.py
 
 clean:

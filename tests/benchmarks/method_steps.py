@@ -1,8 +1,9 @@
 """How long a step of each training method takes beside the bare forward and backward passes that its equations need.
 
 Run ``python tests/benchmarks/method_steps.py`` (SmolLM2-135M; needs the extra ``smollm2``) or with ``--tiny``, and with
-the names of methods to measure some only. The step and its bare passes take turns in one run, so that a busy machine
-disturbs both alike; the median of the paired ratios counts. Two thirds of the tokens are prompt, one third is answer.
+the names of methods to measure some only. The step and its bare passes take turns in one run, and what is read is this
+process's own time on the processors, so that a busy machine disturbs little and both alike; the median of the paired
+ratios counts. Two thirds of the tokens are prompt, one third is answer.
 
 To measure another method, add a line to ``CASES``: its settings, and how many passes of each kind (``KINDS``) a step
 needs.
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -112,13 +114,13 @@ CASES: dict[str, Case] = {
 
 
 def timed(action: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(name: str, bench: Bench, pairs: int) -> None:
-    """Print the medians of a method's step, of its bare passes and of their ratio."""
+    """Print the medians of a method's step, its bare passes, and the step's ratios to them and to plain training."""
     case = CASES[name]
     step = case.settings.start(bench.learner, bench, 1)
 
@@ -137,13 +139,14 @@ def measure(name: str, bench: Bench, pairs: int) -> None:
         step.load_state_dict(case.state(len(layers(bench.learner.module))))
     one_step()
     bare()
-    times = [(timed(bare), timed(one_step)) for _ in range(pairs)]
-    ratios = [mine / plain for plain, mine in times]
-    plain, mine = (statistics.median(column) for column in zip(*times, strict=True))
+    times = [(timed(bare), timed(one_step), timed(partial(KINDS["own"], bench))) for _ in range(pairs)]
+    ratios = [mine / passes for passes, mine, _ in times]
+    relative = statistics.median(mine / plain for _, mine, plain in times)
+    needed, mine = (statistics.median(each[place] for each in times) for place in (0, 1))
     passes = " + ".join(f"{count} {kind}" for kind, count in case.bare.items())
     print(
-        f"{name:22} step {mine:7.3f} s, bare {plain:7.3f} s ({passes}), ratio {statistics.median(ratios):.3f} "
-        f"(from {min(ratios):.3f} to {max(ratios):.3f})",
+        f"{name:22} step {mine:7.3f} s, bare {needed:7.3f} s ({passes}), ratio {statistics.median(ratios):.3f} "
+        f"(from {min(ratios):.3f} to {max(ratios):.3f}), {relative:.2f} times a plain step",
         flush=True,
     )
 
