@@ -32,6 +32,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/booster_step.py
 	$(BIN)/python tests/benchmarks/method_steps.py
+	$(BIN)/python tests/benchmarks/antidote_repair.py
 	$(BIN)/python tests/benchmarks/generation.py
 
 clean:
