@@ -31,6 +31,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/booster_step.py
+	$(BIN)/python tests/benchmarks/method_steps.py
+	$(BIN)/python tests/benchmarks/antidote_repair.py
 	$(BIN)/python tests/benchmarks/generation.py
 
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.

@@ -100,7 +100,7 @@ def _hydra(arguments: list[str]) -> None:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from harness.compose import CONF
+    from harness.compose import CONF, NAME
     from harness.config import diagnosed
 
     # Told to Hydra as a failed job, an error would be announced by it as well.
@@ -119,7 +119,7 @@ def _hydra(arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)(task)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra's own words for `attack_ratio=0.1`; any other ValueError is a bug.
         if isinstance(error, ValueError) and "Config group override" not in str(error):

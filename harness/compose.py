@@ -5,9 +5,9 @@ Hydra needs about a tenth of a second to compose a cell. The cells of a sweep di
 """
 
 import copy
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
+from harness.overlay import assign, place_in
+from harness.slots import GROUP, settled
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped configuration: beside the package in a checkout, inside it in a wheel."""
+NAME = "config"
+"""The file that is composed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Composer:
         self._composed: dict[tuple[str, ...], _Composed] = {}
         self._groups: dict[str, bool] = {}
         self._parsed: dict[str, Override] = {}
+        self._options = _options(loader, master.hydra)
 
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Return the composition of one cell; values that fit nowhere are among its problems.
@@ -90,7 +95,11 @@ class Composer:
         # A value that an interpolation may read has to be in place before interpolations are resolved.
         early = any(item.key_or_group in text for item in values for text in composed.interpolations)
         data = copy.deepcopy(composed.raw if early else composed.resolved)
-        problems = [problem for item in values if (problem := _assign(data, item, place_in(composed.choices)))]
+        problems = [
+            problem
+            for item in values
+            if (problem := assign(data, item.key_or_group, _plain(item.value()), place_in(composed.choices)))
+        ]
         return Composition(
             data=_resolved(data) if early else data,
             choices=composed.choices,
@@ -121,12 +130,12 @@ class Composer:
             ConfigError: with all of them.
         """
         wrong = [
-            f"`{item.key_or_group}`: {item.value()} is not an option; expected one of "
-            f"{', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
+            f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
+            f"of {', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
             "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
             for item in parsed
             if not self._is_value(item)
-            and isinstance(item.value(), int | float)
+            and isinstance(item.value(), int | float | None)
             and self._groups.get(item.key_or_group)
         ]
         if wrong:
@@ -141,23 +150,28 @@ class Composer:
         return _Composed(
             raw=raw,
             resolved=_resolved(raw),
-            choices=_choices(composed.hydra),
+            choices=_choices(composed.hydra, self._options, raw),
             interpolations=tuple(text for text in _texts(raw) if "${" in text),
         )
 
 
 def composition_of(config: DictConfig) -> Composition:
-    """Return the composition that Hydra already made for a single run."""
+    """Return the composition that Hydra already made for a single run.
+
+    Raises:
+        ConfigError: the chosen defense does not exist.
+    """
     hydra = HydraConfig.get()
     overrides = tuple(hydra.overrides.task)
-    choices = _choices(hydra)
+    data = _resolved(_without_hydra(config))
+    choices = _choices(hydra, _options(GlobalHydra.instance().config_loader(), hydra), data)
     return Composition(
-        data=_resolved(_without_hydra(config)),
+        data=data,
         choices=choices,
         values={
             item.key_or_group: _plain(item.value())
             for item in OverridesParser.create().parse_overrides(list(overrides))
-            if item.key_or_group not in choices
+            if item.key_or_group not in hydra.runtime.choices
         },
         overrides=overrides,
     )
@@ -173,34 +187,57 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
     Raises:
         ConfigError: Hydra cannot compose a cell, or cannot read an override.
     """
+    return compose_each([overrides], config_dir)[0]
+
+
+def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
+    """Compose the cells of several command lines; a choice of groups that they share is composed once.
+
+    Args:
+        lines: the overrides of each.
+        config_dir: as for ``compose``.
+
+    Raises:
+        ConfigError: as ``compose``.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
         loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
             loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+            # The sources were opened when the loader was made.
+            loader.repository.initialize_sources(loader.get_search_path())
         try:
-            master = loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN)
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-            cells = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
+            parser = OverridesParser.create(config_loader=loader)
+            parsed = [parser.parse_overrides(list(overrides)) for overrides in lines]
+            cells = [BasicSweeper.split_arguments(line, max_batch_size=None)[0] for line in parsed]
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError([told(error)]) from error
         composer = Composer(loader, master)
-        return [composer.compose(cell) for cell in cells]
+        return [[composer.compose(cell) for cell in line] for line in cells]
 
 
-def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function from a dotted path to the file in which it is set."""
+def _options(loader: Any, hydra: Any) -> Callable[[str], list[str]]:
+    """Return a function that gives the options of a group, and remembers them."""
 
-    def place(path: str) -> str:
-        group = path.split(".", maxsplit=1)[0].split("[", maxsplit=1)[0]
-        option = choices.get(group)
-        return f"conf/{group}/{option}.yaml" if option else "conf/config.yaml"
+    @cache
+    def options(group: str) -> list[str]:
+        # With the name and the overrides, folders of `hydra.searchpath` are searched as well.
+        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
+        return found
 
-    return place
+    return options
 
 
-def _choices(hydra: Any) -> dict[str, str]:
-    return {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chosen option of each group.
+
+    Raises:
+        ConfigError: the chosen defense does not exist.
+    """
+    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
+    return settled(choices, options, data[GROUP])
 
 
 def _without_hydra(config: DictConfig) -> dict[str, Any]:
@@ -237,29 +274,6 @@ def _texts(value: object) -> Iterator[str]:
 
 def _plain(value: object) -> object:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def _assign(data: dict[str, Any], item: Override, place: Callable[[str], str]) -> str | None:
-    """Lay one value over plain data; return the problem if the name does not exist."""
-    path = item.key_or_group.split(".")
-    node: Any = data
-    for depth, name in enumerate(path, start=1):
-        if not isinstance(node, dict) or name not in node:
-            return _unknown(path[:depth], node, place)
-        if depth < len(path):
-            node = node[name]
-    node[path[-1]] = _plain(item.value())
-    return None
-
-
-def _unknown(path: Sequence[str], node: object, place: Callable[[str], str]) -> str:
-    *parents, name = path
-    known = [str(key) for key in node if key != "_target_"] if isinstance(node, dict) else []
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f" (did you mean `{close[0]}`?)" if close else ""
-    owner = f" of `{'.'.join(parents)}`" if parents else ""
-    listed = ", ".join(f"`{item}`" for item in known) or "none"
-    return f"`{'.'.join(path)}`: unknown setting{owner}{guess}. Known: {listed}. Set in `{place('.'.join(path))}`."
 
 
 def told(error: Exception) -> str:

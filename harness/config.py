@@ -3,21 +3,26 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.cluster import Cluster
-from harness.compose import Composition, compose, place_in, told
+from harness.compose import Composition, compose, told
 from harness.engine.provenance import redacted
 from harness.engine.spec import build
 from harness.errors import ConfigError
 from harness.experiment import Cell, Experiment
 from harness.objective import Objective
+from harness.overlay import place_in
+from harness.slots import GROUP, label
 from harness.tracking.tracker import TrackerSettings
 
 TUNED = "tuned"
 """Hyperparameters chosen for a size of model, where the YAML of a defense looks before its published values."""
 
-LABELS = ("defense", "task", "attack", "model")
+OnInvalid = Literal["refuse", "skip"]
+"""What becomes of a sweep with a cell whose settings do not go together."""
+
+LABELS = ("task", "attack", "model")
 """Config groups whose choice names a row; a row also carries ``attack.ratio`` and ``seed``."""
 
 
@@ -34,6 +39,7 @@ class Settings:
     cluster: Cluster
     tracker: TrackerSettings
     targets: tuple[str, ...]
+    on_invalid: OnInvalid = "refuse"
 
     def problems(self) -> list[str]:
         """Range errors."""
@@ -56,27 +62,60 @@ def settings_of(composition: Composition) -> Settings:
     return build(Settings, data, where=place_in(composition.choices))
 
 
+class Skipped(NamedTuple):
+    """A cell that cannot be, though each of its settings is right.
+
+    Attributes:
+        overrides: what the user wrote to get it, without secrets.
+        reasons: why its settings do not go together.
+    """
+
+    overrides: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
 def cells_of(compositions: Sequence[Composition]) -> list[Cell]:
     """Build and check every cell.
 
     Raises:
         ConfigError: with the problems of all cells and of what is beside them, each told once.
     """
+    return [cell for cell in examined(compositions, "refuse") if isinstance(cell, Cell)]
+
+
+def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None = None) -> list[Cell | Skipped]:
+    """Build and check every cell; leave out those that cannot be, if the settings say so.
+
+    Args:
+        compositions: one for each cell.
+        on_invalid: what becomes of a cell whose settings do not go together; None asks the settings.
+
+    Raises:
+        ConfigError: with the problems of all cells and of what is beside them, each told once; or no cell is left.
+    """
     problems: dict[str, None] = {}
-    cells = []
+    impossible: dict[str, None] = {}
+    cells: list[Cell | Skipped] = []
     for composition in compositions:
         problems |= dict.fromkeys(composition.problems)
         data = {key: value for key, value in composition.data.items() if key not in OUTSIDE}
         allow = ("harness.", *composition.data.get("targets", ()))
         try:
             experiment = build(Experiment, data, allow=allow, where=place_in(composition.choices))
-            cells.append(_cell(experiment, composition))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
+            continue
+        try:
+            cells.append(_cell(experiment, composition))
+        except ConfigError as error:
+            impossible |= dict.fromkeys(error.problems)
+            cells.append(Skipped(tuple(redacted(composition.overrides)), error.problems))
     try:
-        settings_of(compositions[0])
+        on_invalid = on_invalid or settings_of(compositions[0]).on_invalid
     except ConfigError as error:
         problems |= dict.fromkeys(error.problems)
+    if on_invalid != "skip" or not any(isinstance(cell, Cell) for cell in cells):
+        problems |= impossible
     if problems:
         raise ConfigError(list(problems))
     return cells
@@ -93,6 +132,7 @@ def diagnosed(error: Exception, overrides: Sequence[str], config_dir: str | None
 
 def _cell(experiment: Experiment, composition: Composition) -> Cell:
     labels: dict[str, object] = {name: composition.choices.get(name, "") for name in LABELS}
+    labels["defense"] = label(composition.choices, composition.data[GROUP])
     labels |= {"ratio": experiment.attack.ratio if experiment.attack.method else 0.0, "seed": experiment.seed}
     named = {"attack.ratio", "seed"}
     return Cell(

@@ -54,6 +54,7 @@ class PlanPrinter:
             stages = {kind: count._asdict() for kind, count in planned.counts.items()}
             costs = {kind: cost._asdict() for kind, cost in planned.costs.items()}
             plan = {"sweep": planned.sweep, "cells": planned.cells, "stages": stages, "predicted": costs}
+            plan["skipped"] = [cell._asdict() for cell in planned.skipped]
             print_text(json.dumps(plan, indent=2))
         else:
             out = console()
@@ -61,6 +62,7 @@ class PlanPrinter:
             out.print(_counts(planned.counts, planned.costs))
             if planned.costs:
                 out.print(_predicted(planned))
+            _print_skipped(out, planned)
 
     def event(self, event: Event) -> None:
         """Nothing runs."""
@@ -89,6 +91,7 @@ class RunPrinter:
             f"sweep [bold]{planned.sweep}[/bold]: {_plural(planned.cells, 'cell')}, {_plural(total, 'stage')}, "
             f"{stored} in the store {escape(str(planned.store))}"
         )
+        _print_skipped(self._out, planned)
         if stored < total and self._out.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -246,6 +249,11 @@ def _submitted(planned: Planned, outcome: Outcome) -> str:
         ]
     lines.append(f"follow it with: harness status {planned.sweep}")
     return "\n".join(lines)
+
+
+def _print_skipped(out: Console, planned: Planned) -> None:
+    for cell in planned.skipped:
+        out.print(escape(f"skipped {' '.join(cell.overrides)}: {' '.join(cell.reasons)}"))
 
 
 def _plural(count: int, noun: str) -> str:

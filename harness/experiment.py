@@ -13,9 +13,10 @@ from harness.corpora.record import Role
 from harness.corpora.splits import Corpus, Slice
 from harness.engine.identity import payload_of
 from harness.engine.stage import Stage
+from harness.errors import ConfigError
 from harness.modeling.adapter import Lora
 from harness.modeling.decoding import Decoding
-from harness.protocols import Attack, Judge, ModelSource, RepairMethod, Task, TrainMethod
+from harness.protocols import Attack, Judge, ModelSource, Named, Particular, RepairMethod, Task, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
@@ -61,6 +62,7 @@ class FinetuneSettings:
     Attributes:
         adapter: ``single`` continues the aligned adapter; ``double`` merges it in float32 and trains a fresh one.
         compat: ``exact`` counts, or ``booster`` for the published strict slice (99 of 100).
+        fresh: size and place of the fresh adapter; null is the alignment's.
     """
 
     name: ClassVar[str] = "finetune"
@@ -69,6 +71,7 @@ class FinetuneSettings:
     budget: Budget
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
+    fresh: Lora | None = None
 
     def problems(self) -> list[str]:
         """Range errors."""
@@ -85,6 +88,15 @@ class Defense:
     align: TrainMethod | None = None
     finetune: TrainMethod | None = None
     repair: RepairMethod | None = None
+
+    def conflicts(self) -> list[str]:
+        """Return which methods do not go together, and why."""
+        slots: dict[str, Named | None] = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
+        found: list[str] = []
+        for slot, method in slots.items():
+            if isinstance(method, Particular):
+                found += [f"`defense.{slot}`: {reason}" for reason in method.conflicts(slots)]
+        return found
 
 
 @final
@@ -151,7 +163,13 @@ class Experiment:
         return [] if self.seed >= 0 else [f"`seed`: {self.seed} is negative; expected a number >= 0"]
 
     def stages(self) -> dict[str, Stage]:
-        """Build the cell's chain: stages by their part in it, parents before children."""
+        """Build the cell's chain: stages by their part in it, parents before children.
+
+        Raises:
+            ConfigError: the methods of the defense do not go together, or the corpus has not the rows they need.
+        """
+        if conflicts := self.defense.conflicts():
+            raise ConfigError(conflicts)
         align, finetune, encoding = self.align, self.finetune, self.model.encoding
         base = Base(source=self.model.source)
         aligned = Align(
@@ -182,7 +200,7 @@ class Experiment:
             **self._drawn(self.defense.finetune, Role.REFUSAL, Role.HARMFUL),
             budget=finetune.budget,
             protocol=finetune.adapter,
-            adapter=align.adapter,
+            adapter=finetune.fresh or align.adapter,
             encoding=encoding,
             seed=self.seed,
         )

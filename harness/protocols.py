@@ -6,18 +6,20 @@ build thousands of them. State is born in ``start()``, inside the job, and can b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from harness.corpora.record import Example, Role
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
+
+    from harness.corpora.batches import Pair
 
     Batch = Mapping[str, Tensor]
     """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``."""
@@ -53,17 +55,19 @@ class Grade(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Data that a method draws beside the stage's own batches.
+    """Data that a method uses beside the stage's own rows.
 
     Attributes:
         role: whose rows.
         rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
-        batch_size: rows per draw, over all processes together.
+        batch_size: rows per draw, over all processes; None is not to draw, but to mix them into the stage's own.
+        paired: whether each harmful row comes with the refusal of the same prompt, for ``Draws.pair``.
     """
 
     role: Role
     rows: int | None
-    batch_size: int
+    batch_size: int | None
+    paired: bool = False
 
 
 class Prediction(NamedTuple):
@@ -81,10 +85,22 @@ class Prediction(NamedTuple):
 
 
 class Draws(Protocol):
-    """Endless seeded batches by role; where they stand is saved and restored with the method's state."""
+    """Seeded batches by role; where the endless ones stand is saved and restored with the method's state."""
+
+    def derive(self, *names: str) -> int:
+        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        ...
+
+    def pair(self, role: Role) -> Pair:
+        """Return the next batch of a role declared as ``paired``, beside the refusals of the same prompts."""
+        ...
 
     def next(self, role: Role) -> Batch:
         """Return the next batch of a role the method declared in ``needs``, on the model's device."""
+        ...
+
+    def every(self, role: Role) -> Iterator[Batch]:
+        """Give each row of a role once, in batches of at most the declared size; ``next`` does not notice."""
         ...
 
 
@@ -99,6 +115,11 @@ class Learner(Protocol):
     @property
     def trainables(self) -> Sequence[Parameter]:
         """The parameters that the optimizer moves; float32."""
+        ...
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps the optimizer has taken in this run; the same for all micro-batches of a step."""
         ...
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:
@@ -125,8 +146,8 @@ class Learner(Protocol):
         """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
         ...
 
-    def write(self, gradient: Gradient) -> None:
-        """Add a step's final, combined gradient to ``.grad``, averaged over accumulation micro-batches."""
+    def write(self, gradient: Sequence[Tensor | None]) -> None:
+        """Add a step's combined gradient to ``.grad``, averaged over micro-batches; the optimizer passes over None."""
         ...
 
 
@@ -146,12 +167,21 @@ class TrainStep(Protocol):
         ...
 
 
+@runtime_checkable
+class HandsOver(Protocol):
+    """A training step that leaves something for the repair: stored beside the adapter, read by ``RepairMethod``."""
+
+    def handover(self) -> Mapping[str, Gradient]:
+        """Return what is left after the last step: by name, one tensor per trainable."""
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align`` or ``finetune``)."""
 
     @property
     def needs(self) -> Sequence[Need]:
-        """The data the method draws besides the stage's own batches."""
+        """The data the method uses besides the stage's own rows."""
         ...
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:
@@ -167,14 +197,22 @@ class RepairMethod(Named, Protocol):
         """The data the method calibrates on."""
         ...
 
-    def repair(self, learner: Learner, aligned: Mapping[str, Tensor], draws: Draws) -> Mapping[str, float]:
-        """Change the trainables in place; return facts for the manifest.
+    def repair(
+        self, learner: Learner, *, start: Gradient, handed_over: Mapping[str, Gradient], draws: Draws
+    ) -> Mapping[str, object]:
+        """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
 
-        Args:
-            learner: the fine-tuned model.
-            aligned: the trainables of the aligned model, by parameter name.
-            draws: batches by role.
+        ``start`` is the trainables where fine-tuning began, ``handed_over`` what its method left, by name.
         """
+        ...
+
+
+@runtime_checkable
+class Particular(Named, Protocol):
+    """What a method may have besides: it does not go with everything that the other slots may hold."""
+
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+        """Return why the method cannot be in a defense of these slots; an empty one holds None."""
         ...
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, final
 
 from harness.cluster import Cluster
-from harness.config import Settings
+from harness.config import Settings, Skipped
 from harness.engine.costs import Cost
 from harness.engine.identity import key_of
 from harness.engine.plan import Plan
@@ -38,7 +38,14 @@ def sweep_id(cells: Sequence[Cell], title: str) -> str:
 
 
 def record_sweep(
-    store: Store, sweep: str, *, cells: Sequence[Cell], plan: Plan, costs: Mapping[str, Cost], settings: Settings
+    store: Store,
+    sweep: str,
+    *,
+    cells: Sequence[Cell],
+    skipped: Sequence[Skipped],
+    plan: Plan,
+    costs: Mapping[str, Cost],
+    settings: Settings,
 ) -> None:
     """Write the record of a sweep. What was predicted when it ran first stays.
 
@@ -66,6 +73,7 @@ def record_sweep(
             }
             for cell in cells
         ],
+        "skipped": [cell._asdict() for cell in skipped],
         "stages": {
             stage.key: {"kind": stage.name, "parents": [parent.key for parent in stage.parents]}
             for stage in plan.stages

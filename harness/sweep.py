@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from harness.cluster import Local
 from harness.compose import Composer, Composition, composition_of
-from harness.config import cells_of, settings_of
+from harness.config import Skipped, examined, settings_of
 from harness.engine.costs import Cost, predicted
 from harness.engine.executor import Event, Outcome
 from harness.engine.ledger import Ledger
@@ -43,6 +43,7 @@ class Planned:
         store: the folder.
         costs: what the stages that are not stored will take, by kind.
         gpus: how many GPUs a stage is given, by kind, where the cluster is told.
+        skipped: cells that cannot be, and why; they are not among the cells.
     """
 
     sweep: str
@@ -51,6 +52,7 @@ class Planned:
     store: Path
     costs: Mapping[str, Cost] = field(default_factory=dict)
     gpus: Mapping[str, int] = field(default_factory=dict)
+    skipped: Sequence[Skipped] = ()
 
 
 class Front(Protocol):
@@ -107,7 +109,8 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     """Run a batch of cells for a Hydra sweeper: every distinct stage once.
 
     Returns:
-        One finished job a cell, with its objective as the return value; a failed cell's job raises when it is read.
+        One finished job a cell, with its objective as the return value; a failed cell's job raises when it is read, a
+        skipped one's is None.
     """
     composer = Composer(loader, master)
     ours = str(master.hydra.sweeper.get("_target_", "")).startswith("hydra_plugins.harness")
@@ -183,7 +186,9 @@ def _job(overrides: Sequence[str], result: float | StagesFailed | None) -> JobRe
 def _carry_out(
     compositions: Sequence[Composition], *, needs_results: bool = False
 ) -> list[float | StagesFailed | None]:
-    cells = cells_of(compositions)
+    examinations = examined(compositions)
+    cells = [cell for cell in examinations if isinstance(cell, Cell)]
+    skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     if needs_results and not settings.cluster.wait:
         raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
@@ -198,19 +203,22 @@ def _carry_out(
         store=store.root,
         costs=predicted(plan.pending(store), store),
         gpus=settings.cluster.gpus,
+        skipped=skipped,
     )
     now.front.planned(planned)
     if now.verb == "plan":
-        return [None] * len(cells)
+        return [None] * len(compositions)
     _made_sure(plan, store)
     if not settings.cluster.rehearsing:
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.
-        record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings)
+        record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
         Ledger(store.root).cancel(sweep, undo=True)
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
     outcome = executed(sweep, plan, store, place, now.front)
     now.front.finished(planned, outcome)
-    return [_result(cell, store, settings.objective, outcome) for cell in cells]
+    return [
+        _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations
+    ]
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:

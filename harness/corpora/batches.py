@@ -5,22 +5,33 @@ Imported inside jobs only: it needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.record import Role
-from harness.engine.seeding import generator
+from harness.engine.seeding import derive, generator
 from harness.errors import ConfigError, DataError
 
 
 class Pool(NamedTuple):
-    """The rows of a role and how many of them make a batch, over all processes together."""
+    """The rows of a role and how many of them make a batch, over all processes together.
+
+    ``partners``, if there are any, are the refusals of the rows' prompts, one for each row.
+    """
 
     rows: Sequence[Encoded]
     batch_size: int
+    partners: Sequence[Encoded] = ()
+
+
+class Pair(NamedTuple):
+    """Two batches whose rows have the same prompts, one by one, and different answers."""
+
+    harmful: dict[str, torch.Tensor]
+    refusal: dict[str, torch.Tensor]
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
@@ -99,13 +110,27 @@ class RoleBatches:
         self._drawn = dict.fromkeys(pools, 0)
         self._orders: dict[Role, tuple[int, list[int]]] = {}
 
+    def derive(self, *names: str) -> int:
+        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        return derive(self._seed, "method", *names)
+
     def next(self, role: Role) -> dict[str, torch.Tensor]:
         """Return this process's share of the role's next batch, each tensor ``[batch, time]``."""
-        indices = self._indices(role)[self._rank :: self._world_size]
-        self._drawn[role] += 1
-        rows = self._pools[role].rows
-        batch = collate([rows[i] for i in indices], self._pad_id)
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return self._batch(self._pools[role].rows, self._advance(role))
+
+    def pair(self, role: Role) -> Pair:
+        """Return this process's share of the role's next batch, beside the partners of the same rows."""
+        pool, places = self._pools[role], self._advance(role)
+        return Pair(harmful=self._batch(pool.rows, places), refusal=self._batch(pool.partners, places))
+
+    def every(self, role: Role) -> Iterator[dict[str, torch.Tensor]]:
+        """Give this process's share of each of a role's rows once, the longest first so that little is padding."""
+        pool = self._pools[role]
+        rows = sorted(pool.rows, key=lambda row: len(row.input_ids), reverse=True)[self._rank :: self._world_size]
+        share = max(1, pool.batch_size // self._world_size)
+        for start in range(0, len(rows), share):
+            batch = collate(rows[start : start + share], self._pad_id)
+            yield {name: tensor.to(self._device) for name, tensor in batch.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches each role has given."""
@@ -114,6 +139,16 @@ class RoleBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
         self._drawn = {role: int(state["drawn"][role.value]) for role in self._pools}
+
+    def _batch(self, rows: Sequence[Encoded], places: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = collate([rows[place] for place in places], self._pad_id)
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+
+    def _advance(self, role: Role) -> list[int]:
+        """Return this process's places of the next batch, and count it."""
+        places = self._indices(role)[self._rank :: self._world_size]
+        self._drawn[role] += 1
+        return places
 
     def _indices(self, role: Role) -> list[int]:
         size, batch_size = len(self._pools[role].rows), self._pools[role].batch_size

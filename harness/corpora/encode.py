@@ -74,20 +74,23 @@ class Encoding:
 
     def encode_all(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> EncodedRows:
         """Encode examples in one call of the tokenizer; rows without a supervised position are dropped and counted."""
-        if not examples:
-            return EncodedRows([], 0)
-        joint = joint_of(template=self.template, newline=self.newline)
-        prompts = [self.prompt_text(example) for example in examples]
-        texts = [prompt + joint + example.output for prompt, example in zip(prompts, examples, strict=True)]
-        rows = [
-            row
-            for prompt, text in zip(_ids(tokenizer, prompts), _ids(tokenizer, texts), strict=True)
-            if (row := self._row(prompt, text, tokenizer.eos_token_id)) is not None
-        ]
+        rows = [row for row in self.encode_each(tokenizer, examples) if row is not None]
         dropped = len(examples) - len(rows)
         if dropped:
             log.warning("%d of %d rows dropped: no answer within %d tokens", dropped, len(examples), self.max_length)
         return EncodedRows(rows, dropped)
+
+    def encode_each(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded | None]:
+        """Encode examples in one call of the tokenizer; None stands for a row without a supervised position."""
+        if not examples:
+            return []
+        joint = joint_of(template=self.template, newline=self.newline)
+        prompts = [self.prompt_text(example) for example in examples]
+        texts = [prompt + joint + example.output for prompt, example in zip(prompts, examples, strict=True)]
+        return [
+            self._row(prompt, text, tokenizer.eos_token_id)
+            for prompt, text in zip(_ids(tokenizer, prompts), _ids(tokenizer, texts), strict=True)
+        ]
 
     def _row(self, prompt: list[int], text: list[int], eos: int) -> Encoded | None:
         full = text if text[-1:] == [eos] else [*text, eos]

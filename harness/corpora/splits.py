@@ -6,7 +6,7 @@ defender sees the alignment's prompts again with harmful answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from itertools import combinations
@@ -86,13 +86,19 @@ class Slice:
     keep: Keep = Keep.UNSAFE
     shuffle: int | None = None
 
-    def preflight(self) -> list[str]:
-        """Return why the rows could not be had; rows that are on this machine are read and counted."""
+    def preflight(self, *, paired: bool = False) -> list[str]:
+        """Return why the rows could not be had; rows that are on this machine are read and counted.
+
+        Args:
+            paired: the refusals of the rows' prompts are needed too.
+        """
         problems = self.origin.preflight()
         if problems or not all(source.at_hand() for source in sources_in(self.origin)):
             return problems
         try:
             self.examples()
+            if paired:
+                self.refusals()
         except DataError as error:
             return [str(error)]
         return []
@@ -131,6 +137,14 @@ class Slice:
                 f"one in each. Change `corpus.{self.role}.keep`, or choose another origin"
             )
         return examples
+
+    def refusals(self) -> list[Example]:
+        """Return the refusals of the rows' prompts, row by row.
+
+        Raises:
+            DataError: the rows cannot be had, or one has no refusal.
+        """
+        return replace(self, role=Role.REFUSAL).examples()
 
 
 @final

@@ -86,13 +86,23 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name that is going out of use
         wrapped = get_peft_model(model, settings)
-    draw = torch.Generator().manual_seed(seed)
-    for name, factor in wrapped.named_parameters():
-        if ".lora_A." in name:
-            fresh = torch.empty(factor.shape, dtype=torch.float32)
-            torch.nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=draw)
-            factor.data.copy_(fresh)
+    for name, value in fresh(wrapped, seed=seed).items():
+        wrapped.get_parameter(name).data.copy_(value)
     return wrapped
+
+
+def fresh(model: PeftModel, *, seed: int) -> dict[str, Tensor]:
+    """Return the factors that ``attach`` gives an adapter of the model's shape, on the CPU, by parameter name."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, factor in model.named_parameters():
+        if _is_factor(name):
+            drawn[name] = torch.zeros(factor.shape, dtype=torch.float32)
+            if ".lora_A." in name:
+                torch.nn.init.kaiming_uniform_(drawn[name], a=math.sqrt(5), generator=draw)
+    return drawn
 
 
 def detach(model: PreTrainedModel | PeftModel) -> None:

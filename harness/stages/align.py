@@ -50,7 +50,8 @@ class Align(Stage):
 
     def preflight(self) -> list[str]:
         """Ask the sources of the rows."""
-        return [*self.refusal.preflight(), *(self.harmful.preflight() if self.harmful else ())]
+        paired = any(need.paired for need in (self.method.needs if self.method else ()))
+        return [*self.refusal.preflight(), *(self.harmful.preflight(paired=paired) if self.harmful else ())]
 
     def run(self, ctx: StageContext) -> None:
         """Train a fresh adapter on the base."""

@@ -13,11 +13,14 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.modeling.adapter import Lora
 from harness.protocols import TrainMethod
 from harness.stages.align import Align
-from harness.stages.fit import ADAPTER, fit
+from harness.stages.fit import ADAPTER, adapter_seed, fit
 from harness.stages.poison import Poison, read_mixture
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
     from harness.modeling.load import Weights
 
 
@@ -81,8 +84,27 @@ class Finetune(Stage):
             slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
             budget=self.budget,
             encoding=self.encoding,
-            seed=derive(self.seed, self.name),
+            seed=self._own_seed,
         )
+
+    def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
+        """Return the trainables where training began, on the CPU, by parameter name.
+
+        Args:
+            model: any model with an adapter of this stage's shape, for example the result.
+            locate: finds artifacts.
+        """
+        from harness.modeling import adapter
+
+        if self.protocol == "double":
+            return adapter.fresh(model, seed=adapter_seed(self._own_seed))
+        aligned = self.aligned.weights(locate).adapter
+        assert aligned is not None, "an aligned model has an adapter"
+        return adapter.read(aligned)[1]
+
+    @property
+    def _own_seed(self) -> int:
+        return derive(self.seed, self.name)
 
     def weights(self, locate: Locate) -> Weights:
         """The aligned model with the user's adapter: in place of the aligned one, or on top of it."""

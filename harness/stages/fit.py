@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.corpora.encode import Encoding
+from harness.corpora.encode import Encoded, Encoding
 from harness.corpora.record import Example, Role
 from harness.corpora.splits import Slice
 from harness.engine.seeding import derive
@@ -15,6 +15,7 @@ from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.modeling.adapter import Lora
 from harness.protocols import Need, TrainMethod
+from harness.stages import handover
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def fit(
     encoding: Encoding,
     seed: int,
 ) -> None:
-    """Train and write ``adapter/`` and ``metrics.jsonl`` (one row per logging interval).
+    """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
 
     Several processes may share the run: each calls this, and the first writes.
 
@@ -66,14 +67,16 @@ def fit(
     sharded = ctx.sharding == "fsdp"
     # A base that is sharded need not fit onto the device in full, and never becomes whole again.
     with lend(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as lent:
-        model = adapter.attach(lent.model, fresh, seed=derive(seed, "adapter")) if fresh else lent.model
+        model = adapter.attach(lent.model, fresh, seed=adapter_seed(seed)) if fresh else lent.model
+        needs = method.needs if method else ()
         encoded = encoding.encode_all(lent.tokenizer, rows)
-        ctx.facts["rows"] = {"trained": len(encoded.rows), "dropped": encoded.dropped}
+        trained = [*encoded.rows, *mixed_in(lent.tokenizer, needs, slices, encoding, ctx.facts)]
+        ctx.facts["rows"] = {"trained": len(trained), "dropped": encoded.dropped}
         report = train(
             model,
             method=method,
-            rows=encoded.rows,
-            pools=pools(lent.tokenizer, method.needs if method else (), slices, encoding, ctx.facts),
+            rows=trained,
+            pools=pools(lent.tokenizer, needs, slices, encoding, ctx.facts),
             budget=budget,
             seed=seed,
             pad_id=lent.tokenizer.pad_token_id,
@@ -87,6 +90,7 @@ def fit(
         leave()
         if ctx.rank == 0:
             adapter.save(model, ctx.out / ADAPTER)
+            handover.write(report.handover, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if ctx.shrink > 1:
         rows_at_once, micro_batches = report.portions
@@ -105,6 +109,11 @@ def _write_history(out: Path, report: TrainReport) -> None:
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
 
 
+def adapter_seed(seed: int) -> int:
+    """Return the seed of the fresh adapter of a training stage with the given seed."""
+    return derive(seed, "adapter")
+
+
 def pools(
     tokenizer: PreTrainedTokenizerBase,
     needs: Sequence[Need],
@@ -112,19 +121,61 @@ def pools(
     encoding: Encoding,
     facts: dict[str, Any],
 ) -> dict[Role, Pool]:
-    """Encode the rows that a method draws; their counts go into the facts.
+    """Encode the rows that a method draws; their counts go into the facts. Rows to be mixed in are passed over.
 
     Raises:
         DataError: a needed role has no slice, or no row of it is left after encoding.
     """
-    from harness.corpora.batches import Pool
-
     drawn = {}
     for need in needs:
-        origin = slices.get(need.role)
-        if origin is None:
-            raise DataError(f"the method draws rows of the role `{need.role}`, which this slot does not offer")
-        encoded = encoding.encode_all(tokenizer, origin.examples())
-        facts[f"{need.role}_rows"] = {"drawn_from": len(encoded.rows), "dropped": encoded.dropped}
-        drawn[need.role] = Pool(rows=encoded.rows, batch_size=need.batch_size)
+        if need.batch_size is None:
+            continue
+        pool, dropped = _pool(tokenizer, need, need.batch_size, _offered(need, slices), encoding)
+        facts[f"{need.role}_rows"] = {"drawn_from": len(pool.rows), "dropped": dropped}
+        drawn[need.role] = pool
     return drawn
+
+
+def mixed_in(
+    tokenizer: PreTrainedTokenizerBase,
+    needs: Sequence[Need],
+    slices: Mapping[Role, Slice | None],
+    encoding: Encoding,
+    facts: dict[str, Any],
+) -> list[Encoded]:
+    """Encode the rows that a method mixes into the stage's own; their counts go into the facts.
+
+    Raises:
+        DataError: a needed role has no slice.
+    """
+    mixed: list[Encoded] = []
+    for need in needs:
+        if need.batch_size is not None:
+            continue
+        encoded = encoding.encode_all(tokenizer, _offered(need, slices).examples())
+        facts[f"{need.role}_rows"] = {"mixed_in": len(encoded.rows), "dropped": encoded.dropped}
+        mixed += encoded.rows
+    return mixed
+
+
+def _offered(need: Need, slices: Mapping[Role, Slice | None]) -> Slice:
+    origin = slices.get(need.role)
+    if origin is None:
+        raise DataError(f"the method needs rows of the role `{need.role}`, which this slot does not offer")
+    return origin
+
+
+def _pool(
+    tokenizer: PreTrainedTokenizerBase, need: Need, batch_size: int, origin: Slice, encoding: Encoding
+) -> tuple[Pool, int]:
+    """Return the encoded rows of a need, and how many were dropped; of a pair both go if one does not fit."""
+    from harness.corpora.batches import Pool
+
+    if not need.paired:
+        encoded = encoding.encode_all(tokenizer, origin.examples())
+        return Pool(rows=encoded.rows, batch_size=batch_size), encoded.dropped
+    rows = encoding.encode_each(tokenizer, origin.examples())
+    pairs = zip(rows, encoding.encode_each(tokenizer, origin.refusals()), strict=True)
+    kept = [(row, partner) for row, partner in pairs if row and partner]
+    pool = Pool([row for row, _ in kept], batch_size, partners=[partner for _, partner in kept])
+    return pool, len(rows) - len(kept)

@@ -7,20 +7,29 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.record import Role
-from harness.corpora.splits import Slice
+from harness.corpora.splits import Slice, overlaps
+from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import ModelError
 from harness.protocols import RepairMethod
+from harness.stages import handover
 from harness.stages.finetune import Finetune
 from harness.stages.fit import ADAPTER, pools
+from harness.stages.poison import read_mixture
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.modeling.load import Weights
+    from harness.protocols import Gradient, Learner
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Repair(Stage):
     """The fine-tuned adapter, repaired.
+
+    Facts: what the method reports; ``change``, see ``changes``; where the attacker's rows meet the method's.
 
     Attributes:
         tuned: the model to repair.
@@ -45,20 +54,30 @@ class Repair(Stage):
         return [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
 
     def run(self, ctx: StageContext) -> None:
-        """Let the method change the trainables and store them."""
+        """Let the method change the trainables and store them.
+
+        Raises:
+            ModelError: a weight is not finite afterwards.
+        """
         from harness.corpora.batches import RoleBatches
         from harness.modeling import adapter
         from harness.modeling.load import lend
         from harness.training.learner import CausalLearner
 
-        aligned_adapter = self.tuned.aligned.weights(ctx.input).adapter
-        assert aligned_adapter is not None, "an aligned model has an adapter"
+        seed = derive(self.seed, self.name)
+        self._report_overlaps(ctx)
         with lend(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
             drawn = pools(lent.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
-            draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=self.seed, device=ctx.device)
-            _, aligned = adapter.read(aligned_adapter)
-            ctx.facts.update(self.method.repair(CausalLearner(lent.model), aligned, draws))
+            learner = CausalLearner(lent.model, precision=self.tuned.budget.precision)
+            names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
+            began = self.tuned.start(lent.model, ctx.input)
+            start = [began[name].to(ctx.device) for name in names]
+            handed_over = handover.read(ctx.input(self.tuned), lent.model, ctx.device)
+            draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
+            before = [parameter.detach().clone() for parameter in learner.trainables]
+            ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
+            ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
 
     def weights(self, locate: Locate) -> Weights:
@@ -67,3 +86,36 @@ class Repair(Stage):
 
         tuned = self.tuned.weights(locate)
         return Weights(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
+
+    def _report_overlaps(self, ctx: StageContext) -> None:
+        rows = read_mixture(ctx.input(self.tuned.mixture))
+        attacker = [example for example, role in rows if role is Role.ATTACK]
+        own = [example for part in (self.refusal, self.harmful) if part for example in part.examples()]
+        ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()
+
+
+def changes(learner: Learner, before: Gradient, start: Gradient) -> dict[str, float]:
+    """Return how far a repair went.
+
+    ``norm`` is that of its change, ``share`` that of the entries that changed; for comparison, ``finetune_norm`` is the
+    norm of what fine-tuning had changed.
+
+    Args:
+        learner: the repaired model.
+        before: its trainables before the repair.
+        start: its trainables before fine-tuning.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
+    import torch
+
+    after: list[Tensor] = [parameter.detach() for parameter in learner.trainables]
+    if not all(bool(torch.isfinite(value).all()) for value in after):
+        raise ModelError("the repair left weights that are not finite; expected finite ones. Lower its strength")
+    changed = sum(int((new != old).sum()) for new, old in zip(after, before, strict=True))
+    return {
+        "norm": float(learner.norm([new - old for new, old in zip(after, before, strict=True)])),
+        "share": changed / sum(value.numel() for value in after),
+        "finetune_norm": float(learner.norm([old - first for old, first in zip(before, start, strict=True)])),
+    }

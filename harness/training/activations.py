@@ -13,9 +13,8 @@ classes; tensor hooks replace the deprecated module backward hooks; the norm cov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +23,8 @@ from torch.nn import Module
 from harness.errors import ModelError
 from harness.protocols import Learner
 from harness.training.attenuation import EPSILON
-from harness.training.decoder import layers
+from harness.training.decoder import attention_blocks, outputs
 from harness.training.processes import add_up
-
-ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
-"""What decoders call the attention block of a layer."""
 
 
 class Perturbed(NamedTuple):
@@ -58,24 +54,22 @@ class Perturbation:
         """Find the attention blocks."""
         self._learner = learner
         self._rho = rho
-        self._blocks = attention_blocks(learner.module)
+        self._blocks = dict(enumerate(attention_blocks(learner.module)))
 
-    def gradient(self, batch: Mapping[str, Tensor]) -> Perturbed:
-        """Take both passes on one batch; no hook remains."""
-        collected: dict[int, Tensor] = {}
+    @property
+    def layers(self) -> int:
+        """How many layers the model has."""
+        return len(self._blocks)
 
-        def watch(place: int, output: Tensor) -> Tensor:
-            if output.requires_grad:
-                output.register_hook(lambda grad: collected.__setitem__(place, grad))  # type: ignore[no-untyped-call]
-            return output
+    def gradient(self, batch: Mapping[str, Tensor], *, places: Iterable[int] | None = None) -> Perturbed:
+        """Take both passes on one batch; no hook remains.
 
-        with _outputs(self._blocks, watch):
-            loss = self._learner.gradient(batch)[0]
-        if not collected:
-            raise ModelError(
-                "no gradient reached an attention output; expected at least one trainable parameter at or below an "
-                "attention block, for example an adapter on its projections"
-            )
+        Args:
+            batch: as for ``Learner.gradient``.
+            places: the layers that are perturbed, counted from 0; None is all. The norm is over these.
+        """
+        blocks = self._blocks if places is None else {place: self._blocks[place] for place in places}
+        loss, collected = self._sensitivities(batch, blocks)
         norm = _norm(collected.values())
         # Out of place: autograd may have handed the same tensor to a residual connection.
         for place, part in collected.items():
@@ -84,60 +78,38 @@ class Perturbation:
         def shift(place: int, output: Tensor) -> Tensor:
             return output + collected[place] if place in collected else output
 
-        with _outputs(self._blocks, shift):
+        with outputs(blocks, shift):
             perturbed_loss, gradient = self._learner.gradient(batch)
         return Perturbed(gradient, {"loss": loss, "perturbed_loss": perturbed_loss, "activation_gradient_norm": norm})
 
+    def norms(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return ``||df / de_l||`` of every layer over the global batch, ``[layers]``, at the cost of one pass."""
+        _, collected = self._sensitivities(batch, self._blocks)
+        zero = torch.zeros((), device=next(iter(collected.values())).device)
+        return torch.stack([_norm([collected[place]]) if place in collected else zero for place in self._blocks])
 
-def attention_blocks(model: Module) -> list[Module]:
-    """Return the attention block of every layer of a decoder, in order.
+    def _sensitivities(
+        self, batch: Mapping[str, Tensor], blocks: Mapping[int, Module]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the loss, and its gradient with respect to the output of each block that it reaches."""
+        collected: dict[int, Tensor] = {}
 
-    Raises:
-        ModelError: the model has no list of layers, or a layer does not have exactly one attention block.
-    """
-    blocks = []
-    decoder = type(model.get_decoder()).__name__  # type: ignore[operator]
-    for place, layer in enumerate(layers(model)):
-        children = dict(layer.named_children())
-        matches = [name for name in ATTENTION_NAMES if name in children]
-        if len(matches) != 1:
-            found = ", ".join(f"{name} ({type(child).__name__})" for name, child in children.items())
+        def watch(place: int, output: Tensor) -> Tensor:
+            if output.requires_grad:
+                output.register_hook(lambda grad: collected.__setitem__(place, grad))  # type: ignore[no-untyped-call]
+            return output
+
+        with outputs(blocks, watch):
+            loss = self._learner.gradient(batch)[0]
+        if not collected:
             raise ModelError(
-                f"layer {place} of {decoder} has {len(matches)} attention blocks; expected exactly one "
-                f"of {', '.join(ATTENTION_NAMES)}. Found: {found}"
+                "no gradient reached an attention output; expected at least one trainable parameter at or below an "
+                "attention block, for example an adapter on its projections"
             )
-        blocks.append(children[matches[0]])
-    return blocks
+        return loss, collected
 
 
-@contextmanager
-def _outputs(blocks: Sequence[Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Pass the output ``[batch, time, hidden]`` of each block through a function while the context lasts."""
-
-    def hook_of(place: int) -> Callable[[Module, Any, Any], Any]:
-        def hook(module: Module, _inputs: Any, output: Any) -> Any:
-            if isinstance(output, Tensor):
-                return change(place, output)
-            if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-                return (change(place, output[0]), *output[1:])
-            raise ModelError(
-                f"{type(module).__name__} returned {type(output).__name__}; expected a tensor or a tuple that starts "
-                "with the attention output"
-            )
-
-        return hook
-
-    handles = []
-    try:
-        for place, block in enumerate(blocks):
-            handles.append(block.register_forward_hook(hook_of(place)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _norm(parts: Any) -> Tensor:
+def _norm(parts: Iterable[Tensor]) -> Tensor:
     """Return the L2 norm over tensors of which every process holds its own rows."""
     squares = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]).square().sum()
     add_up(squares)

@@ -50,12 +50,7 @@ class HarmfulProbe:
 
     def __init__(self, learner: Learner, draws: Draws, alpha: float) -> None:
         """Check that the model is deterministic."""
-        found = _dropout(learner.module)
-        if found:
-            raise ModelError(
-                f"dropout is active in {found}; Booster compares two gradients on one batch, which needs dropout 0 in "
-                "the adapter and in the model's configuration"
-            )
+        refuse_dropout(learner.module, "Booster")
         self._learner = learner
         self._draws = draws
         self._alpha = alpha
@@ -82,6 +77,20 @@ def add_scaled(gradient: Gradient, other: Gradient, scale: float) -> None:
     """Add ``scale * other`` to a gradient, in place."""
     for part, addend in zip(gradient, other, strict=True):
         part.add_(addend, alpha=scale)
+
+
+def refuse_dropout(module: Module, method: str) -> None:
+    """Check that two passes on one batch differ by nothing but the weights.
+
+    Raises:
+        ModelError: the model drops out activations.
+    """
+    found = _dropout(module)
+    if found:
+        raise ModelError(
+            f"dropout is active in {found}; {method} compares two gradients on one batch, which needs dropout 0 in "
+            "the adapter and in the model's configuration"
+        )
 
 
 def _dropout(module: Module) -> str:

@@ -29,6 +29,7 @@ class CausalLearner:
 
     Attributes:
         micro_batches: how many gradients are written before the optimizer steps; set by the trainer.
+        steps_taken: how many steps the optimizer has taken; set by the trainer.
 
     Args:
         model: an unwrapped causal language model (an adapter model counts as one), on its device.
@@ -46,6 +47,7 @@ class CausalLearner:
         if not isinstance(head, Module):
             raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
         self.micro_batches = 1
+        self.steps_taken = 0
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())
@@ -128,9 +130,14 @@ class CausalLearner:
                 for parameter, copy in zip(self._trainables, kept, strict=True):
                     parameter.copy_(copy)
 
-    def write(self, gradient: Sequence[Tensor]) -> None:
-        """Add a combined gradient to ``.grad``, divided by the number of micro-batches; the argument is not kept."""
+    def write(self, gradient: Sequence[Tensor | None]) -> None:
+        """Add a combined gradient to ``.grad``, divided by the number of micro-batches; the argument is not kept.
+
+        Where it is None, ``.grad`` stays as it is: a trainable without one is left out of the optimizer's step.
+        """
         for parameter, part in zip(self._trainables, gradient, strict=True):
+            if part is None:
+                continue
             if parameter.grad is None:
                 parameter.grad = part / self.micro_batches
             else:

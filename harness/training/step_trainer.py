@@ -56,6 +56,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Let the method leave its gradient in ``.grad``; the returned loss is not used."""
         self._learner.micro_batches = self.current_gradient_accumulation_steps
+        self._learner.steps_taken = self.state.global_step
         batch = {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
         self._meter.add(self._step.backward(batch))
         return torch.zeros((), device=self.args.device)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Module
 from transformers import TrainingArguments
@@ -23,7 +23,7 @@ from harness.corpora.record import Role
 from harness.engine.seeding import derive
 from harness.engine.stopping import never
 from harness.errors import DataError
-from harness.protocols import TrainMethod
+from harness.protocols import HandsOver, TrainMethod
 from harness.tracking.tracker import Tracker
 from harness.training.budget import Budget, Portions
 from harness.training.checkpoint import KEPT, Checkpoints, Resumable, discard_incomplete, newest, restore
@@ -34,6 +34,9 @@ from harness.training.plain import PlainStep
 from harness.training.processes import rank, wait_for_all, world_size
 from harness.training.shards import shard_frozen
 from harness.training.step_trainer import Pace, Rows, StepTrainer, collator
+
+if TYPE_CHECKING:
+    from harness.protocols import Gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,14 @@ class TrainReport:
             ``grad_norm`` (of the combined gradient before clipping, at the row's step), ``clip_factor`` (what clipping
             multiplied it with) and the method's metrics, averaged over the interval.
         portions: how each step was cut.
+        handover: what the method leaves for the repair: by name, one tensor per trainable.
     """
 
     steps: int
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
     portions: Portions
+    handover: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
 def train(
@@ -159,7 +164,10 @@ def train(
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
-    return TrainReport(steps=trainer.state.global_step, metrics=history[-1], history=history, portions=portions)
+    handover = step.handover() if isinstance(step, HandsOver) else {}
+    return TrainReport(
+        steps=trainer.state.global_step, metrics=history[-1], history=history, portions=portions, handover=handover
+    )
 
 
 def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:

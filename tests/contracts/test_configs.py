@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from published import SWEEPS as PUBLISHED
 
 from harness.compose import CONF, compose
 from harness.config import cells_of
@@ -16,8 +17,9 @@ OPTIONS = sorted(
     for path in CONF.rglob("*.yaml")
     if path.parent != CONF and path.parent.name != "sweeps"
 )
-SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
-DEFENSES = sorted(option for group, option in OPTIONS if group == "defense")
+SWEEPS = sorted({path.stem for path in (ROOT / "sweeps").glob("*.yaml")} - set(PUBLISHED))
+SLOTTED = [group for group, _ in OPTIONS if group.startswith("defense/")]
+DEFENSES = sorted({option for group, option in OPTIONS if group == "defense" or group in SLOTTED})
 
 
 def test_files_are_discovered():
@@ -35,7 +37,9 @@ def _experiment_with(group, option):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_of_a_group_composes_and_plans(group, option):
-    (composition,) = compose([*_experiment_with(group, option), f"{group}={option}"])
+    # A method in two slots need not be complete in one.
+    whole = [f"defense={option}"] if group in SLOTTED else []
+    (composition,) = compose([*_experiment_with(group, option), *whole, f"{group}={option}"])
 
     (cell,) = cells_of([composition])
 
@@ -61,6 +65,15 @@ def test_stages_of_a_defense_survive_their_spec(defense):
 
     for stage in known.values():
         assert rebuild(describe(stage), known.__getitem__).key == stage.key
+
+
+@pytest.mark.parametrize("defense", DEFENSES)
+def test_defense_takes_every_slot_that_has_its_name(defense):
+    named = {group.removeprefix("defense/") for group, option in OPTIONS if group in SLOTTED and option == defense}
+
+    (composition,) = compose([f"defense={defense}"])
+
+    assert {slot for slot in named if composition.data["defense"][slot] is None} == set()
 
 
 @pytest.mark.parametrize("defense", DEFENSES)

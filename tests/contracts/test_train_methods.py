@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from dataclasses import is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
+from harness.defenses.ewc import EWC
+from harness.defenses.ldifs import LDIFS
+from harness.defenses.lisa import Lisa
+from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
 from harness.modeling.adapter import Lora, attach
 from harness.training.budget import Budget
@@ -31,7 +35,18 @@ def discovered():
     return found
 
 
-METHODS = {"plain": None} | discovered()
+VARIANTS = {
+    "lisa in both phases": partial(Lisa, alignment_steps=1, user_steps=2),
+    "lisa as published": partial(Lisa, alignment_steps=1, user_steps=2, budget="published", delay=0.1),
+    "ewc": partial(EWC, fisher_rows=10),
+    "ewc on batches": partial(EWC, fisher="batches", fisher_rows=10),
+    "ldifs with its gate": partial(LDIFS, distance="gated_sum"),
+    "vlguard joint": partial(VLGuard, form="joint", safety_batch_size=4, lamb=0.1),
+}
+"""Settings that take another way through a method's step than its defaults, or the same in less time."""
+METHODS = {"plain": None} | discovered() | VARIANTS
+SHORTENED = {"tar": {"inner_steps": 4}}
+"""Settings that a method runs with here where its defaults take a hundred passes for a step."""
 BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
 
 
@@ -57,6 +72,16 @@ def rows(count, seed):
     return [Encoded(ids[: 5 + place % 4], [-100] * 3 + ids[3 : 5 + place % 4]) for place, ids in enumerate(drawn)]
 
 
+def pool(need):
+    """Return rows of a role and, where they are asked for, partners with the same prompts and other answers."""
+    harmful, answers = rows(25, seed=2), rows(25, seed=4)
+    partners = [
+        Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
+        for row, other in zip(harmful, answers, strict=True)
+    ]
+    return Pool(harmful, need.batch_size, partners if need.paired else ())
+
+
 def build():
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -70,17 +95,18 @@ def weights_of(model):
 
 
 def run(name, work, *, model, **options):
-    method = METHODS[name]() if METHODS[name] else None
-    pools = {need.role: Pool(rows(25, seed=2), need.batch_size) for need in (method.needs if method else ())}
-    options.setdefault("tracker", Tracker())
+    method = METHODS[name](**SHORTENED.get(name, {})) if METHODS[name] else None
+    needs = [need for need in (method.needs if method else ()) if need.batch_size is not None]
+    pools = {need.role: pool(need) for need in needs}
+    options = {"tracker": Tracker(), "budget": BUDGET} | options
     # Eleven rows: six steps in two epochs, the last of each one short.
-    return train(
-        model, method=method, rows=rows(11, 1), pools=pools, budget=BUDGET, seed=3, pad_id=0, work=work, **options
-    )
+    return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
 
 
 def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
+    assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
+    assert {"random_vaccine", "repnoise", "tvaccine", "tar"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -91,16 +117,23 @@ def test_method_defaults_are_in_range_hashable_and_have_an_identity(name):
     assert hash(method) == hash(METHODS[name]())
     assert payload_of(method)["name"] == name == method.name
     assert all(need.rows is None or need.rows >= 1 for need in method.needs)
-    assert all(need.batch_size >= 1 for need in method.needs)
+    assert all(need.batch_size is None or need.batch_size >= 1 for need in method.needs)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(name, tmp_path):
     model = build()
     after_step, before_step = [weights_of(model)], []
+    own = {id(parameter) for parameter in model.parameters()}
+
+    def note(seen, optimizer):
+        # A method may have an optimizer of its own, for weights that are not the model's.
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            seen.append(weights_of(model))
+
     hooks = [
-        register_optimizer_step_pre_hook(lambda *_: before_step.append(weights_of(model))),
-        register_optimizer_step_post_hook(lambda *_: after_step.append(weights_of(model))),
+        register_optimizer_step_pre_hook(lambda optimizer, *_: note(before_step, optimizer)),
+        register_optimizer_step_post_hook(lambda optimizer, *_: note(after_step, optimizer)),
     ]
 
     try:

@@ -117,3 +117,23 @@ def test_draws_from_an_empty_pool_are_a_data_error() -> None:
 def test_draws_of_fewer_rows_than_processes_are_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"`batch_size`: 1 for role `harmful`"):
         _draws(4, 1, world_size=2)
+
+
+@given(size=SIZES, batch_size=BATCHES)
+def test_every_row_of_a_role_comes_once_in_batches_no_larger_than_declared(size: int, batch_size: int) -> None:
+    draws = _draws(size, batch_size)
+
+    batches = [batch["labels"][:, 1].tolist() for batch in draws.every(Role.HARMFUL)]
+
+    assert sorted(row for batch in batches for row in batch) == list(range(size))
+    assert all(len(batch) <= batch_size for batch in batches)
+
+
+def test_every_row_comes_longest_first_and_leaves_the_draws_alone() -> None:
+    rows = [Encoded([1] * length, [IGNORED] * (length - 1) + [1]) for length in (2, 5, 3)]
+    draws = RoleBatches({Role.HARMFUL: Pool(rows, 1)}, pad_id=0, seed=0)
+    untouched = RoleBatches({Role.HARMFUL: Pool(rows, 1)}, pad_id=0, seed=0)
+
+    assert [batch["input_ids"].shape[1] for batch in draws.every(Role.HARMFUL)] == [5, 3, 2]
+    assert draws.next(Role.HARMFUL)["input_ids"].shape == untouched.next(Role.HARMFUL)["input_ids"].shape
+    assert draws.state_dict() == untouched.state_dict()

@@ -19,7 +19,7 @@ def test_wheel_brings_configuration_sweeps_and_plugin(tmp_path):
 
     plan = Harness(tmp_path)("plan", "-m", "+sweeps=demo", "--json", PYTHONPATH=str(tmp_path / "site"))
     where = subprocess.run(
-        [sys.executable, "-c", "import harness; print(harness.__file__)"],
+        [sys.executable, "-c", "import harness.report.targets as t; print(t.__file__, len(t.read()))"],
         cwd=tmp_path,
         env=Harness(tmp_path).environment | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
@@ -30,3 +30,4 @@ def test_wheel_brings_configuration_sweeps_and_plugin(tmp_path):
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["cells"] == 27
     assert where.stdout.startswith(str(tmp_path / "site"))
+    assert int(where.stdout.split()[-1]) > 0, "the published targets travel in the wheel"

@@ -112,7 +112,7 @@ def test_all_mistakes_of_a_sweep_are_reported_together_each_with_its_path():
 
     text = str(caught.value)
     assert "`defense.align.lambda`: unknown setting of `defense.align` (did you mean `lamb`?)" in text
-    assert "Set in `conf/defense/booster.yaml`." in text
+    assert "Set in `conf/defense/align/booster.yaml`." in text
     for path in ("`defense.align.alpha`", "`attack.ratio`: 1.5", "`attack.ratio`: 2.0", "`align.rows`", "`objective`"):
         assert path in text
     assert "`sead`: unknown setting (did you mean `seed`?)" in text

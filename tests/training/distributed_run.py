@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, trainables
@@ -13,7 +14,12 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from harness.corpora.batches import Pool
+from harness.corpora.encode import Encoded
 from harness.corpora.record import Role
+from harness.defenses.random_vaccine import RandomVaccine
+from harness.defenses.repnoise import RepNoise
+from harness.defenses.tar import Tar
+from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
 from harness.training.processes import rank, world_size
 from harness.training.trainer import train
@@ -53,9 +59,49 @@ def sharded(name, model, work):
     return replace(report, history=[*report.history, {"held": held / sum(part.numel() for part in frozen)}])
 
 
+FURTHER: dict[str, Any] = {
+    "random_vaccine": RandomVaccine(rho=2),
+    "repnoise": RepNoise(alpha=1, beta=2, harmful_batch_size=5),
+    "repnoise_random": RepNoise(alpha=1, beta=2, pairing="random", harmful_batch_size=2),
+    "tvaccine": TVaccine(rho=2, layers=1, draw_every=2, probe_every=3, probe_batch_size=2),
+    "tar": Tar(inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3),
+}
+"""Methods that there is no golden file for: trained on uneven shares, with accumulation."""
+
+
+def further(name, model, work):
+    """Train on 9 rows in batches of 4 and micro-batches of 2: one row is left for two processes."""
+    _, tensors = golden("booster")
+    rows, harmful = rows_of(tensors, "alignment", 3)[:9], rows_of(tensors, "harmful", 4)
+    # A partner has the prompt of its row, and an answer of its own: of another length, and with some tokens in common.
+    answers = [[id for id, label in zip(*row, strict=True) if label != -100] for row in (*rows, *rows, *rows)]
+    prompts = [[id for id, label in zip(*row, strict=True) if label == -100] for row in harmful]
+    partners = [Encoded(p + a, [-100] * len(p) + a) for p, a in zip(prompts, answers, strict=False)]
+    (need,) = FURTHER[name].needs or (None,)
+    return train(
+        model,
+        method=FURTHER[name],
+        rows=rows,
+        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners)} if need else {},
+        budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size(), max_grad_norm=0.5),
+        seed=0,
+        pad_id=0,
+        work=work,
+        tracker=Recorder(),
+        checkpoint_every_steps=2,
+    )
+
+
+def trained(name, model, work):
+    """Train by the name of a method."""
+    if name == "uneven":
+        return uneven(model, work)
+    return further(name, model, work) if name in FURTHER else run(name, work, model=model)
+
+
 def everything(out: Path) -> None:
     """Run all methods; write the weights and the history of each, by name, processes and rank."""
-    runs = {name: partial(run, name) for name in METHODS} | {"uneven": uneven}
+    runs = {name: partial(trained, name) for name in (*METHODS, "uneven", *FURTHER)}
     runs |= {f"stopped-{name}": partial(stopped, name) for name in ("sft", "booster")}
     if "WORLD_SIZE" in os.environ:
         runs |= {f"sharded-{name}": partial(sharded, name) for name in METHODS}

@@ -78,6 +78,34 @@ def test_perturbation_has_length_rho_over_all_layers_and_spares_pads():
     assert float(torch.stack(second_pass)[:, 1, 9:].abs().max()) < 1e-6, "no loss depends on pads"
 
 
+def test_perturbation_of_some_layers_has_length_rho_and_leaves_the_others_alone():
+    model = adapted(llama)
+    blocks = attention_blocks(model)
+    entered = []
+    for layer in model.get_decoder().layers:
+        layer.post_attention_layernorm.register_forward_pre_hook(lambda _m, args: entered.append(args[0].detach()))
+
+    Perturbation(CausalLearner(model), rho=0.7).gradient(batch(), places=[1])
+
+    assert len(blocks) == 2
+    (first, second), (shifted_first, shifted_second) = entered[:2], entered[2:]
+    assert torch.equal(first, shifted_first)
+    assert float((shifted_second - second).norm()) == pytest.approx(0.7, rel=1e-3)
+
+
+def test_norms_of_layers_are_those_of_their_gradients():
+    model = adapted(llama)
+    outputs = []
+    for block in attention_blocks(model):
+        block.register_forward_hook(lambda _m, _i, output: outputs.append(output[0]))
+
+    norms = Perturbation(CausalLearner(model), rho=0.7).norms(batch())
+
+    outputs.clear()
+    expected = torch.autograd.grad(model(**batch()).loss, outputs)
+    torch.testing.assert_close(norms, torch.stack([part.norm() for part in expected]))
+
+
 def test_perturbation_with_recomputed_activations_gives_the_same_gradient():
     plain, recomputing = adapted(llama).train(), adapted(llama).train()
     recomputing.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_run import everything
+from distributed_run import FURTHER, everything
 from golden_runs import METHODS
 from safetensors.torch import load_file
 
@@ -38,7 +38,7 @@ def results(tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("name", [*METHODS, "uneven"])
+@pytest.mark.parametrize("name", [*METHODS, "uneven", *FURTHER])
 def test_two_processes_end_with_equal_weights_and_histories(name, results):
     (first, first_history), (second, second_history) = results(name, 2, 0), results(name, 2, 1)
 
@@ -46,7 +46,7 @@ def test_two_processes_end_with_equal_weights_and_histories(name, results):
     assert first_history == second_history
 
 
-@pytest.mark.parametrize("name", [*METHODS, "uneven"])
+@pytest.mark.parametrize("name", [*METHODS, "uneven", *FURTHER])
 def test_two_processes_compute_what_one_process_with_the_same_global_batches_computes(name, results):
     (one, one_history), (two, two_history) = results(name, 1, 0), results(name, 2, 0)
 

@@ -153,6 +153,18 @@ def test_write_averages_micro_batches_and_keeps_no_reference():
     assert all(bool((parameter.grad == 2).all()) for parameter in learner.trainables)
 
 
+def test_write_of_nothing_leaves_a_trainable_out_of_the_optimizers_step():
+    learner = CausalLearner(adapted(llama))
+    first, *rest = learner.trainables
+    before = first.detach().clone()
+
+    learner.write([None, *(torch.ones_like(parameter) for parameter in rest)])
+    torch.optim.AdamW(learner.trainables, lr=0.1, weight_decay=0.5).step()
+
+    assert first.grad is None
+    assert torch.equal(first, before)
+
+
 def test_norm_runs_over_all_tensors():
     learner = CausalLearner(adapted(llama))
 

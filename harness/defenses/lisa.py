@@ -1,0 +1,157 @@
+"""Lisa: fine-tuning that alternates between the user's data and alignment data, each kept near where the other left.
+
+Tiansheng Huang, Sihao Hu, Fatih Ilhan, Selim Furkan Tekin, Ling Liu: "Lisa: Lazy Safety Alignment for Large Language
+Models against Harmful Fine-tuning Attack", NeurIPS 2024 (arXiv 2405.18641).
+
+With ``f`` the alignment loss and ``g`` the user's: ``alignment_steps`` (K1) steps on ``f(w) + rho/2 ||w - w_U||^2``,
+then ``user_steps`` (K2) steps on ``g(w) + rho/2 ||w - w_A||^2``, and again. ``w_A`` and ``w_U`` are the weights at
+which the alignment and the user's state were left last; both begin as the aligned model. It starts with alignment. One
+forward and backward pass per step.
+
+``budget`` says what becomes of the user's batches that arrive during alignment. With ``steps`` they wait and are
+trained on later, in their order: no row is skipped, the run takes the optimizer steps of its budget, and the user's
+data gets ``K2 / (K1 + K2)`` of them; the batches that still wait at the end are reported as ``user_batches_waiting``.
+With ``published`` they are drawn and discarded, as in the authors' code.
+
+Deviations from the authors' code: ``budget: published`` and ``delay: 0.1`` are needed to have its two departures from
+the paper, batches thrown away and a proximal term that is off for the first tenth of the steps; the drift is logged at
+every step; phases are counted in optimizer steps, so accumulation does not shorten them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from harness.corpora.record import Role
+from harness.protocols import Need
+from harness.training.anchor import Anchor
+from harness.training.attenuation import add_scaled
+
+if TYPE_CHECKING:
+    from harness.protocols import Batch, Draws, Learner, Metrics
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Lisa:
+    """Settings of Lisa.
+
+    Attributes:
+        rho: weight of the proximal term. 1 in the Lisa repository; scripts of the Booster repository use 0.01 and 1.
+        alignment_steps: optimizer steps of each alignment phase, K1.
+        user_steps: optimizer steps of each user phase, K2.
+        delay: share of all steps before the proximal term starts; 0.1 in the authors' code.
+        budget: what becomes of the user's batches that arrive during alignment.
+        safety_rows: rows of alignment data in the defender's hands (10,000 in the authors' scripts); None is all that
+            the corpus offers.
+        safety_batch_size: alignment rows per step; the authors take the batch size of the training.
+    """
+
+    name: ClassVar[str] = "lisa"
+    version: ClassVar[int] = 1
+
+    rho: float = 1.0
+    alignment_steps: int = 100
+    user_steps: int = 900
+    delay: float = 0.0
+    budget: Literal["steps", "published"] = "steps"
+    safety_rows: int | None = None
+    safety_batch_size: int = 10
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The defender's alignment rows."""
+        return (Need(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        found = []
+        if not self.rho >= 0:
+            found.append(f"`rho`: {self.rho} is negative; expected a number >= 0")
+        if not 0 <= self.delay <= 1:
+            found.append(f"`delay`: {self.delay} is outside 0..1; expected a share of the steps, as 0.1")
+        found += [
+            f"`{name}`: {count} is too small; expected a whole number >= 1"
+            for name, count in (
+                ("alignment_steps", self.alignment_steps),
+                ("user_steps", self.user_steps),
+                ("safety_rows", self.safety_rows),
+                ("safety_batch_size", self.safety_batch_size),
+            )
+            if count is not None and count < 1
+        ]
+        return found
+
+    def start(self, learner: Learner, draws: Draws, total_steps: int) -> LisaStep:
+        """Begin a run."""
+        return LisaStep(self, learner, draws, total_steps)
+
+
+@final
+class LisaStep:
+    """One run of Lisa: the phase, where each phase was left, and the user's batches that wait."""
+
+    def __init__(self, settings: Lisa, learner: Learner, draws: Draws, total_steps: int) -> None:
+        """Start in alignment, with both anchors at the aligned model."""
+        self._settings = settings
+        self._learner = learner
+        self._draws = draws
+        self._proximal_from = settings.delay * total_steps
+        self._aligning = True
+        self._left_at = {True: Anchor(learner), False: Anchor(learner)}
+        self._waiting: deque[Batch] = deque()
+
+    def backward(self, batch: Batch) -> Metrics:
+        """Write the phase's gradient; report its loss, the distance to the other phase's anchor and its cost."""
+        self._enter_phase()
+        loss, gradient = self._learner.gradient(self._rows(batch))
+        offset = self._left_at[not self._aligning].offset()
+        weight = self._settings.rho if self._learner.steps_taken >= self._proximal_from else 0.0
+        drift = self._learner.norm(offset)
+        add_scaled(gradient, offset, weight)
+        self._learner.write(gradient)
+        return {
+            "loss": loss,
+            "alignment_loss" if self._aligning else "user_loss": loss,
+            "drift": drift,
+            "proximal": 0.5 * weight * drift.square(),
+            "user_batches_waiting": float(len(self._waiting)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the phase, both anchors and the waiting batches."""
+        return {
+            "aligning": self._aligning,
+            "alignment": self._left_at[True].state_dict(),
+            "user": self._left_at[False].state_dict(),
+            "waiting": [dict(batch) for batch in self._waiting],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._aligning = state["aligning"]
+        self._left_at[True].load_state_dict(state["alignment"])
+        self._left_at[False].load_state_dict(state["user"])
+        self._waiting = deque(state["waiting"])
+
+    def _enter_phase(self) -> None:
+        """On a switch, the weights just reached become the anchor of the phase that is left."""
+        settings = self._settings
+        place = self._learner.steps_taken % (settings.alignment_steps + settings.user_steps)
+        aligning = place < settings.alignment_steps
+        if aligning != self._aligning:
+            self._left_at[self._aligning].move()
+            self._aligning = aligning
+
+    def _rows(self, batch: Batch) -> Batch:
+        """Return what this step trains on; the user's batch waits for its turn."""
+        if self._settings.budget == "published":
+            return self._draws.next(Role.REFUSAL) if self._aligning else batch
+        self._waiting.append(batch)
+        if self._aligning:
+            return self._draws.next(Role.REFUSAL)
+        # Batches that waited through a restart were read back without their device.
+        return {name: tensor.to(batch[name].device) for name, tensor in self._waiting.popleft().items()}

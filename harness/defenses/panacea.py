@@ -1,0 +1,210 @@
+"""Panacea: learn during fine-tuning which perturbation hurts harmful behaviour most, and add it afterwards.
+
+Yibo Wang, Tiansheng Huang, Li Shen, Huanjin Yao, Haotian Luo, Rui Liu, Naiqiang Tan, Jiaxing Huang, Dacheng Tao:
+"Panacea: Mitigating Harmful Fine-tuning for Large Language Models via Post-fine-tuning Perturbation", NeurIPS 2025
+(arXiv 2501.18100).
+
+With ``g`` the user's loss, ``h`` the harmful loss on a batch of the defender's, the aim is ``min over w, max over
+||eps|| <= rho of g(w) - lamb * (h(w + eps) - h(w))``. One step:
+
+1. ``eps = rho * grad h(w) / (||grad h(w)|| + 1e-7)``, one norm over all trainables;
+2. the gradient given to the optimizer is ``grad g(w) - lamb * (grad h(w + eps) - grad h(w))``, both harmful gradients
+   on one batch, to first order. Three forward and backward passes;
+3. after training, the repair adds the perturbation: ``w + eps``, of the last step or the mean over all steps.
+
+Deviations from the authors' code, which does not run as published (it instantiates a class under a wrong name and
+back-propagates a variable that does not exist): the weights are restored from a copy instead of by subtracting; their
+clipped harmful loss ``min(h(w + eps), 5)``, whose gradient is zero once the loss is there, is the option
+``harmful_cap: 5``, since neither the equations nor a published number rest on it; the metric ``loss`` is ``g``, where
+theirs logs ``h(w + eps)``; the harmful batch size is a setting (10 there). They add the last step's perturbation, which
+is one noisy batch's; the mean is shorter than ``rho`` when the directions disagree, and is not stretched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from harness.corpora.record import Role
+from harness.errors import ModelError
+from harness.protocols import Need
+from harness.training.attenuation import EPSILON, add_scaled, refuse_dropout
+
+if TYPE_CHECKING:
+    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Panacea:
+    """Settings of the fine-tuning slot.
+
+    Attributes:
+        rho: length of the perturbation.
+        lamb: weight of the harmful terms, lambda in the paper.
+        harmful_cap: the harmful loss under the perturbation counts up to here; None is without end.
+        harmful_rows: rows of harmful data in the defender's hands (1,000 in the authors' scripts); None is all that the
+            corpus offers.
+        harmful_batch_size: harmful rows per step.
+    """
+
+    name: ClassVar[str] = "panacea"
+    version: ClassVar[int] = 1
+
+    rho: float = 1.0
+    lamb: float = 0.001
+    harmful_cap: float | None = None
+    harmful_rows: int | None = None
+    harmful_batch_size: int = 10
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The defender's harmful rows."""
+        return (Need(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        found = []
+        if not self.lamb >= 0:
+            found.append(f"`lamb`: {self.lamb} is negative; expected a number >= 0")
+        for name, number in (("rho", self.rho), ("harmful_cap", self.harmful_cap)):
+            if number is not None and not number > 0:
+                found.append(f"`{name}`: {number} is not positive; expected a number > 0")
+        for name, count in (("harmful_rows", self.harmful_rows), ("harmful_batch_size", self.harmful_batch_size)):
+            if count is not None and count < 1:
+                found.append(f"`{name}`: {count} is too small; expected a whole number >= 1")
+        return found
+
+    def start(self, learner: Learner, draws: Draws, total_steps: int) -> PanaceaStep:  # noqa: ARG002
+        """Begin a run.
+
+        Raises:
+            ModelError: dropout is active in the model.
+        """
+        return PanaceaStep(self, learner, draws)
+
+
+@final
+class PanaceaStep:
+    """One run of Panacea; hands over ``last`` and ``mean``, the perturbations that can be added."""
+
+    def __init__(self, settings: Panacea, learner: Learner, draws: Draws) -> None:
+        """Start without a perturbation.
+
+        Raises:
+            ModelError: dropout is active in the model.
+        """
+        import torch
+
+        refuse_dropout(learner.module, "Panacea")
+        self._settings = settings
+        self._learner = learner
+        self._draws = draws
+        self._last = [torch.zeros_like(parameter, requires_grad=False) for parameter in learner.trainables]
+        self._mean = [part.clone() for part in self._last]
+        self._count = 0
+
+    def backward(self, batch: Batch) -> Metrics:
+        """Write the combined gradient; report both losses, the harmful one's rise, and the harmful gradient's norm."""
+        settings, learner = self._settings, self._learner
+        loss, gradient = learner.gradient(batch)
+        harmful = self._draws.next(Role.HARMFUL)
+        harmful_loss, epsilon = learner.gradient(harmful)
+        norm = learner.norm(epsilon)
+        add_scaled(gradient, epsilon, settings.lamb)
+        for part in epsilon:
+            part.mul_(settings.rho / (norm + EPSILON))
+        with learner.moved(epsilon, 1.0):
+            perturbed_loss, perturbed = learner.gradient(harmful)
+        below = 1.0 if settings.harmful_cap is None else (perturbed_loss < settings.harmful_cap).float()
+        for part, after in zip(gradient, perturbed, strict=True):
+            part.sub_(after * (settings.lamb * below))
+        learner.write(gradient)
+        self._keep(epsilon)
+        return {
+            "loss": loss,
+            "harmful_loss": harmful_loss,
+            "harmful_loss_rise": perturbed_loss - harmful_loss,
+            "harmful_gradient_norm": norm,
+        }
+
+    def handover(self) -> dict[str, Gradient]:
+        """Return the perturbation of the last batch and the mean over all."""
+        return {"last": self._last, "mean": self._mean}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the perturbations."""
+        return {"last": self._last, "mean": self._mean, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the perturbations."""
+        for own, stored in ((self._last, state["last"]), (self._mean, state["mean"])):
+            for part, value in zip(own, stored, strict=True):
+                part.copy_(value)
+        self._count = int(state["count"])
+
+    def _keep(self, epsilon: Gradient) -> None:
+        self._count += 1
+        for mean, part in zip(self._mean, epsilon, strict=True):
+            mean.lerp_(part, 1 / self._count)
+        self._last = epsilon
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PanaceaRepair:
+    """Settings of the repair slot.
+
+    Attributes:
+        epsilon: which perturbation is added: the ``last`` one (published) or the ``mean`` over all steps.
+    """
+
+    name: ClassVar[str] = "panacea"
+    version: ClassVar[int] = 1
+
+    epsilon: Literal["last", "mean"] = "last"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """No data."""
+        return ()
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        return []
+
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+        """Return that fine-tuning learns no perturbation, if so."""
+        if isinstance(slots["finetune"], Panacea):
+            return []
+        found = f"`{slots['finetune'].name}`" if slots["finetune"] else "plain training"
+        return [
+            f"`panacea` adds what `panacea` learns in `defense.finetune`, which holds {found}. "
+            "Set `defense/finetune=panacea`"
+        ]
+
+    def repair(
+        self,
+        learner: Learner,
+        *,
+        start: Gradient,  # noqa: ARG002
+        handed_over: Mapping[str, Gradient],
+        draws: Draws,  # noqa: ARG002
+    ) -> dict[str, object]:
+        """Add the perturbation that the fine-tuning handed over.
+
+        Raises:
+            ModelError: it handed over none.
+        """
+        import torch
+
+        if self.epsilon not in handed_over:
+            raise ModelError(
+                "the fine-tuning left no perturbation; expected one of the method `panacea` in `defense.finetune`"
+            )
+        epsilon = handed_over[self.epsilon]
+        with torch.no_grad():
+            for parameter, part in zip(learner.trainables, epsilon, strict=True):
+                parameter.add_(part)
+        return {"epsilon": self.epsilon, "epsilon_norm": float(learner.norm(epsilon))}

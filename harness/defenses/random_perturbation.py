@@ -1,0 +1,60 @@
+"""Random perturbation: after fine-tuning, add Gaussian noise of a given norm to the adapter.
+
+The control that Panacea starts from (Yibo Wang, Tiansheng Huang, Li Shen, et al.: "Panacea: Mitigating Harmful
+Fine-tuning for Large Language Models via Post-fine-tuning Perturbation", NeurIPS 2025, arXiv 2501.18100): noise lowers
+the harmful score, and the accuracy with it. ``w + rho * z / ||z||`` with ``z`` standard normal and one norm over all
+trainables, so that it is as long as Panacea's perturbation at the same ``rho``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+if TYPE_CHECKING:
+    from harness.protocols import Draws, Gradient, Learner, Need
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RandomPerturbation:
+    """Settings of the control.
+
+    Attributes:
+        rho: length of the noise over all trainables together.
+    """
+
+    name: ClassVar[str] = "random_perturbation"
+    version: ClassVar[int] = 1
+
+    rho: float = 1.0
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """No data."""
+        return ()
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        return [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
+
+    def repair(
+        self,
+        learner: Learner,
+        *,
+        start: Gradient,  # noqa: ARG002
+        handed_over: Mapping[str, Gradient],  # noqa: ARG002
+        draws: Draws,
+    ) -> dict[str, object]:
+        """Add the noise."""
+        import torch
+
+        # On the CPU, so that every device adds the same.
+        draw = torch.Generator().manual_seed(draws.derive(self.name))
+        noise = [torch.randn(part.shape, generator=draw).to(part.device) for part in learner.trainables]
+        scale = self.rho / learner.norm(noise)
+        with torch.no_grad():
+            for parameter, part in zip(learner.trainables, noise, strict=True):
+                parameter.add_(part * scale)
+        return {"rho": self.rho}

@@ -1,0 +1,50 @@
+"""SafeInstruct: a fixed number of safety rows mixed into the user's fine-tuning.
+
+Federico Bianchi et al.: "Safety-Tuned LLaMAs: Lessons From Improving the Safety of Large Language Models that Follow
+Instructions", ICLR 2024 (arXiv 2309.07875), where 100 to 2,000 rows are added to 20,000.
+
+Training is plain. It is the control for methods that hold safety rows: what the rows alone do, at a number that is
+stated. The manifest of the fine-tuning has the realised counts under ``rows`` and ``refusal_rows``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from harness.corpora.record import Role
+from harness.protocols import Need
+from harness.training.plain import PlainStep
+
+if TYPE_CHECKING:
+    from harness.protocols import Draws, Learner
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SafeInstruct:
+    """Settings of SafeInstruct.
+
+    Attributes:
+        safety_rows: how many safety rows are mixed in.
+    """
+
+    name: ClassVar[str] = "safe_instruct"
+    version: ClassVar[int] = 1
+
+    safety_rows: int = 100
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The defender's safety rows."""
+        return (Need(role=Role.REFUSAL, rows=self.safety_rows, batch_size=None),)
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        if self.safety_rows >= 1:
+            return []
+        return [f"`safety_rows`: {self.safety_rows} is too small; expected a whole number >= 1"]
+
+    def start(self, learner: Learner, draws: Draws, total_steps: int) -> PlainStep:  # noqa: ARG002
+        """Begin a run."""
+        return PlainStep(learner)

@@ -1,0 +1,158 @@
+"""T-Vaccine: Vaccine's perturbation in the layers that matter most for safety, the other layers frozen.
+
+Guozhi Liu, Weiwei Lin, Tiansheng Huang, Ruichao Mo, Qi Mu, Li Shen: "Targeted Vaccine: Safety Alignment for Large
+Language Models against Harmful Fine-Tuning via Layer-wise Perturbation" (arXiv 2410.09760).
+
+With ``h`` the harmful loss and ``e_l`` the attention outputs:
+
+1. every ``probe_every`` steps: ``s_l = ||dh / de_l||`` on a few harmful rows, ``p_l = s_l / sum s``;
+2. every ``draw_every`` steps: ``layers`` layers are drawn without replacement, layer ``l`` with probability ``p_l``;
+3. in every step: Vaccine's gradient (see ``harness.training.activations``) with the perturbation, and its norm, over
+   the drawn layers only. The attention adapters of the other layers are left out of the step: the optimizer neither
+   moves nor decays them, and keeps their moments.
+
+The layers that were not drawn keep no activations but are computed again in the backward pass, which is the method's
+saving of memory. Two forward and backward passes per step, plus this second forward through the layers that were not
+drawn, plus one pass on the harmful rows for each probe.
+
+As in the authors' code, adapters outside of the attention blocks stay trainable in every layer.
+
+Deviations from the authors' code: every layer that was not drawn is computed again, in a model of any depth and kind
+(theirs does it in patched models of more than 26 layers, and spares the layer below each drawn one); gradient
+accumulation averages the micro-batches instead of dropping all but the last; a model with fewer than ``layers`` layers
+has all of them drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from harness.corpora.record import Role
+from harness.protocols import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.protocols import Batch, Draws, Learner, Metrics
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TVaccine:
+    """Settings of T-Vaccine.
+
+    Attributes:
+        rho: length of the perturbation. 3 in the repository's README.
+        layers: how many layers are drawn. 8 in the repository for Llama, 5 for Qwen.
+        draw_every: optimizer steps between two draws of layers.
+        probe_every: optimizer steps between two measurements of the probabilities.
+        probe_rows: harmful rows that are probed with; None is all that the corpus offers.
+        probe_batch_size: harmful rows of one probe, over all processes; 1 in the repository.
+    """
+
+    name: ClassVar[str] = "tvaccine"
+    version: ClassVar[int] = 1
+
+    rho: float = 3.0
+    layers: int = 8
+    draw_every: int = 20
+    probe_every: int = 200
+    probe_rows: int | None = 200
+    probe_batch_size: int = 1
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The harmful rows of the probes."""
+        return (Need(role=Role.HARMFUL, rows=self.probe_rows, batch_size=self.probe_batch_size),)
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        found = [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
+        counts = {
+            "layers": self.layers,
+            "draw_every": self.draw_every,
+            "probe_every": self.probe_every,
+            "probe_rows": self.probe_rows,
+            "probe_batch_size": self.probe_batch_size,
+        }
+        found += [
+            f"`{name}`: {count} is too small; expected a whole number >= 1"
+            for name, count in counts.items()
+            if count is not None and count < 1
+        ]
+        return found
+
+    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TVaccineStep:  # noqa: ARG002
+        """Begin a run.
+
+        Raises:
+            ModelError: the attention blocks of the model cannot be found.
+        """
+        return TVaccineStep(self, learner, draws)
+
+
+@final
+class TVaccineStep:
+    """One run of T-Vaccine. It remembers the step, the probabilities and the drawn layers."""
+
+    def __init__(self, settings: TVaccine, learner: Learner, draws: Draws) -> None:
+        """Find the layers, and which of them each trainable of an attention block belongs to."""
+        from harness.training.activations import Perturbation
+        from harness.training.decoder import attention_blocks, layers
+
+        self._settings = settings
+        self._learner = learner
+        self._draws = draws
+        self._perturbation = Perturbation(learner, settings.rho)
+        self._layers = layers(learner.module)
+        home = {id(p): place for place, b in enumerate(attention_blocks(learner.module)) for p in b.parameters()}
+        self._homes = [home.get(id(trainable)) for trainable in learner.trainables]
+        self._steps = 0
+        self._probabilities: list[float] = []
+        self._drawn: list[int] = []
+
+    def backward(self, batch: Batch) -> Metrics:
+        """Write the gradient of the drawn layers; report as Vaccine does, and how many trainables were frozen."""
+        from harness.training.recomputation import recomputed
+
+        # The trainer clears the gradients after each optimizer step, so this is the first of its micro-batches.
+        if all(trainable.grad is None for trainable in self._learner.trainables):
+            self._begin()
+        with recomputed(layer for place, layer in enumerate(self._layers) if place not in self._drawn):
+            perturbed = self._perturbation.gradient(batch, places=self._drawn)
+        gradient: list[Tensor | None] = [
+            part if home is None or home in self._drawn else None
+            for home, part in zip(self._homes, perturbed.gradient, strict=True)
+        ]
+        self._learner.write(gradient)
+        return {**perturbed.metrics, "frozen": sum(part is None for part in gradient)}
+
+    def _begin(self) -> None:
+        """Begin an optimizer step: measure and draw if it is time."""
+        if self._steps % self._settings.probe_every == 0:
+            norms = self._perturbation.norms(self._draws.next(Role.HARMFUL))
+            self._probabilities = (norms / norms.sum()).tolist()
+        if self._steps % self._settings.draw_every == 0:
+            self._drawn = self._draw()
+        self._steps += 1
+
+    def _draw(self) -> list[int]:
+        import torch
+
+        # A layer that the probe did not reach may still be drawn when no other is left.
+        weights = torch.tensor(self._probabilities, dtype=torch.float64).clamp(min=1e-12)
+        number = min(self._settings.layers, len(weights))
+        chance = torch.Generator().manual_seed(self._draws.derive(TVaccine.name, str(self._steps)))
+        return sorted(torch.multinomial(weights, number, replacement=False, generator=chance).tolist())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer steps begun, the probabilities and the drawn layers."""
+        return {"steps": self._steps, "probabilities": list(self._probabilities), "drawn": list(self._drawn)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self._steps = int(state["steps"])
+        self._probabilities = list(state["probabilities"])
+        self._drawn = list(state["drawn"])

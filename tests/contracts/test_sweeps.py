@@ -1,0 +1,47 @@
+"""Every published sweep composes and plans, and docs/published.md says how much each one asks for."""
+
+import re
+
+import pytest
+from published import REPOSITORIES, ROOT, SWEEPS, asked, cells, command_line, lines
+
+from harness.compose import compose
+from harness.config import cells_of
+
+ROW = r"^\| (?:`harness -m \+sweeps=(?=\w)|\*\*(?=all of))(\w[\w ]*).*?\|((?: [\d,]+ \|)+)$"
+LINES = dict(re.findall(ROW, (ROOT / "docs" / "published.md").read_text(), re.MULTILINE))
+"""The counts of docs/published.md, by sweep."""
+
+
+def told(name):
+    return tuple(int(number.replace(",", "")) for number in LINES[name].split("|") if number.strip())
+
+
+def test_published_sweeps_are_discovered():
+    assert len(SWEEPS) >= 40
+    assert all(any(sweep.startswith(f"{repository}_") for sweep in SWEEPS) for repository in REPOSITORIES)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_published_sweep_plans_as_many_stages_as_the_documentation_says(sweep):
+    assert asked(sweep) == told(sweep)
+
+
+@pytest.mark.parametrize("repository", REPOSITORIES)
+def test_sweeps_of_a_repository_together_plan_what_the_documentation_says(repository):
+    own = [sweep for sweep in SWEEPS if sweep.startswith(f"{repository}_")]
+
+    assert asked(*own) == told(f"all of {repository}")
+
+
+def test_published_sweep_by_its_file_is_what_is_counted():
+    sweep = "antidote_dense_ratio"
+    _, *params = command_line(sweep)
+
+    found = cells_of(compose([f"+sweeps={sweep}", *params]))
+
+    assert [cell.stages["harm"].key for cell in found] == [cell.stages["harm"].key for cell in cells()[sweep]]
+
+
+def test_documentation_names_no_sweep_that_does_not_exist():
+    assert set(LINES) == {name for name, _ in lines()}

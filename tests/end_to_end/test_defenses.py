@@ -1,0 +1,82 @@
+"""Every defense that ships, from the command line to its row in the table, in one sweep that shares what it can."""
+
+import csv
+import io
+import json
+
+import pytest
+from product import QUICK, Harness
+
+from harness.compose import CONF
+
+SLOTS = ("align", "finetune", "repair")
+DEFENSES = sorted(
+    {path.stem for slot in ("", *SLOTS) for path in (CONF / "defense" / slot).glob("*.yaml")} - {"booster_vaccine"}
+)
+SHORT = ("++tuned.ewc.fisher_rows=10", "++tuned.safe_instruct.safety_rows=7", "++tuned.vlguard.safety_rows=5")
+PARTS = ("defense=vaccine", "defense/finetune=lisa")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Harness:
+    harness = Harness(tmp_path_factory.mktemp("every defense"))
+    run = harness("-m", f"defense={','.join(DEFENSES)}", "attack_ratio=p10", *QUICK, *SHORT)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return harness
+
+
+def table(harness, *arguments):
+    done = harness("report", *arguments, "--format", "csv")
+    return list(csv.DictReader(io.StringIO(done.stdout)))
+
+
+@pytest.mark.slow
+def test_every_defense_ends_with_both_scores(swept):
+    rows = table(swept)
+
+    assert len(rows) == len(DEFENSES) >= 10
+    assert all(row["hs"] and row["fa"] and not row["missing"] for row in rows)
+    assert {"sft", "lisa", "vlguard_joint", "vaccine+lisa"} <= {row["defense"] for row in rows}
+
+
+@pytest.mark.slow
+def test_defenses_of_one_slot_share_the_alignment(swept):
+    rows = {row["defense"]: row for row in table(swept)}
+
+    assert len({rows[name]["key.align"] for name in ("sft", "lisa", "kl", "ewc", "ldifs", "vlguard")}) == 1
+    assert rows["vaccine+lisa"]["key.align"] == rows["vaccine"]["key.align"]
+
+
+@pytest.mark.slow
+def test_rows_mixed_in_are_counted_in_the_manifest(swept):
+    facts = [json.loads(path.read_text())["facts"] for path in swept.store.glob("artifacts/finetune/*/manifest.json")]
+
+    mixed = {fact["refusal_rows"]["mixed_in"]: fact for fact in facts if "mixed_in" in fact.get("refusal_rows", {})}
+    assert {count: fact["rows"]["trained"] for count, fact in mixed.items()} == {7: 47, 5: 45}
+    assert {fact["steps"] for fact in mixed.values()} == {5}
+    plain = [fact["rows"]["trained"] for fact in facts if "refusal_rows" not in fact]
+    assert set(plain) == {40}
+
+
+@pytest.mark.slow
+def test_defense_from_parts_is_the_row_of_its_preset(swept):
+    run = swept(*PARTS, "attack_ratio=p10", *QUICK, *SHORT)
+
+    assert "nothing to run" in run.stdout
+    assert [row["defense"] for row in table(swept)] == ["vaccine+lisa"]
+
+
+def test_plan_says_which_cells_are_skipped_and_why(harness):
+    arguments = ("plan", "-m", "defense=sft,booster", "corpus.shared_prompts=false", *QUICK)
+
+    refused = harness(*arguments)
+    told, plain = harness(*arguments, "on_invalid=skip", "--json"), harness(*arguments, "on_invalid=skip")
+
+    assert refused.returncode == 2
+    assert "corpus.harmful" in refused.stderr
+    plan = json.loads(told.stdout)
+    assert plan["cells"] == 1
+    (skipped,) = plan["skipped"]
+    assert "defense=booster" in skipped["overrides"]
+    assert "`corpus.harmful`" in skipped["reasons"][0]
+    assert "skipped defense=booster" in plain.stdout

@@ -1,0 +1,166 @@
+"""Defenses from parts: what a choice puts into which slot, what it is called, and what cannot be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import pytest
+
+from harness.compose import compose
+from harness.config import Skipped, cells_of, examined
+from harness.errors import ConfigError
+from harness.experiment import Defense
+from harness.protocols import Need
+from harness.slots import label
+
+WITHOUT_HARMFUL = "corpus.shared_prompts=false"
+"""Leaves the defender without harmful rows, which Booster needs."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Late:
+    """Repairs what it prepared itself, and nothing else."""
+
+    name: ClassVar[str] = "late"
+    version: ClassVar[int] = 1
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ()
+
+    def repair(self, learner, aligned, draws):
+        return {}
+
+    def conflicts(self, slots: Mapping[str, object]) -> list[str]:
+        return [] if slots["finetune"] else ["`late` needs what the finetune slot prepares"]
+
+
+def cell_of(*overrides):
+    (cell,) = cells_of(compose(overrides))
+    return cell
+
+
+def held(cell):
+    methods = {"align": cell.stages["align"].method, "finetune": cell.stages["finetune"].method}
+    return {slot: method.name for slot, method in methods.items() if method}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "methods", "name"),
+    [
+        (["defense=sft"], {}, "sft"),
+        (["defense=lisa"], {"finetune": "lisa"}, "lisa"),
+        (["defense=vaccine", "defense/finetune=lisa"], {"align": "vaccine", "finetune": "lisa"}, "vaccine+lisa"),
+        (["defense=vaccine_lisa"], {"align": "vaccine", "finetune": "lisa"}, "vaccine+lisa"),
+        (["defense=vaccine_lisa", "defense/finetune=kl"], {"align": "vaccine", "finetune": "kl"}, "vaccine+kl"),
+        (["defense=vaccine_lisa", "defense/align=sft"], {"finetune": "lisa"}, "lisa"),
+        (["defense/align=booster_vaccine"], {"align": "booster_vaccine"}, "booster_vaccine"),
+        (["defense=lisa", "defense.finetune=null"], {}, "sft"),
+    ],
+)
+def test_choice_fills_the_slots_and_names_the_row(overrides, methods, name):
+    cell = cell_of(*overrides)
+
+    assert held(cell) == methods
+    assert cell.labels["defense"] == name
+
+
+def test_defense_from_parts_shares_its_stages_with_the_preset_and_with_its_parts():
+    preset, parts = cell_of("defense=vaccine_lisa"), cell_of("defense=vaccine", "defense/finetune=lisa")
+    vaccine, lisa = cell_of("defense=vaccine"), cell_of("defense=lisa")
+
+    assert {part: stage.key for part, stage in preset.stages.items()} == {
+        part: stage.key for part, stage in parts.stages.items()
+    }
+    assert parts.stages["align"].key == vaccine.stages["align"].key
+    assert len({cell.stages["finetune"].key for cell in (parts, vaccine, lisa)}) == 3
+
+
+def test_sweep_over_a_slot_is_a_sweep_over_its_options():
+    cells = cells_of(compose(["defense=sft,vaccine", "defense/finetune=lisa,sft", "defense.finetune=null,null"]))
+
+    assert [cell.labels["defense"] for cell in cells[::4]] == ["sft", "vaccine"]
+
+
+def test_value_of_a_slot_is_set_by_its_dotted_name():
+    cell = cell_of("defense=vaccine", "defense/finetune=lisa", "defense.finetune.rho=0.25")
+
+    assert cell.stages["finetune"].method.rho == 0.25
+    assert cell.swept == {"defense.finetune.rho": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["defense=lissa"], ["`defense`", "`lissa`", "did you mean `lisa`", "`vaccine_lisa`", "`booster`"]),
+        (["defense/finetune=lissa"], ["`defense/finetune`", "did you mean `lisa`", "`sft` leaves the slot empty"]),
+        (["defense/align=lisa"], ["`defense/align`", "`vaccine`"]),
+        (["defense/finetune=null"], ["`defense/finetune`", "null is not an option"]),
+        (["defense=lisa", "defense.finetune.rhoo=1"], ["did you mean `rho`", "conf/defense/finetune/lisa.yaml"]),
+        (["defense=lisa", "defense.align.rho=1"], ["`defense.align.rho`", "conf/config.yaml"]),
+        (["defense=vaccine", "defense.align.rho=-1"], ["`defense.align.rho`", "conf/defense/align/vaccine.yaml"]),
+    ],
+)
+def test_choice_that_stands_for_nothing_is_refused(overrides, said):
+    with pytest.raises(ConfigError) as caught:
+        cell_of(*overrides)
+
+    assert all(text in str(caught.value) for text in said), str(caught.value)
+
+
+def test_preset_that_empties_a_slot_that_is_chosen_for_is_refused(tmp_path):
+    (tmp_path / "defense").mkdir()
+    (tmp_path / "defense" / "mine.yaml").write_text("finetune: null\n")
+
+    (composition,) = compose(["defense=mine"], str(tmp_path))
+    with pytest.raises(ConfigError, match="`defense/finetune`: `lisa` is chosen, but `mine` empties the slot"):
+        compose(["defense=mine", "defense/finetune=lisa"], str(tmp_path))
+
+    assert composition.data["defense"]["finetune"] is None
+
+
+def test_defense_of_an_own_folder_is_an_option_of_its_slot(tmp_path):
+    folder = tmp_path / "defense" / "finetune"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: harness.defenses.kl.KL\nlamb: 3.0\n")
+
+    (cell,) = cells_of(compose(["defense=mine", "defense/align=vaccine"], str(tmp_path)))
+
+    assert cell.stages["finetune"].method.lamb == 3.0
+    assert cell.labels["defense"] == "vaccine+mine"
+
+
+def test_preset_with_a_body_is_called_by_its_own_name():
+    choices = {"defense": "mine", "defense/repair": "antidote"}
+
+    assert label(choices, {"align": {}, "finetune": {}, "repair": {}}) == "mine+antidote"
+
+
+def test_methods_that_do_not_go_together_say_why():
+    (alone,) = Defense(repair=Late()).conflicts()
+
+    assert alone == "`defense.repair`: `late` needs what the finetune slot prepares"
+    assert Defense(finetune=cell_of("defense=lisa").stages["finetune"].method, repair=Late()).conflicts() == []
+
+
+def test_impossible_cell_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no such rows"):
+        examined(compose(["defense=sft,booster", WITHOUT_HARMFUL]))
+
+
+def test_impossible_cells_of_a_sweep_are_skipped_on_request_each_with_its_reason():
+    cells = examined(compose(["defense=sft,booster,vaccine", WITHOUT_HARMFUL, "on_invalid=skip"]))
+
+    assert [isinstance(cell, Skipped) for cell in cells] == [False, True, False]
+    assert cells[1].overrides[0] == "defense=booster"
+    assert "`corpus.harmful`" in cells[1].reasons[0]
+
+
+def test_sweep_of_impossible_cells_alone_is_refused_and_so_is_a_mistake():
+    with pytest.raises(ConfigError, match=r"`corpus.harmful`"):
+        examined(compose(["defense=booster", WITHOUT_HARMFUL, "on_invalid=skip"]))
+    with pytest.raises(ConfigError, match=r"`attack.ratio`"):
+        examined(compose(["attack.ratio=0.1,3", "on_invalid=skip"]))
+    with pytest.raises(ConfigError, match=r"`on_invalid`"):
+        examined(compose(["on_invalid=perhaps"]))

@@ -1,0 +1,222 @@
+"""TAR by hand, on two weights w = (w1, w2) that are the model's logits for the tokens 0 (refuse) and 1 (comply).
+
+With d = w1 - w2: the refusal's loss is log(1 + e^-d), the harmful one log(1 + e^d); the margin of a pair is d. The
+gradient of the harmful loss is s(d) (1, -1), s the logistic function, so the first AdamW step goes eta (-1, 1).
+
+Before alignment w = (0, 0), d = 0. At w = (3, 4), d = -1, one step of eta 0.5 leads to d = -2. With beta 1 the
+preference's gradient there is -s(2) (1, -1), the alignment loss's at w is -s(1) (1, -1), and the drift is the length
+of (3, 4), 5, with gradient (0.6, 0.8). With scales 4, 1 and 0.5: -(4 s(2) + s(1)) (1, -1) + (0.3, 0.4).
+"""
+
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from harness.corpora.batches import Pair
+from harness.corpora.record import Role
+from harness.defenses.tar import Tar
+from harness.engine.seeding import derive
+from harness.protocols import Prediction
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x))
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, rows):
+        return rows + torch.cat([self.first, self.second])
+
+
+class TwoLogits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer()])
+
+    def get_decoder(self):
+        return self
+
+
+class LogitLearner:
+    """Satisfies ``protocols.Learner`` for ``TwoLogits``, with none of the product's arithmetic."""
+
+    def __init__(self, *weights):
+        self.module = TwoLogits()
+        self.trainables = list(self.module.parameters())
+        self.set(*weights)
+        self.visited = []
+
+    def set(self, *weights):
+        for parameter, weight in zip(self.trainables, weights, strict=True):
+            parameter.data.fill_(weight)
+
+    def predict(self, batch):
+        targets = batch["labels"][:, 1:]
+        states = self.module.layers[0](torch.zeros(*batch["labels"].shape, 2))
+        return Prediction(states[:, :-1][targets != -100], targets[targets != -100], (targets != -100).sum())
+
+    def pull_back(self, share):
+        return share.detach(), list(torch.autograd.grad(share, self.trainables))
+
+    def gradient(self, batch):
+        self.visited.append([parameter.item() for parameter in self.trainables])
+        prediction = self.predict(batch)
+        return self.pull_back(cross_entropy(prediction.logits, prediction.targets))
+
+    def norm(self, tensors):
+        return torch.cat(list(tensors)).norm()
+
+    @contextmanager
+    def placed(self, values):
+        kept = [parameter.item() for parameter in self.trainables]
+        self.set(*(value.item() for value in values))
+        yield
+        self.set(*kept)
+
+    def write(self, gradient):
+        for parameter, part in zip(self.trainables, gradient, strict=True):
+            parameter.grad = part.clone()
+
+
+def answers(token, rows=2):
+    ids = torch.full((rows, 2), token)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([[-100, token]] * rows)}
+
+
+class Draws:
+    def __init__(self, seed=0):
+        self.roles = []
+        self._seed = seed
+
+    def derive(self, *names):
+        return derive(self._seed, *names)
+
+    def next(self, role):
+        self.roles.append(role)
+        return answers(1)
+
+    def pair(self, role):
+        self.roles.append(role)
+        return Pair(harmful=answers(1), refusal=answers(0))
+
+
+def started(settings, draws=None):
+    learner = LogitLearner(0.0, 0.0)
+    step = settings.start(learner, draws or Draws(), 1)
+    learner.set(3.0, 4.0)
+    return learner, step
+
+
+def written(learner):
+    return [parameter.grad.item() for parameter in learner.trainables]
+
+
+def test_tar_step_on_two_weights_writes_the_gradient_computed_by_hand():
+    settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0, drift_scale=0.5)
+    draws = Draws()
+    learner, step = started(settings, draws)
+
+    metrics = step.backward(answers(0))
+
+    pull = 4 * logistic(2) + logistic(1)
+    assert written(learner) == pytest.approx([-pull + 0.3, pull + 0.4])
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {
+            "loss": math.log(1 + math.e),
+            "drift": 5.0,
+            "adversary_loss": math.log(1 + math.exp(-1)),
+            "tamper_loss": math.log(1 + math.exp(2)),
+            "tamper_gradient_norm": math.sqrt(2) * logistic(2),
+        },
+        rel=1e-5,
+    )
+    assert draws.roles == [Role.HARMFUL, Role.HARMFUL], "the evaluation's pair is not the adversary's batch"
+
+
+def test_tar_step_leaves_the_weights_untouched():
+    learner, step = started(Tar(inner_steps=4, learning_rates=(0.5,)))
+
+    step.backward(answers(0))
+
+    assert [parameter.item() for parameter in learner.trainables] == [3.0, 4.0]
+
+
+def adversary_path(difference, rate, steps):
+    """Return the margins d after each AdamW step on log(1 + e^d), both weights moving alike in opposite directions."""
+    found, first, second = [], 0.0, 0.0
+    for taken in range(1, steps + 1):
+        slope = logistic(difference)
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        corrected = (first / (1 - 0.9**taken)) / (math.sqrt(second / (1 - 0.999**taken)) + 1e-8)
+        difference -= 2 * rate * corrected
+        found.append(difference)
+    return found
+
+
+def test_tar_evaluates_along_the_adversarys_path_and_weighs_late_evaluations_more():
+    settings = Tar(
+        inner_steps=6, evaluate_every=2, learning_rates=(0.3,), decay=0.2, beta=1.0, retain_scale=0.0, tamper_scale=2.0
+    )
+    learner, step = started(settings)
+
+    step.backward(answers(0))
+
+    margins = adversary_path(-1.0, 0.3, 6)
+    pull = sum(math.exp(0.2 * (taken - 6)) * logistic(-margins[taken - 1]) for taken in (2, 4, 6))
+    assert written(learner) == pytest.approx([-2 * pull, 2 * pull], rel=1e-4)
+
+
+def test_tar_draws_one_learning_rate_for_each_adversary_and_continues_after_a_resumption():
+    settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.25, 0.5, 1.0), beta=1.0)
+
+    def rates(learner, step, times):
+        found = []
+        for _ in range(times):
+            loss = float(step.backward(answers(0))["tamper_loss"])
+            found.append((math.log(math.exp(loss) - 1) - 1) / 2)
+        return found
+
+    learner, step = started(settings)
+    first = rates(learner, step, 6)
+    state = step.state_dict()
+    rest = rates(learner, step, 6)
+    other, resumed = started(settings)
+    resumed.load_state_dict(state)
+
+    assert {round(rate, 3) for rate in first + rest} == {0.25, 0.5, 1.0}
+    assert rates(other, resumed, 6) == pytest.approx(rest)
+
+
+def test_tar_resumed_compares_with_the_weights_before_alignment_not_with_those_at_resumption():
+    settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0)
+    _, step = started(settings)
+    late = LogitLearner(3.0, 4.0)
+    resumed = settings.start(late, Draws(), 1)
+
+    resumed.load_state_dict(step.state_dict())
+
+    assert float(resumed.backward(answers(0))["drift"]) == pytest.approx(5.0)
+
+
+def test_tar_settings_out_of_range_are_all_reported():
+    settings = Tar(
+        inner_steps=6, evaluate_every=4, learning_rates=(), decay=-1, tamper_scale=-1, drift_scale=-1, beta=0
+    )
+
+    assert [problem.split(":")[0] for problem in settings.problems()] == [
+        "`decay`",
+        "`tamper_scale`",
+        "`drift_scale`",
+        "`beta`",
+        "`learning_rates`",
+        "`evaluate_every`",
+    ]
+    assert not Tar().problems()

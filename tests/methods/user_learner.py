@@ -1,0 +1,84 @@
+"""Learners for methods of the finetune slot: batches are tensors, losses are known in closed form."""
+
+from contextlib import contextmanager
+
+import torch
+from quadratic import TinyLearner
+from torch import nn
+
+from harness.protocols import Prediction
+
+
+class UserLearner(TinyLearner):
+    """Satisfies ``protocols.Learner`` for a module that makes a loss, or logits, of a batch.
+
+    ``seen`` keeps every batch that a gradient was taken on.
+    """
+
+    def __init__(self, module, loss=None):
+        super().__init__(module, {})
+        self.steps_taken = 0
+        self.seen = []
+        self._loss = loss
+
+    def gradient(self, batch):
+        self.seen.append(batch)
+        return self.pull_back(self._loss(self.module, batch))
+
+    def predict(self, batch):
+        logits = self.module(batch)
+        supervised = batch["labels"][:, 1:] != -100
+        return Prediction(logits[:, :-1][supervised], batch["labels"][:, 1:][supervised], supervised.sum())
+
+    def pull_back(self, share):
+        gradient = torch.autograd.grad(share, self.trainables, materialize_grads=True)
+        return share.detach(), [part.clone() for part in gradient]
+
+    @contextmanager
+    def placed(self, values):
+        kept = [weight.detach().clone() for weight in self.trainables]
+        self.put(values)
+        yield
+        self.put(kept)
+
+    def step(self, learning_rate):
+        """Take a step of plain gradient descent on what was written."""
+        self.put([weight - learning_rate * weight.grad for weight in self.trainables])
+        self.steps_taken += 1
+
+    def put(self, values):
+        """Give the weights other values."""
+        with torch.no_grad():
+            for weight, value in zip(self.trainables, values, strict=True):
+                weight.copy_(value)
+
+    @property
+    def written(self):
+        """What the last step wrote, as a list of numbers."""
+        return torch.cat([weight.grad.flatten() for weight in self.trainables]).tolist()
+
+
+class Safety:
+    """Gives safety batches in turn, and counts them."""
+
+    def __init__(self, *batches):
+        self._batches = batches
+        self.roles = []
+
+    def next(self, role):
+        batch = self._batches[len(self.roles) % len(self._batches)]
+        self.roles.append(role)
+        return batch
+
+
+class Pair(nn.Module):
+    """Two weights in two tensors."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first = nn.Parameter(torch.tensor([float(first)]))
+        self.second = nn.Parameter(torch.tensor([float(second)]))
+
+    @property
+    def both(self):
+        return torch.cat([self.first, self.second])
