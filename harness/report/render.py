@@ -8,7 +8,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
-from harness.report.rows import COUNTS, GRADINGS, LABELS, MISSING, SCORES, swept_in
+from harness.report.rows import COUNTS, GRADINGS, LABELS, MISSING, NOTES, SCORES, swept_in
 from harness.report.table import HALF, LEVEL, NOTE, SIZE, summarise
 
 if TYPE_CHECKING:
@@ -102,13 +102,17 @@ def _remarks(rows: DataFrame, lines: DataFrame) -> list[str]:
         for name, count in unjudged.items()
         if count
     ]
-    unfinished = rows[rows[MISSING] != ""]
-    if len(unfinished):
-        notes.append(f"{len(unfinished)} of {len(rows)} cells are not finished:")
-        identity = [*LABELS, *swept_in(rows)]
-        for _, row in unfinished.iterrows():
-            label = ", ".join(f"{name}={_value(row[name])}" for name in identity if _value(row[name]) != "-")
-            notes.append(f"- {label}: missing {_columns_of(row[MISSING])}")
+    remarkable = rows[(rows[MISSING] != "") | (rows[NOTES] != "")]
+    unfinished = int((rows[MISSING] != "").sum())
+    if unfinished:
+        notes.append(f"{unfinished} of {len(rows)} cells are not finished:")
+    elif len(remarkable):
+        notes.append("Of single cells:")
+    identity = [*LABELS, *swept_in(rows)]
+    for _, row in remarkable.iterrows():
+        label = ", ".join(f"{name}={_value(row[name])}" for name in identity if _value(row[name]) != "-")
+        told = [f"missing {_columns_of(row[MISSING])}"] if row[MISSING] else []
+        notes.append(f"- {label}: {'; '.join([*told, *([row[NOTES]] if row[NOTES] else [])])}")
     return notes
 
 

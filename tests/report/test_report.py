@@ -10,7 +10,7 @@ import pytest
 
 from harness.engine.manifest import FileRecord, Manifest
 from harness.engine.store import Store
-from harness.errors import ConfigError, DamagedArtifact
+from harness.errors import ConfigError
 from harness.report.render import FORMATS, render
 from harness.report.rows import load_rows
 from harness.report.table import summarise
@@ -108,13 +108,19 @@ def test_rows_unfinished_cell_is_listed_as_missing(store: Store) -> None:
     assert "seed=0: missing HS, FA\n" in text
 
 
-def test_rows_altered_grade_is_noticed(store: Store) -> None:
-    record = _record(_cell("sft", 0, {"harm": _grade(store, "h", 40.0, plus=40.0)}))
+def test_rows_altered_grade_costs_its_row_and_no_other(store: Store) -> None:
+    good = _cell("sft", 0, {"harm": _grade(store, "g", 20.0, plus=20.0)})
+    record = _record(good, _cell("sft", 1, {"harm": _grade(store, "h", 40.0, plus=40.0)}))
     path = store.root / "artifacts" / "grade" / "h" / "summary.json"
     path.write_text(path.read_text().replace("40.0", "10.0"))
 
-    with pytest.raises(DamagedArtifact, match="altered"):
-        load_rows(store, record)
+    rows = load_rows(store, record)
+
+    assert rows["hs"].tolist()[0] == 20.0
+    assert rows["hs"].isna().tolist() == [False, True]
+    assert rows["missing"].tolist() == ["", "harm"]
+    assert "was altered" in rows["notes"].tolist()[1]
+    assert "was altered" in render(rows, "table")
 
 
 def test_summary_of_seeds_is_a_mean_with_a_t_interval(store: Store) -> None:
