@@ -122,7 +122,7 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
             cells[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
             if estimate:
                 cells |= {
-                    score: 100 * estimate.mean,
+                    score: measured[index, score].mean,
                     score + LOW: 100 * estimate.low,
                     score + HIGH: 100 * estimate.high,
                 }
