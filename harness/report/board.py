@@ -6,16 +6,20 @@ Cells that differ in task, model or attack are on different boards.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.report.findings import Findings
+from harness.report.grades import Graded
 from harness.report.interval import estimates
 from harness.report.table import HIGH, LOW, NOTE, Line
 from harness.report.wording import line_name, markers, value, varying
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 AVERAGE = "average"
 ALIGNED = "aligned"
+SHOWN = ("hs", "hs_plus", "fa")
 _BLOCK = ("task", "model", "attack")
 
 
@@ -60,39 +64,43 @@ class Board(NamedTuple):
     rows: Sequence[Row]
 
 
-def boards(findings: Findings, scores: Sequence[str] = ("hs", "fa")) -> list[Board]:
-    """Return the boards of a sweep.
+class Evidence(NamedTuple):
+    """What boards are made of: tidy rows, lines, their means, the verdicts behind them, and what is best."""
 
-    Args:
-        findings: of the sweep.
-        scores: the column groups; one without a single result is left out.
-    """
-    means = findings.means
+    rows: DataFrame
+    lines: Sequence[Line]
+    means: DataFrame
+    grades: Mapping[str, Graded]
+    best: Collection[tuple[int, str]]
+
+
+def boards(evidence: Evidence) -> list[Board]:
+    """Return the boards of a sweep; a score without a single result is on none."""
     blocks: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index, line in enumerate(findings.lines):
+    for index, line in enumerate(evidence.lines):
         blocks[tuple(value(line.names[name]) for name in _BLOCK)].append(index)
-    present = [score for score in scores if means[score].notna().any()]
-    return [_board(findings, indices, present) for indices in blocks.values()]
+    present = [score for score in SHOWN if evidence.means[score].notna().any()]
+    return [_board(evidence, indices, present) for indices in blocks.values()]
 
 
-def _board(findings: Findings, indices: Sequence[int], scores: Sequence[str]) -> Board:
-    lines, means = findings.lines, findings.means
-    swept = varying(means, findings.rows)
+def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> Board:
+    lines, means = evidence.lines, evidence.means
+    swept = varying(means, evidence.rows)
     letters = markers(means)
     grouped: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index in indices:
         names = lines[index].names
         grouped[line_name(names, swept), str(means[NOTE].iloc[index])].append(index)
     ratios = sorted({float(lines[index].names["ratio"]) for index in indices})
-    averaged = _averages(findings, list(grouped.values()), scores) if len(ratios) > 1 else {}
+    averaged = _averages(evidence, list(grouped.values()), scores) if len(ratios) > 1 else {}
     rows = []
     for number, ((name, note), members) in enumerate(grouped.items()):
         figures = {
-            (score, f"{float(lines[index].names['ratio']):g}"): _figure(findings, index, score)
+            (score, f"{float(lines[index].names['ratio']):g}"): _figure(evidence, index, score)
             for index in members
             for score in scores
         }
-        figures |= {(score, ALIGNED): _aligned(findings, members, score) for score in scores}
+        figures |= {(score, ALIGNED): _aligned(evidence, members, score) for score in scores}
         figures |= {(score, AVERAGE): averaged[number, score] for score in scores if (number, score) in averaged}
         known = {place: figure for place, figure in figures.items() if figure.mean == figure.mean}
         rows.append(Row(str(lines[members[0]].names["defense"]), name, letters.get(note, ""), known))
@@ -103,29 +111,29 @@ def _board(findings: Findings, indices: Sequence[int], scores: Sequence[str]) ->
     return Board(caption, [*columns, *([AVERAGE] if averaged else [])], scores, rows)
 
 
-def _figure(findings: Findings, index: int, score: str) -> Figure:
-    return _read(findings, index, score)._replace(best=(index, score) in findings.best)
+def _figure(evidence: Evidence, index: int, score: str) -> Figure:
+    return _read(evidence, index, score)._replace(best=(index, score) in evidence.best)
 
 
-def _aligned(findings: Findings, members: Sequence[int], score: str) -> Figure:
+def _aligned(evidence: Evidence, members: Sequence[int], score: str) -> Figure:
     """Return where a defense's aligned model stands; the ratios share it."""
-    return _read(findings, members[0], f"{ALIGNED}_{score}")
+    return _read(evidence, members[0], f"{ALIGNED}_{score}")
 
 
-def _read(findings: Findings, index: int, score: str) -> Figure:
-    mean, low, high = (float(findings.means[score + end].iloc[index]) for end in ("", LOW, HIGH))
+def _read(evidence: Evidence, index: int, score: str) -> Figure:
+    mean, low, high = (float(evidence.means[score + end].iloc[index]) for end in ("", LOW, HIGH))
     return Figure(mean, low, high)
 
 
 def _averages(
-    findings: Findings, rows: Sequence[Sequence[int]], scores: Sequence[str]
+    evidence: Evidence, rows: Sequence[Sequence[int]], scores: Sequence[str]
 ) -> dict[tuple[int, str], Figure]:
     """Return the mean over the ratios, of rows that have all of them; seeds and prompts are those of every ratio."""
     most = max(len(members) for members in rows)
     panels = {}
     for number, members in enumerate(rows):
         for score in scores:
-            if len(members) == most and (panel := _over_ratios([findings.lines[i] for i in members], score, findings)):
+            if len(members) == most and (panel := _over_ratios([evidence.lines[i] for i in members], score, evidence)):
                 panels[number, score] = panel[0]
     found = estimates(list(panels.values()))
     return {
@@ -134,9 +142,9 @@ def _averages(
     }
 
 
-def _over_ratios(lines: Sequence[Line], score: str, findings: Findings) -> tuple[Any] | None:
+def _over_ratios(lines: Sequence[Line], score: str, evidence: Evidence) -> tuple[Any] | None:
     """Return the verdicts averaged over lines with the same seeds and as many prompts."""
-    panels = [line.panel(score, findings.grades) for line in lines]
+    panels = [line.panel(score, evidence.grades) for line in lines]
     seeds = {panel.seeds for panel in panels}
     if len(seeds) != 1 or not panels[0].seeds or len({panel.values.shape for panel in panels}) != 1:
         return None

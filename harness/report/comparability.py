@@ -12,25 +12,28 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def departures(rows: DataFrame) -> dict[Any, str]:
-    """Return by index of a row how its protocol departs from the one that most rows of its task and model share.
+def departures(rows: DataFrame) -> dict[tuple[str, str, str], str]:
+    """Return how each protocol departs from the one that most rows of its task and model share.
 
     Args:
         rows: what ``load_rows`` returned.
+
+    Returns:
+        By task, model and hash of the protocol; empty for the protocol that most share.
     """
     settings = protocol_in(rows)
-    notes: dict[Any, str] = {}
-    for _, block in rows.groupby(["task", "model"], sort=False, dropna=False):
+    notes: dict[tuple[str, str, str], str] = {}
+    for (task, model), block in rows.groupby(["task", "model"], sort=False, dropna=False):
+        firsts = {name: found.iloc[0] for name, found in block.groupby("protocol", sort=False)}
         (shared, _), *_ = Counter(block["protocol"]).most_common(1)
-        usual = block[block["protocol"] == shared].iloc[0]
-        for _, alike in block.groupby("protocol", sort=False):
-            row = alike.iloc[0]
+        usual = firsts[shared]
+        for protocol, row in firsts.items():
             differing = [
                 f"{name.removeprefix(PROTOCOL_PREFIX)} is {_shown(row[name])}, not {_shown(usual[name])}"
                 for name in settings
                 if _shown(row[name]) != _shown(usual[name])
             ]
-            notes |= dict.fromkeys(alike.index, "; ".join(differing))
+            notes[str(task), str(model), str(protocol)] = "; ".join(differing)
     return notes
 
 
@@ -40,20 +43,20 @@ def refuse_departures(rows: DataFrame) -> None:
     Raises:
         ConfigError: they were not; every difference is named once.
     """
-    found: dict[str, list[str]] = {}
-    for index, note in departures(rows).items():
+    problems = []
+    for (task, model, protocol), note in departures(rows).items():
         if note:
-            found.setdefault(note, []).append(str(rows.loc[index, "defense"]))
-    if found:
-        raise ConfigError(
-            [
-                f"`--strict`: {len(defenses)} cells ({', '.join(dict.fromkeys(defenses))}) cannot share a table with "
-                f"the others: {note}. Run them alike, or report without --strict and read the footnotes."
-                for note, defenses in found.items()
-            ]
-        )
+            others = (rows["task"] == task) & (rows["model"] == model) & (rows["protocol"] == protocol)
+            defenses = ", ".join(dict.fromkeys(rows.loc[others, "defense"].astype(str)))
+            problems.append(
+                f"`--strict`: {others.sum()} cells ({defenses}) cannot share a table with the others of task {task}, "
+                f"model {model}: {note}. Run them alike, or report without --strict and read the footnotes."
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _shown(value: Any) -> str:
-    missing = value is None or value != value  # noqa: PLR0124  (NaN is what pandas puts where a cell lacks a setting)
-    return "unset" if missing else str(value)
+    if value is None or value != value:  # noqa: PLR0124  (NaN is what pandas puts where a cell lacks a setting)
+        return "unset"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import ConfigError
 from harness.report.grades import Graded
 from harness.report.interval import estimates, holm, more_seeds
-from harness.report.rows import PROTOCOL_PREFIX, protocol_in
+from harness.report.rows import PROTOCOL_PREFIX
 from harness.report.table import Line
 
 if TYPE_CHECKING:
@@ -153,6 +153,13 @@ def _paired(line: Line, other: Line, score: str, grades: Mapping[str, Graded]) -
 def _evaluated_alike(line: Line, other: Line) -> bool:
     if line.names["protocol"] == other.names["protocol"]:
         return True
-    names = [name for name in protocol_in(line.rows) if not name.startswith(_TRAINING)]
-    mine, theirs = (each.rows.iloc[0][names].astype(str) for each in (line, other))
-    return bool((mine == theirs).all())
+    mine, theirs = (_evaluation(each.cells[0]) for each in (line, other))
+    return mine == theirs
+
+
+def _evaluation(cell: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: str(found)
+        for name, found in cell.items()
+        if name.startswith(PROTOCOL_PREFIX) and not name.startswith(_TRAINING)
+    }

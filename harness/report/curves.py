@@ -34,7 +34,8 @@ def training_views(findings: Findings) -> list[Lines]:
     """Return one view per stage kind, attack ratio (after the attack) and logged quantity, a line per defense."""
     views = []
     for kind in TRAINED:
-        for ratio, curves in _curves(findings, kind).items():
+        by_ratio = _curves(findings, kind)
+        for ratio, curves in by_ratio.items():
             names = dict.fromkeys(name for curve in curves for name in curve.quantities)
             for name in sorted(names, key=lambda found: (found != "loss", found)):
                 drawn = [
@@ -43,11 +44,11 @@ def training_views(findings: Findings) -> list[Lines]:
                     if (found := curve.quantities.get(name))
                 ]
                 if not _constant(drawn):
-                    views.append(_view(kind, ratio, name, drawn))
+                    views.append(_view(kind, ratio, name, drawn, paper=name == "loss" and ratio == list(by_ratio)[-1]))
     return views
 
 
-def _view(kind: str, ratio: str, name: str, drawn: Sequence[Series]) -> Lines:
+def _view(kind: str, ratio: str, name: str, drawn: Sequence[Series], *, paper: bool) -> Lines:
     when = f"{kind}, p={ratio}" if ratio else kind
     return Lines(
         name="-".join(filter(None, ("curve", kind, ratio, name))),
@@ -56,7 +57,7 @@ def _view(kind: str, ratio: str, name: str, drawn: Sequence[Series]) -> Lines:
         y_title=name,
         alternative=f"{name} during {when}, mean over stages, for {_ends(drawn)}.",
         group="curves",
-        paper=name == "loss",
+        paper=paper,
         series=drawn,
         markers=False,
     )
@@ -73,8 +74,8 @@ def _curves(findings: Findings, kind: str) -> dict[str, list[_Curve]]:
         defense = str(line.names["defense"])
         settings = [] if many else [name for name in swept if kind != "align" or not name.startswith("finetune")]
         ratio = "" if kind == "align" else value(line.names["ratio"])
-        if column in line.rows:
-            keys = [key for key in line.rows[column] if isinstance(key, str)]
+        keys = [key for cell in line.cells if isinstance(key := cell.get(column), str)]
+        if keys:
             groups[ratio][defense, line_name(line.names, settings)] |= dict.fromkeys(keys)
     return {
         ratio: [_mean(findings, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]

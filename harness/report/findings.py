@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.store import Store
+from harness.report.board import Board, Evidence, boards
 from harness.report.compare import Comparison, against_baseline, best_lines
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
@@ -35,6 +36,7 @@ class Findings:
         baseline: the defense that the others are compared with; None if the sweep has no plain training.
         comparisons: of every line with its baseline.
         best: lines and scores that are better than all others of their column, by the paired test.
+        boards: the tables as papers print them.
     """
 
     store: Store
@@ -47,6 +49,7 @@ class Findings:
     baseline: str | None
     comparisons: Sequence[Comparison]
     best: frozenset[tuple[int, str]]
+    boards: Sequence[Board]
 
 
 def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None) -> Findings:
@@ -68,6 +71,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
     means = summarise(rows, grades)
     if baseline is None and PLAIN in set(rows["defense"]):
         baseline = PLAIN
+    best = frozenset(best_lines(lines, means, grades))
     return Findings(
         store=store,
         record=record,
@@ -78,5 +82,6 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         means=means,
         baseline=baseline,
         comparisons=against_baseline(lines, grades, baseline) if baseline is not None else (),
-        best=frozenset(best_lines(lines, means, grades)),
+        best=best,
+        boards=boards(Evidence(rows, lines, means, grades, best)),
     )

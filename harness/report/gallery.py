@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.report import cost
-from harness.report.board import ALIGNED, AVERAGE, Board, Row, boards
+from harness.report.board import ALIGNED, AVERAGE, Board, Row
 from harness.report.compare import ALPHA, Comparison
 from harness.report.curves import training_views
 from harness.report.findings import Findings
@@ -33,7 +33,7 @@ def gallery(findings: Findings) -> dict[str, Sequence[View]]:
 def ratio_views(findings: Findings) -> list[Lines]:
     """Return each score against the attack ratio, a line per defense and settings."""
     views = []
-    for number, board in enumerate(boards(findings, ("hs", "hs_plus", "fa"))):
+    for number, board in enumerate(findings.boards):
         ratios = [column for column in board.columns if column not in (ALIGNED, AVERAGE)]
         rows, chosen = _readable(board)
         for score in board.scores:
@@ -48,6 +48,7 @@ def ratio_views(findings: Findings) -> list[Lines]:
                     y_title=f"{HEADINGS[score]} (%)",
                     alternative=f"{MEANINGS[score].capitalize()}; 95% intervals. {_told(series)}",
                     group=f"ratio-{number}",
+                    paper=score != "hs_plus",
                     series=series,
                 )
             )

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from harness.report import cost
-from harness.report.board import ALIGNED, AVERAGE, boards
+from harness.report.board import ALIGNED, AVERAGE
 from harness.report.charts import chart
 from harness.report.comparability import departures
 from harness.report.compare import ALPHA, RESOLVED
@@ -22,7 +22,7 @@ from harness.report.looks import looks
 from harness.report.rows import KEY_PREFIX
 from harness.report.samples import samples
 from harness.report.surface import TOLERANCE, robust_regions
-from harness.report.table import NOTE
+from harness.report.table import NOTE, records
 from harness.report.views import View
 from harness.report.wording import (
     HEADINGS,
@@ -31,7 +31,6 @@ from harness.report.wording import (
     line_name,
     markers,
     number,
-    records,
     remarks,
     score,
     value,
@@ -59,7 +58,7 @@ def page(findings: Findings, *, views: Mapping[str, Sequence[View]] | None = Non
         plotly=_plotly(),
         figures={section: _figures(found) for section, found in views.items()},
         charts=_embedded(_charts(findings, views)),
-        boards=boards(findings, ("hs", "hs_plus", "fa")),
+        boards=findings.boards,
         headings=HEADINGS,
         meanings=MEANINGS,
         aligned=ALIGNED,

@@ -9,10 +9,10 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
-from harness.report.board import ALIGNED, AVERAGE, Figure, boards
+from harness.report.board import ALIGNED, AVERAGE, Board, Figure
 from harness.report.findings import Findings
-from harness.report.table import NOTE
-from harness.report.wording import HEADINGS, markers, number, records, remarks, score, value, varying
+from harness.report.table import NOTE, records
+from harness.report.wording import HEADINGS, markers, number, remarks, score, value, varying
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -94,7 +94,7 @@ def _markdown(findings: Findings) -> str:
     from tabulate import tabulate
 
     paragraphs = []
-    for board in boards(findings):
+    for board in _printed(findings):
         places = [(name, column) for name in board.scores for column in board.columns]
         heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
         lines = [
@@ -106,6 +106,11 @@ def _markdown(findings: Findings) -> str:
         paragraphs += [board.caption, table]
     notes = "\n".join([*remarks(findings.rows, findings.means), *_on_boards(findings)])
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
+
+
+def _printed(findings: Findings) -> list[Board]:
+    """Return the boards with the two scores that papers print."""
+    return [board._replace(scores=[name for name in board.scores if name != "hs_plus"]) for board in findings.boards]
 
 
 def _column(column: str) -> str:
@@ -137,7 +142,7 @@ def _latex(findings: Findings) -> str:
     environment.filters |= {"tex": _escaped, "cell": _tex_cell}
     template = environment.from_string(source)
     notes = [*remarks(findings.rows, findings.means), *_on_boards(findings)]
-    return template.render(boards=boards(findings), headings=HEADINGS, column=_column, notes=notes)
+    return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
 
 
 def _escaped(text: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from harness.report.findings import Findings
 from harness.report.rows import KEY_PREFIX
-from harness.report.wording import line_name, records, value, varying
+from harness.report.table import records
+from harness.report.wording import line_name, value, varying
 
 PROMPTS = 8
 """Answers of each cell; the same prompts in every cell."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.report.board import ALIGNED, AVERAGE, Board, boards
+from harness.report.board import ALIGNED, AVERAGE, Board
 from harness.report.findings import Findings
 from harness.report.views import Bars, Grid, Point, Points, Series, listed
 from harness.report.wording import HEADINGS, value, varying
@@ -90,7 +90,7 @@ def _grid(defense: str, score: str, grids: Mapping[str, DataFrame]) -> Grid:
 def trade_off_views(findings: Findings) -> list[Points]:
     """Return HS against FA with the front, for the average over ratios and for each ratio."""
     views: list[Points] = []
-    for number, board in enumerate(boards(findings)):
+    for number, board in enumerate(findings.boards):
         if not {"hs", "fa"} <= set(board.scores):
             continue
         for column in sorted((c for c in board.columns if c != ALIGNED), key=lambda found: found != AVERAGE):
@@ -119,6 +119,8 @@ def sensitivity_views(findings: Findings) -> list[Bars]:
     labels, moves = [], []
     for defense, means in findings.means.groupby("defense", sort=False):
         for name in numbers_in(findings, means):
+            if name == "ratio":
+                continue
             marginal = means.groupby(name)[["hs", "fa"]].mean()
             labels.append(f"{defense}: {_short(name)}")
             moves.append((marginal.max() - marginal.min()).round(2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.report.comparability import departures
@@ -44,26 +44,26 @@ class Line(NamedTuple):
 
     Attributes:
         names: labels without the seed, swept values and ``protocol``.
-        rows: their tidy rows.
+        cells: their tidy rows, by column.
     """
 
     names: Mapping[str, Any]
-    rows: DataFrame
+    cells: Sequence[Mapping[str, Any]]
 
     def panel(self, score: str, grades: Mapping[str, Graded]) -> Panel:
-        """Return the verdicts behind a score; without rows where there are none."""
+        """Return the verdicts behind a score; without seeds where there are none."""
         import numpy as np
 
         grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
-        key = KEY_PREFIX + grading.stage
-        measured = self.rows[self.rows[score].notna()]
-        if key in measured:
-            measured = measured.drop_duplicates(subset=[key])
-            verdicts = [values for found in measured[key] if (values := _verdicts(grades, found, score)) is not None]
-            if len(verdicts) == len(measured) > 0 and len({len(values) for values in verdicts}) == 1:
-                return Panel(tuple(measured["seed"]), np.stack(verdicts), float(measured[score].mean()))
-        shares = measured[[score]].to_numpy(dtype="float64") / 100
-        return Panel(tuple(measured["seed"]), shares, float(measured[score].mean()))
+        measured = _distinct([cell for cell in self.cells if cell[score] == cell[score]], KEY_PREFIX + grading.stage)
+        seeds = tuple(cell["seed"] for cell in measured)
+        scores = [float(cell[score]) for cell in measured]
+        mean = sum(scores) / len(scores) if scores else float("nan")
+        verdicts = [_verdicts(grades, cell.get(KEY_PREFIX + grading.stage), score) for cell in measured]
+        known = [values for values in verdicts if values is not None]
+        if len(known) == len(measured) > 0 and len({len(values) for values in known}) == 1:
+            return Panel(seeds, np.stack(known), mean)
+        return Panel(seeds, np.array(scores).reshape(-1, 1) / 100, mean)
 
 
 def lines_of(rows: DataFrame) -> list[Line]:
@@ -74,11 +74,21 @@ def lines_of(rows: DataFrame) -> list[Line]:
     """
     by = [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
     keys = [name for name in rows.columns if name.startswith(KEY_PREFIX)]
-    distinct = rows.drop_duplicates(subset=[*by, "seed", *keys])
-    return [
-        Line(dict(zip(by, names, strict=True)), group)
-        for names, group in distinct.groupby(by, sort=False, dropna=False)
-    ]
+    lines: dict[tuple[str, ...], Line] = {}
+    seen = set()
+    for cell in records(rows):
+        if (same := tuple(str(cell[name]) for name in (*by, "seed", *keys))) not in seen:
+            seen.add(same)
+            names = {name: cell[name] for name in by}
+            line = lines.setdefault(tuple(str(found) for found in names.values()), Line(names, []))
+            assert isinstance(line.cells, list)
+            line.cells.append(cell)
+    return list(lines.values())
+
+
+def records(frame: DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame by column."""
+    return [{str(name): found for name, found in row.items()} for row in frame.to_dict(orient="records")]
 
 
 def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> DataFrame:
@@ -105,43 +115,44 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
         (index, score): panel
         for index, line in enumerate(lines)
         for score in SCORES
-        if len((panel := line.panel(score, grades or {})).seeds)
+        if (panel := line.panel(score, grades or {})).seeds
     }
     found = dict(zip(measured, estimates([panel.values for panel in measured.values()]), strict=True))
     described = []
     for index, line in enumerate(lines):
-        has_result = line.rows[list(SCORES)].notna().any(axis=1)
-        cells: dict[str, Any] = {
+        finished = {cell["seed"] for cell in line.cells if any(cell[score] == cell[score] for score in SCORES)}
+        told: dict[str, Any] = {
             **line.names,
-            "seeds": int(line.rows.loc[has_result, "seed"].nunique()),
-            MISSING: int((line.rows[MISSING] != "").sum()),
-            NOTE: notes[line.rows.index[0]],
+            "seeds": len(finished),
+            MISSING: sum(cell[MISSING] != "" for cell in line.cells),
+            NOTE: notes[str(line.names["task"]), str(line.names["model"]), str(line.names["protocol"])],
         }
         for score in SCORES:
             estimate = found.get((index, score))
-            cells[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
+            told[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
             if estimate:
-                cells |= {
-                    score: measured[index, score].mean,
-                    score + LOW: 100 * estimate.low,
-                    score + HIGH: 100 * estimate.high,
-                }
-        described.append(cells | _counts(line.rows))
+                ends = {score + LOW: 100 * estimate.low, score + HIGH: 100 * estimate.high}
+                told |= {score: measured[index, score].mean, **ends}
+        described.append(told | _counts(line.cells))
     statistics = [name for score in SCORES for name in (score, score + LOW, score + HIGH, score + SIZE)]
     named = [name for name in (*LABELS, *swept_in(rows)) if name != "seed"]
     table = pd.DataFrame(described, columns=[*named, "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
     return table.astype({name: "float64" for name in statistics if not name.endswith(SIZE)})
 
 
-def _verdicts(grades: Mapping[str, Graded], key: str, score: str) -> NDArray[Any] | None:
-    return grades[key].of(score) if key in grades else None
+def _distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    """Return the cells without those whose grade is another one's."""
+    return list({cell.get(key) or id(cell): cell for cell in reversed(cells)}.values())[::-1]
 
 
-def _counts(rows: DataFrame) -> dict[str, int]:
+def _verdicts(grades: Mapping[str, Graded], key: str | None, score: str) -> NDArray[Any] | None:
+    return grades[key].of(score) if key in grades and key is not None else None
+
+
+def _counts(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counts = {}
     for grading in GRADINGS:
-        key = KEY_PREFIX + grading.stage
-        measured = rows.drop_duplicates(subset=[key]) if key in rows else rows
+        measured = _distinct(cells, KEY_PREFIX + grading.stage)
         for name in (name for name in COUNTS if name.startswith(f"{grading.score}_")):
-            counts[name] = int(measured[name].sum())
+            counts[name] = sum(int(cell[name]) for cell in measured if isinstance(cell[name], int))
     return counts

@@ -55,11 +55,6 @@ def duration(hours: float) -> str:
     return f"{hours * 3600:.2g} s"
 
 
-def records(frame: DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a frame by column."""
-    return [{str(name): found for name, found in row.items()} for row in frame.to_dict(orient="records")]
-
-
 def varying(means: DataFrame, rows: DataFrame) -> list[str]:
     """Return the swept values that tell lines apart and do not only say again what a label says."""
     return [name for name in swept_in(rows) if means[name].nunique(dropna=False) > 1 and not _repeats(means, name)]
