@@ -14,12 +14,16 @@ from harness.report.page import page, reproduce
 
 DRAWN = """
 const done = arguments[arguments.length - 1];
-const places = () => [...document.querySelectorAll('.drawing')];
-places().forEach((place, number) => setTimeout(() => place.scrollIntoView(), 50 * number));
-const wait = () => places().every((place) => place.querySelector('.plot-container')) ? done(places().length)
-  : setTimeout(wait, 100);
-wait();
+const places = [...document.querySelectorAll('.drawing')];
+const step = () => {
+  const waiting = places.find((place) => !place.querySelector('.plot-container'));
+  if (!waiting) return done(places.length);
+  waiting.scrollIntoView();
+  setTimeout(step, 100);
+};
+step();
 """
+"""Scrolls until every figure is drawn: the page draws what comes near."""
 
 
 @pytest.fixture
