@@ -126,6 +126,7 @@ class Fabricator:
         if (self.store.root / "artifacts" / "grade" / key).exists():
             return key
         count = self._prompts if metric == "harm" else self._answers
+        rate = min(max(rate, 0.005), 0.995)
         chances = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) * 1.3 + 1.2 * self._difficulty[:count])))
         values = (self._chance.random(count) < chances).astype(float)
         drawn = self._chance.random((count, len(self._categories))).round(4) if metric == "harm" else None
