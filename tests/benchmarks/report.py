@@ -39,9 +39,7 @@ def main() -> None:
         written = write(root, None, Path(folder) / "out").files
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
         page = next(path for path in written if path.suffix == ".html").stat().st_size
-    print(
-        f"{cells} cells, {size / 1e6:.0f} MB of JSON; all formats are {len(written)} files, the page {page / 1e6:.2f} MB"
-    )
+    print(f"{cells} cells, {size / 1e6:.0f} MB of JSON; {len(written)} files, the page {page / 1e6:.2f} MB")
     print(f"{seconds:.1f} s (processor {busy:.1f} s), {seconds / plain:.2f} x parsing the JSON ({plain:.1f} s)")
 
 
