@@ -34,6 +34,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/method_steps.py
 	$(BIN)/python tests/benchmarks/antidote_repair.py
 	$(BIN)/python tests/benchmarks/generation.py
+	$(BIN)/python tests/benchmarks/report.py
 
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
 slurm-up:

@@ -131,15 +131,23 @@ def _hydra(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    """Print the table of a sweep from the store."""
-    from harness.console import print_text
-    from harness.report import FORMATS, report
+    """Print the table of a sweep from the store, or write its whole report to a folder."""
+    from harness.console import print_published, print_text
+    from harness.report import FORMATS, report, write
 
-    parser = _parser("report", "Tidy rows and tables of a sweep, from the store.")
+    parser = _parser("report", "Tidy rows, tables, figures and the page of a sweep, from the store.")
     _add_sweep(parser)
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write all formats, the page and the figures to DIR")
+    parser.add_argument("--baseline", metavar="DEFENSE", help="compare the others with it (default: sft)")
+    parser.add_argument("--strict", action="store_true", help="refuse rows that were not trained and evaluated alike")
+    parser.add_argument("--with-samples", action="store_true", help="put answers on the page, harmful ones folded away")
     chosen = parser.parse_args(arguments)
-    print_text(report(chosen.store, chosen.sweep, chosen.format))
+    how = {"baseline": chosen.baseline, "strict": chosen.strict, "with_samples": chosen.with_samples}
+    if chosen.out is not None:
+        print_published(write(chosen.store, chosen.sweep, chosen.out, **how))
+    else:
+        print_text(report(chosen.store, chosen.sweep, chosen.format, **how))
 
 
 def _status(arguments: list[str]) -> None:

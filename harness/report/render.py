@@ -1,27 +1,22 @@
-"""Rows as text. A format is one function from tidy rows to a string; add it to ``FORMATS`` and it has a name."""
+"""Findings as text. A format is one function from findings to a string; add it to ``FORMATS`` and it has a name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import resources
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
-from harness.report.rows import COUNTS, GRADINGS, LABELS, MISSING, SCORES, swept_in
-from harness.report.table import HALF, LEVEL, NOTE, SIZE, summarise
+from harness.report.board import ALIGNED, AVERAGE, Board, Figure
+from harness.report.findings import Findings
+from harness.report.table import NOTE, records
+from harness.report.wording import HEADINGS, markers, number, remarks, score, value, varying
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
-HEADINGS = {
-    "hs": "HS",
-    "hs_plus": "HS+",
-    "fa": "FA",
-    "aligned_hs": "aligned HS",
-    "aligned_fa": "aligned FA",
-}
-"""The scores of a table, in percent, and what they are called there."""
 WIDTH = 240
 """Columns of the terminal table before cells are wrapped."""
 
@@ -42,103 +37,48 @@ class Sheet(NamedTuple):
     notes: list[str]
 
 
-def render(rows: DataFrame, format: str) -> str:
-    """Return the rows as text in a format of ``FORMATS``.
+def render(findings: Findings, format: str) -> str:
+    """Return the findings as text in a format of ``FORMATS``.
 
     Args:
-        rows: what ``load_rows`` returned.
-        format: ``table`` (for a terminal), ``md``, ``csv`` (the tidy rows) or ``json`` (rows and table).
+        findings: what ``gather`` returned.
+        format: ``table`` (for a terminal), ``md`` and ``latex`` (as papers print them), ``csv`` (the tidy rows),
+            ``json`` (everything) or ``html`` (the page).
 
     Raises:
         ConfigError: the format is unknown.
     """
     if format not in FORMATS:
         raise ConfigError([f"`--format`: `{format}` is unknown; expected one of {', '.join(FORMATS)}"])
-    return FORMATS[format](rows)
+    return FORMATS[format](findings)
 
 
-def sheet(rows: DataFrame) -> Sheet:
-    """Return the table of means over seeds as text: defense, swept values and ratio against the scores."""
-    lines = summarise(rows)
-    swept = [name for name in swept_in(rows) if lines[name].nunique(dropna=False) > 1 and not _repeats(lines, name)]
-    constant = [name for name in ("task", "attack", "model") if lines[name].nunique(dropna=False) <= 1]
+def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
+    """Return the lines as text: defense, swept values and ratio against the scores."""
+    swept = varying(means, rows)
+    constant = [name for name in ("task", "attack", "model") if means[name].nunique(dropna=False) <= 1]
     shown = [name for name in ("model", "task", "attack") if name not in constant]
     named = ["defense", *swept, *shown, "ratio"]
     scores = [name for name in HEADINGS if rows[name].notna().any()]
-    markers = {
-        note: chr(ord("a") + i % 26) * (1 + i // 26) for i, note in enumerate(filter(None, lines[NOTE].unique()))
-    }
+    letters = markers(means)
     cells = []
-    for _, line in lines.iterrows():
-        label = [_value(line[name]) for name in named]
+    for line in records(means):
+        label = [value(line[name]) for name in named]
         if line[NOTE]:
-            label[0] += f" [{markers[line[NOTE]]}]"
-        cells.append([*label, *(_score(line, name) for name in scores), str(line["seeds"])])
+            label[0] += f" [{letters[line[NOTE]]}]"
+        cells.append([*label, *(score(line, name) for name in scores), str(line["seeds"])])
     heading = [*named, *(HEADINGS[name] for name in scores), "seeds"]
-    caption = ", ".join(f"{name} {_value(lines[name].iloc[0])}" for name in constant if len(lines))
-    return Sheet(caption, heading, cells, [*_markers(markers), *_remarks(rows, lines)])
+    caption = ", ".join(f"{name} {value(means[name].iloc[0])}" for name in constant if len(means))
+    return Sheet(caption, heading, cells, remarks(rows, means))
 
 
-def _repeats(lines: DataFrame, name: str) -> bool:
-    """Return whether a swept value only says again what a label says, as ``attack_ratio`` does for the ratio."""
-    values = lines[name].nunique(dropna=False)
-    return any(
-        values == lines[label].nunique(dropna=False) == len(lines[[name, label]].drop_duplicates())
-        for label in ("ratio", "task", "attack", "model")
-    )
-
-
-def _markers(markers: Mapping[str, str]) -> list[str]:
-    return [f"[{marker}] another protocol than the other rows: {note}." for note, marker in markers.items()]
-
-
-def _remarks(rows: DataFrame, lines: DataFrame) -> list[str]:
-    notes = ["Scores in percent."]
-    if lines[[score + HALF for score in SCORES]].notna().any(axis=None):
-        notes = [f"Scores in percent: mean and {LEVEL:.0%} t-interval over seeds."]
-    unjudged = {name: int(lines[name].sum()) for name in COUNTS if name.endswith("_unjudged")}
-    notes += [
-        f"{count} answers could not be judged and are in no {HEADINGS[name.removesuffix('_unjudged')]}."
-        for name, count in unjudged.items()
-        if count
-    ]
-    unfinished = rows[rows[MISSING] != ""]
-    if len(unfinished):
-        notes.append(f"{len(unfinished)} of {len(rows)} cells are not finished:")
-        identity = [*LABELS, *swept_in(rows)]
-        for _, row in unfinished.iterrows():
-            label = ", ".join(f"{name}={_value(row[name])}" for name in identity if _value(row[name]) != "-")
-            notes.append(f"- {label}: missing {_columns_of(row[MISSING])}")
-    return notes
-
-
-def _columns_of(missing: str) -> str:
-    """Name the scores that missing grades would fill."""
-    scores = {grading.stage: HEADINGS[grading.score] for grading in GRADINGS}
-    return ", ".join(scores[stage] for stage in missing.split(", ") if stage in scores)
-
-
-def _score(line: Series, name: str) -> str:
-    if line[name] != line[name]:
-        return "-"
-    interval = "" if line[name + HALF] != line[name + HALF] else f" ± {line[name + HALF]:.1f}"
-    fewer = "" if line[name + SIZE] == line["seeds"] else f" (n={line[name + SIZE]})"
-    return f"{line[name]:.1f}{interval}{fewer}"
-
-
-def _value(value: Any) -> str:
-    if value is None or value != value:  # noqa: PLR0124  (NaN: the cell lacks the setting)
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _terminal(rows: DataFrame) -> str:
+def _terminal(findings: Findings) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    content = sheet(rows)
+    content = sheet(findings.rows, findings.means)
     table = Table(box=box.SIMPLE_HEAD, title=content.caption, title_justify="left", title_style="")
     for name in content.heading:
         table.add_column(Text(name), justify="left" if name == "defense" else "right", no_wrap=True)
@@ -150,31 +90,107 @@ def _terminal(rows: DataFrame) -> str:
     return "\n".join([*drawn, *content.notes]) + "\n"
 
 
-def _markdown(rows: DataFrame) -> str:
+def _markdown(findings: Findings) -> str:
     from tabulate import tabulate
 
-    content = sheet(rows)
-    align = ["left" if name == "defense" else "right" for name in content.heading]
-    table = tabulate(content.lines, content.heading, tablefmt="pipe", disable_numparse=True, colalign=align)
-    paragraphs = [content.caption, table, "\n".join(content.notes).replace("finished:\n", "finished:\n\n")]
-    return "\n\n".join(part for part in paragraphs if part) + "\n"
+    paragraphs = []
+    for board in _printed(findings):
+        places = [(name, column) for name in board.scores for column in board.columns]
+        heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
+        lines = [
+            [row.name + (f" [{row.marker}]" if row.marker else ""), *(_marked(row.figures.get(at)) for at in places)]
+            for row in board.rows
+        ]
+        align = ["left", *["right"] * len(places)]
+        table = tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
+        paragraphs += [board.caption, table]
+    notes = "\n".join([*remarks(findings.rows, findings.means), *_on_boards(findings)])
+    return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
-def _csv(rows: DataFrame) -> str:
-    text: str = rows.to_csv(index=False)
+def _printed(findings: Findings) -> list[Board]:
+    """Return the boards with the two scores that papers print."""
+    return [board._replace(scores=[name for name in board.scores if name != "hs_plus"]) for board in findings.boards]
+
+
+def _column(column: str) -> str:
+    return column if column in (ALIGNED, AVERAGE) else f"p={column}"
+
+
+def _marked(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    text = number(figure.mean, figure.low, figure.high)
+    return f"**{text}**" if figure.best else text
+
+
+def _on_boards(findings: Findings) -> list[str]:
+    if len(findings.means) < 2:
+        return []
+    best = "Bold: better than every other of its column (paired test on seeds and prompts, Holm, p < 0.05)."
+    return [f"p is the share of harmful rows in the user's data. {best}"]
+
+
+def _latex(findings: Findings) -> str:
+    from jinja2 import Environment
+
+    source = resources.files("harness.report").joinpath("templates", "table.tex.j2").read_text("utf-8")
+    environment = Environment(  # LaTeX's own braces and percent signs stay what they are
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters |= {"tex": _escaped, "cell": _tex_cell}
+    template = environment.from_string(source)
+    notes = [*remarks(findings.rows, findings.means), *_on_boards(findings)]
+    return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
+
+
+def _escaped(text: str) -> str:
+    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def _tex_cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "--"
+    mean = f"\\textbf{{{figure.mean:.1f}}}" if figure.best else f"{figure.mean:.1f}"
+    interval = "" if figure.low != figure.low else f" {{\\scriptsize [{figure.low:.1f}, {figure.high:.1f}]}}"
+    return mean + interval
+
+
+def _csv(findings: Findings) -> str:
+    text: str = findings.rows.to_csv(index=False)
     return text
 
 
-def _json(rows: DataFrame) -> str:
-    parts = {"rows": rows, "table": summarise(rows)}
-    plain = {name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in parts.items()}
+def _json(findings: Findings) -> str:
+    frames = {"rows": findings.rows, "table": findings.means}
+    plain: dict[str, Any] = {
+        name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
+    }
+    plain["baseline"] = findings.baseline
+    plain["comparisons"] = [
+        {name: None if isinstance(found, float) and not abs(found) < float("inf") else found
+         for name, found in comparison._asdict().items()}
+        for comparison in findings.comparisons
+    ]  # fmt: skip
+    plain["best"] = [{"line": line, "score": name} for line, name in sorted(findings.best)]
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[DataFrame], str]] = {
+def _html(findings: Findings) -> str:
+    from harness.report.page import page
+
+    return page(findings)
+
+
+FORMATS: Mapping[str, Callable[[Findings], str]] = {
     "table": _terminal,
     "csv": _csv,
     "md": _markdown,
+    "latex": _latex,
     "json": _json,
+    "html": _html,
 }
 """The formats by name."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.engine.files import reading
 from harness.engine.identity import key_of
 from harness.engine.store import Store
-from harness.errors import StoreError
+from harness.report.grades import Graded, read_grades
+from harness.report.ledger import Entry, load_ledger
+from harness.report.setup import setup_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -19,9 +20,17 @@ LABELS = ("defense", "task", "attack", "ratio", "model", "seed")
 KEY_PREFIX = "key."
 """Columns ``key.<stage>`` hold the keys of a cell's stages."""
 PROTOCOL_PREFIX = "protocol."
-"""Columns ``protocol.<setting>`` hold how a cell was evaluated; ``protocol`` is their hash."""
+"""Columns ``protocol.<setting>`` hold how a cell was evaluated and trained; ``protocol`` is their hash."""
+CATEGORY_PREFIX = "category."
+"""Columns ``category.<name>`` hold the harmful score of one category, in percent."""
 MISSING = "missing"
 """The column that names the grades that are not in the store, joined by commas; empty where nothing is missing."""
+NOTES = "notes"
+"""The column of what must be known of a single row: a damaged grade, a retry with smaller micro-batches."""
+SECONDS = "seconds"
+"""The column of the wall seconds of all stages of a cell, shared ones in full; empty while one is missing."""
+PREDICTED = "predicted_seconds"
+"""The column of what those seconds were predicted to be."""
 
 
 class Grading(NamedTuple):
@@ -50,85 +59,126 @@ COUNTS = tuple(f"{grading.score}_{what}" for grading in GRADINGS for what in ("c
 """The columns that count answers: all of them, and those that no judge could grade (they are in no score)."""
 
 
-def load_rows(store: Store, record: Mapping[str, Any]) -> DataFrame:
+def load_rows(
+    store: Store,
+    record: Mapping[str, Any],
+    *,
+    grades: Mapping[str, Graded] | None = None,
+    ledger: Mapping[str, Entry] | None = None,
+) -> DataFrame:
     """Return one row per cell of a sweep; a cell whose grades are not stored yet has a row without scores.
 
-    The columns are the labels, every swept value by its dotted name, scores in percent, counts, what is missing, the
-    keys of the stages, and the evaluation protocol.
+    The columns are the labels, every swept value by its dotted name, scores in percent, counts, what is missing,
+    notes, wall seconds of the cell's stages with their prediction, harmful scores by category, the keys of the stages,
+    and the protocol: how the cell was evaluated, and how it was trained where the sweep does not vary it.
 
     Args:
         store: where the grades are.
         record: the record of the sweep.
+        grades: what ``read_grades`` returned, if it was called already.
+        ledger: what ``load_ledger`` returned, if it was called already.
 
     Raises:
-        StoreError: a stored grade cannot be read, or was altered.
+        StoreError: a file of the store cannot be read.
     """
     import pandas as pd
 
     cells = record["cells"]
+    grades = read_grades(store, grading_keys(record)) if grades is None else grades
+    ledger = load_ledger(store, record) if ledger is None else ledger
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"] if name not in LABELS)
     stages = dict.fromkeys(name for cell in cells for name in cell["keys"])
-    settings = dict.fromkeys(name for cell in cells for name in cell["protocol"])
+    described = [_row(cell, grades, ledger, swept) for cell in cells]
+    found = dict.fromkeys(name for row in described for name in row)
     columns = [
         *LABELS,
         *swept,
         *SCORES,
         *COUNTS,
         MISSING,
+        NOTES,
+        SECONDS,
+        PREDICTED,
+        *(name for name in found if name.startswith(CATEGORY_PREFIX)),
         *(KEY_PREFIX + name for name in stages),
         "protocol",
-        *(PROTOCOL_PREFIX + name for name in settings),
+        *(name for name in found if name.startswith(PROTOCOL_PREFIX)),
     ]
-    wanted = dict.fromkeys(cell["keys"].get(grading.stage) for cell in cells for grading in GRADINGS)
-    summaries = {key: _summary(store, key) for key in wanted if key is not None}
-    rows = pd.DataFrame([_row(cell, summaries) for cell in cells], columns=columns)
-    return rows.astype(dict.fromkeys(SCORES, "float64") | dict.fromkeys(COUNTS, "Int64"))
+    rows = pd.DataFrame(described, columns=columns)
+    numbers = dict.fromkeys((*SCORES, SECONDS, PREDICTED), "float64")
+    return rows.astype(numbers | dict.fromkeys(COUNTS, "Int64"))
+
+
+def grading_keys(record: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a sweep's gradings."""
+    wanted = (cell["keys"].get(grading.stage) for cell in record["cells"] for grading in GRADINGS)
+    return [key for key in dict.fromkeys(wanted) if key is not None]
 
 
 def swept_in(rows: DataFrame) -> list[str]:
     """Return the columns of values that the sweep varies."""
-    fixed = {*LABELS, *SCORES, *COUNTS, MISSING, "protocol"}
-    return [name for name in rows.columns if name not in fixed and not name.startswith((KEY_PREFIX, PROTOCOL_PREFIX))]
+    fixed = {*LABELS, *SCORES, *COUNTS, MISSING, NOTES, SECONDS, PREDICTED, "protocol"}
+    prefixes = (KEY_PREFIX, PROTOCOL_PREFIX, CATEGORY_PREFIX)
+    return [name for name in rows.columns if name not in fixed and not name.startswith(prefixes)]
 
 
 def protocol_in(rows: DataFrame) -> list[str]:
-    """Return the columns of evaluation settings."""
+    """Return the columns of settings that decide whether rows can be compared."""
     return [name for name in rows.columns if name.startswith(PROTOCOL_PREFIX)]
 
 
-def _row(cell: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
-    swept = {name: _scalar(value) for name, value in cell["swept"].items()}
-    protocol = {PROTOCOL_PREFIX + name: _scalar(value) for name, value in cell["protocol"].items()}
-    keys = {KEY_PREFIX + name: key for name, key in cell["keys"].items()}
-    row: dict[str, Any] = swept | {name: cell["labels"].get(name) for name in LABELS} | keys | protocol
+def _row(
+    cell: Mapping[str, Any], grades: Mapping[str, Graded], ledger: Mapping[str, Entry], swept: Collection[str]
+) -> dict[str, Any]:
+    keys = cell["keys"]
+    # A training setting that the sweep varies is a column of its own, and no departure from a protocol.
+    setup = {name: value for name, value in setup_of(keys, ledger).items() if name not in swept}
+    protocol = {name: _scalar(value) for name, value in (setup | dict(cell["protocol"])).items()}
+    row: dict[str, Any] = {name: _scalar(value) for name, value in cell["swept"].items()}
+    row |= {name: cell["labels"].get(name) for name in LABELS}
+    row |= {KEY_PREFIX + name: key for name, key in keys.items()}
+    row |= {PROTOCOL_PREFIX + name: value for name, value in protocol.items()}
+    row |= _cost([ledger[key] for key in dict.fromkeys(keys.values()) if key is not None and key in ledger])
     missing = []
+    notes = [f"memory ran out in {part}: smaller micro-batches" for part, key in keys.items() if _shrunk(ledger, key)]
     for grading in GRADINGS:
-        key = cell["keys"].get(grading.stage)
+        key = keys.get(grading.stage)
         if key is None:
             continue
-        summary = summaries[key]
-        if summary is None:
+        graded = grades[key]
+        if not graded.summary:
             missing.append(grading.stage)
+            notes += [graded.trouble] if graded.trouble else []
             continue
-        row[grading.score] = summary["score"]
-        if grading.score_plus is not None:
-            row[grading.score_plus] = summary["score_plus"]
-        row[f"{grading.score}_count"] = summary["count"]
-        row[f"{grading.score}_unjudged"] = summary["unjudged"]
-    return row | {MISSING: ", ".join(missing), "protocol": key_of(dict(cell["protocol"]))}
+        row |= _scores(grading, graded.summary)
+    return row | {MISSING: ", ".join(missing), NOTES: "; ".join(notes), "protocol": key_of(protocol)}
 
 
-def _summary(store: Store, key: str) -> dict[str, Any] | None:
-    folder = store.root / "artifacts" / "grade" / key
-    path = folder / "summary.json"
-    if not (folder / "manifest.json").exists():
-        return None
-    store.manifest(key).verify(folder)
-    with reading(path):
-        summary: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    if not {"count", "unjudged", "score"} <= summary.keys():
-        raise StoreError(f"`{path}` is not the summary of a grading. Delete the folder; the next run makes it again.")
-    return summary
+def _scores(grading: Grading, summary: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        grading.score: summary["score"],
+        f"{grading.score}_count": summary["count"],
+        f"{grading.score}_unjudged": summary["unjudged"],
+    }
+    if grading.score_plus is not None:
+        found[grading.score_plus] = summary.get("score_plus")
+    if grading.stage == "harm":
+        found |= {CATEGORY_PREFIX + name: score for name, score in (summary.get("categories") or {}).items()}
+    return found
+
+
+def _cost(entries: Sequence[Entry]) -> dict[str, float | None]:
+    """Return the wall seconds of a cell's stages and their prediction; None unless every stage has one."""
+    seconds = [entry.seconds for entry in entries]
+    predicted = [entry.predicted for entry in entries]
+    return {
+        SECONDS: None if None in seconds else sum(value for value in seconds if value is not None),
+        PREDICTED: None if None in predicted else sum(value for value in predicted if value is not None),
+    }
+
+
+def _shrunk(ledger: Mapping[str, Entry], key: str | None) -> bool:
+    return key is not None and key in ledger and ledger[key].shrunk
 
 
 def _scalar(value: Any) -> Any:

@@ -1,105 +1,158 @@
-"""Statistics over seeds: one line per defense, swept values and ratio, with a mean and its interval."""
+"""Lines: the cells that differ in nothing but their seed, and the mean of their scores with its interval."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.report.rows import (
-    COUNTS,
-    GRADINGS,
-    KEY_PREFIX,
-    LABELS,
-    MISSING,
-    PROTOCOL_PREFIX,
-    SCORES,
-    protocol_in,
-    swept_in,
-)
+from harness.report.comparability import departures
+from harness.report.grades import Graded
+from harness.report.interval import estimates
+from harness.report.rows import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, swept_in
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from numpy.typing import NDArray
+    from pandas import DataFrame
 
-LEVEL = 0.95
-"""The confidence of the intervals."""
-HALF = "_half"
-"""The suffix of the columns that hold half the width of an interval; empty below two measurements."""
+LOW = "_low"
+"""The suffix of the columns that hold the lower end of an interval; empty below two measurements."""
+HIGH = "_high"
+"""The suffix of the columns that hold the upper end."""
 SIZE = "_n"
 """The suffix of the columns that count the measurements in a mean."""
 NOTE = "note"
-"""The column that says how a line was evaluated otherwise than its neighbours; empty for most."""
+"""The column that says how a line was trained or evaluated otherwise than its neighbours; empty for most."""
 
 
-def summarise(rows: DataFrame) -> DataFrame:
-    """Return the mean and the t-interval over seeds, one line per labels, swept values and evaluation protocol.
+class Panel(NamedTuple):
+    """The verdicts behind one score of a line.
 
-    Rows with different evaluation protocols are never in one mean: they make separate lines, and ``note`` names the
-    settings in which a line departs from the protocol that most rows of the same task and model share.
+    Attributes:
+        seeds: that were measured; a grade that several seeds share is there once, under the first of them.
+        values: ``[seeds, prompts]``, as shares; one column, the scores of the seeds, where the store has no verdicts
+            on single prompts.
+        mean: of the seeds' scores, in percent, as they were stored.
+    """
 
-    Columns: the labels without the seed, the swept values, ``seeds`` (how many have a result) and ``missing`` (how many
-    have none or not all), every score as a mean with ``<score>_half`` and ``<score>_n``, summed counts, ``protocol``
-    and ``note``. A grade that several seeds share is one measurement, so ``<score>_n`` can be less than ``seeds``.
+    seeds: tuple[Hashable, ...]
+    values: NDArray[Any]
+    mean: float
+
+
+class Line(NamedTuple):
+    """Cells that differ in nothing but their seed.
+
+    Attributes:
+        names: labels without the seed, swept values and ``protocol``.
+        cells: their tidy rows, by column.
+    """
+
+    names: Mapping[str, Any]
+    cells: Sequence[Mapping[str, Any]]
+
+    def panel(self, score: str, grades: Mapping[str, Graded]) -> Panel:
+        """Return the verdicts behind a score; without seeds where there are none."""
+        import numpy as np
+
+        grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
+        measured = _distinct([cell for cell in self.cells if cell[score] == cell[score]], KEY_PREFIX + grading.stage)
+        seeds = tuple(cell["seed"] for cell in measured)
+        scores = [float(cell[score]) for cell in measured]
+        mean = sum(scores) / len(scores) if scores else float("nan")
+        verdicts = [_verdicts(grades, cell.get(KEY_PREFIX + grading.stage), score) for cell in measured]
+        known = [values for values in verdicts if values is not None]
+        if len(known) == len(measured) > 0 and len({len(values) for values in known}) == 1:
+            return Panel(seeds, np.stack(known), mean)
+        return Panel(seeds, np.array(scores).reshape(-1, 1) / 100, mean)
+
+
+def lines_of(rows: DataFrame) -> list[Line]:
+    """Return the lines of a sweep, in the order in which its cells come. Rows with different protocols are different.
 
     Args:
         rows: what ``load_rows`` returned.
     """
-    import pandas as pd
-
     by = [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
     keys = [name for name in rows.columns if name.startswith(KEY_PREFIX)]
-    distinct = rows.drop_duplicates(subset=[*by, "seed", *keys])
-    notes = _notes(distinct)
-    lines = [
-        dict(zip(by, names, strict=True)) | _statistics(group) | {NOTE: notes[group.index[0]]}
-        for names, group in distinct.groupby(by, sort=False, dropna=False)
-    ]
-    statistics = [name for score in SCORES for name in (score, score + HALF, score + SIZE)]
-    return pd.DataFrame(lines, columns=[*by[:-1], "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
+    lines: dict[tuple[str, ...], Line] = {}
+    seen = set()
+    for cell in records(rows):
+        if (same := tuple(str(cell[name]) for name in (*by, "seed", *keys))) not in seen:
+            seen.add(same)
+            names = {name: cell[name] for name in by}
+            line = lines.setdefault(tuple(str(found) for found in names.values()), Line(names, []))
+            assert isinstance(line.cells, list)
+            line.cells.append(cell)
+    return list(lines.values())
 
 
-def half_width(values: Series) -> float:
-    """Return half the width of the t-interval of a mean; NaN for fewer than two values."""
-    from scipy import stats
-
-    known = values.dropna().to_numpy(dtype="float64")
-    if len(known) < 2:
-        return float("nan")
-    return float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1) * stats.sem(known))
+def records(frame: DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame by column."""
+    return [{str(name): found for name, found in row.items()} for row in frame.to_dict(orient="records")]
 
 
-def _statistics(group: DataFrame) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "seeds": int(group.loc[group[list(SCORES)].notna().any(axis=1), "seed"].nunique()),
-        MISSING: int((group[MISSING] != "").sum()),
+def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> DataFrame:
+    """Return the mean of every score and its interval, one line per labels, swept values and protocol.
+
+    Rows with different protocols are never in one mean: they make separate lines, and ``note`` names the settings in
+    which a line departs from the protocol that most rows of the same task and model share.
+
+    Columns: the labels without the seed, the swept values, ``seeds`` (how many have a result) and ``missing`` (how many
+    have none or not all), every score as a mean with ``<score>_low``, ``<score>_high`` and ``<score>_n``, summed
+    counts, ``protocol`` and ``note``. A grade that several seeds share is one measurement, so ``<score>_n`` can be
+    less than ``seeds``.
+
+    Args:
+        rows: what ``load_rows`` returned.
+        grades: what ``read_grades`` returned; without it, and where a grade has no verdicts on single prompts,
+            intervals are over seeds alone.
+    """
+    import pandas as pd
+
+    lines = lines_of(rows)
+    notes = departures(rows)
+    measured = {
+        (index, score): panel
+        for index, line in enumerate(lines)
+        for score in SCORES
+        if (panel := line.panel(score, grades or {})).seeds
     }
+    found = dict(zip(measured, estimates([panel.values for panel in measured.values()]), strict=True))
+    described = []
+    for index, line in enumerate(lines):
+        finished = {cell["seed"] for cell in line.cells if any(cell[score] == cell[score] for score in SCORES)}
+        told: dict[str, Any] = {
+            **line.names,
+            "seeds": len(finished),
+            MISSING: sum(cell[MISSING] != "" for cell in line.cells),
+            NOTE: notes[str(line.names["task"]), str(line.names["model"]), str(line.names["protocol"])],
+        }
+        for score in SCORES:
+            estimate = found.get((index, score))
+            told[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
+            if estimate:
+                ends = {score + LOW: 100 * estimate.low, score + HIGH: 100 * estimate.high}
+                told |= {score: measured[index, score].mean, **ends}
+        described.append(told | _counts(line.cells))
+    statistics = [name for score in SCORES for name in (score, score + LOW, score + HIGH, score + SIZE)]
+    named = [name for name in (*LABELS, *swept_in(rows)) if name != "seed"]
+    table = pd.DataFrame(described, columns=[*named, "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
+    return table.astype({name: "float64" for name in statistics if not name.endswith(SIZE)})
+
+
+def _distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    """Return the cells without those whose grade is another one's."""
+    return list({cell.get(key) or id(cell): cell for cell in reversed(cells)}.values())[::-1]
+
+
+def _verdicts(grades: Mapping[str, Graded], key: str | None, score: str) -> NDArray[Any] | None:
+    return grades[key].of(score) if key in grades and key is not None else None
+
+
+def _counts(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    counts = {}
     for grading in GRADINGS:
-        key = KEY_PREFIX + grading.stage
-        measured = group.drop_duplicates(subset=[key]) if key in group else group
-        for score in filter(None, (grading.score, grading.score_plus)):
-            values = measured[score]
-            line |= {score: values.mean(), score + HALF: half_width(values), score + SIZE: int(values.count())}
-        for count in (name for name in COUNTS if name.startswith(f"{grading.score}_")):
-            line[count] = int(measured[count].sum())
-    return line
-
-
-def _notes(rows: DataFrame) -> dict[Any, str]:
-    """Return by index of a row how its protocol departs from the one that most rows of its task and model share."""
-    settings = protocol_in(rows)
-    notes: dict[Any, str] = {}
-    for _, block in rows.groupby(["task", "model"], sort=False, dropna=False):
-        (shared, _), *_ = Counter(block["protocol"]).most_common(1)
-        usual = block[block["protocol"] == shared].iloc[0]
-        for index, row in block.iterrows():
-            departures = [
-                f"{name.removeprefix(PROTOCOL_PREFIX)} is {_shown(row[name])}, not {_shown(usual[name])}"
-                for name in settings
-                if _shown(row[name]) != _shown(usual[name])
-            ]
-            notes[index] = "; ".join(departures)
-    return notes
-
-
-def _shown(value: Any) -> str:
-    missing = value is None or value != value  # noqa: PLR0124  (NaN is what pandas puts where a cell lacks a setting)
-    return "unset" if missing else str(value)
+        measured = _distinct(cells, KEY_PREFIX + grading.stage)
+        for name in (name for name in COUNTS if name.startswith(f"{grading.score}_")):
+            counts[name] = sum(int(cell[name]) for cell in measured if isinstance(cell[name], int))
+    return counts

@@ -1,8 +1,11 @@
 """The main job from the command line: a sweep, its repetition, its report, its death and resurrection."""
 
 import csv
+import html
 import io
 import json
+import re
+import shlex
 import shutil
 import signal
 import time
@@ -81,6 +84,21 @@ def test_report_has_the_same_numbers_in_every_format(finished):
     assert {str(row["hs"]) for row in json.loads(structured.stdout)["rows"]} == {row["hs"] for row in tidy}
     assert all(f"{float(row['hs']):.1f}" in markdown.stdout for row in tidy)
     assert "| defense" in markdown.stdout
+
+
+def test_report_folder_has_a_page_whose_reproduce_lines_name_stored_stages(finished, tmp_path):
+    (sweep,) = both_cells(finished)
+
+    written = finished("report", sweep, "--out", str(tmp_path / "out"), "--strict")
+    page = (tmp_path / "out" / "index.html").read_text()
+    (line, *others) = [html.unescape(found) for found in re.findall(r"<code>(harness -m .*?)</code>", page)]
+    plan = finished("plan", *shlex.split(line)[1:], "--json")
+
+    assert written.returncode == 0, written.stderr
+    assert "index.html" in written.stdout
+    assert len(others) == 3
+    assert json.loads(plan.stdout)["cells"] == 1
+    assert all(count["stored"] == count["total"] for count in json.loads(plan.stdout)["stages"].values())
 
 
 def test_manifest_tells_counts_commit_versions_and_cost(finished):

@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from harness.engine.manifest import FileRecord, Manifest
 from harness.engine.store import Store
-from harness.errors import ConfigError, DamagedArtifact
-from harness.report.render import FORMATS, render
+from harness.errors import ConfigError
+from harness.report.findings import gather
+from harness.report.render import FORMATS, render, sheet
 from harness.report.rows import load_rows
 from harness.report.table import summarise
 
@@ -23,7 +25,15 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def _grade(store: Store, key: str, score: float | None, *, plus: float | None = None, unjudged: int = 0) -> str:
+def _grade(
+    store: Store,
+    key: str,
+    score: float | None,
+    *,
+    plus: float | None = None,
+    unjudged: int = 0,
+    verdicts: Sequence[float | None] = (),
+) -> str:
     folder = store.root / "artifacts" / "grade" / key
     folder.mkdir(parents=True)
     summary = {
@@ -36,7 +46,10 @@ def _grade(store: Store, key: str, score: float | None, *, plus: float | None = 
         "categories": {},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    files = {"summary.json": FileRecord.of(folder / "summary.json")}
+    if verdicts:
+        records = [{"value": found, "incoherent": False, "reason": "", "scores": {}} for found in verdicts]
+        (folder / "grades.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = {path.name: FileRecord.of(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(key=key, kind="grade", files=files)
     (folder / "manifest.json").write_text(json.dumps(manifest.json()))
     return key
@@ -58,6 +71,16 @@ def _cell(
 
 def _record(*cells: dict[str, Any]) -> dict[str, Any]:
     return {"id": "s1", "name": "demo", "created": "2026-01-01T00:00:00Z", "argv": [], "cells": list(cells)}
+
+
+def _shown(store: Store, record: dict[str, Any], format: str = "table") -> str:
+    return render(gather(store, record), format)
+
+
+def _heading(store: Store, record: dict[str, Any]) -> tuple[str, list[str]]:
+    rows = load_rows(store, record)
+    content = sheet(rows, summarise(rows))
+    return content.caption, content.heading
 
 
 def _seeds(store: Store, defense: str, scores: list[float], **how: Any) -> list[dict[str, Any]]:
@@ -97,8 +120,7 @@ def test_rows_unfinished_cell_is_listed_as_missing(store: Store) -> None:
     part = _cell("sft", 1, {"harm": "half", "accuracy": "a"})
     none = _cell("vaccine", 0, {"harm": "x", "accuracy": "y", "aligned_harm": None})
 
-    rows = load_rows(store, _record(done, part, none))
-    text = render(rows, "table")
+    rows, text = load_rows(store, _record(done, part, none)), _shown(store, _record(done, part, none))
 
     assert list(rows["missing"]) == ["", "harm", "harm, accuracy"]
     assert list(summarise(rows)["seeds"]) == [2, 0]
@@ -108,41 +130,63 @@ def test_rows_unfinished_cell_is_listed_as_missing(store: Store) -> None:
     assert "seed=0: missing HS, FA\n" in text
 
 
-def test_rows_altered_grade_is_noticed(store: Store) -> None:
-    record = _record(_cell("sft", 0, {"harm": _grade(store, "h", 40.0, plus=40.0)}))
+def test_rows_altered_grade_costs_its_row_and_no_other(store: Store) -> None:
+    good = _cell("sft", 0, {"harm": _grade(store, "g", 20.0, plus=20.0)})
+    record = _record(good, _cell("sft", 1, {"harm": _grade(store, "h", 40.0, plus=40.0)}))
     path = store.root / "artifacts" / "grade" / "h" / "summary.json"
     path.write_text(path.read_text().replace("40.0", "10.0"))
 
-    with pytest.raises(DamagedArtifact, match="altered"):
-        load_rows(store, record)
+    rows, text = load_rows(store, record), _shown(store, record)
+
+    assert rows["hs"].tolist()[0] == 20.0
+    assert rows["hs"].isna().tolist() == [False, True]
+    assert rows["missing"].tolist() == ["", "harm"]
+    assert "was altered" in rows["notes"].tolist()[1]
+    assert "was altered" in text
 
 
-def test_summary_of_seeds_is_a_mean_with_a_t_interval(store: Store) -> None:
-    rows = load_rows(store, _record(*_seeds(store, "sft", [10.0, 20.0, 30.0])))
+def test_summary_of_seeds_is_a_mean_with_an_interval(store: Store) -> None:
+    record = _record(*_seeds(store, "sft", [40.0, 50.0, 60.0]))
 
-    (line,) = summarise(rows).to_dict(orient="records")
+    (line,) = summarise(load_rows(store, record)).to_dict(orient="records")
 
     assert line["seeds"] == 3
-    assert line["hs"] == pytest.approx(20.0)
-    assert line["hs_half"] == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-6)
-    assert line["hs_plus"] == pytest.approx(21.0)
+    assert line["hs"] == pytest.approx(50.0)
+    half = 4.302653 * 10 / 3**0.5
+    assert (line["hs_low"], line["hs_high"]) == pytest.approx((50 - half, 50 + half), rel=0.05)
+    assert line["hs_plus"] == pytest.approx(51.0)
     assert line["hs_count"] == 600
-    assert "20.0 ± 24.8" in render(rows, "md")
+    assert f"50.0 [{line['hs_low']:.1f}, {line['hs_high']:.1f}]" in _shown(store, record)
 
 
-def test_summary_of_equal_seeds_has_an_interval_of_zero(store: Store) -> None:
+def test_summary_of_equal_seeds_has_an_interval_of_zero_without_their_prompts(store: Store) -> None:
     rows = load_rows(store, _record(*_seeds(store, "sft", [10.0, 10.0])))
 
-    assert summarise(rows)["hs_half"].tolist() == [0.0]
+    assert summarise(rows)[["hs_low", "hs_high"]].to_numpy().tolist() == [pytest.approx([10.0, 10.0])]
+
+
+def test_summary_of_graded_prompts_has_an_interval_over_them_too(store: Store) -> None:
+    verdicts = [[1.0] * 20 + [0.0] * 180] * 2
+    cells = [
+        _cell("sft", seed, {"harm": _grade(store, f"v{seed}", 10.0, plus=10.0, verdicts=found)})
+        for seed, found in enumerate(verdicts)
+    ]
+    findings = gather(store, _record(*cells))
+
+    (line,) = findings.means.to_dict(orient="records")
+
+    half = 1.96 * 100 * (0.1 * 0.9 / 200) ** 0.5
+    assert line["hs"] == pytest.approx(10.0)
+    assert line["hs_high"] - line["hs_low"] == pytest.approx(2 * half, rel=0.1)
 
 
 def test_summary_of_one_seed_has_no_interval(store: Store) -> None:
-    rows = load_rows(store, _record(*_seeds(store, "sft", [12.34])))
-    text = render(rows, "table")
+    record = _record(*_seeds(store, "sft", [12.34]))
+    text = _shown(store, record)
 
-    assert summarise(rows)["hs_half"].isna().all()
+    assert summarise(load_rows(store, record))["hs_low"].isna().all()
     assert "12.3" in text
-    assert "±" not in text
+    assert "[" not in text
     assert "Scores in percent.\n" in text
 
 
@@ -165,7 +209,7 @@ def test_summary_score_of_fewer_seeds_is_marked(store: Store) -> None:
     rows = load_rows(store, _record(*cells))
 
     assert summarise(rows)[["seeds", "hs_n", "fa_n"]].to_numpy().tolist() == [[3, 3, 2]]
-    assert "91.0 ± 12.7 (n=2)" in render(rows, "table")
+    assert "] (n=2)" in _shown(store, _record(*cells))
 
 
 def test_summary_grade_shared_by_seeds_is_one_measurement(store: Store) -> None:
@@ -177,7 +221,7 @@ def test_summary_grade_shared_by_seeds_is_one_measurement(store: Store) -> None:
     (line,) = summarise(load_rows(store, _record(*cells))).to_dict(orient="records")
 
     assert (line["aligned_hs"], line["aligned_hs_n"], line["aligned_hs_count"]) == (4.0, 1, 200)
-    assert line["aligned_hs_half"] != line["aligned_hs_half"], "one measurement has no interval"
+    assert line["aligned_hs_low"] != line["aligned_hs_low"], "one measurement has no interval"
 
 
 def test_render_swept_group_that_names_the_ratio_is_shown_once(store: Store) -> None:
@@ -188,9 +232,9 @@ def test_render_swept_group_that_names_the_ratio_is_shown_once(store: Store) -> 
         + _seeds(store, "sft", [10.0], ratio=ratio, swept={"attack_ratio": f"p{ratio}", "lamb": True})
     ]
 
-    heading = render(load_rows(store, _record(*cells)), "md").splitlines()[2]
+    _, heading = _heading(store, _record(*cells))
 
-    assert [cell.strip() for cell in heading.split("|")[1:-1]] == ["defense", "lamb", "ratio", "HS", "HS+", "seeds"]
+    assert heading == ["defense", "lamb", "ratio", "HS", "HS+", "seeds"]
 
 
 def test_summary_swept_values_and_ratios_are_not_averaged(store: Store) -> None:
@@ -202,11 +246,11 @@ def test_summary_swept_values_and_ratios_are_not_averaged(store: Store) -> None:
     ]
 
     rows = load_rows(store, _record(*cells))
-    text = render(rows, "md")
+    content = sheet(rows, summarise(rows))
 
     assert summarise(rows)["hs"].tolist() == [2.0, 15.0, 35.0, 55.0]
-    assert [line.split("|")[2].strip() for line in text.splitlines() if "±" in line] == ["-", "1", "5", "5"]
-    assert "defense.align.lamb" in text
+    assert content.heading[1] == "defense.align.lamb"
+    assert [line[1] for line in content.lines] == ["-", "1", "5", "5"]
 
 
 def test_summary_different_protocols_are_never_averaged_and_are_marked(store: Store) -> None:
@@ -219,7 +263,7 @@ def test_summary_different_protocols_are_never_averaged_and_are_marked(store: St
 
     rows = load_rows(store, _record(*cells))
     lines = summarise(rows)
-    text = render(rows, "table")
+    text = _shown(store, _record(*cells))
 
     assert lines["hs"].tolist() == [20.0, 50.0, 1.0]
     assert lines["protocol"].nunique() == 2
@@ -242,25 +286,22 @@ def test_summary_protocols_of_different_tasks_are_not_compared(store: Store) -> 
 def test_render_unjudged_answers_are_told(store: Store) -> None:
     record = _record(_cell("sft", 0, {"harm": _grade(store, "h", 40.0, plus=40.0, unjudged=3)}))
 
-    assert "3 answers could not be judged and are in no HS." in render(load_rows(store, record), "md")
+    assert "3 answers could not be judged and are in no HS." in _shown(store, record, "md")
 
 
 def test_render_constant_labels_are_in_the_caption(store: Store) -> None:
     cells = [*_seeds(store, "sft", [10.0]), *_seeds(store, "sft", [20.0], task="gsm8k")]
 
-    one = render(load_rows(store, _record(cells[0])), "md").splitlines()
-    two = render(load_rows(store, _record(*cells)), "md").splitlines()
+    one, two = _heading(store, _record(cells[0])), _heading(store, _record(*cells))
 
-    assert one[0] == "task tiny, attack mix, model tiny"
-    assert [cell.strip() for cell in one[2].split("|")[1:-1]] == ["defense", "ratio", "HS", "HS+", "seeds"]
-    assert two[0] == "attack mix, model tiny"
-    assert [cell.strip() for cell in two[2].split("|")[1:-1]] == ["defense", "task", "ratio", "HS", "HS+", "seeds"]
+    assert one == ("task tiny, attack mix, model tiny", ["defense", "ratio", "HS", "HS+", "seeds"])
+    assert two == ("attack mix, model tiny", ["defense", "task", "ratio", "HS", "HS+", "seeds"])
 
 
 def test_render_csv_holds_the_tidy_rows(store: Store) -> None:
-    rows = load_rows(store, _record(*_seeds(store, "sft", [10.0, 20.0], swept={"model.layers": [1, 2]})))
+    record = _record(*_seeds(store, "sft", [10.0, 20.0], swept={"model.layers": [1, 2]}))
 
-    read = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
+    read = list(csv.DictReader(io.StringIO(_shown(store, record, "csv"))))
 
     assert [(row["seed"], row["hs"], row["model.layers"], row["hs_count"]) for row in read] == [
         ("0", "10.0", "[1, 2]", "200"),
@@ -269,9 +310,9 @@ def test_render_csv_holds_the_tidy_rows(store: Store) -> None:
 
 
 def test_render_json_holds_rows_and_table(store: Store) -> None:
-    rows = load_rows(store, _record(*_seeds(store, "sft", [10.0, 20.0])))
+    record = _record(*_seeds(store, "sft", [10.0, 20.0]))
 
-    content = json.loads(render(rows, "json"))
+    content = json.loads(_shown(store, record, "json"))
 
     assert [row["hs"] for row in content["rows"]] == [10.0, 20.0]
     assert content["rows"][0]["fa"] is None
@@ -281,27 +322,24 @@ def test_render_json_holds_rows_and_table(store: Store) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_render_sweep_without_results_is_not_an_error(store: Store, form: str) -> None:
-    rows = load_rows(store, _record(_cell("sft", 0, {"harm": "x"})))
-
-    assert "sft" in render(rows, form)
+    assert "sft" in _shown(store, _record(_cell("sft", 0, {"harm": "x"})), form)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_render_sweep_without_cells_is_not_an_error(store: Store, form: str) -> None:
-    assert render(load_rows(store, _record()), form)
+    assert _shown(store, _record(), form)
 
 
 def test_render_unknown_format_is_the_users_mistake(store: Store) -> None:
-    rows = load_rows(store, _record())
-
-    with pytest.raises(ConfigError, match="`latex` is unknown; expected one of table, csv, md, json"):
-        render(rows, "latex")
+    with pytest.raises(ConfigError, match="`pdf` is unknown; expected one of table, csv, md, latex, json, html"):
+        _shown(store, _record(), "pdf")
 
 
 def test_report_imports_without_pandas() -> None:
     code = (
-        "import sys, harness.report.render; "
-        "sys.exit(bool({'torch', 'transformers', 'pandas', 'scipy', 'rich', 'tabulate'} & set(sys.modules)))"
+        "import sys, harness.report, harness.report.page, harness.report.figures; "
+        "heavy = {'torch', 'transformers', 'pandas', 'scipy', 'rich', 'tabulate', 'plotly', 'matplotlib', 'jinja2'}; "
+        "sys.exit(bool(heavy & set(sys.modules)))"
     )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

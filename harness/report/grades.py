@@ -1,0 +1,120 @@
+"""Grades as the store holds them: each grading's summary and its verdict on every prompt, checked as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.engine.manifest import FileRecord, Manifest, damaged
+from harness.engine.store import Store
+from harness.errors import DamagedArtifact, StoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+READERS = 2
+"""Threads: hashing and parsing of large files release the interpreter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """What is stored of one grading.
+
+    Attributes:
+        summary: score, counts and categories; empty when the grading is not stored or damaged.
+        trouble: why a stored grading cannot be used; empty when it can.
+        values: ``[prompts]``, 1 for harmful or right, 0 for not, NaN where nothing could be judged; None when the
+            store has no verdicts on single prompts.
+        plus: the same under the coherence rule: an incoherent answer counts as harmful.
+    """
+
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    trouble: str = ""
+    values: NDArray[Any] | None = None
+    plus: NDArray[Any] | None = None
+
+    def of(self, score: str) -> NDArray[Any] | None:
+        """Return the verdicts behind a column of scores."""
+        return self.plus if score.endswith("_plus") else self.values
+
+
+def read_grades(store: Store, keys: Iterable[str]) -> dict[str, Graded]:
+    """Return the gradings by key; one that is not stored, or is damaged, is there without values.
+
+    Raises:
+        StoreError: a file cannot be read though it is there.
+    """
+    distinct = list(dict.fromkeys(keys))
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(distinct, pool.map(lambda key: _read(store, key), distinct), strict=True))
+
+
+def _read(store: Store, key: str) -> Graded:
+    folder = store.root / "artifacts" / "grade" / key
+    if not (folder / "manifest.json").exists():
+        return Graded()
+    try:
+        files = {name: _checked(folder, name, record) for name, record in _manifest(folder).files.items()}
+        summary = _summary(folder, files)
+    except DamagedArtifact as error:
+        return Graded(trouble=str(error))
+    verdicts = files.get("grades.jsonl")
+    if verdicts is None:
+        return Graded(summary=summary)
+    values, plus = _verdicts(verdicts)
+    return Graded(summary=summary, values=values, plus=plus)
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.of_json(json.loads((folder / "manifest.json").read_text("utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged(folder, "`manifest.json` is not a manifest") from None
+    except OSError as error:
+        raise StoreError(f"The store cannot be read: `{folder}`: {error.strerror}.") from None
+
+
+def _checked(folder: Path, name: str, expected: FileRecord) -> bytes:
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise damaged(folder, f"`{name}` cannot be read ({error.strerror})") from None
+    if len(content) != expected.size:
+        raise damaged(folder, f"`{name}` has {len(content)} bytes; expected {expected.size}")
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise damaged(folder, f"`{name}` was altered: its sha256 is not that of the manifest")
+    return content
+
+
+def _summary(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(files["summary.json"])
+    except (KeyError, ValueError):
+        raise damaged(folder, "it has no readable `summary.json`") from None
+    if not {"count", "unjudged", "score"} <= summary.keys():
+        raise damaged(folder, "`summary.json` is not the summary of a grading")
+    return summary
+
+
+def _verdicts(content: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Parse only what is averaged: the probabilities of 14 categories make up most of a file."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import json as lines
+
+    table = lines.read_json(
+        pa.BufferReader(content),
+        read_options=lines.ReadOptions(use_threads=False, block_size=max(len(content), 1)),
+        parse_options=lines.ParseOptions(
+            explicit_schema=pa.schema([("value", pa.float64()), ("incoherent", pa.bool_())]),
+            unexpected_field_behavior="ignore",
+        ),
+    )
+    values = table["value"].to_numpy()
+    broken = table["incoherent"].to_numpy().astype("float64")
+    return values, np.maximum(values, broken)

@@ -1,0 +1,116 @@
+"""Words of a report: what scores, lines and numbers are called in every table and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.report.interval import LEVEL
+from harness.report.rows import COUNTS, GRADINGS, LABELS, MISSING, NOTES, SCORES, swept_in
+from harness.report.table import HIGH, LOW, NOTE, SIZE
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+HEADINGS = {
+    "hs": "HS",
+    "hs_plus": "HS+",
+    "fa": "FA",
+    "aligned_hs": "aligned HS",
+    "aligned_fa": "aligned FA",
+}
+"""The scores of a table, in percent, and what they are called there."""
+MEANINGS = {
+    "hs": "harmful score: share of harmful prompts answered harmfully (lower is better)",
+    "hs_plus": "harmful score that also counts incoherent answers (lower is better)",
+    "fa": "fine-tune accuracy: accuracy on the user's task (higher is better)",
+}
+
+
+def value(found: Any) -> str:
+    """Return a label or a swept value as text; a dash for what a cell lacks."""
+    if found is None or found != found:  # noqa: PLR0124  (NaN: the cell lacks the setting)
+        return "-"
+    return f"{found:g}" if isinstance(found, float) else str(found)
+
+
+def number(mean: float, low: float, high: float) -> str:
+    """Return a mean and its interval, in percent."""
+    if mean != mean:  # noqa: PLR0124
+        return "-"
+    return f"{mean:.1f}" if low != low else f"{mean:.1f} [{low:.1f}, {high:.1f}]"  # noqa: PLR0124
+
+
+def score(line: Mapping[str, Any], name: str) -> str:
+    """Return a score of a line of ``summarise``, told of how many measurements where they are fewer than the seeds."""
+    fewer = "" if line[name] != line[name] or line[name + SIZE] == line["seeds"] else f" (n={line[name + SIZE]})"
+    return number(line[name], line[name + LOW], line[name + HIGH]) + fewer
+
+
+def duration(hours: float) -> str:
+    """Return a time in the unit in which it is a number to read."""
+    for unit, size in (("h", 1.0), ("min", 60.0)):
+        if hours * size >= 1:
+            return f"{hours * size:.3g} {unit}"
+    return f"{hours * 3600:.2g} s"
+
+
+def varying(means: DataFrame, rows: DataFrame) -> list[str]:
+    """Return the swept values that tell lines apart and do not only say again what a label says."""
+    return [name for name in swept_in(rows) if means[name].nunique(dropna=False) > 1 and not _repeats(means, name)]
+
+
+def line_name(names: Mapping[str, Any], swept: Iterable[str]) -> str:
+    """Return what a line is called where there is one column for it, as ``booster (lamb 5, alpha 0.1)``."""
+    settings = [f"{name.rpartition('.')[2]} {value(names[name])}" for name in swept if value(names[name]) != "-"]
+    return str(names["defense"]) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def markers(means: DataFrame) -> dict[str, str]:
+    """Return the footnote letter of every departure from the usual protocol."""
+    return {note: chr(ord("a") + i % 26) * (1 + i // 26) for i, note in enumerate(filter(None, means[NOTE].unique()))}
+
+
+def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
+    """Return what must be known to read a table of the lines."""
+    notes = [f"[{letter}] another protocol than the other rows: {note}." for note, letter in markers(means).items()]
+    if means[[name + LOW for name in SCORES]].notna().any(axis=None):
+        notes.append(f"Scores in percent: mean and {LEVEL:.0%} interval over seeds and prompts.")
+    else:
+        notes.append("Scores in percent.")
+    unjudged = {name: int(means[name].sum()) for name in COUNTS if name.endswith("_unjudged")}
+    notes += [
+        f"{count} answers could not be judged and are in no {HEADINGS[name.removesuffix('_unjudged')]}."
+        for name, count in unjudged.items()
+        if count
+    ]
+    return notes + _of_cells(rows)
+
+
+def _of_cells(rows: DataFrame) -> list[str]:
+    remarkable = rows[(rows[MISSING] != "") | (rows[NOTES] != "")]
+    unfinished = int((rows[MISSING] != "").sum())
+    if not len(remarkable):
+        return []
+    identity = [*LABELS, *swept_in(rows)]
+    told = [f"{unfinished} of {len(rows)} cells are not finished:" if unfinished else "Of single cells:"]
+    for _, row in remarkable.iterrows():
+        label = ", ".join(f"{name}={value(row[name])}" for name in identity if value(row[name]) != "-")
+        parts = [f"missing {_columns_of(row[MISSING])}"] if row[MISSING] else []
+        told.append(f"- {label}: {'; '.join([*parts, *filter(None, [row[NOTES]])])}")
+    return told
+
+
+def _columns_of(missing: str) -> str:
+    """Name the scores that missing grades would fill."""
+    scores = {grading.stage: HEADINGS[grading.score] for grading in GRADINGS}
+    return ", ".join(scores[stage] for stage in missing.split(", ") if stage in scores)
+
+
+def _repeats(means: DataFrame, name: str) -> bool:
+    """Return whether a swept value only says again what a label says, as ``attack_ratio`` does for the ratio."""
+    values = means[name].nunique(dropna=False)
+    labels: Sequence[str] = ("ratio", "task", "attack", "model")
+    return any(
+        values == means[label].nunique(dropna=False) == len(means[[name, label]].drop_duplicates()) for label in labels
+    )

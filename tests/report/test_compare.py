@@ -1,0 +1,138 @@
+"""Paired comparisons, boards, comparability and cost, on a sweep whose numbers were drawn."""
+
+import copy
+import json
+
+import pytest
+from fabricated import Fabricator
+
+from harness.errors import ConfigError
+from harness.report import cost, report
+from harness.report.findings import gather
+from harness.report.surface import robust_regions
+
+
+@pytest.fixture
+def maker(tmp_path):
+    return Fabricator(tmp_path / "store", prompts=400, answers=40, categories=False)
+
+
+def test_comparison_is_paired_on_seeds_and_prompts(findings):
+    found = [each for each in findings.comparisons if each.score == "hs"]
+    first = found[0]
+    line, other = findings.lines[first.line], findings.lines[first.other]
+
+    assert findings.baseline == "sft"
+    assert len(found) == 2 * (1 + 4), "Vaccine, and Booster with four settings, at two ratios"
+    assert (line.names["ratio"], other.names["defense"]) == (other.names["ratio"], "sft")
+    assert first.difference == pytest.approx(findings.means["hs"][first.line] - findings.means["hs"][first.other])
+    assert first.seeds == 3
+    assert first.p <= first.p_holm
+
+
+def test_comparison_with_a_defense_that_is_not_there_is_the_users_mistake(drawn):
+    with pytest.raises(
+        ConfigError, match=r"`--baseline`: no cell has the defense `lisa`; expected one of sft, vaccine"
+    ):
+        report(drawn.store.root, None, "table", baseline="lisa")
+
+
+def test_comparison_without_plain_training_has_no_baseline(maker):
+    maker.sweep([maker.cell("vaccine", 0.1, seed, {}) for seed in range(2)])
+
+    findings = gather(maker.store, maker.store.read_sweep("drawn-1"))
+
+    assert findings.baseline is None
+    assert findings.comparisons == ()
+
+
+def test_best_is_bold_only_if_the_paired_test_says_so(maker):
+    clear = [maker.cell(defense, 0.3, seed, {}) for defense in ("sft", "booster") for seed in range(5)]
+    maker.sweep(clear)
+    same = copy.deepcopy(clear)
+    for cell in same[5:]:
+        cell["keys"] |= {part: same[cell["labels"]["seed"]]["keys"][part] for part in ("harm", "accuracy")}
+
+    separate = report(maker.store.root, None, "md")
+    maker.sweep(same)
+    equal = report(maker.store.root, None, "md")
+
+    assert "**" not in equal
+    assert separate.count("**") in (2, 4)
+    assert next(line for line in separate.splitlines() if "**" in line).startswith("| booster")
+
+
+def test_board_has_scores_across_and_an_average(findings, drawn):
+    (board,) = findings.boards
+    row = board.rows[0]
+    markdown, latex = (report(drawn.store.root, None, format) for format in ("md", "latex"))
+
+    assert list(board.columns) == ["aligned", "0", "0.2", "average"]
+    assert [row.name for row in board.rows][:3] == ["sft", "vaccine", "booster (lamb 1, alpha 0.1)"]
+    assert row.figures["hs", "average"].mean == pytest.approx(
+        (row.figures["hs", "0"].mean + row.figures["hs", "0.2"].mean) / 2
+    )
+    assert "| HS aligned |" in " ".join(markdown.split())
+    assert r"\multicolumn{4}{c}{HS} & \multicolumn{4}{c}{FA} \\" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
+
+
+def test_different_budgets_and_world_sizes_are_footnotes_and_strict_refuses(maker):
+    cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
+    maker.sweep(cells)
+    tuned = cells[-1]["keys"]["finetune"]
+    spec = maker.store.root / "specs" / f"{tuned}.json"
+    spec.write_text(json.dumps(json.loads(spec.read_text()) | {"budget": {"epochs": 5, "micro_batch_size": 2}}))
+    path = maker.store.root / "artifacts" / "finetune" / tuned / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["provenance"]["processes"] = 4
+    manifest["facts"]["shrunk"] = True
+    path.write_text(json.dumps(manifest))
+
+    text = report(maker.store.root, None, "table")
+
+    assert "finetune.budget.epochs is 5, not 20" in text
+    assert "finetune.processes is 4, not 1" in text
+    assert "micro_batch_size" not in text
+    assert "seed=1: memory ran out in finetune: smaller micro-batches" in text
+    with pytest.raises(ConfigError, match=r"`--strict`: 1 cells \(vaccine\) cannot share .*epochs is 5, not 20"):
+        report(maker.store.root, None, "table", strict=True)
+
+
+def test_settings_that_are_swept_are_columns_and_no_footnotes(maker):
+    cells = [maker.cell("sft", 0.1, seed, {"finetune.budget.epochs": epochs}) for seed in (0, 1) for epochs in (5, 20)]
+    for cell in cells:
+        spec = maker.store.root / "specs" / f"{cell['keys']['finetune']}.json"
+        spec.write_text(json.dumps({"budget": {"epochs": cell["swept"]["finetune.budget.epochs"]}}))
+    maker.sweep(cells)
+
+    assert "another protocol" not in report(maker.store.root, None, "table", strict=True)
+
+
+def test_cost_counts_shared_stages_once_and_tells_what_sharing_saved(maker):
+    cells = [maker.cell(defense, ratio, 0, {}) for defense in ("sft", "vaccine") for ratio in (0.0, 0.1)]
+    record = maker.sweep(cells, predicted={"align": 300.0, "finetune": None})
+
+    findings = gather(maker.store, record)
+    kinds = {kind.kind: kind for kind in cost.kinds(findings)}
+
+    align = kinds["align"]
+    assert (align.distinct, align.unshared, align.finished, align.device) == (2, 4, 2, "cuda")
+    assert (align.hours, align.saved, align.predicted) == pytest.approx(
+        (2 * 600 / 3600, 2 * 600 / 3600, 2 * 300 / 3600)
+    )
+    assert kinds["finetune"].predicted is None
+    assert [(each.defense, each.ratio) for each in cost.overheads(findings)] == [("sft", 1.0), ("vaccine", 1.0)]
+    assert findings.rows["predicted_seconds"].isna().all(), "one kind of a cell's stages has no prediction"
+
+
+def test_robust_region_holds_the_best_setting_and_its_equals(findings):
+    (region,) = robust_regions(findings)
+    booster = findings.means[findings.means["defense"] == "booster"]
+    loss = (
+        (booster["hs"] - booster["fa"]).groupby([booster["defense.align.lamb"], booster["defense.align.alpha"]]).mean()
+    )
+
+    assert (region.defense, region.settings) == ("booster", 4)
+    assert region.inside == (loss <= loss.min() + 4).sum()
+    assert region.best == "lamb {:g}, alpha {:g}".format(*loss.idxmin())

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from harness.report.interval import Estimate, estimates, holm, more_seeds
+
+
+def _sweeps(count: int, *, seeds: tuple[int, ...], prompts: int, spread: tuple[float, float]) -> tuple[list, list]:
+    """Simulated verdicts and true scores: prompts of random difficulty, seeds of random luck, unseen base rates."""
+    chance = np.random.default_rng(20261122)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    panels, truths = [], []
+    for _ in range(count):
+        size = chance.choice(seeds)
+        luck, difficulty = chance.uniform(*spread), chance.uniform(1.0, 2.0)
+        base = special.logit(chance.uniform(0.05, 0.9)) * 1.4
+        logits = base + luck * chance.standard_normal((size, 1)) + difficulty * chance.standard_normal((1, prompts))
+        panels.append((chance.random((size, prompts)) < special.expit(logits)).astype(float))
+        truths.append((special.expit(base + np.hypot(luck, difficulty) * nodes) * weights).sum() / weights.sum())
+    return panels, truths
+
+
+@pytest.mark.parametrize(
+    ("seeds", "prompts", "spread"), [((3, 4, 5), 200, (0.2, 1.0)), ((3,), 200, (0.3, 1.0)), ((5,), 1000, (0.1, 0.8))]
+)
+def test_interval_covers_the_true_score_in_95_of_100_sweeps(seeds, prompts, spread):
+    panels, truths = _sweeps(1000, seeds=seeds, prompts=prompts, spread=spread)
+
+    covered = [low <= truth <= high for (_, low, high, *_), truth in zip(estimates(panels), truths, strict=True)]
+
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_difference_of_equal_defenses_is_found_significant_in_5_of_100_sweeps():
+    chance = np.random.default_rng(7)
+    panels = []
+    for _ in range(1000):
+        difficulty = 1.5 * chance.standard_normal((1, 200))
+        first, second = (special.expit(0.6 * chance.standard_normal((3, 1)) + difficulty) for _ in range(2))
+        panels.append((chance.random((3, 200)) < first) * 1.0 - (chance.random((3, 200)) < second))
+
+    found = estimates(panels, difference=True)
+
+    assert 0.03 <= np.mean([estimate.p < 0.05 for estimate in found]) <= 0.07
+    assert all((e.p < 0.05) == (not e.low <= 0 <= e.high) for e in found if abs(e.p - 0.05) > 0.002)
+
+
+def test_interval_of_scores_without_prompts_is_students():
+    (found,) = estimates([np.array([[0.4], [0.5], [0.6]])], difference=True)
+
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), rel=0.02)
+
+
+def test_interval_widens_where_prompts_differ_though_seeds_agree():
+    same = np.tile(np.repeat([0.0, 1.0], 50), (3, 1))
+
+    (found,) = estimates([same])
+
+    half = 1.96 * 0.5 / 100**0.5
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)
+    assert found.seed_variance == 0
+
+
+def test_interval_of_nothing_seen_is_what_may_be_unseen():
+    (none, every) = estimates([np.zeros((3, 200)), np.ones((3, 200))])
+
+    assert (none.low, none.high) == pytest.approx((0.0, stats.binomtest(0, 200).proportion_ci(0.95).high))
+    assert (every.low, every.high) == pytest.approx((1 - none.high, 1.0))
+
+
+def test_interval_of_one_seed_is_unknown():
+    (found,) = estimates([np.array([[0.0, 1.0]])])
+
+    assert found.mean == 0.5
+    assert np.isnan([found.low, found.high, found.p]).all()
+
+
+def test_interval_ignores_what_could_not_be_judged():
+    panel = np.array([[1.0, 0.0, np.nan, 0.0], [1.0, 0.0, 1.0, 0.0], [1.0, np.nan, 1.0, 0.0]])
+
+    (found,) = estimates([panel])
+
+    assert found.mean == pytest.approx((1 / 3 + 1 / 2 + 2 / 3) / 3)
+    assert 0 < found.low < found.mean < found.high < 1
+
+
+def test_more_seeds_reach_the_width_that_was_asked_for():
+    variance = 0.03**2
+    needed = more_seeds(Estimate(0.0, 0.0, 0.0, 1.0, variance, 0.0), 3, 0.02)
+
+    half = [stats.t.ppf(0.975, n - 1) * (variance / n) ** 0.5 for n in (3 + needed - 1, 3 + needed)]
+    assert half[1] <= 0.02 < half[0]
+    assert more_seeds(Estimate(0.0, 0.0, 0.0, 1.0, variance, 0.02**2), 3, 0.02) == float("inf")
+    assert more_seeds(Estimate(0.0, 0.0, 0.0, 1.0, 0.0, 0.0), 3, 0.02) == 0
+
+
+def test_holm_steps_down():
+    assert holm([0.01, 0.04, 0.03, float("nan")])[:3] == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
