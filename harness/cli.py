@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     verbs: dict[str, Callable[[list[str]], None]] = {
         "plan": _plan,
         "report": _report,
+        "sync": _sync,
         "stage": _stage,
         "doctor": _doctor,
     }
@@ -134,6 +135,36 @@ def _report(arguments: list[str]) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table")
     chosen = parser.parse_args(arguments)
     print_text(report(chosen.store, chosen.sweep, chosen.format))
+
+
+def _sync(arguments: list[str]) -> None:
+    """Send to W&B what it does not show of a sweep."""
+    from dataclasses import replace
+
+    from harness.console import print_synced, print_text
+    from harness.mirror.companion import attached
+    from harness.mirror.follow import follow
+    from harness.mirror.sync import recorded, sync
+    from harness.report import named
+
+    parser = _parser("sync", "Send to W&B what it does not show of a sweep. Repeating it changes nothing.")
+    parser.add_argument("sweep", nargs="?", help="the sweep's id, or how it begins; default: the latest")
+    parser.add_argument("--project", help="default: that of the run's `tracker`, WANDB_PROJECT, or harness")
+    parser.add_argument("--entity", help="default: that of the run's `tracker`, WANDB_ENTITY, or the key's owner")
+    parser.add_argument("--artifacts", action="store_true", default=None, help="send adapters, with their lineage")
+    parser.add_argument("--samples", action="store_true", default=None, help="send answers, their words hidden")
+    parser.add_argument("--follow", action="store_true", help="go on until the sweep is complete, curves included")
+    parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    sweep = named(chosen.store, chosen.sweep)
+    said = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
+    given = {name: value for name, value in said.items() if value is not None}
+    settings = replace(recorded(chosen.store, sweep), **given)
+    if chosen.follow or chosen.attached:
+        with attached(sys.stdin if chosen.attached else None) as ended:
+            follow(chosen.store, sweep, settings, ended=ended, tell=print_text)
+    else:
+        print_synced(sync(chosen.store, sweep, settings))
 
 
 def _stage(arguments: list[str]) -> None:

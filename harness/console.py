@@ -13,6 +13,8 @@ from rich.table import Table
 from harness.doctor import Finding
 from harness.engine.executor import Event, Outcome
 from harness.engine.plan import Count
+from harness.errors import TrackingError
+from harness.mirror.sync import Synced
 from harness.report import Published
 from harness.sweep import Planned
 
@@ -47,6 +49,9 @@ class PlanPrinter:
         """Nothing runs."""
 
     def finished(self, planned: Planned, outcome: Outcome) -> None:
+        """Nothing runs."""
+
+    def mirrored(self, text: str) -> None:
         """Nothing runs."""
 
 
@@ -109,6 +114,10 @@ class RunPrinter:
             if failure.trace:
                 self._out.print(escape(f"\n{failure.kind} {key} met a bug:\n{failure.trace}"))
 
+    def mirrored(self, text: str) -> None:
+        """Say what became of the mirror."""
+        self._out.print(escape(text))
+
     def close(self) -> None:
         """Give the terminal back."""
         if self._progress is not None:
@@ -134,6 +143,21 @@ def print_published(published: Published) -> None:
 def print_text(text: str) -> None:
     """Print a finished text as it is."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    sys.stdout.flush()
+
+
+def print_synced(synced: Synced) -> None:
+    """Say what a sync did.
+
+    Raises:
+        TrackingError: not everything arrived.
+    """
+    said = f"{_plural(synced.sent, 'run')} sent, {synced.current} there already"
+    said += f", {synced.unfinished} not complete in the store" if synced.unfinished else ""
+    print_text(f"{said}: {synced.place}")
+    if synced.missing:
+        lacking = f"{_plural(synced.missing, 'run')} did not arrive: {synced.reason}"
+        raise TrackingError(f"{lacking.rstrip('.')}. Sync again; what has arrived is not sent twice.")
 
 
 def print_error(text: str) -> None:

@@ -6,6 +6,7 @@ HarnessError                 printed without a traceback, exit code 2
 ├── ModelError               a model cannot be had or does not fit the request
 ├── StoreError               the store cannot be read or written
 │   └── DamagedArtifact      a stored file is missing, truncated or altered
+├── TrackingError            the tracking server cannot be reached, or refuses; nothing stored is harmed
 ├── StagesFailed             stages of a run failed; each was reported where it failed; exit code 1
 └── Interrupted              the run was asked to stop (Ctrl-C); exit code 130
 """
@@ -47,6 +48,10 @@ class StoreError(HarnessError):
 
 class DamagedArtifact(StoreError):
     """A stored artifact does not match its manifest."""
+
+
+class TrackingError(HarnessError):
+    """The tracking server cannot be reached or refuses what is sent; nothing stored is harmed."""
 
 
 class StagesFailed(HarnessError):

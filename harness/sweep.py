@@ -21,9 +21,11 @@ from harness.engine.executor import Event, Outcome
 from harness.engine.identity import key_of
 from harness.engine.plan import Count, Plan
 from harness.engine.provenance import redacted
+from harness.engine.spec import describe
 from harness.engine.store import Store
 from harness.errors import ConfigError, StagesFailed
 from harness.experiment import Cell
+from harness.mirror.companion import mirrored
 from harness.objective import Objective
 from harness.outside import fetchables
 from harness.stages.grade import read_summary
@@ -64,6 +66,10 @@ class Front(Protocol):
         """Nothing is left to run."""
         ...
 
+    def mirrored(self, text: str) -> None:
+        """The tracking server's mirror has something to say; may come from another thread."""
+        ...
+
 
 class Silent:
     """Tells nobody."""
@@ -75,6 +81,9 @@ class Silent:
         """Nothing."""
 
     def finished(self, planned: Planned, outcome: Outcome) -> None:
+        """Nothing."""
+
+    def mirrored(self, text: str) -> None:
         """Nothing."""
 
 
@@ -179,7 +188,7 @@ def _carry_out(compositions: Sequence[Composition]) -> list[float | StagesFailed
     settings = settings_of(compositions[0])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(Path(settings.store), allow=("harness.", *settings.targets))
-    record = _record(cells, settings.title)
+    record = _record(cells, settings.title) | {"tracker": describe(settings.tracker)}
     now = _session.get(Session(Silent()))
     planned = Planned(sweep=record["id"], cells=len(cells), counts=plan.count(store), store=store.root)
     now.front.planned(planned)
@@ -188,8 +197,9 @@ def _carry_out(compositions: Sequence[Composition]) -> list[float | StagesFailed
     _made_sure(plan, store)
     # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is no sweep.
     store.write_sweep(record["id"], record)
-    outcome = _executed(plan, store, settings.cluster, settings.tracker, now.front)
-    now.front.finished(planned, outcome)
+    with mirrored(settings.tracker, store.root, record["id"], now.front.mirrored):
+        outcome = _executed(plan, store, settings.cluster, settings.tracker, now.front)
+        now.front.finished(planned, outcome)
     return [_result(cell, store, settings.objective) for cell in cells]
 
 

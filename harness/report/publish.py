@@ -33,7 +33,7 @@ def report(root: Path, sweep: str | None, format: str) -> str:
         DamagedArtifact: a grade in the store was altered.
     """
     store = Store(root)
-    return render(load_rows(store, store.read_sweep(_named(store, sweep))), format)
+    return render(load_rows(store, store.read_sweep(named(store.root, sweep))), format)
 
 
 def publish(root: Path, sweep: str) -> Published:
@@ -54,10 +54,15 @@ def publish(root: Path, sweep: str) -> Published:
     return Published(render(rows, "table"), files)
 
 
-def _named(store: Store, sweep: str | None) -> str:
-    known = store.sweep_ids()
+def named(root: Path, sweep: str | None) -> str:
+    """Return the id of the sweep that begins so; for None that of the latest.
+
+    Raises:
+        StoreError: there is none, or more than one begins so.
+    """
+    known = Store(root).sweep_ids()
     if not known:
-        raise StoreError(f"The store `{store.root}` has no sweep yet. Run one, or name another store with --store.")
+        raise StoreError(f"The store `{root}` has no sweep yet. Run one, or name another store with --store.")
     if sweep is None:
         return known[0]
     if sweep in known:
