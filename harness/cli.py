@@ -126,14 +126,22 @@ def _hydra(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
-    """Print the table of a sweep from the store."""
-    from harness.console import print_text
-    from harness.report import FORMATS, report
+    """Print the table of a sweep from the store; with --to, draw it elsewhere."""
+    from harness.console import print_exhibited, print_text
+    from harness.report import FORMATS, named, report
 
     parser = _parser("report", "Tidy rows and tables of a sweep, from the store.")
     parser.add_argument("sweep", nargs="?", help="the sweep's id, or how it begins; default: the latest")
     parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--to", choices=["wandb"], help="draw it as a W&B workspace and report instead")
     chosen = parser.parse_args(arguments)
+    if chosen.to:
+        from harness.mirror.exhibit import exhibit
+        from harness.mirror.sync import recorded
+
+        sweep = named(chosen.store, chosen.sweep)
+        print_exhibited(exhibit(chosen.store, sweep, recorded(chosen.store, sweep)))
+        return
     print_text(report(chosen.store, chosen.sweep, chosen.format))
 
 

@@ -14,6 +14,7 @@ from harness.doctor import Finding
 from harness.engine.executor import Event, Outcome
 from harness.engine.plan import Count
 from harness.errors import TrackingError
+from harness.mirror.exhibit import Exhibited
 from harness.mirror.sync import Synced
 from harness.report import Published
 from harness.sweep import Planned
@@ -144,6 +145,16 @@ def print_text(text: str) -> None:
     """Print a finished text as it is."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     sys.stdout.flush()
+
+
+def print_exhibited(exhibited: Exhibited) -> None:
+    """Name the files and the addresses."""
+    for path in exhibited.files:
+        print_text(f"wrote {path}")
+    for address in exhibited.addresses:
+        print_text(f"saved {address}")
+    if exhibited.reason:
+        print_text(f"not saved on a server: {exhibited.reason}")
 
 
 def print_synced(synced: Synced) -> None:

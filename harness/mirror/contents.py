@@ -112,6 +112,7 @@ class Contents:
         labels = common(cells)
         config: dict[str, Any] = {"kind": kind, "key": key, "sweep": self._group(key), **labels}
         config["settings"] = nested(_settings(self._spec(key)), levels=3)
+        config["series"] = title(kind, {**labels, "seed": None}, self._varying)
         config["parents"] = self._parents(key)
         summary: dict[str, Any] = {}
         if manifest is not None:
@@ -146,12 +147,16 @@ class Contents:
             **{f"category/{category}": value for category, value in categories.items()},
             **seconds,
             "seconds/total": total,
+            "fa_loss": 100.0 - scores["fa"] if "fa" in scores else None,
             "cost/gpu_hours": sum(on_gpu) / 3600,
             "cost/predicted_seconds": sum(guesses) if guesses else None,
             **{f"key/{part}": key for part, key in cell["keys"].items()},
         }
         labels = dict(cell["labels"])
-        config = {"kind": CELL, "sweep": self.sweep, **labels, "swept": nested(cell["swept"], levels=3)}
+        config = {"kind": CELL, "sweep": self.sweep, **labels}
+        if cell["swept"]:
+            config["swept"] = nested(cell["swept"], levels=3)
+        config["series"] = title("", {**labels, **cell["swept"], "seed": None}, self._varying)
         config["protocol"] = nested(cell["protocol"], levels=3)
         return Entry(
             id=name,

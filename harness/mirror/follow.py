@@ -117,7 +117,8 @@ def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Calla
                 return not missing
         except TrackingError as error:
             if str(error) != told:
-                tell(f"{told:= str(error)} The sweep goes on without it.")
+                told = str(error)
+                tell(f"{told.rstrip('.')}. The sweep goes on without it.")
             if last:
                 tell(_result(len(contents.ids), len(contents.ids), sweep))
                 return False

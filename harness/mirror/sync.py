@@ -63,6 +63,11 @@ class Line:
     remote: Remote
 
     @property
+    def entity(self) -> str:
+        """The owner of the project."""
+        return self.wire.entity or ""
+
+    @property
     def place(self) -> str:
         """Where the runs are, for the reader."""
         return f"{self.wire.entity}/{self.wire.project} at {self.remote.address}"
