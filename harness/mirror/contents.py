@@ -166,6 +166,7 @@ class Contents:
             tags=(self.sweep,),
             config=config,
             summary=finite(summary),
+            headline={name: value for name, value in finite(summary).items() if name in SCORES},
             sheet=self._sheet(cell) if self._settings.samples else None,
         )
 

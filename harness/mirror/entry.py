@@ -61,6 +61,7 @@ class Entry:
         config: what it was made with, nested at most ``LEVELS`` deep.
         summary: what came out.
         curve: JSON lines with a ``step``; None for a run without a curve.
+        headline: the one row, at step 0, of a run without a curve.
         uses: artifacts it started from.
         makes: the artifact it ends with.
         sheet: answers to be shown.
@@ -74,6 +75,7 @@ class Entry:
     config: Mapping[str, Any]
     summary: Mapping[str, Any] = field(default_factory=dict)
     curve: Path | None = None
+    headline: Mapping[str, float] = field(default_factory=dict)
     uses: tuple[Parcel, ...] = ()
     makes: Parcel | None = None
     sheet: Sheet | None = None
@@ -86,6 +88,8 @@ class Entry:
 
     def rows(self, *, after: int) -> Iterator[dict[str, Any]]:
         """Return the rows of the curve whose step is later; a step that was made twice is shown once."""
+        if self.headline and after < 0:
+            yield {STEP: 0, **self.headline}
         if self.curve is None or not self.curve.exists():
             return
         with self.curve.open(encoding="utf-8") as file:

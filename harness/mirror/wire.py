@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wandb
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from harness.errors import TrackingError
 from harness.mirror.entry import DIGEST, STEP, Entry, Parcel, Sheet
@@ -28,7 +29,7 @@ END_SECONDS = 90.0
 
 def address() -> str:
     """Return the server that W&B's own settings name: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one."""
-    with _refusals():
+    with refusals():
         return str(wandb.setup(wandb.Settings(silent=True)).settings.base_url).rstrip("/")
 
 
@@ -54,7 +55,7 @@ class Wire:
         Raises:
             TrackingError: the server cannot be reached, or refuses.
         """
-        with _refusals():
+        with refusals():
             run = wandb.init(
                 id=entry.id,
                 name=entry.name,
@@ -101,7 +102,7 @@ class Stream:
             TrackingError: W&B's own process is gone.
         """
         step = None
-        with _refusals():
+        with refusals():
             for row in rows:
                 step = int(row[STEP])
                 self._run.log({name: value for name, value in row.items() if _shown(value)}, step=step)
@@ -113,9 +114,9 @@ class Stream:
         Raises:
             TrackingError: not everything was sent in time.
         """
-        with _refusals():
+        with refusals():
             for parcel in entry.uses:
-                self._run.use_artifact(_artifact(parcel))
+                self._use(parcel)
             if entry.makes is not None:
                 self._run.log_artifact(_artifact(entry.makes))
             if entry.sheet is not None:
@@ -124,19 +125,26 @@ class Stream:
             self._run.summary.update({**entry.summary, DIGEST: entry.digest})
             self._run.finish()
 
+    def _use(self, parcel: Parcel) -> None:
+        try:
+            self._run.use_artifact(_artifact(parcel))
+        # The library's word for a server that keeps artifacts but not who used them: the run is complete without.
+        except ValueError as error:
+            log.warning("%s: the server did not link the artifact %s: %s", self._run.id, parcel.name, error)
+
     def abandon(self) -> None:
         """End a run that is not complete; it can go on later.
 
         Raises:
             TrackingError: not everything was sent in time.
         """
-        with _refusals():
+        with refusals():
             self._run.finish(exit_code=1)
 
 
 def reset() -> None:
     """Stop W&B's own process with whatever it still tries to send."""
-    with _refusals():
+    with refusals():
         wandb.teardown()
 
 
@@ -170,11 +178,11 @@ def _settings() -> wandb.Settings:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """Turn what W&B raises about servers, keys and time into a ``TrackingError``."""
     try:
         yield
-    except (wandb.errors.Error, OSError, TimeoutError) as error:
+    except (wandb.errors.Error, WandbApiFailedError, OSError, TimeoutError) as error:
         raise TrackingError(f"W&B: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
 

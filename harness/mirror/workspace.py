@@ -7,15 +7,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any, NamedTuple
 
-import wandb
 import wandb_workspaces.reports.v2 as reports
-import wandb_workspaces.workspaces as workspaces
-from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-from wandb_workspaces import expr
+from wandb_workspaces import expr, workspaces
 
 from harness.errors import TrackingError
 from harness.mirror.contents import CELL
 from harness.mirror.dashboard import Dashboard, Panel, Section
+from harness.mirror.wire import refusals
 
 
 class Saved(NamedTuple):
@@ -62,12 +60,12 @@ def save(dashboard: Dashboard, *, entity: str, project: str, before: Saved | Non
         view._internal_name, report.id = before.workspace, before.report
     try:
         # Both announce themselves.
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        with refusals(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             view.save()
             report.save()
-        return Saved(view._internal_name, report.id, (view.url, report.url))
-    except (wandb.errors.Error, WandbApiFailedError, OSError, TimeoutError, ValueError) as error:
-        raise TrackingError(f"W&B did not keep the dashboard: {error}") from None
+            return Saved(view._internal_name, report.id, (view.url, report.url))
+    except ValueError as error:
+        raise TrackingError(f"W&B answers something else than it should: {error}") from None
 
 
 def _workspace(dashboard: Dashboard, *, entity: str, project: str) -> workspaces.Workspace:

@@ -57,6 +57,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer_json(self, data: Any) -> None:
         self.answer(200, json.dumps(data).encode(), Content_Type="application/json")
 
+    def handle(self) -> None:
+        # Clients hang up when they are killed.
+        with suppress(OSError):
+            super().handle()
+
     def _do(self) -> None:
         self.place.requests.append((self.command, self.path))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
