@@ -172,9 +172,9 @@ def _trade_offs(scores: Sequence[str], swept: Sequence[str]) -> tuple[Panel, ...
         panels.append(Panel(shape="scatter", title="HS against lost accuracy", values=values, front=True))
     if len(swept) >= 2:
         for name in scores:
-            values = (swept[0], swept[1], f"summary:{name}")
-            axes = " and ".join(value.rsplit(".", 1)[-1].removeprefix("config:") for value in values[:2])
-            panels.append(Panel(shape="scatter", title=f"{SCORES[name]} over {axes}", values=values))
+            over = " and ".join(value.rsplit(".", 1)[-1].removeprefix("config:") for value in swept[:2])
+            surface = (*swept[:2], f"summary:{name}")
+            panels.append(Panel(shape="scatter", title=f"{SCORES[name]} over {over}", values=surface))
     axes_of_all = ("config:defense", *swept, *(f"summary:{name}" for name in scores))
     panels.append(Panel(shape="parallel", title="All settings and scores", values=axes_of_all))
     return tuple(panels)

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from harness.errors import TrackingError
 from harness.mirror.entry import DIGEST, STEP, Entry
 
+PUBLIC = "https://api.wandb.ai"
+"""The server where nothing names another."""
 TIMEOUT_SECONDS = 15.0
 """How long one answer may take."""
 BATCH = 40

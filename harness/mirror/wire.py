@@ -128,8 +128,8 @@ class Stream:
     def _use(self, parcel: Parcel) -> None:
         try:
             self._run.use_artifact(_artifact(parcel))
-        # The library's word for a server that keeps artifacts but not who used them: the run is complete without.
-        except ValueError as error:
+        # The library's words for a server that keeps artifacts but not who used them: the run is complete without.
+        except (ValueError, WandbApiFailedError) as error:
             log.warning("%s: the server did not link the artifact %s: %s", self._run.id, parcel.name, error)
 
     def abandon(self) -> None:

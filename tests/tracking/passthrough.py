@@ -76,11 +76,21 @@ class Handler(BaseHTTPRequestHandler):
             if "upsertView" in query["query"]:
                 self._keep_view(query)
                 return
+            if "mutation UseArtifact" in query["query"]:
+                # The server keeps artifacts, but not who used them.
+                self.answer_json(
+                    {"data": {"useArtifact": {"artifact": {"id": query["variables"]["input"]["artifactID"]}}}}
+                )
+                return
             if "query GetProjects" in query["query"]:
                 self._list_projects(query)
                 return
             # A field that the server lacks; its own number of the project will do.
             query["query"] = re.sub(r"\binternalId\b", "internalId: id", query["query"])
+            given = (query.get("variables") or {}).get("input") or {}
+            if "mutation CreateArtifact" in query["query"] and given.get("runName") is None:
+                # An artifact that is only used has no run; the server answers null to that.
+                query = query | {"variables": {"input": given | {"runName": "nobody"}}}
             body = json.dumps(query).encode()
         self._hand_on(body)
 
@@ -91,13 +101,23 @@ class Handler(BaseHTTPRequestHandler):
         self.place.views.append(query["variables"])
         given = query["variables"]
         view = {name: given.get(name) for name in ("type", "name", "displayName", "description", "spec")}
-        view |= {"id": "VmlldzoxMjM=", "project": {"id": "1", "name": "p", "entityName": "e"}, "updatedAt": "now"}
+        view |= {
+            "id": "VmlldzoxMjM=",
+            "project": {"id": "1", "name": "p", "entityName": "e"},
+            "updatedAt": "2026-01-01T00:00:00Z",
+        }
         self.answer_json({"data": {"upsertView": {"view": view, "inserted": True}}})
 
     def _list_projects(self, query: dict[str, Any]) -> None:
         """The server cannot list projects; the library only looks whether the one it saves to is there."""
         entity = query["variables"].get("entity")
-        node = {"id": "1", "name": self.place.project, "entityName": entity, "createdAt": "now", "isBenchmark": False}
+        node = {
+            "id": "1",
+            "name": self.place.project,
+            "entityName": entity,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "isBenchmark": False,
+        }
         node |= {"user": None}
         page = {"endCursor": None, "hasNextPage": False}
         self.answer_json({"data": {"models": {"edges": [{"node": node, "cursor": "1"}], "pageInfo": page}}})

@@ -40,10 +40,6 @@ def _harness(folder, *arguments):
     )  # fmt: skip
 
 
-def _plain(query):
-    return query["query"].replace(" (", "(")
-
-
 def _wanted(entry):
     curves = {}
     for row in entry.rows(after=-1):
@@ -188,12 +184,16 @@ def test_offline_sync_writes_files_that_wandb_sends(small, server, place, monkey
 def test_artifacts_are_sent_with_their_lineage(small, place):
     sync(small.root, SWEEP, Wandb(project="adapters", artifacts=True))
 
-    sent = [query["variables"]["input"] for query in place.queries if "mutation CreateArtifact(" in _plain(query)]
-    pairs = {(given["runName"], given["artifactCollectionName"]) for given in sent}
+    def inputs(operation):
+        return [query["variables"]["input"] for query in place.queries if f"mutation {operation} (" in query["query"]]
+
     entries = [entry for entry in Contents(small, SWEEP, Wandb(artifacts=True)).finished() if entry.makes]
-    # A run sends what it made, and what it started from: the server knows equal content by its digest.
-    assert pairs == {(entry.id, parcel.name) for entry in entries for parcel in (*entry.uses, entry.makes)}
-    assert {name.split("-")[0] for _, name in pairs} == {"base", "adapter"}
+    sent = {(given["runName"], given["artifactCollectionName"]) for given in inputs("CreateArtifact")}
+    # What a run started from is sent without its name, and linked to it afterwards.
+    started_from = {(None, parcel.name) for entry in entries for parcel in entry.uses}
+    assert sent == started_from | {(entry.id, entry.makes.name) for entry in entries}
+    assert {name.split("-")[0] for _, name in started_from} == {"base", "adapter"}
+    assert {given["runName"] for given in inputs("UseArtifact")} == {entry.id for entry in entries}
 
 
 def test_report_to_wandb_is_saved_once_and_then_replaced(small, place):
