@@ -23,6 +23,8 @@ TRAINED = ("align", "finetune", "repair")
 """The kinds of stages that have curves."""
 CELL = "cell"
 """The job type of the run of a cell."""
+HEADLINE = ("hs", "hs_plus", "fa")
+"""The scores that a list of runs shows first."""
 SHOWN_ANSWERS = 200
 """How many answers of a cell are sent at most."""
 
@@ -166,7 +168,7 @@ class Contents:
             tags=(self.sweep,),
             config=config,
             summary=finite(summary),
-            headline={name: value for name, value in finite(summary).items() if name in SCORES},
+            headline={name: value for name, value in finite(summary).items() if name in HEADLINE},
             sheet=self._sheet(cell) if self._settings.samples else None,
         )
 

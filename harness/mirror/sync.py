@@ -142,11 +142,7 @@ def connected(store: Store, settings: Wandb) -> Iterator[Line]:
     """
     from harness.mirror.wire import Wire, address, reset
 
-    # W&B's library keeps the settings that it once read.
-    try:
-        place = address()
-    finally:
-        reset()
+    place = address()
     remote = Remote(
         address=place, key=login(place), project=settings.effective_project, entity=settings.effective_entity
     )

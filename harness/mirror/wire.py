@@ -30,6 +30,8 @@ END_SECONDS = 90.0
 def address() -> str:
     """Return the server that W&B's own settings name: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one."""
     with refusals():
+        # The library keeps the settings that it once read.
+        wandb.teardown()
         return str(wandb.setup(wandb.Settings(silent=True)).settings.base_url).rstrip("/")
 
 
