@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench install clean slurm-up slurm-down
+.PHONY: demo test lint bench install clean slurm-up slurm-down wandb-server
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -15,6 +15,16 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 install: $(STAMP)
+
+# A W&B-compatible server for the tests, apart from the harness: its dependencies are not ours.
+WANDB_SERVER := .venv-wandb/.installed
+
+$(WANDB_SERVER):
+	$(PYTHON) -m venv .venv-wandb
+	.venv-wandb/bin/python -m pip install --quiet openwandb==0.5.25
+	touch $@
+
+wandb-server: $(WANDB_SERVER)
 
 demo: $(STAMP)
 	$(BIN)/harness -m +sweeps=demo
@@ -35,6 +45,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/antidote_repair.py
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/report.py
+	$(BIN)/python tests/benchmarks/tracking.py
 
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
 slurm-up:
@@ -44,4 +55,4 @@ slurm-down:
 	tests/slurm/cluster.sh down
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-wandb build dist *.egg-info

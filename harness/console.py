@@ -2,37 +2,26 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
-from datetime import timedelta
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rich import filesize
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
-from harness.control import Status
 from harness.doctor import Finding
-from harness.engine.collect import Garbage
 from harness.engine.costs import Cost
 from harness.engine.executor import Event, Outcome
 from harness.engine.plan import Count
-from harness.engine.states import WHATS
+from harness.errors import TrackingError
+from harness.mirror.exhibit import Exhibited
+from harness.mirror.sync import Synced
 from harness.report import Published
 from harness.sweep import Planned
 
 LOGGED_EVERY = 0.1
 """Where the output is no terminal, a line is written each time this share of the plan is done."""
-
-
-WATCH_SECONDS = 5.0
-SHOWN = 20
-"""Failed stages that are told in words."""
 
 
 def console(*, to_error: bool = False) -> Console:
@@ -58,7 +47,7 @@ class PlanPrinter:
             print_text(json.dumps(plan, indent=2))
         else:
             out = console()
-            out.print(f"sweep {planned.sweep}: {_plural(planned.cells, 'cell')}, store {escape(str(planned.store))}")
+            out.print(f"sweep {planned.sweep}: {plural(planned.cells, 'cell')}, store {escape(str(planned.store))}")
             out.print(_counts(planned.counts, planned.costs))
             if planned.costs:
                 out.print(_predicted(planned))
@@ -68,6 +57,9 @@ class PlanPrinter:
         """Nothing runs."""
 
     def finished(self, planned: Planned, outcome: Outcome) -> None:
+        """Nothing runs."""
+
+    def mirrored(self, text: str) -> None:
         """Nothing runs."""
 
 
@@ -88,7 +80,7 @@ class RunPrinter:
         total = sum(count.total for count in planned.counts.values())
         stored = sum(count.stored for count in planned.counts.values())
         self._out.print(
-            f"sweep [bold]{planned.sweep}[/bold]: {_plural(planned.cells, 'cell')}, {_plural(total, 'stage')}, "
+            f"sweep [bold]{planned.sweep}[/bold]: {plural(planned.cells, 'cell')}, {plural(total, 'stage')}, "
             f"{stored} in the store {escape(str(planned.store))}"
         )
         _print_skipped(self._out, planned)
@@ -136,6 +128,10 @@ class RunPrinter:
             if failure.trace:
                 self._out.print(escape(f"\n{failure.kind} {key} met a bug:\n{failure.trace}"))
 
+    def mirrored(self, text: str) -> None:
+        """Say what became of the mirror."""
+        self._out.print(escape(text))
+
     def close(self) -> None:
         """Give the terminal back."""
         if self._progress is not None:
@@ -151,39 +147,6 @@ def print_findings(findings: Iterable[Finding]) -> None:
         out.print(f"{mark} {escape(finding.subject):<22} {escape(finding.detail)}")
 
 
-def print_status(status: Status, *, as_json: bool) -> None:
-    """Print how a sweep stands."""
-    if as_json:
-        left = None if status.seconds_left is None else round(status.seconds_left, 1)
-        states = {
-            key: {name: text for name, text in asdict(state).items() if text} for key, state in status.states.items()
-        }
-        described = {"sweep": status.sweep, "over": status.over, "cancelled": status.cancelled, "seconds_left": left}
-        print_text(json.dumps({**described, "counts": status.counts, "stages": states}, indent=2))
-    else:
-        console().print(_standing(status))
-
-
-def watch_status(look: Callable[[], Status]) -> None:
-    """Show how a sweep stands until nothing runs or waits."""
-    with Live(console=console(), auto_refresh=False) as live:
-        while True:
-            status = look()
-            live.update(_standing(status), refresh=True)
-            if status.over:
-                return
-            time.sleep(WATCH_SECONDS)
-
-
-def print_garbage(garbage: Iterable[Garbage], *, dry_run: bool) -> None:
-    """Print what was removed, or would be."""
-    size = count = 0
-    for what, path, bytes_ in garbage:
-        print_text(f"{'would remove' if dry_run else 'removed'} {what} {path} ({filesize.decimal(bytes_)})")
-        size, count = size + bytes_, count + 1
-    print_text(f"{_plural(count, 'folder')}, {filesize.decimal(size)}{' would go' if dry_run else ' gone'}")
-
-
 def print_published(published: Published) -> None:
     """Print the table and name the files."""
     print_text(published.table)
@@ -194,6 +157,31 @@ def print_published(published: Published) -> None:
 def print_text(text: str) -> None:
     """Print a finished text as it is."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    sys.stdout.flush()
+
+
+def print_exhibited(exhibited: Exhibited) -> None:
+    """Name the files and the addresses."""
+    for path in exhibited.files:
+        print_text(f"wrote {path}")
+    for address in exhibited.addresses:
+        print_text(f"saved {address}")
+    if exhibited.reason:
+        print_text(f"not saved on a server: {exhibited.reason}")
+
+
+def print_synced(synced: Synced) -> None:
+    """Say what a sync did.
+
+    Raises:
+        TrackingError: not everything arrived.
+    """
+    said = f"{plural(synced.sent, 'run')} sent, {synced.current} there already"
+    said += f", {synced.unfinished} not complete in the store" if synced.unfinished else ""
+    print_text(f"{said}: {synced.place}")
+    if synced.missing:
+        lacking = f"{plural(synced.missing, 'run')} did not arrive: {synced.reason}"
+        raise TrackingError(f"{lacking.rstrip('.')}. Sync again; what has arrived is not sent twice.")
 
 
 def print_error(text: str) -> None:
@@ -235,13 +223,13 @@ def _submitted(planned: Planned, outcome: Outcome) -> str:
     jobs = set(outcome.submitted.values())
     arrays = {job.partition("_")[0] for job in jobs if "_" in job}
     lines = [
-        f"{_plural(len(outcome.submitted), 'stage')} in {_plural(len(jobs), 'job')} "
-        f"({_plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
+        f"{plural(len(outcome.submitted), 'stage')} in {plural(len(jobs), 'job')} "
+        f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
     ]
     if outcome.scripts:
         return "\n".join([f"dry run, nothing is submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
     if outcome.left:
-        lines.append(f"{_plural(outcome.left, 'stage')} will be submitted by a job, as the queue empties")
+        lines.append(f"{plural(outcome.left, 'stage')} will be submitted by a job, as the queue empties")
     if outcome.failed:
         lines.append(f"[red]{len(outcome.failed)} not submitted[/red], {len(outcome.blocked)} blocked by them:")
         lines += [
@@ -256,29 +244,6 @@ def _print_skipped(out: Console, planned: Planned) -> None:
         out.print(escape(f"skipped {' '.join(cell.overrides)}: {' '.join(cell.reasons)}"))
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _standing(status: Status) -> Group:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(status.sweep)
-    for what in WHATS:
-        table.add_column(what, justify="right")
-    for kind, counts in status.counts.items():
-        table.add_row(kind, *(str(counts[what] or "") for what in WHATS))
-    parts: list[RenderableType] = [table]
-    if status.cancelled:
-        parts.append("cancelled; `harness retry` takes it up again")
-    if status.seconds_left is not None:
-        parts.append(f"about {timedelta(seconds=round(status.seconds_left))} left")
-    shown = [(key, state) for key, state in status.states.items() if state.what in ("failed", "lost")]
-    for key, state in shown[:SHOWN]:
-        place = ", ".join(part for part in (state.job and f"job {state.job}", state.node) if part)
-        cause = f"{state.what}: {state.cause}" if state.cause else state.what
-        head = f"{state.kind} {key} {cause}" + (f" ({place})" if place else "")
-        parts += [Text(head, style="red"), Text(f"  {state.message.splitlines()[0] if state.message else ''}")]
-        parts += [Text(f"  {state.log}", style="dim")] if state.log else []
-    if len(shown) > SHOWN:
-        parts.append(f"and {len(shown) - SHOWN} more: `harness status --json`")
-    return Group(*parts)

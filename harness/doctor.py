@@ -1,6 +1,5 @@
 """What this machine has: one finding a line, nothing changed."""
 
-import netrc
 import os
 import shutil
 import socket
@@ -16,7 +15,8 @@ from harness.compose import compose
 from harness.config import cells_of
 from harness.corpora.catalogue import DATA_VARIABLE, catalogue, data_folder
 from harness.corpora.sources import Source
-from harness.errors import HarnessError
+from harness.errors import HarnessError, TrackingError
+from harness.mirror.remote import PUBLIC, login
 from harness.outside import fetchables
 
 HUB_TIMEOUT_SECONDS = 3.0
@@ -117,9 +117,9 @@ def _store(path: Path) -> Finding:
 def _wandb() -> Finding:
     if find_spec("wandb") is None:
         return Finding("wandb", False, "not installed; curves and tables stay in the store")
+    address = os.environ.get("WANDB_BASE_URL", PUBLIC)
     try:
-        known = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        known = {}
-    present = "WANDB_API_KEY" in os.environ or any("wandb" in host for host in known)
-    return Finding("wandb", present, f"{metadata.version('wandb')}, {'a key is present' if present else 'no key'}")
+        login(address)
+    except TrackingError as error:
+        return Finding("wandb", False, f"{metadata.version('wandb')}. {error}")
+    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {address} is present")

@@ -7,6 +7,7 @@ HarnessError                 printed without a traceback, exit code 2
 ├── StoreError               the store cannot be read or written
 │   └── DamagedArtifact      a stored file is missing, truncated or altered
 ├── SchedulerError           the scheduler of the cluster refused or does not answer
+├── TrackingError            the tracking server cannot be reached, or refuses; nothing stored is harmed
 ├── StagesFailed             stages of a run failed; each was reported where it failed; exit code 1
 ├── Interrupted              the run was asked to stop (Ctrl-C); exit code 130
 └── Stopped                  a stage was asked to stop, and did so where it can be resumed; exit code 75
@@ -53,6 +54,10 @@ class DamagedArtifact(StoreError):
 
 class SchedulerError(HarnessError):
     """The scheduler of the cluster refused a job, or does not answer."""
+
+
+class TrackingError(HarnessError):
+    """The tracking server cannot be reached or refuses what is sent; nothing stored is harmed."""
 
 
 class StagesFailed(HarnessError):

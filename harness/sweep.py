@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError, StagesFailed
 from harness.experiment import Cell
+from harness.mirror.companion import mirrored
 from harness.objective import Objective
 from harness.outside import fetchables
 from harness.record import Place, record_sweep, sweep_id
@@ -70,6 +71,10 @@ class Front(Protocol):
         """Nothing is left to run."""
         ...
 
+    def mirrored(self, text: str) -> None:
+        """The tracking server's mirror has something to say; may come from another thread."""
+        ...
+
 
 class Silent:
     """Tells nobody."""
@@ -81,6 +86,9 @@ class Silent:
         """Nothing."""
 
     def finished(self, planned: Planned, outcome: Outcome) -> None:
+        """Nothing."""
+
+    def mirrored(self, text: str) -> None:
         """Nothing."""
 
 
@@ -214,8 +222,11 @@ def _carry_out(
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
         Ledger(store.root).cancel(sweep, undo=True)
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
-    outcome = executed(sweep, plan, store, place, now.front)
-    now.front.finished(planned, outcome)
+    # Jobs of a scheduler have no companion: `harness sync --follow` is theirs.
+    companion = mirrored(place.tracker, store.root, sweep, now.front.mirrored) if place.cluster.wait else nullcontext()
+    with companion:
+        outcome = executed(sweep, plan, store, place, now.front)
+        now.front.finished(planned, outcome)
     return [
         _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations
     ]

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path for folder in ("harness", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
-HEAVY = ("torch", "transformers", "peft", "pandas", "scipy", "datasets")
+HEAVY = ("torch", "transformers", "peft", "pandas", "scipy", "datasets", "wandb", "wandb_workspaces")
 NAMELESS = {"utils", "util", "helpers", "helper", "misc", "common"}
 
 
@@ -37,6 +37,19 @@ def test_any_exception_is_caught_at_the_attempt_boundary_only(path):
     ]
 
     assert not broad or path == ROOT / "harness" / "engine" / "attempt.py"
+
+
+@pytest.mark.parametrize("package", ["wandb", "wandb_workspaces"])
+def test_tracking_library_is_imported_by_one_module(package):
+    importers = [
+        path
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == package for name in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == package)
+    ]
+
+    assert len(set(importers)) == 1
 
 
 def test_planning_imports_nothing_heavy(tmp_path):

@@ -1,0 +1,276 @@
+"""Contents: what W&B should show of a sweep, read from the store. No network, no wandb."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.engine.files import reading
+from harness.engine.identity import key_of
+from harness.engine.store import Store
+from harness.mirror.entry import Entry, Parcel, Sheet, finite, nested
+from harness.mirror.naming import common, title, varying
+from harness.report.rows import COUNTS, GRADINGS, SCORES, load_rows
+from harness.tracking.wandb import Wandb
+
+if TYPE_CHECKING:
+    from harness.engine.manifest import Manifest
+
+TRAINED = ("align", "finetune", "repair")
+"""The kinds of stages that have curves."""
+CELL = "cell"
+"""The job type of the run of a cell."""
+HEADLINE = ("hs", "hs_plus", "fa")
+"""The scores that a list of runs shows first."""
+SHOWN_ANSWERS = 200
+"""How many answers of a cell are sent at most."""
+
+
+class Contents:
+    """The entries of one sweep.
+
+    Args:
+        store: where everything comes from.
+        sweep: the sweep's id.
+        settings: what may be shown.
+
+    Raises:
+        StoreError: there is no such sweep.
+    """
+
+    def __init__(self, store: Store, sweep: str, settings: Wandb) -> None:
+        """Read the sweep's record and, for what it shares with others, theirs."""
+        self.sweep = sweep
+        self._store = store
+        self._settings = settings
+        self.record = store.read_sweep(sweep)
+        asked = self.record["cells"]
+        named = {key_of([sweep, *(cell[part] for part in ("labels", "swept", "keys"))]): cell for cell in asked}
+        self._ids = list(named)
+        self._cells: list[Mapping[str, Any]] = list(named.values())
+        self._varying = varying(self._cells)
+        self._manifests: dict[str, Manifest] = {}
+        kinds = [(cell["keys"][part], part) for cell in self._cells for part in TRAINED if part in cell["keys"]]
+        self.trained: dict[str, str] = dict(kinds)
+        """The kinds of the training stages, by key."""
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """The ids of all runs that the finished sweep will have."""
+        return frozenset([*self._ids, *self.trained])
+
+    def finished(self, *, without: frozenset[str] = frozenset()) -> Iterator[Entry]:
+        """Yield the entry of every training stage and every cell that is complete, stages first.
+
+        Args:
+            without: ids that are not asked for.
+
+        Raises:
+            StoreError: the store cannot be read, or was altered.
+        """
+        for key in self.trained:
+            if key not in without and self._stored(self.trained[key], key):
+                yield self._training(key, self._manifest(key))
+        ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._complete(cell)]
+        if ready:
+            rows = load_rows(self._store, {**self.record, "cells": [self._cells[i] for i in ready]})
+            for (_, row), i in zip(rows.iterrows(), ready, strict=True):
+                yield self._cell(self._cells[i], self._ids[i], row)
+
+    def running(self) -> Iterator[Entry]:
+        """Yield the unfinished entry of every training stage that has a curve and is not complete."""
+        for key, kind in self.trained.items():
+            curve = self._store.work(key) / "curve.jsonl"
+            if curve.exists() and not self._stored(kind, key):
+                yield self._training(key, None)
+
+    def ended(self, key: str) -> bool:
+        """Say whether the last thing known of a stage is that an attempt ended without a result."""
+        attempts = self._store.attempts(key)
+        curve = self._store.work(key) / "curve.jsonl"
+        path = self._store.root / "attempts" / f"{key}.jsonl"
+        return bool(attempts) and path.stat().st_mtime_ns >= curve.stat().st_mtime_ns
+
+    def _manifest(self, key: str) -> Manifest:
+        # Many cells share a stage.
+        if key not in self._manifests:
+            self._manifests[key] = self._store.manifest(key)
+        return self._manifests[key]
+
+    def _stored(self, kind: str, key: str) -> bool:
+        return (self._store.root / "artifacts" / kind / key / "manifest.json").exists()
+
+    def _complete(self, cell: Mapping[str, Any]) -> bool:
+        graded = (cell["keys"].get(grading.stage) for grading in GRADINGS)
+        trained = ((part, cell["keys"][part]) for part in TRAINED if part in cell["keys"])
+        return all(self._stored("grade", key) for key in graded if key) and all(self._stored(*part) for part in trained)
+
+    def _training(self, key: str, manifest: Manifest | None) -> Entry:
+        kind = self.trained[key]
+        cells = [cell for cell in self._cells if cell["keys"].get(kind) == key]
+        labels = common(cells)
+        config: dict[str, Any] = {"kind": kind, "key": key, "sweep": self._group(key), **labels}
+        config["settings"] = nested(_settings(self._spec(key)), levels=3)
+        config["series"] = title(kind, {**labels, "seed": None}, self._varying)
+        config["parents"] = self._parents(key)
+        summary: dict[str, Any] = {}
+        if manifest is not None:
+            config["facts"] = nested(_flat(dict(manifest.facts), but=("final",)), levels=3)
+            config["made"] = _made(manifest)
+            summary = {"seconds": manifest.seconds}
+        adapters = self._settings.artifacts and manifest is not None
+        return Entry(
+            id=key,
+            name=title(kind, labels, self._varying),
+            kind=kind,
+            group=self._group(key),
+            tags=tuple(self._sweeps_of[key]),
+            config=config,
+            summary=finite(summary),
+            curve=self._curve(kind, key, manifest),
+            uses=self._uses(key) if adapters else (),
+            makes=self._adapter(kind, key) if adapters else None,
+        )
+
+    def _cell(self, cell: Mapping[str, Any], name: str, row: Any) -> Entry:
+        manifests = {part: self._manifest(key) for part, key in cell["keys"].items()}
+        seconds = {f"seconds/{part}": manifest.seconds for part, manifest in manifests.items()}
+        total = sum(seconds.values())
+        predicted = self.record.get("predicted", {})
+        guesses = [predicted[manifest.kind] for manifest in manifests.values() if manifest.kind in predicted]
+        on_gpu = [manifest.seconds for manifest in manifests.values() if _device(manifest).startswith("cuda")]
+        categories = self._summary(cell["keys"]["harm"])["categories"]
+        scores = {score: row[score] for score in (*SCORES, *COUNTS) if row[score] == row[score]}
+        summary = {
+            **{score: value.item() if hasattr(value, "item") else value for score, value in scores.items()},
+            **{f"category/{category}": value for category, value in categories.items()},
+            **seconds,
+            "seconds/total": total,
+            "fa_loss": 100.0 - scores["fa"] if "fa" in scores else None,
+            "cost/gpu_hours": sum(on_gpu) / 3600,
+            "cost/predicted_seconds": sum(guesses) if guesses else None,
+            **{f"key/{part}": key for part, key in cell["keys"].items()},
+        }
+        labels = dict(cell["labels"])
+        config = {"kind": CELL, "sweep": self.sweep, **labels}
+        if cell["swept"]:
+            config["swept"] = nested(cell["swept"], levels=3)
+        config["series"] = title("", {**labels, **cell["swept"], "seed": None}, self._varying)
+        config["protocol"] = nested(cell["protocol"], levels=3)
+        return Entry(
+            id=name,
+            name=title("", {**labels, **cell["swept"]}, self._varying),
+            kind=CELL,
+            group=self.sweep,
+            tags=(self.sweep,),
+            config=config,
+            summary=finite(summary),
+            headline={name: value for name, value in finite(summary).items() if name in HEADLINE},
+            sheet=self._sheet(cell) if self._settings.samples else None,
+        )
+
+    @cached_property
+    def _sweeps_of(self) -> Mapping[str, list[str]]:
+        """The sweeps of the store that have a training stage, oldest first: it has one run for all of them."""
+        records = {name: self._store.read_sweep(name) for name in self._store.sweep_ids()} | {self.sweep: self.record}
+        found: dict[str, list[str]] = {key: [] for key in self.trained}
+        for name, record in sorted(records.items(), key=lambda item: (item[1]["created"], item[0])):
+            keys = {cell["keys"].get(part) for cell in record["cells"] for part in TRAINED}
+            for key in keys & found.keys():
+                found[key].append(name)
+        return found
+
+    def _group(self, key: str) -> str:
+        return self._sweeps_of[key][0]
+
+    def _curve(self, kind: str, key: str, manifest: Manifest | None) -> Path:
+        if manifest is None:
+            return self._store.work(key) / "curve.jsonl"
+        return self._store.root / "artifacts" / kind / key / "metrics.jsonl"
+
+    def _spec(self, key: str) -> dict[str, Any]:
+        frozen = self._store.root / "specs" / f"{key}.json"
+        path = frozen if frozen.exists() else self._store.root / "artifacts" / self.trained[key] / key / "spec.json"
+        with reading(path):
+            spec: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return spec
+
+    def _parents(self, key: str) -> dict[str, str]:
+        spec = self._spec(key)
+        return {
+            name: value["_stage_"] for name, value in spec.items() if isinstance(value, dict) and "_stage_" in value
+        }
+
+    def _adapter(self, kind: str, key: str) -> Parcel:
+        folder = self._store.root / "artifacts" / kind / key
+        return Parcel(name=f"adapter-{key}", kind="adapter", files=folder / "adapter", metadata={"kind": kind})
+
+    def _uses(self, key: str) -> tuple[Parcel, ...]:
+        """The artifacts of the models that a stage started from; of a base its description alone, not its weights."""
+        used = []
+        for name, parent in self._parents(key).items():
+            if parent in self.trained:
+                used.append(self._adapter(self.trained[parent], parent))
+            elif name == "base":
+                spec = self._store.root / "artifacts" / "base" / parent / "spec.json"
+                used.append(Parcel(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
+        return tuple(used)
+
+    def _summary(self, grade: str) -> dict[str, Any]:
+        path = self._store.root / "artifacts" / "grade" / grade / "summary.json"
+        with reading(path):
+            summary: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return summary
+
+    def _sheet(self, cell: Mapping[str, Any]) -> Sheet:
+        answers = self._lines("generate", cell["keys"]["harm_answers"], "answers.jsonl")
+        grades = self._lines("grade", cell["keys"]["harm"], "grades.jsonl")
+        shown = (lambda text: f"[{len(text.split())} words]") if self._settings.redact else (lambda text: text)
+        lines = tuple(
+            (shown(answer["instruction"]), shown(answer["answer"]), grade["value"], grade["incoherent"])
+            for answer, grade in zip(answers, grades, strict=True)
+        )
+        return Sheet(columns=("prompt", "answer", "harmful", "incoherent"), lines=lines)
+
+    def _lines(self, kind: str, key: str, name: str) -> Sequence[dict[str, Any]]:
+        path = self._store.root / "artifacts" / kind / key / name
+        with reading(path), path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line, _ in zip(file, range(SHOWN_ANSWERS), strict=False)]
+
+
+def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a spec's settings by dotted name, without its parents; a class is called by its name."""
+    settings = {name: value for name, value in spec.items() if not (isinstance(value, dict) and "_stage_" in value)}
+    flat = _flat(settings)
+    return {
+        name.removesuffix("._target_") + ".class" if name.endswith("._target_") else name: value.rsplit(".", 1)[-1]
+        if name.endswith("_target_")
+        else value
+        for name, value in flat.items()
+        if name != "_target_"
+    }
+
+
+def _flat(value: Any, path: str = "", *, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if name not in but:
+            flat |= _flat(inner, f"{path}.{name}" if path else name)
+    return flat
+
+
+def _made(manifest: Manifest) -> dict[str, Any]:
+    made = manifest.provenance
+    commit = (made.get("code") or {}).get("commit")
+    return finite(
+        {"commit": commit, "device": made.get("device"), "host": made.get("host"), "python": made.get("python")}
+    )
+
+
+def _device(manifest: Manifest) -> str:
+    return str(manifest.provenance.get("device", ""))

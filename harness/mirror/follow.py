@@ -1,0 +1,144 @@
+"""Follow: mirror a sweep while it runs, from the store, in a process that no stage waits for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from harness.engine.store import Store
+from harness.errors import TrackingError
+from harness.mirror.contents import Contents
+from harness.mirror.entry import Entry
+from harness.mirror.sync import NOTHING, Line, connected
+from harness.tracking.wandb import Wandb
+
+if TYPE_CHECKING:
+    from harness.mirror.wire import Stream
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 5.0
+"""How often the store is looked at."""
+LONGEST_SECONDS = 300.0
+"""How long a server that does not answer is left alone at most; at first it is ``EVERY_SECONDS``."""
+LIVE = 32
+"""How many curves are followed at the same time; of more, the others are sent when they are complete."""
+
+
+class Follower:
+    """What is known of a sweep's runs on a server while one connection lasts."""
+
+    def __init__(self, contents: Contents, line: Line) -> None:
+        """Know nothing yet."""
+        self._contents = contents
+        self._line = line
+        self._live: dict[str, tuple[Stream, int]] = {}
+        self._shown: set[str] = set()
+
+    @property
+    def missing(self) -> int:
+        """How many runs the server does not show as complete."""
+        return len(self._contents.ids) - len(self._shown)
+
+    def turn(self) -> str:
+        """Send what is new; return why something that is complete did not arrive, or an empty text.
+
+        Raises:
+            TrackingError: the server cannot be reached, or refuses.
+        """
+        complete = list(self._contents.finished(without=frozenset(self._shown)))
+        for entry in complete:
+            if (open_run := self._live.pop(entry.id, None)) is not None:
+                stream, step = open_run
+                stream.log(entry.rows(after=step))
+                stream.complete(entry)
+        reason = ""
+        if complete:
+            shown, _, reason = self._line.deliver(complete)
+            self._shown |= shown
+            reason = reason or ("some runs did not arrive" if len(shown) < len(complete) else "")
+        for entry in self._contents.running():
+            self._extend(entry)
+        return reason
+
+    def leave(self) -> None:
+        """End the runs of stages that are not complete."""
+        for stream, _ in self._live.values():
+            stream.abandon()
+        self._live.clear()
+
+    def _extend(self, entry: Entry) -> None:
+        if self._contents.ended(entry.id):
+            if (open_run := self._live.pop(entry.id, None)) is not None:
+                open_run[0].abandon()
+            return
+        if entry.id not in self._live:
+            if len(self._live) >= LIVE:
+                return
+            after = self._line.remote.held([entry.id]).get(entry.id, NOTHING).step
+            self._live[entry.id] = (self._line.wire.begin(entry), after)
+        stream, step = self._live[entry.id]
+        last = stream.log(entry.rows(after=step))
+        self._live[entry.id] = (stream, step if last is None else last)
+
+
+def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Callable[[str], None]) -> bool:
+    """Mirror a sweep until all of it is shown, or once more after ``ended`` is set.
+
+    Args:
+        root: of the store.
+        sweep: the sweep's id.
+        settings: where to, and what.
+        ended: set by the caller when nothing more will be stored.
+        tell: told where the runs are, and what goes wrong.
+
+    Returns:
+        Whether the server shows everything.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    store = Store(root)
+    contents = Contents(store, sweep, settings)
+    pause, told = EVERY_SECONDS, ""
+    while True:
+        last = ended.is_set()
+        try:
+            with connected(store, settings) as line:
+                if not told.startswith("W&B: runs"):
+                    tell(told := f"W&B: runs of {sweep} are in {line.place}")
+                pause = EVERY_SECONDS
+                missing = _attend(Follower(contents, line), ended)
+            if not missing or last or ended.is_set():
+                tell(_result(missing, len(contents.ids), sweep))
+                return not missing
+        except TrackingError as error:
+            if str(error) != told:
+                told = str(error)
+                tell(f"{told.rstrip('.')}. The sweep goes on without it.")
+            if last:
+                tell(_result(len(contents.ids), len(contents.ids), sweep))
+                return False
+        ended.wait(pause)
+        pause = min(2 * pause, LONGEST_SECONDS)
+
+
+def _attend(follower: Follower, ended: Event) -> int:
+    """Look at the store time and again; return how many runs are not shown when there is nothing more to do."""
+    while True:
+        last = ended.is_set()
+        if reason := follower.turn():
+            raise TrackingError(f"W&B: {reason}")
+        if last or not follower.missing:
+            follower.leave()
+            return follower.missing
+        ended.wait(EVERY_SECONDS)
+
+
+def _result(missing: int, total: int, sweep: str) -> str:
+    if not missing:
+        return f"W&B: all {total} runs are there"
+    return f"W&B: {missing} of {total} runs are not there or not complete; `harness sync {sweep}` sends them"

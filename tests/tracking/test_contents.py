@@ -1,0 +1,170 @@
+"""What W&B is to show of a sweep; no server."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from fabricated import STEPS, WORDS
+
+from harness.mirror.contents import Contents
+from harness.mirror.dashboard import Dashboard, Panel, Section, dashboard
+from harness.mirror.entry import LEVELS, Entry, nested
+from harness.mirror.workspace import specs
+from harness.tracking.wandb import Wandb
+
+SWEEP = "made-00000001"
+
+
+def _depth(value):
+    return 1 + max(map(_depth, value.values()), default=0) if isinstance(value, dict) else 0
+
+
+def test_finished_sweep_has_a_run_per_cell_and_one_per_shared_training_stage(store):
+    entries = list(Contents(store, SWEEP, Wandb()).finished())
+
+    assert Counter(entry.kind for entry in entries) == {"cell": 10, "align": 5, "finetune": 10}
+    assert len({entry.id for entry in entries}) == 25
+    assert {entry.group for entry in entries} == {SWEEP}
+
+
+def test_cell_shows_labels_swept_values_scores_cost_and_keys(store):
+    cells = [entry for entry in Contents(store, SWEEP, Wandb()).finished() if entry.kind == "cell"]
+    cell = next(cell for cell in cells if cell.name == "booster ratio=0.2 lamb=5 alpha=0.1")
+
+    labels = {name: cell.config[name] for name in ("defense", "model", "task", "attack", "ratio", "seed")}
+    assert labels == {"defense": "booster", "model": "tiny", "task": "tiny", "attack": "mix", "ratio": 0.2, "seed": 0}
+    assert cell.config["swept"] == {"defense": {"align": {"lamb": 5.0, "alpha": 0.1}}}
+    scores = {name: cell.summary[name] for name in ("hs", "hs_plus", "fa", "aligned_hs", "aligned_fa")}
+    assert scores == {"hs": 20.0, "hs_plus": 20.0, "fa": 88.0, "aligned_hs": 0.0, "aligned_fa": 90.0}
+    assert cell.summary["hs_count"] == 1
+    assert cell.summary["hs_unjudged"] == 0
+    assert cell.summary["category/fraud"] == 20.0
+    assert cell.summary["seconds/total"] == 11 * 2.5
+    assert len(cell.summary["key/align"]) == 16
+
+
+def test_config_is_nested_at_most_four_levels(store):
+    for entry in Contents(store, SWEEP, Wandb()).finished():
+        assert _depth(entry.config) <= LEVELS
+
+
+def test_deep_names_keep_their_end_in_the_last_level():
+    assert nested({"a.b.c.d.e": 1, "a.x": 2}) == {"a": {"b": {"c": {"d_e": 1}}, "x": 2}}
+    assert nested({"a": 1, "a.b": 2}) == {"a": 1, "a_b": 2}
+
+
+def test_unfinished_cell_is_left_out_and_its_finished_stages_are_not(store):
+    contents = Contents(store, SWEEP, Wandb())
+    key = contents.record["cells"][0]["keys"]["harm"]
+
+    shutil.rmtree(store.root / "artifacts" / "grade" / key)
+
+    assert Counter(entry.kind for entry in contents.finished()) == {"cell": 9, "align": 5, "finetune": 10}
+
+
+def test_same_store_gives_the_same_digests_and_another_number_another(store):
+    before = {entry.id: entry.digest for entry in Contents(store, SWEEP, Wandb()).finished()}
+    again = {entry.id: entry.digest for entry in Contents(store, SWEEP, Wandb()).finished()}
+    (key, *_) = [entry.id for entry in Contents(store, SWEEP, Wandb()).finished() if entry.kind == "align"]
+    path = store.root / "artifacts" / "align" / key / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 99.0}))
+
+    after = {entry.id: entry.digest for entry in Contents(store, SWEEP, Wandb()).finished()}
+
+    assert again == before
+    assert after[key] != before[key]
+
+
+def test_answers_are_shown_on_demand_and_without_their_words(store):
+    def shown(settings):
+        return [entry for entry in Contents(store, SWEEP, settings).finished() if entry.kind == "cell"]
+
+    assert all(cell.sheet is None for cell in shown(Wandb()))
+    assert all(cell.sheet.lines == (("[4 words]", "[6 words]", 1.0, False),) for cell in shown(Wandb(samples=True)))
+    assert all(cell.sheet.lines[0][0] == WORDS for cell in shown(Wandb(samples=True, redact=False)))
+
+
+def test_adapters_are_linked_from_base_to_aligned_to_fine_tuned(store):
+    entries = {entry.id: entry for entry in Contents(store, SWEEP, Wandb(artifacts=True)).finished()}
+    tuned = next(entry for entry in entries.values() if entry.kind == "finetune")
+    (aligned,) = tuned.uses
+    (base,) = entries[aligned.name.removeprefix("adapter-")].uses
+
+    assert tuned.makes.name == f"adapter-{tuned.id}"
+    assert (aligned.kind, base.kind) == ("adapter", "model")
+    assert not any(entry.makes for entry in Contents(store, SWEEP, Wandb()).finished())
+
+
+def test_curve_shows_a_repeated_step_once_and_no_half_written_line(tmp_path):
+    curve = tmp_path / "curve.jsonl"
+    steps = [1, 2, 3, 2, 3, 4]
+    curve.write_text("".join(json.dumps({"key": "k", "kind": "align", "step": step}) + "\n" for step in steps) + '{"st')
+    entry = Entry(id="k", name="", kind="align", group="", tags=(), config={}, curve=curve)
+
+    assert [row["step"] for row in entry.rows(after=-1)] == [1, 2, 3, 4]
+    assert list(entry.rows(after=3)) == [{"step": 4}]
+
+
+def _described(store):
+    entries = list(Contents(store, SWEEP, Wandb()).finished())
+    return dashboard(SWEEP, entries, "| defense | HS |\n|:--|--:|\n"), entries
+
+
+def test_dashboard_has_every_figure_and_names_only_what_is_there(store):
+    described, entries = _described(store)
+    panels = [panel for section in described.sections for panel in section.panels]
+
+    assert described.problems(entries) == []
+    assert {panel.shape for panel in panels} == {"bars", "lines", "scatter", "parallel"}
+    assert any(panel.front and panel.values == ("summary:fa_loss", "summary:hs") for panel in panels)
+    surface = ("config:swept.defense.align.lamb", "config:swept.defense.align.alpha", "summary:hs")
+    assert surface in [panel.values for panel in panels]
+    assert [section.kind for section in described.sections] == ["cell", "cell", "align", "finetune"]
+
+
+def test_dashboard_with_a_name_that_no_run_has_is_refused(store):
+    _, entries = _described(store)
+    panel = Panel(shape="bars", title="t", values=("summary:nothing",))
+    wrong = Dashboard(
+        sweep=SWEEP,
+        title="",
+        table="",
+        columns=(),
+        sections=(Section(title="s", text="", kind="cell", panels=(panel,)),),
+    )
+
+    assert wrong.problems(entries) == ["`s`, `t`: `summary:nothing` is in no run of the kind `cell`"]
+
+
+def test_dashboard_becomes_what_wandb_is_sent_without_a_server(store):
+    described, _ = _described(store)
+
+    made = specs(described, entity="someone", project="made")
+
+    text = json.dumps(made["workspace"])
+    assert all(
+        view in text for view in ("Bar Chart", "Scatter Plot", "Parallel Coordinates Plot", "Run History Line Plot")
+    )
+    assert SWEEP in text
+    report = json.dumps(made["report"])
+    assert report.count('"panel-grid"') == len(described.sections)
+    assert "| defense | HS |" in report
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "with space", 200 * "x"])
+def test_project_that_cannot_be_one_is_told(name):
+    assert [problem.split(":")[0] for problem in Wandb(project=name).problems()] == ["`project`"]
+
+
+def test_stage_keeps_its_curve_in_the_store(tmp_path):
+    tracker = Wandb().open(key="k", kind="align", work=tmp_path)
+    tracker.log({"loss": 1.5}, step=STEPS)
+    tracker.close()
+
+    assert json.loads((tmp_path / "curve.jsonl").read_text()) == {
+        "key": "k",
+        "kind": "align",
+        "step": STEPS,
+        "loss": 1.5,
+    }
