@@ -42,7 +42,7 @@ def record_sweep(
     sweep: str,
     *,
     cells: Sequence[Cell],
-    skipped: Sequence[Skipped],
+    skipped: Sequence[Skipped] = (),
     plan: Plan,
     costs: Mapping[str, Cost],
     settings: Settings,
