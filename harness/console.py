@@ -213,7 +213,7 @@ def _predicted(planned: Planned) -> str:
         return "no prediction: the store has no earlier stage of these kinds and this model"
     hours = sum(cost.seconds for cost in planned.costs.values()) / 3600
     gpu_hours = sum(cost.seconds * planned.gpus.get(kind, 0) for kind, cost in planned.costs.items()) / 3600
-    gpus = f", {gpu_hours:.2f} GPU-hours" if planned.gpus else ""
+    gpus = f", {gpu_hours:.2f} GPU-hours" if any(planned.gpus.values()) else ""
     partly = "" if known == stages else f" for {known} of {stages} stages; nothing is known of the others"
     return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
 

@@ -159,7 +159,7 @@ class Slurm:
             name, state, code, nodes = line.split("|")[:4]
             number, _, signal = code.partition(":")
             # `CANCELLED by 1000` carries who did it.
-            ended = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes)
+            ended = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes.replace("None assigned", ""))
             if ended.state not in UNDER_WAY:
                 found |= dict.fromkeys(_elements(name), ended)
         return {name: found[name] for name in jobs if name in found}

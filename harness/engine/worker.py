@@ -82,6 +82,8 @@ class Job:
             JobFailed: a stage failed, or the job was not allowed to begin.
         """
         os.umask(self.umask)
+        # For the logs of the stages; whoever starts this process has set up none.
+        logging.getLogger("harness").setLevel(logging.INFO)
         store = Store(self.root, allow=self.allow)
         desk = Desk(
             store=store,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# The toy stages of the engine's tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+# The toy stages of the engine's tests, and the command of the end-to-end tests.
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("engine", "end_to_end")]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,81 @@
+"""The product on the real cluster, as its user meets it: the same cells locally and through Slurm, disturbed."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from faults import ask, is_running, processes, queued, wait_until
+from product import QUICK, Harness
+
+from harness.engine.ledger import Ledger
+
+CELLS = ("-m", "experiment=tiny", "defense=sft,booster", "attack_ratio=p00,p10")
+SMALL = tuple(f"cluster.resources.{kind}.mem_gb=1" for kind in ("base", "align", "finetune", "generate", "grade"))
+SCORES = ("hs", "hs_plus", "fa", "aligned_hs", "aligned_fa")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    made = tmp_path / "local", tmp_path / "on slurm"
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+def scores(harness) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """The numbers of the table, by defense and ratio."""
+    rows = csv.DictReader(harness("report", "--format", "csv").stdout.splitlines())
+    return {(row["defense"], row["ratio"]): tuple(row[name] for name in SCORES) for row in rows}
+
+
+def status(harness) -> dict:
+    return json.loads(harness("status", "--json").stdout)
+
+
+def test_disturbed_sweep_ends_with_the_numbers_of_a_local_one(folders):
+    from product import QUICK, Harness  # of the end-to-end tests
+
+    local, distant = (Harness(folder) for folder in folders)
+
+    submitted = distant(*CELLS, "cluster=slurm", *SMALL, *QUICK)
+    killed = next(entry for entry in Ledger(distant.store).entries() if "finetune" in _kind(distant, entry.keys[0]))
+    cancelled = next(
+        entry
+        for entry in Ledger(distant.store).entries()
+        if "finetune" in _kind(distant, entry.keys[0]) and entry != killed
+    )
+    ask("scancel", cancelled.job)
+    wait_until(lambda: is_running(killed.job) and processes(killed.job), 240, what="a fine-tuning")
+    for process in processes(killed.job):
+        process.kill()
+    wait_until(lambda: status(distant)["over"], 240, what="the end of the sweep")
+    states = status(distant)["stages"]
+
+    assert "follow it with: harness status" in submitted.stdout
+    assert states[killed.keys[0]]["cause"] == "killed"
+    assert states[cancelled.keys[0]]["cause"] == "cancelled"
+    assert {state["what"] for state in states.values()} == {"stored", "failed", "blocked"}
+
+    assert distant("retry").returncode == 0
+    wait_until(lambda: status(distant)["over"], 240, what="the end of the retried sweep")
+    assert local(*CELLS, *QUICK).returncode == 0
+    assert scores(distant) == scores(local)
+    assert len(scores(local)) == 4
+    assert "nothing to run" in distant(*CELLS, "cluster=slurm", *SMALL, *QUICK).stdout
+
+
+def test_cancelled_sweep_leaves_nothing_in_the_queue(folders):
+    harness = Harness(folders[1])
+    harness(*CELLS, "cluster=slurm", *SMALL, *QUICK)
+    (sweep,) = Ledger(harness.store).sweeps()
+
+    told = harness("cancel", sweep)
+
+    jobs = {entry.job for entry in Ledger(harness.store).entries()}
+    assert f"{len(jobs)} jobs ended" in told.stdout
+    wait_until(lambda: not any(queued(job) for job in jobs), 60, what="the end of all jobs")
+
+
+def _kind(harness, key: str) -> str:
+    return json.loads((harness.store / "specs" / f"{key}.json").read_text())["_target_"].lower()
