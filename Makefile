@@ -46,6 +46,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/report.py
 	$(BIN)/python tests/benchmarks/tracking.py
+	$(BIN)/python tests/benchmarks/slurm.py
 
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
 slurm-up:

@@ -1,0 +1,169 @@
+"""What Slurm costs: `python tests/benchmarks/slurm.py [submit] [status] [overhead] [pack]`; all of them by default.
+
+Needs a Slurm that may be used for it (`make slurm-up`), except `status`. Each part works in a store of its own, in a
+temporary folder, and ends what it submitted.
+"""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.engine.ledger import Entry, Ledger
+from harness.engine.store import Store
+
+QUICK = (
+    "model.source.steps=250",
+    "align.rows=24",
+    "align.budget.epochs=1",
+    "finetune.rows=40",
+    "finetune.budget.epochs=1",
+    "evaluation.rows=12",
+    "task.test_rows=10",
+)
+CELLS = (
+    "-m", "experiment=tiny", "defense=booster", "defense.align.lamb=1,2,3,4,5", "defense.align.alpha=0.01,0.02,0.05,0.1",
+    "attack_ratio=p00,p05,p10,p20", "seed=range(5)", "cluster=slurm",
+)  # fmt: skip
+STAGES = 10_000
+
+
+def harness(store: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "harness", *arguments]
+    environment = {**os.environ, "HARNESS_STORE": str(store), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def seconds(*command: str, store: Path) -> float:
+    start = time.perf_counter()
+    harness(store, *command)
+    return time.perf_counter() - start
+
+
+def wait(store: Path) -> None:
+    while not json.loads(harness(store, "status", "--json"))["over"]:
+        time.sleep(2)
+
+
+def submit(store: Path) -> None:
+    """How long 400 cells take to submit, beside as many bare calls of sbatch."""
+    start = time.perf_counter()
+    told = harness(store, *CELLS)
+    whole = time.perf_counter() - start
+    calls = int(re.search(r"(\d+) calls of sbatch", told)[1])
+    planning = seconds("plan", *CELLS, store=store)
+    script = store / "nothing.sh"
+    script.write_text("#!/bin/sh\n")
+    bare = []
+    for _ in range(20):
+        start = time.perf_counter()
+        subprocess.run(["sbatch", "--hold", "--output=/dev/null", str(script)], check=True, capture_output=True)
+        bare.append(time.perf_counter() - start)
+    harness(store, "cancel", json.loads(harness(store, "plan", *CELLS, "--json"))["sweep"])
+    subprocess.run(["scancel", "--name", "nothing.sh"], check=True)
+    print(
+        f"submit 400 cells   {whole:.1f} s, of which planning {planning:.1f} s; {calls} calls of sbatch, one for each kind and set of parents"
+    )
+    print(
+        f"                   {whole / (calls * statistics.median(bare)):.2f} x the bare calls ({statistics.median(bare):.3f} s each)"
+    )
+
+
+def status(store: Path) -> None:
+    """How long the status of 10,000 stages takes, beside starting Python with the same imports."""
+    made = Store(store)
+    made.prepare()
+    keys = [f"{number:016x}" for number in range(STAGES)]
+    stages = {
+        key: {"kind": "finetune", "parents": keys[place - 1 : place] if place % 4 else []}
+        for place, key in enumerate(keys)
+    }
+    made.write_sweep("big-00000000", {"id": "big-00000000", "cells": [], "stages": stages})
+    for key in keys[: STAGES // 2]:
+        folder = store / "artifacts" / "finetune" / key
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"key": key, "kind": "finetune", "files": {}, "seconds": 1.0}))
+    ledger = Ledger(store)
+    ledger.write(
+        ledger.open("big-00000000"),
+        [Entry(job=f"99999999_{n}", keys=(key,), user="root") for n, key in enumerate(keys)],
+    )
+    times = [seconds("status", store=store) for _ in range(5)]
+    empty = [seconds("status", "--help", store=store) for _ in range(5)]
+    print(
+        f"status, {STAGES} stages {statistics.median(times):.2f} s; {statistics.median(times) / statistics.median(empty):.1f} x its --help"
+    )
+
+
+def overhead(store: Path) -> None:
+    """What a job adds to a stage, from the start of its process to the manifest, beside the same stage by hand."""
+    harness(store, "experiment=tiny", "cluster=slurm", *QUICK)
+    wait(store)
+    made = Store(store)
+    entry = next(entry for entry in Ledger(store).entries() if made.stage(entry.keys[0]).name == "finetune")
+    key = entry.keys[0]
+    started = re.search(r"\((.*?)\) - Starting", entry.log(store, "out").read_text())[1]
+    in_job = finished(made, key) - datetime.strptime(started, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
+    by_hand = []
+    for _ in range(3):
+        shutil.rmtree(store / "artifacts" / "finetune" / key)
+        begin = time.time()
+        harness(store, "stage", key)
+        by_hand.append(finished(Store(store), key) - begin)
+    hand = statistics.median(by_hand)
+    print(
+        f"one fine-tuning    {in_job:.2f} s in a job, {hand:.2f} s by hand: {in_job - hand:+.2f} s, imports included in both"
+    )
+
+
+def pack(store: Path) -> None:
+    """CPU seconds of eight fine-tunings in one job, beside eight jobs."""
+    totals = {}
+    ratios = ",".join(f"0.{number:02d}" for number in range(1, 9))
+    for size in (1, 8):
+        here = store.with_name(f"store-{size}")
+        harness(
+            here,
+            "-m",
+            "experiment=tiny",
+            f"attack.ratio={ratios}",
+            "cluster=slurm",
+            f"cluster.resources.finetune.pack={size}",
+            *QUICK,
+        )
+        wait(here)
+        made = Store(here)
+        jobs = {entry.job for entry in Ledger(here).entries() if made.stage(entry.keys[0]).name == "finetune"}
+        asked = ["sacct", "--noheader", "--parsable2", "--format", "JobID,TotalCPU", "--jobs", ",".join(jobs)]
+        rows = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+        totals[size] = sum(cpu(row.split("|")[1]) for row in rows if row.split("|")[0].endswith(".0"))
+        print(f"pack {size}             {totals[size]:.1f} CPU seconds in {len(jobs)} jobs")
+    print(f"ratio              {totals[1] / totals[8]:.2f}")
+
+
+def finished(store: Store, key: str) -> float:
+    return datetime.fromisoformat(store.manifest(key).provenance["finished"]).timestamp()
+
+
+def cpu(text: str) -> float:
+    """Read `1:02.345` or `1:02:03`."""
+    return sum(float(part) * 60**place for place, part in enumerate(reversed(text.split(":"))))
+
+
+def main() -> None:
+    """Measure and print."""
+    parts = {"submit": submit, "status": status, "overhead": overhead, "pack": pack}
+    for name in sys.argv[1:] or parts:
+        with tempfile.TemporaryDirectory() as folder:
+            parts[name](Path(folder) / "store")
+
+
+if __name__ == "__main__":
+    main()
