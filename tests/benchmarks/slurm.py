@@ -29,9 +29,15 @@ QUICK = (
     "task.test_rows=10",
 )
 CELLS = (
-    "-m", "experiment=tiny", "defense=booster", "defense.align.lamb=1,2,3,4,5", "defense.align.alpha=0.01,0.02,0.05,0.1",
-    "attack_ratio=p00,p05,p10,p20", "seed=range(5)", "cluster=slurm",
-)  # fmt: skip
+    "-m",
+    "experiment=tiny",
+    "defense=booster",
+    "defense.align.lamb=1,2,3,4,5",
+    "defense.align.alpha=0.01,0.02,0.05,0.1",
+    "attack_ratio=p00,p05,p10,p20",
+    "seed=range(5)",
+    "cluster=slurm",
+)
 STAGES = 10_000
 
 
@@ -68,12 +74,9 @@ def submit(store: Path) -> None:
         bare.append(time.perf_counter() - start)
     harness(store, "cancel", json.loads(harness(store, "plan", *CELLS, "--json"))["sweep"])
     subprocess.run(["scancel", "--name", "nothing.sh"], check=True)
-    print(
-        f"submit 400 cells   {whole:.1f} s, of which planning {planning:.1f} s; {calls} calls of sbatch, one for each kind and set of parents"
-    )
-    print(
-        f"                   {whole / (calls * statistics.median(bare)):.2f} x the bare calls ({statistics.median(bare):.3f} s each)"
-    )
+    ratio = whole / (calls * statistics.median(bare))
+    print(f"submit 400 cells   {whole:.1f} s, of which planning {planning:.1f} s; {calls} calls of sbatch,")
+    print(f"                   one for each kind and set of parents; {ratio:.2f} x the bare calls")
 
 
 def status(store: Path) -> None:
@@ -81,25 +84,20 @@ def status(store: Path) -> None:
     made = Store(store)
     made.prepare()
     keys = [f"{number:016x}" for number in range(STAGES)]
-    stages = {
-        key: {"kind": "finetune", "parents": keys[place - 1 : place] if place % 4 else []}
-        for place, key in enumerate(keys)
-    }
+    parents = [keys[place - 1 : place] if place % 4 else [] for place in range(STAGES)]
+    stages = {key: {"kind": "finetune", "parents": above} for key, above in zip(keys, parents, strict=True)}
     made.write_sweep("big-00000000", {"id": "big-00000000", "cells": [], "stages": stages})
     for key in keys[: STAGES // 2]:
         folder = store / "artifacts" / "finetune" / key
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"key": key, "kind": "finetune", "files": {}, "seconds": 1.0}))
     ledger = Ledger(store)
-    ledger.write(
-        ledger.open("big-00000000"),
-        [Entry(job=f"99999999_{n}", keys=(key,), user="root") for n, key in enumerate(keys)],
-    )
+    jobs = [Entry(job=f"99999999_{number}", keys=(key,), user="root") for number, key in enumerate(keys)]
+    ledger.write(ledger.open("big-00000000"), jobs)
     times = [seconds("status", store=store) for _ in range(5)]
     empty = [seconds("status", "--help", store=store) for _ in range(5)]
-    print(
-        f"status, {STAGES} stages {statistics.median(times):.2f} s; {statistics.median(times) / statistics.median(empty):.1f} x its --help"
-    )
+    found, least = statistics.median(times), statistics.median(empty)
+    print(f"status             {found:.2f} s for {STAGES} stages, {found / least:.1f} x its --help")
 
 
 def overhead(store: Path) -> None:
@@ -118,9 +116,7 @@ def overhead(store: Path) -> None:
         harness(store, "stage", key)
         by_hand.append(finished(Store(store), key) - begin)
     hand = statistics.median(by_hand)
-    print(
-        f"one fine-tuning    {in_job:.2f} s in a job, {hand:.2f} s by hand: {in_job - hand:+.2f} s, imports included in both"
-    )
+    print(f"one fine-tuning    {in_job:.2f} s in a job, {hand:.2f} s by hand, imports included: {in_job - hand:+.2f} s")
 
 
 def pack(store: Path) -> None:
@@ -129,20 +125,13 @@ def pack(store: Path) -> None:
     ratios = ",".join(f"0.{number:02d}" for number in range(1, 9))
     for size in (1, 8):
         here = store.with_name(f"store-{size}")
-        harness(
-            here,
-            "-m",
-            "experiment=tiny",
-            f"attack.ratio={ratios}",
-            "cluster=slurm",
-            f"cluster.resources.finetune.pack={size}",
-            *QUICK,
-        )
+        asked = f"cluster.resources.finetune.pack={size}"
+        harness(here, "-m", "experiment=tiny", f"attack.ratio={ratios}", "cluster=slurm", asked, *QUICK)
         wait(here)
         made = Store(here)
         jobs = {entry.job for entry in Ledger(here).entries() if made.stage(entry.keys[0]).name == "finetune"}
-        asked = ["sacct", "--noheader", "--parsable2", "--format", "JobID,TotalCPU", "--jobs", ",".join(jobs)]
-        rows = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+        query = ["sacct", "--noheader", "--parsable2", "--format", "JobID,TotalCPU", "--jobs", ",".join(jobs)]
+        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
         totals[size] = sum(cpu(row.split("|")[1]) for row in rows if row.split("|")[0].endswith(".0"))
         print(f"pack {size}             {totals[size]:.1f} CPU seconds in {len(jobs)} jobs")
     print(f"ratio              {totals[1] / totals[8]:.2f}")
