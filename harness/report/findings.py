@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.store import Store
+from harness.experiment import flatten
 from harness.report.board import Board, Evidence, boards
 from harness.report.compare import Comparison, against_baseline, best_lines
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
-from harness.report.rows import grading_keys, load_rows
+from harness.report.rows import LABELS, grading_keys, load_rows, swept_in
 from harness.report.table import Line, lines_of, summarise
+from harness.report.targets import mark, read
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -66,7 +68,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
     """
     grades = read_grades(store, grading_keys(record))
     ledger = load_ledger(store, record)
-    rows = load_rows(store, record, grades=grades, ledger=ledger)
+    rows = _beside_targets(load_rows(store, record, grades=grades, ledger=ledger), ledger)
     lines = lines_of(rows)
     means = summarise(rows, grades)
     if baseline is None and PLAIN in set(rows["defense"]):
@@ -85,3 +87,10 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         best=best,
         boards=boards(Evidence(rows, lines, means, grades, best)),
     )
+
+
+def _beside_targets(rows: DataFrame, ledger: Mapping[str, Entry]) -> DataFrame:
+    """Return the rows with published numbers beside them, if any row meets the conditions of one."""
+    by = [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
+    marked = mark(rows, read(), lambda key: flatten(ledger[key].spec), by=by)
+    return marked if (marked["target"] != "").any() else rows

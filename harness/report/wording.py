@@ -84,7 +84,26 @@ def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
         for name, count in unjudged.items()
         if count
     ]
-    return notes + _of_cells(rows)
+    return notes + _of_targets(rows) + _of_cells(rows)
+
+
+def _of_targets(rows: DataFrame) -> list[str]:
+    """Say how the lines compare with what was published for them."""
+    if "target" not in rows:
+        return []
+    met = rows[rows["target"] != ""].drop_duplicates(["target", "protocol"])
+    told = []
+    for _, row in met.iterrows():
+        published = ", ".join(
+            f"{HEADINGS[score]} {row[f'target_{score}']:.1f}"
+            for score in ("hs", "fa")
+            if row[f"target_{score}"] == row[f"target_{score}"]
+        )
+        unstated = f"; not stated there: {row['target_unstated']}" if row["target_unstated"] else ""
+        source = f"{row['target_source']}{unstated}"
+        verdict = row["target_status"] or "not finished"
+        told.append(f"{row['defense']}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
+    return told
 
 
 def _of_cells(rows: DataFrame) -> list[str]:

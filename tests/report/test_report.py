@@ -16,6 +16,7 @@ from harness.report.findings import gather
 from harness.report.render import FORMATS, render, sheet
 from harness.report.rows import load_rows
 from harness.report.table import summarise
+from harness.report.targets import Target
 
 PROTOCOL = {"judge": "keywords", "judge_version": 1, "prompts": 200, "adapter": "single"}
 
@@ -343,3 +344,23 @@ def test_report_imports_without_pandas() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_published_number_stands_beside_the_line_that_meets_its_conditions(store, monkeypatch):
+    target = Target(
+        name="made_1",
+        source="a paper",
+        labels={"defense": "sft"},
+        settings={},
+        protocol={},
+        scores={"hs": 48.0},
+        tolerance={"hs": 3.0},
+    )
+    monkeypatch.setattr("harness.report.findings.read", lambda: [target])
+
+    shown = _shown(
+        store, _record(*_seeds(store, "sft", [40.0, 50.0, 60.0]), *_seeds(store, "booster", [1.0, 2.0, 3.0]))
+    )
+
+    assert "sft, p=0.1: published HS 48.0 (a paper): match." in shown
+    assert "booster, p" not in shown
