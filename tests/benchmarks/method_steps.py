@@ -24,6 +24,10 @@ from transformers.utils import logging as transformers_logging
 from harness.corpora.batches import Pair
 from harness.defenses.booster import Booster
 from harness.defenses.booster_vaccine import BoosterVaccine
+from harness.defenses.kl import KL
+from harness.defenses.ldifs import LDIFS
+from harness.defenses.lisa import Lisa
+from harness.defenses.panacea import Panacea
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
 from harness.defenses.tar import Tar
@@ -109,6 +113,10 @@ CASES: dict[str, Case] = {
     "tvaccine": Case(TVaccine(), {"own": 2}, first_eight),
     "tvaccine_recomputing": Case(TVaccine(), {"recomputing": 2}, first_eight),
     "tar": Case(Tar(inner_steps=4), {"own": 1, "harmful": 6, "forward": 3}),
+    "lisa": Case(Lisa(), {"own": 1}),
+    "kl": Case(KL(), {"own": 1, "forward": 1}),
+    "ldifs": Case(LDIFS(), {"own": 1, "forward": 1}),
+    "panacea": Case(Panacea(), {"own": 1, "harmful": 2}),
 }
 """T-Vaccine twice: its equations need two passes, its saving of memory needs them with layers computed again."""
 
