@@ -45,8 +45,8 @@ VARIANTS = {
 }
 """Settings that take another way through a method's step than its defaults, or the same in less time."""
 METHODS = {"plain": None} | discovered() | VARIANTS
-SHORTENED = {"tar": {"inner_steps": 4}}
-"""Settings that a method runs with here where its defaults take a hundred passes for a step."""
+SHORTENED = {"tar": {"inner_steps": 4}, "tvaccine": {"probe_batch_size": 2}}
+"""Settings that a method runs with here: its defaults take a hundred passes for a step, or need a single process."""
 BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
 
 

@@ -94,7 +94,7 @@ def test_help_names_groups_and_verbs_and_leaves_with_zero(harness):
     run = harness("--help")
 
     assert run.returncode == 0
-    for word in ("defense: booster", "attack_ratio: p00", "harness plan", "harness doctor"):
+    for word in ("defense/align: booster", "attack_ratio: p00", "harness plan", "harness doctor"):
         assert word in run.stdout
 
 
