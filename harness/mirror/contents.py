@@ -140,7 +140,9 @@ class Contents:
         seconds = {f"seconds/{part}": manifest.seconds for part, manifest in manifests.items()}
         total = sum(seconds.values())
         predicted = self.record.get("predicted", {})
-        guesses = [predicted[manifest.kind] for manifest in manifests.values() if manifest.kind in predicted]
+        guesses = [
+            predicted[manifest.kind] for manifest in manifests.values() if predicted.get(manifest.kind) is not None
+        ]
         on_gpu = [manifest.seconds for manifest in manifests.values() if _device(manifest).startswith("cuda")]
         categories = self._summary(cell["keys"]["harm"])["categories"]
         scores = {score: row[score] for score in (*SCORES, *COUNTS) if row[score] == row[score]}
@@ -151,7 +153,7 @@ class Contents:
             "seconds/total": total,
             "fa_loss": 100.0 - scores["fa"] if "fa" in scores else None,
             "cost/gpu_hours": sum(on_gpu) / 3600,
-            "cost/predicted_seconds": sum(guesses) if guesses else None,
+            "cost/predicted_seconds": sum(guesses) if len(guesses) == len(manifests) else None,
             **{f"key/{part}": key for part, key in cell["keys"].items()},
         }
         labels = dict(cell["labels"])
