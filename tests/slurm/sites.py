@@ -1,7 +1,7 @@
 """A toy sweep on the real Slurm: toy stages, a site that asks for little, and what one wants to know afterwards."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from harness.engine.executor import Outcome, unheard
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.ranks import Processes
-from harness.engine.scheduler import Slurm
+from harness.engine.scheduler import Scheduler, Slurm
 from harness.engine.slurm import SlurmExecutor
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import Member, State, states_of
@@ -77,10 +77,10 @@ class Toys:
     def plan(self) -> Plan:
         return Plan.of(self.leaves)
 
-    def submit(self, **changes: Any) -> Outcome:
+    def submit(self, *, scheduler: Scheduler | None = None) -> Outcome:
         submitting = SlurmExecutor(
-            site=replace(self.site, **changes),
-            scheduler=Slurm(),
+            site=self.site,
+            scheduler=scheduler or Slurm(),
             sweep=self.sweep,
             tracker=Silent(),
             on_event=unheard,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import store_of
+from made_sweep import store_of
 from passthrough import Passthrough
 
 from harness.engine.store import Store

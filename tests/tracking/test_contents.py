@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from fabricated import STEPS, WORDS
+from made_sweep import STEPS, WORDS
 
 from harness.mirror.contents import Contents
 from harness.mirror.dashboard import Dashboard, Panel, Section, dashboard
