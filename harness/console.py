@@ -235,6 +235,9 @@ def _submitted(planned: Planned, outcome: Outcome) -> str:
         lines += [
             f"  {escape(failure.kind)} {key} {escape(failure.message)}" for key, failure in outcome.failed.items()
         ]
+    if outcome.found:
+        what = f"{plural(outcome.found, 'stage')} of these had a job in the queue, which goes on as it was submitted"
+        lines.append(f"{what} (`harness cancel` first, to change that)")
     lines.append(f"follow it with: harness status {planned.sweep}")
     return "\n".join(lines)
 

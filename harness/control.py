@@ -67,7 +67,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
         StoreError: there is no such sweep.
     """
     record = _recorded(root, name)
-    states = states_of(members_of(record), root, scheduler or Slurm())
+    states = states_of(members_of(record), root, scheduler or Slurm(), asked=Ledger(root.root).opened(record["id"]))
     counts: dict[str, Counter[str]] = {}
     for state in states.values():
         counts.setdefault(state.kind, Counter())[state.what] += 1
@@ -113,7 +113,9 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: F
         StagesFailed: a stage failed again, or is refused.
     """
     record = _recorded(root, name)
-    place = place_of(record, changes)
+    # A retry returns, whatever the run did; `cluster.wait=true` among the changes makes it stay.
+    stays = {"cluster.wait": False} if "wait" in record["place"]["cluster"] else {}
+    place = place_of(record, {**stays, **changes})
     store = store_of(root, record)
     plan = plan_of(store, record)
     aside = [store.set_aside(stage) for stage in _damaged(plan, store)]

@@ -61,7 +61,8 @@ class Outcome:
         failed: why, by key.
         blocked: the failed key that is in the way, by the key of the stage that did not run.
         submitted: the job that was given each stage, by key, where a scheduler runs the plan when the harness has left.
-        calls: how often the scheduler was called for that.
+        found: how many of those stages had a job before.
+        calls: how often the scheduler was called.
         left: how many stages a job will submit later, because the scheduler's queue may not hold more.
         scripts: where a dry run wrote what it would have submitted.
     """
@@ -71,6 +72,7 @@ class Outcome:
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
     submitted: Mapping[str, str] = field(default_factory=dict)
+    found: int = 0
     calls: int = 0
     left: int = 0
     scripts: Path | None = None

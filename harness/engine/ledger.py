@@ -97,6 +97,10 @@ class Ledger:
         names = sorted({path.parents[1].name for path in self._folder.glob(f"*/*/{NAME}")})
         return [name for name in names if not self.cancelled(name)]
 
+    def opened(self, sweep: str) -> bool:
+        """Say whether somebody submitted the sweep, be it that Slurm refused it; a rehearsal does not count."""
+        return any(not path.name.startswith("dry-run") for path in self._folder.glob(f"{sweep}/2*"))
+
     def cancelled(self, sweep: str) -> bool:
         """Say whether somebody cancelled the sweep since it was last asked for."""
         return (self._folder / sweep / CANCELLED).exists()

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -248,9 +249,21 @@ def _submitted(request: Request) -> list[str]:
             "additional_parameters": {again: True, **extra},
         }
     )
-    with submitting.batch():
+    with _outside_of_jobs(), submitting.batch():
         jobs = [submitting.submit(Requeueable(job)) for job in request.jobs]
     return [str(job.job_id) for job in jobs]
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide the job that this process may be: what Slurm set for it (its memory) would contradict what is asked for."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith("SLURM_") and name != "SLURM_CONF"}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _asked(command: Sequence[str]) -> str:

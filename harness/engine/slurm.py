@@ -43,6 +43,7 @@ class SlurmExecutor:
         on_event: called for everything that happens to a stage.
         wait: stay until nothing is left to run.
         poll_seconds: how often a waiting executor looks.
+        only: the keys that a continuation submits; None for everybody else.
     """
 
     site: Site
@@ -52,6 +53,7 @@ class SlurmExecutor:
     on_event: Callable[[Event], None] = unheard
     wait: bool = False
     poll_seconds: float = 5.0
+    only: frozenset[str] | None = None
 
     def run(self, plan: Plan, store: Store) -> Outcome:
         """Submit the stages of a plan that are neither in the store nor in the queue.
@@ -72,13 +74,18 @@ class SlurmExecutor:
         store.prepare()
         store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
-        again = Continuation(replace(self, on_event=unheard, wait=False), store.root, store.allow, leaves)
+
+        def again(keys: frozenset[str]) -> Continuation:
+            executor = replace(self, on_event=unheard, wait=False, only=keys)
+            return Continuation(executor, store.root, store.allow, leaves)
+
         submission = Submission(
             site=self.site,
             scheduler=self.scheduler,
             sweep=self.sweep,
             tracker=self.tracker,
             continuation=again,
+            only=self.only,
             plan=plan,
             store=store,
         )
@@ -92,6 +99,7 @@ class SlurmExecutor:
             outcome = Outcome(
                 cached=cached,
                 submitted=told,
+                found=submission.found,
                 calls=submission.calls,
                 left=submission.left,
                 scripts=submission.folder if self.scheduler.rehearsing else None,

@@ -95,7 +95,12 @@ def members_of(record: Mapping[str, Any]) -> dict[str, Member]:
 
 
 def states_of(
-    members: Mapping[str, Member], store: Store, scheduler: Scheduler, *, patient: bool = False
+    members: Mapping[str, Member],
+    store: Store,
+    scheduler: Scheduler,
+    *,
+    patient: bool = False,
+    asked: bool = False,
 ) -> dict[str, State]:
     """Return what became of the stages of a sweep, by key.
 
@@ -104,6 +109,7 @@ def states_of(
         store: where manifests, attempts and the ledger lie.
         scheduler: is asked three times at most, whatever the number of stages.
         patient: give the accounting a moment to hear of jobs that have just left the queue.
+        asked: whether Slurm was asked to run them, even if it has taken none.
     """
     stored = _stored(members, store)
     ledger = list(Ledger(store.root).entries()) if len(stored) < len(members) else []
@@ -116,7 +122,7 @@ def states_of(
     stored |= _stored({key: members[key] for key in gone}, store)
     history = _history({job for key, job in gone.items() if key not in stored}, scheduler, patient=patient)
     look = _Look(store, entries, queue, history, stored)
-    look.submitted = not latest.keys().isdisjoint(members)
+    look.submitted = asked or not latest.keys().isdisjoint(members)
     look.continuation = next((job for job in continuations if queue and job in queue), "")
     states: dict[str, State] = {}
     for key, member in members.items():

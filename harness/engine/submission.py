@@ -16,7 +16,7 @@ from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
-from harness.engine.worker import Job
+from harness.engine.worker import Job, job_id
 from harness.errors import Interrupted
 from harness.tracking.tracker import TrackerSettings
 
@@ -32,12 +32,15 @@ class Submission:
         scheduler: Slurm, or a rehearsal.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
-        continuation: a job that submits what is left, when the cap on jobs leaves something.
+        continuation: makes a job that submits these keys, when the cap on jobs leaves something.
+        only: the keys that this submission is for; None is all that a plan needs. What failed since they were left is
+            left to a retry.
         plan: what is asked for.
         store: where everything lies.
         jobs: the job that was given each stage, by key; those that were in the queue before included.
         refused: why a stage was not submitted, by key.
         blocked: the refused stage that is in the way, by key.
+        found: how many stages were in the queue already.
         calls: how often sbatch was called.
         left: how many stages were left to the continuation.
         folder: where the scripts and logs of this submission lie.
@@ -47,12 +50,14 @@ class Submission:
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings
-    continuation: Callable[[], None]
+    continuation: Callable[[frozenset[str]], Callable[[], None]]
+    only: frozenset[str] | None
     plan: Plan
     store: Store
     jobs: dict[str, Entry] = field(default_factory=dict)
     refused: dict[str, Failure] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    found: int = 0
     calls: int = 0
     left: int = 0
     folder: Path = field(init=False)
@@ -80,7 +85,12 @@ class Submission:
             and queued.alive
             and state.what in ("running", "pending")
         }
+        self.found = len(self.jobs)
         todo = [stage for stage in pending if stage.key not in self.jobs]
+        if self.only is not None:
+            lost = {stage.key for stage in todo if stage.key not in self.only}
+            todo = [stage for stage in todo if lost.isdisjoint(other.key for other in lineage((stage,)))]
+        self._take_over(ledger, queue)
         advice = self._advice(todo, states, before)
         todo = [stage for stage in todo if stage.key not in self.refused and stage.key not in self.blocked]
         cap = self.site.job_cap
@@ -112,7 +122,8 @@ class Submission:
             if room is not None:
                 last = place == len(batches) - 1
                 if len(batch.tasks) > room - (0 if last else 1):
-                    self._note(ledger, self._leave(batches[place:], numbers or [_number(job) for job in queue]))
+                    others = [_number(job) for job in queue if job != job_id()]
+                    self._note(ledger, self._leave(batches[place:], numbers or others))
                     return
                 room -= len(batch.tasks)
             entries = self._submit(batch, advice)
@@ -187,7 +198,7 @@ class Submission:
         request = Request(
             name=f"submit {self.sweep}",
             folder=self.folder,
-            jobs=[self.continuation],
+            jobs=[self.continuation(frozenset(stage.key for batch in batches for stage in batch.stages))],
             after_any=half[: (len(half) + 1) // 2],
             parameters=self.site.parameters([[]], 1),
             python=self.site.python,
@@ -198,6 +209,12 @@ class Submission:
         return [
             Entry(job=job, keys=(), user=user(), folder=str(self.folder.relative_to(self.store.root))) for job in ids
         ]
+
+    def _take_over(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
+        """End the continuations of earlier submissions of the sweep: this one is for all that they would submit."""
+        mine = [entry.job for entry in ledger.entries(self.sweep) if not entry.keys and entry.job in queue]
+        if not self.scheduler.rehearsing and (waiting := [job for job in mine if job != job_id()]):
+            self.scheduler.cancel(waiting)
 
     def _note(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
         if not self.scheduler.rehearsing:

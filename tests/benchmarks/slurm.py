@@ -44,7 +44,10 @@ STAGES = 10_000
 def harness(store: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "harness", *arguments]
     environment = {**os.environ, "HARNESS_STORE": str(store), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
 
 
 def seconds(*command: str, store: Path) -> float:
@@ -86,7 +89,7 @@ def status(store: Path) -> None:
     keys = [f"{number:016x}" for number in range(STAGES)]
     parents = [keys[place - 1 : place] if place % 4 else [] for place in range(STAGES)]
     stages = {key: {"kind": "finetune", "parents": above} for key, above in zip(keys, parents, strict=True)}
-    made.write_sweep("big-00000000", {"id": "big-00000000", "cells": [], "stages": stages})
+    made.write_sweep("big-00000000", {"id": "big-00000000", "cells": [], "place": {}, "stages": stages})
     for key in keys[: STAGES // 2]:
         folder = store / "artifacts" / "finetune" / key
         folder.mkdir(parents=True)

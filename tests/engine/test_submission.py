@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_scheduler import FakeScheduler, executor, submit
-from toys import ALLOW, Add, Mix, Number, chain, runs
+from toys import ALLOW, Add, Mix, Number, chain, run, runs
 
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
@@ -211,11 +211,12 @@ def test_jobs_of_others_do_not_fill_the_cap(store, scheduler, monkeypatch):
 
 
 def test_continuation_survives_a_pickle_and_submits_the_rest(store, scheduler):
-    _, adds = fan(range(1, 6))
+    base, adds = fan(range(1, 6))
     submit(store, scheduler, adds, job_cap=3)
     continuation = pickle.dumps(scheduler.requests[-1].jobs[0])
     calls = len(scheduler.requests)
     scheduler.jobs.clear()
+    run(store.root, [base])
 
     pickle.loads(continuation)()
 
@@ -372,3 +373,27 @@ def test_queue_that_does_not_answer_submits_nothing(store, scheduler):
         submit(store, scheduler, [chain(2)])
 
     assert not scheduler.requests
+
+
+def test_continuation_leaves_what_failed_to_a_retry(store, scheduler):
+    _, adds = fan(range(1, 6))
+    submit(store, scheduler, adds, job_cap=3)
+    continuation = scheduler.requests[-1].jobs[0]
+    calls = len(scheduler.requests)
+    scheduler.jobs.clear()
+
+    continuation()
+
+    assert len(scheduler.requests) == calls, "its base never came to be, and nobody asked for it again"
+
+
+def test_second_submission_takes_over_from_a_continuation_that_waits(store, scheduler):
+    _, adds = fan(range(1, 6))
+    submit(store, scheduler, adds, job_cap=3)
+    (waiting,) = [entry.job for entry in Ledger(store.root).entries() if not entry.keys]
+
+    submit(store, scheduler, adds, job_cap=3)
+
+    alive = [entry.job for entry in Ledger(store.root).entries() if not entry.keys and entry.job in scheduler.jobs]
+    assert waiting in scheduler.cancelled
+    assert len(alive) == 1

@@ -343,3 +343,21 @@ def test_stages_that_need_two_parents_wait_for_both(root, tmp_path):
     toys.submit()
 
     assert {state.what for state in toys.settled().values()} == {"stored"}
+
+
+def test_cap_on_jobs_is_kept_by_jobs_that_submit_the_rest(root, tmp_path):
+    toys = Toys(root, [Add(parent=Number(value=float(one)), amount=1.0) for one in range(4)], ToySite(job_cap=4))
+
+    outcome = toys.submit()
+    seen = []
+
+    def over() -> bool:
+        seen.append(sum(1 for entry in Ledger(root).entries() if queued(entry.job)))
+        return all(state.what == "stored" for state in toys.states().values())
+
+    wait_until(over, 240, what="the end of the sweep")
+
+    assert outcome.left > 0
+    assert max(seen) <= 4
+    assert toys.numbers() == toys.undisturbed(tmp_path / "undisturbed")
+    assert set(runs(root).values()) == {1}
