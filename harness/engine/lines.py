@@ -67,14 +67,24 @@ def batches_of(
     """
     lines, place = _lines(todo, elsewhere, joins, fans)
     unstored = place.keys() | set(elsewhere)
-    groups: dict[tuple[str, frozenset[str]], list[Line]] = defaultdict(list)
+    needs = [_needs(line, number, place, unstored) for number, line in enumerate(lines)]
+    depths: list[int] = []
+    for each in needs:
+        depths.append(1 + max((depths[place[key]] for key in each if key in place), default=0))
+    kinds: dict[tuple[int, str], list[int]] = defaultdict(list)
     for number, line in enumerate(lines):
-        groups[line[0].name, _needs(line, number, place, unstored)].append(line)
-    return [
-        Batch(tasks, needs)
-        for (kind, needs), members in groups.items()
-        for tasks in _portions(_portions(members, pack.get(kind, 1)), limit)
-    ]
+        kinds[depths[number], line[0].name].append(number)
+    batches = []
+    for (_, kind), members in sorted(kinds.items(), key=lambda item: item[0][0]):
+        # Lines that wait for the same stages first share a task, then an array. Packed ones may wait for different
+        # stages: at one depth none waits for another.
+        first = {needs[number]: number for number in reversed(members)}
+        alike = sorted(members, key=lambda number: first[needs[number]])
+        groups: dict[frozenset[str], list[Task]] = defaultdict(list)
+        for numbers in _portions(alike, pack.get(kind, 1)):
+            groups[frozenset().union(*(needs[each] for each in numbers))].append(tuple(lines[each] for each in numbers))
+        batches += [Batch(part, wait) for wait, tasks in groups.items() for part in _portions(tasks, limit)]
+    return batches
 
 
 def _lines(
