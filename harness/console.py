@@ -59,7 +59,7 @@ class PlanPrinter:
     def finished(self, planned: Planned, outcome: Outcome) -> None:
         """Nothing runs."""
 
-    def mirrored(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Nothing runs."""
 
 
@@ -128,8 +128,8 @@ class RunPrinter:
             if failure.trace:
                 self._out.print(escape(f"\n{failure.kind} {key} met a bug:\n{failure.trace}"))
 
-    def mirrored(self, text: str) -> None:
-        """Say what became of the mirror."""
+    def say(self, text: str) -> None:
+        """Say it."""
         self._out.print(escape(text))
 
     def close(self) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.engine.attempt import LOG
 from harness.engine.collect import Garbage, remove, unneeded
-from harness.engine.costs import predicted
 from harness.engine.ledger import Ledger
 from harness.engine.naming import key_named, sweep_named
 from harness.engine.plan import Plan
@@ -89,7 +89,7 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
     key = key_named(root, prefix)
     entry = Ledger(root.root).latest().get(key)
     paths = [
-        root.work(key) / "log.txt",
+        root.work(key) / LOG,
         *([entry.log(root.root, stream) for stream in ("out", "err")] if entry else []),
     ]
     found = [(path, path.read_text("utf-8", errors="replace")) for path in paths if path.exists()]
@@ -98,8 +98,8 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
     yield from ((path, text) for path, text in found if text)
 
 
-def retry(root: Store, name: str | None, changes: Mapping[str, object], front: Front) -> list[Path]:
-    """Submit again what is not stored, by the causes of its failures; return the damaged artifacts set aside for it.
+def retry(root: Store, name: str | None, changes: Mapping[str, object], front: Front) -> None:
+    """Submit again what is not stored, by the causes of its failures; damaged artifacts are set aside for it.
 
     Args:
         root: the store.
@@ -118,23 +118,14 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: F
     place = place_of(record, {**stays, **changes})
     store = store_of(root, record)
     plan = plan_of(store, record)
-    aside = [store.set_aside(stage) for stage in _damaged(plan, store)]
+    for stage in _damaged(plan, store):
+        front.say(f"the artifact of {stage.name} {stage.key} is damaged; it lies in {store.set_aside(stage)} now")
     Ledger(store.root).cancel(record["id"], undo=True)
-    pending = plan.pending(store)
-    planned = Planned(
-        sweep=record["id"],
-        cells=len(record["cells"]),
-        counts=plan.count(store),
-        store=store.root,
-        costs=predicted(pending, store),
-        gpus=place.cluster.gpus,
-    )
+    planned = Planned.of(record["id"], plan, store, place.cluster, cells=len(record["cells"]))
     front.planned(planned)
-    outcome = executed(record["id"], plan, store, place, front)
-    front.finished(planned, outcome)
+    outcome = executed(planned, plan, store, place, front)
     if not outcome.complete:
         raise StagesFailed(f"{len(outcome.failed)} stages failed or are refused, {len(outcome.blocked)} are blocked")
-    return aside
 
 
 def cancel(root: Store, name: str | None, scheduler: Scheduler | None = None) -> Cancelled:

@@ -74,6 +74,10 @@ class ByKind:
     generate: Resources
     grade: Resources
 
+    def items(self) -> list[tuple[str, Resources]]:
+        """Return the kinds with their resources."""
+        return [(item.name, getattr(self, item.name)) for item in fields(self)]
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +159,12 @@ class Slurm:
     @property
     def pack(self) -> Mapping[str, int]:
         """How many lines a job holds, by the kind that they begin with."""
-        return {item.name: getattr(self.resources, item.name).pack for item in fields(ByKind)}
+        return {kind: one.pack for kind, one in self.resources.items()}
 
     @property
     def gpus(self) -> Mapping[str, int]:
         """How many GPUs a stage is given, by kind."""
-        given = {item.name: getattr(self.resources, item.name) for item in fields(ByKind)}
-        return {kind: one.gpus * one.nodes for kind, one in given.items()}
+        return {kind: one.gpus * one.nodes for kind, one in self.resources.items()}
 
     @property
     def rehearsing(self) -> bool:
@@ -204,9 +207,9 @@ class Slurm:
     @property
     def processes(self) -> Mapping[str, Processes]:
         """How many processes share a stage, by its kind."""
-        given = {item.name: getattr(self.resources, item.name) for item in fields(ByKind)}
         return {
-            kind: Processes(count=one.processes, nodes=one.nodes, sharding=one.sharding) for kind, one in given.items()
+            kind: Processes(count=one.processes, nodes=one.nodes, sharding=one.sharding)
+            for kind, one in self.resources.items()
         }
 
     def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,9 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from harness.cluster import Local
+from harness.cluster import Cluster, Local
 from harness.compose import Composer, Composition, composition_of
 from harness.config import Skipped, examined, settings_of
+from harness.engine.attempt import LOG
 from harness.engine.costs import Cost, predicted
 from harness.engine.executor import Event, Outcome
 from harness.engine.ledger import Ledger
@@ -51,9 +52,24 @@ class Planned:
     cells: int
     counts: Mapping[str, Count]
     store: Path
-    costs: Mapping[str, Cost] = field(default_factory=dict)
-    gpus: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, Cost]
+    gpus: Mapping[str, int]
     skipped: Sequence[Skipped] = ()
+
+    @classmethod
+    def of(
+        cls, sweep: str, plan: Plan, store: Store, cluster: Cluster, *, cells: int, skipped: Sequence[Skipped] = ()
+    ) -> "Planned":
+        """Count and predict."""
+        return cls(
+            sweep=sweep,
+            cells=cells,
+            counts=plan.count(store),
+            store=store.root,
+            costs=predicted(plan.pending(store), store),
+            gpus=cluster.gpus,
+            skipped=skipped,
+        )
 
 
 class Front(Protocol):
@@ -71,8 +87,8 @@ class Front(Protocol):
         """Nothing is left to run."""
         ...
 
-    def mirrored(self, text: str) -> None:
-        """The tracking server's mirror has something to say; may come from another thread."""
+    def say(self, text: str) -> None:
+        """There is something to say beside the run; may come from another thread."""
         ...
 
 
@@ -88,7 +104,7 @@ class Silent:
     def finished(self, planned: Planned, outcome: Outcome) -> None:
         """Nothing."""
 
-    def mirrored(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Nothing."""
 
 
@@ -156,13 +172,13 @@ def run_stage(store: Store, prefix: str, front: Front) -> None:
     """
     stage = store.stage(key_named(store, prefix))
     plan = Plan.single(stage)
-    planned = Planned(sweep=f"stage {stage.name}", cells=0, counts=plan.count(store), store=store.root)
+    place = Place(cluster=Local(), tracker=Jsonl())
+    planned = Planned.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)
     front.planned(planned)
     _made_sure(plan, store)
-    outcome = executed(planned.sweep, plan, store, Place(cluster=Local(), tracker=Jsonl()), front)
-    front.finished(planned, outcome)
+    outcome = executed(planned, plan, store, place, front)
     if not outcome.complete:
-        raise StagesFailed(f"{stage.name} {stage.key} failed; its log is {store.work(stage.key) / 'log.txt'}")
+        raise StagesFailed(f"{stage.name} {stage.key} failed; its log is {store.work(stage.key) / LOG}")
 
 
 def _made_sure(plan: Plan, store: Store) -> None:
@@ -176,12 +192,19 @@ def _made_sure(plan: Plan, store: Store) -> None:
     store.prepare()
 
 
-def executed(sweep: str, plan: Plan, store: Store, place: Place, front: Front) -> Outcome:
-    """Run the plan of a sweep where it belongs."""
-    # Without this look ahead, a repeated sweep would import torch to learn that there is nothing to do.
-    if not plan.pending(store):
-        return Outcome(cached=tuple(stage.key for stage in plan.stages))
-    return place.cluster.executor(sweep=sweep, tracker=place.tracker, on_event=front.event).run(plan, store)
+def executed(planned: Planned, plan: Plan, store: Store, place: Place, front: Front) -> Outcome:
+    """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended."""
+    # Jobs of a scheduler have no companion: `harness sync --follow` is theirs.
+    wait = place.cluster.wait
+    with mirrored(place.tracker, store.root, planned.sweep, front.say) if wait else nullcontext():
+        # Without this look ahead, a repeated sweep would import torch to learn that there is nothing to do.
+        if not plan.pending(store):
+            outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
+        else:
+            executor = place.cluster.executor(sweep=planned.sweep, tracker=place.tracker, on_event=front.event)
+            outcome = executor.run(plan, store)
+        front.finished(planned, outcome)
+    return outcome
 
 
 def _job(overrides: Sequence[str], result: float | StagesFailed | None) -> JobReturn:
@@ -205,15 +228,7 @@ def _carry_out(
     store = Store(Path(settings.store), allow=("harness.", *settings.targets))
     sweep = sweep_id(cells, settings.title)
     now = _session.get(Session(Silent()))
-    planned = Planned(
-        sweep=sweep,
-        cells=len(cells),
-        counts=plan.count(store),
-        store=store.root,
-        costs=predicted(plan.pending(store), store),
-        gpus=settings.cluster.gpus,
-        skipped=skipped,
-    )
+    planned = Planned.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(compositions)
@@ -223,11 +238,7 @@ def _carry_out(
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
         Ledger(store.root).cancel(sweep, undo=True)
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
-    # Jobs of a scheduler have no companion: `harness sync --follow` is theirs.
-    companion = mirrored(place.tracker, store.root, sweep, now.front.mirrored) if place.cluster.wait else nullcontext()
-    with companion:
-        outcome = executed(sweep, plan, store, place, now.front)
-        now.front.finished(planned, outcome)
+    outcome = executed(planned, plan, store, place, now.front)
     return [
         _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations
     ]

@@ -24,12 +24,14 @@ class Batch:
 
     Attributes:
         tasks: each is a job, or an element of an array.
-        needs: keys of the pending stages outside that have to be stored before any of the tasks begins, without those
+        needs: keys of the pending stages outside that have to be settled before any of the tasks begins, without those
             that others of them need already.
+        common: those of them without which no line of any task can run.
     """
 
     tasks: tuple[Task, ...]
     needs: frozenset[str]
+    common: frozenset[str]
 
     @property
     def kind(self) -> str:
@@ -80,10 +82,12 @@ def batches_of(
         # stages: at one depth none waits for another.
         first = {needs[number]: number for number in reversed(members)}
         alike = sorted(members, key=lambda number: first[needs[number]])
-        groups: dict[frozenset[str], list[Task]] = defaultdict(list)
+        groups: dict[tuple[frozenset[str], frozenset[str]], list[Task]] = defaultdict(list)
         for numbers in _portions(alike, pack.get(kind, 1)):
-            groups[frozenset().union(*(needs[each] for each in numbers))].append(tuple(lines[each] for each in numbers))
-        batches += [Batch(part, wait) for wait, tasks in groups.items() for part in _portions(tasks, limit)]
+            wants = [needs[number] for number in numbers]
+            task = tuple(lines[number] for number in numbers)
+            groups[wants[0].union(*wants), wants[0].intersection(*wants)].append(task)
+        batches += [Batch(part, *wait) for wait, tasks in groups.items() for part in _portions(tasks, limit)]
     return batches
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.engine.attempt import MISSING_PARENT
+from harness.engine.attempt import LOG, MISSING_PARENT
 from harness.engine.claim import LEASE_SECONDS
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.manifest import NAME as MANIFEST
@@ -221,7 +221,7 @@ class _Look:
         if entry and job != entry.job and (job or queued or last["started"] < entry.submitted):
             return None
         cause = cause_of(last)
-        log = self._store.work(key) / "log.txt"
+        log = self._store.work(key) / LOG
         return State(
             kind=member.kind,
             what="failed",

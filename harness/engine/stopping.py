@@ -1,22 +1,6 @@
-"""Stopping at a good moment: a flag that somebody raises, and that a long stage looks at where it can be resumed."""
-
-
-class Stop:
-    """A flag that starts down and, once raised, stays up. A signal handler may raise it."""
-
-    def __init__(self) -> None:
-        """Start down."""
-        self._raised = False
-
-    def ask(self) -> None:
-        """Raise the flag."""
-        self._raised = True
-
-    def __call__(self) -> bool:
-        """Say whether the flag is up."""
-        return self._raised
+"""Stopping at a good moment: a long stage asks, where it can be resumed, whether it should."""
 
 
 def never() -> bool:
-    """Be a flag that nobody raises."""
+    """Say that it should not."""
     return False

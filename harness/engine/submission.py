@@ -1,7 +1,7 @@
 """One submission: the pending stages of a plan become calls of sbatch, parents before children."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,7 +137,7 @@ class Submission:
         parameters = self.site.parameters(lines, len(batch.tasks[0]))
         if exclude:
             parameters["exclude"] = ",".join(exclude)
-        after_ok, after_any = self._edges(batch.needs)
+        after_ok, after_any = self._edges(batch)
         request = Request(
             name=f"{batch.kind} {self.sweep}",
             folder=self.folder,
@@ -181,13 +181,15 @@ class Submission:
         self.jobs |= {key: entry for entry in entries for key in entry.keys}
         return entries
 
-    def _edges(self, needs: Collection[str]) -> tuple[list[str], list[str]]:
+    def _edges(self, batch: Batch) -> tuple[list[str], list[str]]:
         """Return the jobs that have to succeed, and those that have to end.
 
-        A job may also run what is not needed. Its failure then says nothing, and the child looks at its own parents.
+        A job may also run what is not needed, or what only some lines of the batch need. Its failure then says nothing
+        of the others, and each child looks at its own parents.
         """
-        needed = {other.key for other in lineage(tuple(stage for stage in self.plan.stages if stage.key in needs))}
-        jobs = {entry.job: needed.issuperset(entry.keys) for entry in (self.jobs[key] for key in needs)}
+        common = tuple(stage for stage in self.plan.stages if stage.key in batch.common)
+        needed = {other.key for other in lineage(common)}
+        jobs = {entry.job: needed.issuperset(entry.keys) for entry in (self.jobs[key] for key in batch.needs)}
         return sorted(job for job, all_needed in jobs.items() if all_needed), sorted(
             job for job, all_needed in jobs.items() if not all_needed
         )

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,8 +22,6 @@ from harness.tracking.tracker import TrackerSettings
 log = logging.getLogger(__name__)
 DRIFT = "code drift"
 REQUEUES = "requeue limit"
-
-
 TIME_UP = (
     "Slurm ended the job, at its time limit or for another job, and it may not start again (`cluster.requeues`). "
     "`harness retry` goes on from its checkpoint."
@@ -97,8 +94,9 @@ class Job:
         if refusal := self._refusal():
             for line in self.lines:
                 # The rest of the line is blocked by the first that is left.
-                for stage in islice((stage for stage in map(store.stage, line) if not store.has(stage)), 1):
-                    record(stage, desk, Stopwatch(), {"outcome": "failed", **refusal})
+                left = next((stage for stage in map(store.stage, line) if not store.has(stage)), None)
+                if left is not None:
+                    record(left, desk, Stopwatch(), {"outcome": "failed", **refusal})
             raise JobFailed(refusal["message"])
         # Its last run is not put back into the queue: it says why it ends.
         again = signal.getsignal(signal.SIGUSR2) if _restarts() < self.requeues else None

@@ -20,7 +20,7 @@ class Toy(Stage):
         return []
 
     def run(self, ctx: StageContext) -> None:
-        raise NotImplementedError
+        raise AssertionError("arranged, never run")
 
 
 @final
@@ -238,3 +238,15 @@ def test_every_arrangement_runs_each_stage_once_and_after_what_it_needs(graph, j
 
 def by_key(*groups):
     return {stage.key: stage for group in groups for stage in group}
+
+
+def test_packed_lines_may_wait_for_different_stages():
+    shared, *own = tuned(0, 1, 2)
+    readers = [Answer(label=10 + place, reads=(shared, one)) for place, one in enumerate(own)]
+    todo = [shared, *own, *readers]
+
+    *_, last = arranged(todo, joins=(), pack={"answer": 2})
+
+    assert labels(last) == [[[10], [11]]]
+    assert last.needs == {stage.key for stage in (shared, *own)}
+    assert last.common == {shared.key}

@@ -11,7 +11,6 @@ from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.ranks import Processes
-from harness.engine.stopping import Stop
 from harness.engine.store import Store
 from harness.errors import Interrupted
 from harness.tracking.jsonl import Jsonl
@@ -133,14 +132,8 @@ def test_rank_that_is_killed_is_told_and_not_what_came_of_it(store) -> None:
 
 def test_shared_stage_that_is_asked_to_stop_stops(store) -> None:
     trouble(store, 0, "hold")
-    stop = Stop()
 
-    def asked() -> bool:
-        if (store.root / "holding-0").exists():
-            stop.ask()
-        return stop()
-
-    result = shared(store, stop=asked)
+    result = shared(store, stop=(store.root / "holding-0").exists)
 
     assert (result.outcome, result.message) == ("stopped", "in the middle")
     assert [record["outcome"] for record in store.attempts(Crowd().key)] == ["stopped"]

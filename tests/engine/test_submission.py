@@ -397,3 +397,15 @@ def test_second_submission_takes_over_from_a_continuation_that_waits(store, sche
     alive = [entry.job for entry in Ledger(store.root).entries() if not entry.keys and entry.job in scheduler.jobs]
     assert waiting in scheduler.cancelled
     assert len(alive) == 1
+
+
+def test_packed_lines_do_not_fall_with_a_stage_that_only_one_of_them_needs(store, scheduler):
+    common, first, second = Number(value=0.0), Number(value=1.0), Number(value=2.0)
+    leaves = [Mix(left=common, right=one) for one in (first, second)]
+
+    submit(store, scheduler, leaves, pack={"mix": 2})
+
+    request = scheduler.requests[-1]
+    jobs = {key: entry.job for key, entry in Ledger(store.root).latest().items()}
+    assert request.after_ok == [jobs[common.key]]
+    assert request.after_any == sorted([jobs[first.key], jobs[second.key]])

@@ -14,7 +14,7 @@ from harness.engine.ledger import Ledger
 from harness.engine.provenance import source_digest
 from harness.errors import ConfigError, SchedulerError, StagesFailed, StoreError
 from harness.record import place_of
-from harness.sweep import Silent, executed
+from harness.sweep import Planned, Silent, executed
 
 FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "traceback": "boom", "seconds": 1.0}
 
@@ -33,7 +33,18 @@ def sweep(tmp_path) -> Recorded:
 
 def submit(sweep: Recorded):
     place = place_of(sweep.store.read_sweep(sweep.sweep), {})
-    return executed(sweep.sweep, sweep.plan, sweep.store, place, Silent())
+    planned = Planned.of(sweep.sweep, sweep.plan, sweep.store, place.cluster, cells=1)
+    return executed(planned, sweep.plan, sweep.store, place, Silent())
+
+
+class Heard(Silent):
+    """Keeps what is said beside a run."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def aged(root, days=60):
@@ -124,10 +135,11 @@ def test_retry_submits_what_is_not_stored_with_the_changes(sweep, scheduler):
         scheduler.end(name, "OUT_OF_MEMORY")
     before = len(scheduler.requests)
 
-    aside = retry(sweep.store, None, {"cluster.on_oom": "shrink", "cluster.partition": "big"}, Silent())
+    front = Heard()
+    retry(sweep.store, None, {"cluster.on_oom": "shrink", "cluster.partition": "big"}, front)
 
     requests = scheduler.requests[before:]
-    assert aside == []
+    assert front.said == []
     assert all(request.parameters["partition"] == "big" for request in requests)
     submitted = {key for request in requests for job in request.jobs for line in job.lines for key in line}
     assert submitted == {stage.key for stage in sweep.plan.stages} - {base.key}
@@ -151,9 +163,12 @@ def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
     (finetune,) = sweep.stages("finetune")
     sweep.store.record_attempt(finetune.key, {"outcome": "failed", "cause": "DamagedArtifact", "started": "2020"})
 
-    (aside,) = retry(sweep.store, None, {}, Silent())
+    front = Heard()
+    retry(sweep.store, None, {}, front)
 
+    (aside,) = (sweep.store.root / "damaged").iterdir()
     assert aside.name.startswith(align.key)
+    assert front.said == [f"the artifact of align {align.key} is damaged; it lies in {aside} now"]
     assert not sweep.store.has(align)
     assert sweep.store.has(base)
     assert align.key in Ledger(sweep.store.root).latest()
@@ -164,7 +179,11 @@ def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
     sweep.finish(base)
     (sweep.store.folder(base) / "file").write_text("altered")
 
-    assert retry(sweep.store, None, {}, Silent()) == []
+    front = Heard()
+    retry(sweep.store, None, {}, front)
+
+    assert front.said == []
+    assert sweep.store.has(base)
 
 
 def test_retry_with_a_wrong_change_does_nothing(sweep, scheduler):

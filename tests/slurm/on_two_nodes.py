@@ -5,6 +5,7 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 
 from crowd import Crowd
 from toys import ALLOW
@@ -12,20 +13,19 @@ from toys import ALLOW
 from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
 from harness.engine.ranks import Processes
-from harness.engine.stopping import Stop
 from harness.engine.store import Store
 from harness.tracking.jsonl import Jsonl
 
 if __name__ == "__main__":
     store = Store(Path(sys.argv[1]), allow=(*ALLOW, "crowd."))
     store.prepare()
-    stop = Stop()
-    signal.signal(signal.SIGUSR2, lambda *_: stop.ask())
+    stop = Event()
+    signal.signal(signal.SIGUSR2, lambda *_: stop.set())
     desk = Desk(
         store=store,
         claims=Claims(store.claims),
         tracker=Jsonl(),
         processes={"crowd": Processes(count=2, nodes=2)},
-        stop=stop,
+        stop=stop.is_set,
     )
     (store.root / "result.json").write_text(json.dumps(asdict(attempt(Crowd(), desk))))

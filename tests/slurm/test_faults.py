@@ -361,3 +361,20 @@ def test_cap_on_jobs_is_kept_by_jobs_that_submit_the_rest(root, tmp_path):
     assert max(seen) <= 4
     assert toys.numbers() == toys.undisturbed(tmp_path / "undisturbed")
     assert runs(root) == runs(tmp_path / "undisturbed")
+
+
+def test_packed_stage_whose_parent_fails_takes_no_neighbour_along(root, tmp_path):
+    heads = [Add(parent=Number(value=0.0), amount=float(one)) for one in (1, 2, 3)]
+    leaves = [Mix(left=head, right=Number(value=9.0)) for head in heads]
+    toys = Toys(root, leaves, ToySite(pack={"mix": 3}))
+    (root / "trouble-2.0").write_text("bug")
+
+    toys.submit()
+    states = toys.settled()
+
+    assert [states[leaf.key].what for leaf in leaves] == ["stored", "failed", "stored"]
+    assert states[leaves[1].key].cause == Cause.MISSING_PARENT
+    (root / "trouble-2.0").unlink()
+    toys.submit()
+    assert {state.what for state in toys.settled().values()} == {"stored"}
+    toys.verify()
