@@ -121,9 +121,17 @@ def states_of(
     # A job that ended between the two looks has left its artifacts since the first.
     stored |= _stored({key: members[key] for key in gone}, store)
     history = _history({job for key, job in gone.items() if key not in stored}, scheduler, patient=patient)
-    look = _Look(store, entries, queue, history, stored)
-    look.submitted = asked or not latest.keys().isdisjoint(members)
-    look.continuation = next((job for job in continuations if queue and job in queue), "")
+    look = _Look(
+        store=store,
+        entries=entries,
+        queue=queue,
+        history=history,
+        stored=stored,
+        submitted=asked or not latest.keys().isdisjoint(members),
+        continuation=next((job for job in continuations if queue and job in queue), ""),
+        claimed=claimed(store),
+        tried={path.stem for path in (store.root / "attempts").glob("*.jsonl")},
+    )
     states: dict[str, State] = {}
     for key, member in members.items():
         if key in stored:
@@ -160,30 +168,23 @@ def _history(gone: Collection[str], scheduler: Scheduler, *, patient: bool) -> M
     return history or {}
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Look:
     """What is known at one moment."""
 
-    def __init__(
-        self,
-        store: Store,
-        entries: Mapping[str, Entry],
-        queue: Mapping[str, Queued] | None,
-        history: Mapping[str, Ended],
-        stored: Collection[str],
-    ) -> None:
-        self._store = store
-        self._entries = entries
-        self._queue = queue
-        self._history = history
-        self._stored = stored
-        self.claimed = claimed(store)
-        self.continuation = ""
-        self.submitted = False
-        self._tried = {path.stem for path in (store.root / "attempts").glob("*.jsonl")}
+    store: Store
+    entries: Mapping[str, Entry]
+    queue: Mapping[str, Queued] | None
+    history: Mapping[str, Ended]
+    stored: Collection[str]
+    submitted: bool
+    continuation: str
+    claimed: Collection[str]
+    tried: Collection[str]
 
     def state(self, key: str, member: Member, before: Mapping[str, State]) -> State:
-        entry = self._entries.get(key)
-        queued = self._queue.get(entry.job) if entry and self._queue is not None else None
+        entry = self.entries.get(key)
+        queued = self.queue.get(entry.job) if entry and self.queue is not None else None
         if entry is None and key in self.claimed:
             return State(kind=member.kind, what="running")
         if failure := self._failure(key, member, entry, queued):
@@ -203,16 +204,16 @@ class _Look:
     def _unheard(self, member: Member, entry: Entry | None) -> State:
         if entry is None:
             # A sweep that was never given to Slurm waits for whoever runs it.
-            if self.continuation or self._queue is None or not self.submitted:
+            if self.continuation or self.queue is None or not self.submitted:
                 return State(kind=member.kind, what="pending", message="not begun", job=self.continuation)
             return State(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
-        if self._queue is None:
+        if self.queue is None:
             return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
         return self._gone(member, entry)
 
     def _failure(self, key: str, member: Member, entry: Entry | None, queued: Queued | None) -> State | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
-        attempts = self._store.attempts(key) if key in self._tried else []
+        attempts = self.store.attempts(key) if key in self.tried else []
         if not attempts or attempts[-1]["outcome"] != "failed":
             return None
         last = attempts[-1]
@@ -221,7 +222,7 @@ class _Look:
         if entry and job != entry.job and (job or queued or last["started"] < entry.submitted):
             return None
         cause = cause_of(last)
-        log = self._store.work(key) / LOG
+        log = self.store.work(key) / LOG
         return State(
             kind=member.kind,
             what="failed",
@@ -236,7 +237,7 @@ class _Look:
         if queued.reason == NEVER:
             return State(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
         # Before its first claim a job loads what it needs.
-        next_up = next((other for other in entry.keys if other not in self._stored), None)
+        next_up = next((other for other in entry.keys if other not in self.stored), None)
         running = queued.state == "RUNNING" and (key in self.claimed or key == next_up)
         return State(
             kind=member.kind,
@@ -247,8 +248,8 @@ class _Look:
         )
 
     def _gone(self, member: Member, entry: Entry) -> State:
-        ended = self._history.get(entry.job)
-        log = str(entry.log(self._store.root))
+        ended = self.history.get(entry.job)
+        log = str(entry.log(self.store.root))
         if ended is None:
             message = f"job {entry.job} is neither in the queue nor in the accounting, and left no result"
             return State(kind=member.kind, what="lost", message=message, job=entry.job, log=log)
@@ -257,7 +258,7 @@ class _Look:
         )
         if ended.state == "FAILED" and _KILL in (ended.signal, ended.exit_code, ended.exit_code - 128):
             cause, message = Cause.KILLED, "The process was killed (signal 9)."
-            if _memory_in(entry.log(self._store.root)):
+            if _memory_in(entry.log(self.store.root)):
                 cause, message = _OF_SLURM["OUT_OF_MEMORY"]
         return State(
             kind=member.kind, what="failed", cause=cause, message=message, job=entry.job, node=ended.nodes, log=log

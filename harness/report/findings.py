@@ -12,8 +12,8 @@ from harness.report.board import Board, Evidence, boards
 from harness.report.compare import Comparison, against_baseline, best_lines
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
-from harness.report.rows import LABELS, grading_keys, load_rows, swept_in
-from harness.report.table import Line, lines_of, summarise
+from harness.report.rows import grading_keys, load_rows
+from harness.report.table import Line, lines_of, summarise, telling
 from harness.report.targets import mark, read
 
 if TYPE_CHECKING:
@@ -91,6 +91,5 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
 
 def _beside_targets(rows: DataFrame, ledger: Mapping[str, Entry]) -> DataFrame:
     """Return the rows with published numbers beside them, if any row meets the conditions of one."""
-    by = [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
-    marked = mark(rows, read(), lambda key: flatten(ledger[key].spec), by=by)
+    marked = mark(rows, read(), lambda key: flatten(ledger[key].spec), by=telling(rows))
     return marked if (marked["target"] != "").any() else rows

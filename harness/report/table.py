@@ -66,13 +66,18 @@ class Line(NamedTuple):
         return Panel(seeds, np.array(scores).reshape(-1, 1) / 100, mean)
 
 
+def telling(rows: DataFrame) -> list[str]:
+    """Return the columns that tell one line from another: everything that names a cell but its seed."""
+    return [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
+
+
 def lines_of(rows: DataFrame) -> list[Line]:
     """Return the lines of a sweep, in the order in which its cells come. Rows with different protocols are different.
 
     Args:
         rows: what ``load_rows`` returned.
     """
-    by = [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
+    by = telling(rows)
     keys = [name for name in rows.columns if name.startswith(KEY_PREFIX)]
     lines: dict[tuple[str, ...], Line] = {}
     seen = set()
