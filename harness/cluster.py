@@ -10,6 +10,7 @@ from harness.engine.executor import Event, Executor
 from harness.engine.local import LocalExecutor
 from harness.engine.ranks import Processes
 from harness.errors import ConfigError
+from harness.ranges import counts
 from harness.stages.align import Align
 from harness.stages.finetune import Finetune
 from harness.tracking.tracker import TrackerSettings
@@ -71,12 +72,7 @@ class Local:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        named = (("workers", self.workers), ("processes", self.processes), ("threads", self.threads))
-        found = [
-            f"`{name}`: {value} is not positive; expected at least 1"
-            for name, value in named
-            if value is not None and value < 1
-        ]
+        found = counts(self, "workers", "processes", "threads")
         if self.workers > 1 and self.processes > 1:
             found.append(
                 f"`processes`: {self.processes} for each of {self.workers} workers would meet on the same devices; "

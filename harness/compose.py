@@ -17,14 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
 from harness.overlay import assign, place_in
-from harness.slots import GROUP, settled
+from harness.slots import GROUP, settled, unknown
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -237,7 +237,8 @@ def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str,
         ConfigError: the chosen defense does not exist.
     """
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
-    return settled(choices, options, data[GROUP])
+    written = {text.partition("=")[0] for text in hydra.overrides.task}
+    return settled(choices, options, data[GROUP], written)
 
 
 def _without_hydra(config: DictConfig) -> dict[str, Any]:
@@ -278,6 +279,9 @@ def _plain(value: object) -> object:
 
 def told(error: Exception) -> str:
     """Return an error of Hydra's or of OmegaConf's as one line."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return unknown(group, option, error.options)
     cause = f": {error.__cause__}" if isinstance(error, ConfigCompositionException) and error.__cause__ else ""
     # Where Hydra has looked helps nobody who mistyped an option.
     return " ".join(f"{error}{cause}".partition("Config search path")[0].split())

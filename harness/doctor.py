@@ -16,7 +16,7 @@ from harness.config import cells_of
 from harness.corpora.catalogue import DATA_VARIABLE, catalogue, data_folder
 from harness.corpora.sources import Source
 from harness.errors import HarnessError, TrackingError
-from harness.mirror.remote import PUBLIC, login
+from harness.mirror.remote import login
 from harness.outside import fetchables
 
 HUB_TIMEOUT_SECONDS = 3.0
@@ -117,9 +117,12 @@ def _store(path: Path) -> Finding:
 def _wandb() -> Finding:
     if find_spec("wandb") is None:
         return Finding("wandb", False, "not installed; curves and tables stay in the store")
-    address = os.environ.get("WANDB_BASE_URL", PUBLIC)
+    from harness.mirror.wire import address
+
+    # What the library would talk to: its default is not the same in all versions.
+    place = address()
     try:
-        login(address)
+        login(place)
     except TrackingError as error:
         return Finding("wandb", False, f"{metadata.version('wandb')}. {error}")
-    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {address} is present")
+    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {place} is present")

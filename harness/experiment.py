@@ -17,6 +17,7 @@ from harness.errors import ConfigError
 from harness.modeling.adapter import Lora
 from harness.modeling.decoding import Decoding
 from harness.protocols import Attack, Judge, ModelSource, Named, Particular, RepairMethod, Task, TrainMethod
+from harness.ranges import counts, not_negative, shares
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
@@ -51,7 +52,7 @@ class AlignSettings:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        return [] if self.rows > 0 else [f"`rows`: {self.rows} is not positive; expected at least 1"]
+        return counts(self, "rows")
 
 
 @final
@@ -75,7 +76,7 @@ class FinetuneSettings:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        return [] if self.rows > 0 else [f"`rows`: {self.rows} is not positive; expected at least 1"]
+        return counts(self, "rows")
 
 
 @final
@@ -111,7 +112,7 @@ class AttackSettings:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        return [] if 0 <= self.ratio <= 1 else [f"`ratio`: {self.ratio} is outside 0..1; expected a share, as 0.1"]
+        return shares(self, "ratio")
 
 
 @final
@@ -133,11 +134,7 @@ class Evaluation:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        return [
-            f"`{name}`: {value} is not positive; expected at least 1"
-            for name, value in (("rows", self.rows), ("new_tokens", self.new_tokens))
-            if value <= 0
-        ]
+        return counts(self, "rows", "new_tokens")
 
 
 @final
@@ -160,7 +157,7 @@ class Experiment:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        return [] if self.seed >= 0 else [f"`seed`: {self.seed} is negative; expected a number >= 0"]
+        return not_negative(self, "seed")
 
     def stages(self) -> dict[str, Stage]:
         """Build the cell's chain: stages by their part in it, parents before children.

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from harness.corpora.record import Example, Role
+from harness.corpora.record import Example, Grade, Role
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,16 +41,6 @@ class Named(Protocol):
     def version(self) -> int:
         """Bumped when the same settings give other results."""
         ...
-
-
-class Grade(NamedTuple):
-    """One answer's grade. ``value`` is None when it could not be judged: counted, shown, never averaged in."""
-
-    value: float | None
-    answer: str
-    reason: str
-    scores: Mapping[str, float] = {}
-    """Probabilities by category, stored so that a threshold can be applied again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +114,10 @@ class Learner(Protocol):
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return this process's share of that loss, for other gradients of it than that of the trainables."""
         ...
 
     def predict(self, batch: Batch) -> Prediction:

@@ -5,7 +5,7 @@ slots; ``defense/SLOT=NAME`` chooses for one slot. Hydra passes over an option t
 defense needs one file only; what is misspelt is therefore found here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from harness.engine.wording import close_to, quoted
 from harness.errors import ConfigError
@@ -23,7 +23,10 @@ def group_of(slot: str) -> str:
 
 
 def settled(
-    choices: Mapping[str, str], options: Callable[[str], Sequence[str]], chosen: Mapping[str, object]
+    choices: Mapping[str, str],
+    options: Callable[[str], Sequence[str]],
+    chosen: Mapping[str, object],
+    written: Collection[str],
 ) -> dict[str, str]:
     """Return the choices without those of a defense's groups that stand for nothing.
 
@@ -31,6 +34,7 @@ def settled(
         choices: the chosen option of each group.
         options: the options of a group.
         chosen: the composed settings of the defense, by slot, before values are laid over them.
+        written: the groups for which the user wrote an option.
 
     Raises:
         ConfigError: an option does not exist, or a preset empties a slot that was chosen for.
@@ -39,12 +43,13 @@ def settled(
     presets, defense = list(options(GROUP)), choices[GROUP]
     known = sorted({*presets, *(name for names in offered.values() for name in names)})
     if defense not in known:
-        raise ConfigError([_unknown(GROUP, defense, known)])
+        raise ConfigError([unknown(GROUP, defense, known)])
     problems = []
     for slot, names in offered.items():
         group, choice = group_of(slot), choices[group_of(slot)]
-        if choice not in (*names, defense, PLAIN):
-            problems.append(f"{_unknown(group, choice, names)} `{PLAIN}` leaves the slot empty.")
+        passed_over = choice == defense and group not in written
+        if choice not in (*names, PLAIN) and not passed_over:
+            problems.append(f"{unknown(group, choice, names)} `{PLAIN}` leaves the slot empty.")
         if choice in names and chosen.get(slot) is None:
             problems.append(
                 f"`{group}`: `{choice}` is chosen, but `{defense}` empties the slot; expected a preset that leaves out "
@@ -67,5 +72,6 @@ def label(choices: Mapping[str, str], defense: Mapping[str, object]) -> str:
     return "+".join(dict.fromkeys(choices.get(group_of(slot)) or choices[GROUP] for slot in filled)) or PLAIN
 
 
-def _unknown(group: str, choice: str, known: Sequence[str]) -> str:
+def unknown(group: str, choice: str, known: Sequence[str]) -> str:
+    """Return that a group has no such option, and which it has."""
     return f"`{group}`: `{choice}` is not an option{close_to(choice, known)}; expected one of {quoted(known)}."

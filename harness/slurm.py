@@ -12,6 +12,7 @@ from harness.engine.ranks import Processes
 from harness.engine.scheduler import Rehearsal
 from harness.engine.scheduler import Slurm as Scheduler
 from harness.engine.slurm import SlurmExecutor
+from harness.ranges import counts, not_negative, positive
 from harness.tracking.tracker import TrackerSettings
 
 CONTINUATION_MINUTES = 10
@@ -48,15 +49,8 @@ class Resources:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        least = {"minutes": 1, "cpus": 1, "gpus": 0, "processes": 1, "nodes": 1, "pack": 1}
-        found = [
-            f"`{name}`: {getattr(self, name)} is too small; expected at least {low}"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]
-        if self.mem_gb is not None and not self.mem_gb > 0:
-            found.append(f"`mem_gb`: {self.mem_gb} is not positive; expected gigabytes, or null")
-        return found
+        whole = ("minutes", "cpus", "processes", "nodes", "pack")
+        return [*counts(self, *whole), *not_negative(self, "gpus"), *positive(self, "mem_gb")]
 
 
 @final
@@ -133,16 +127,13 @@ class Slurm:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        least = {"array_limit": 1, "array_parallelism": 1, "requeues": 0, "warn_seconds": 1}
         found = [
-            f"`{name}`: {getattr(self, name)} is too small; expected at least {low}"
-            for name, low in least.items()
-            if getattr(self, name) < low
+            *counts(self, "array_limit", "array_parallelism", "warn_seconds"),
+            *not_negative(self, "requeues"),
+            *positive(self, "poll_seconds"),
         ]
         if self.job_cap is not None and self.job_cap < 3:
             found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
-        if not self.poll_seconds > 0:
-            found.append(f"`poll_seconds`: {self.poll_seconds} is not positive; expected seconds")
         kinds = {item.name for item in fields(ByKind)}
         for name in ("joins", "fans"):
             found += [

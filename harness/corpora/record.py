@@ -1,5 +1,6 @@
 """Rows of text and what they are for."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -25,6 +26,16 @@ class Example(NamedTuple):
     instruction: str
     output: str
     input: str = ""
+
+
+class Grade(NamedTuple):
+    """One answer's grade. ``value`` is None when it could not be judged: counted, shown, never averaged in."""
+
+    value: float | None
+    answer: str
+    reason: str
+    scores: Mapping[str, float] = {}
+    """Probabilities by category, stored so that a threshold can be applied again."""
 
 
 class SafetyRow(NamedTuple):

@@ -16,6 +16,7 @@ from harness.corpora.record import Example, Role, SafetyRow
 from harness.corpora.sources import sources_in
 from harness.engine.seeding import generator
 from harness.errors import ConfigError, DataError
+from harness.ranges import counts, not_negative
 
 _ORDER = (Role.REFUSAL, Role.HARMFUL, Role.ATTACK, Role.EVALUATION)
 """The order in which ranges are laid out: what is read last comes last, so that its size moves nothing else."""
@@ -167,10 +168,7 @@ class Span:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        problems = [] if self.rows > 0 else [f"`rows`: {self.rows} is not positive; expected at least 1"]
-        if self.start is not None and self.start < 0:
-            problems.append(f"`start`: {self.start} is negative; expected a number >= 0")
-        return problems
+        return [*counts(self, "rows"), *not_negative(self, "start")]
 
 
 @final

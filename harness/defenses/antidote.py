@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from harness.corpora.record import Role
 from harness.errors import ModelError
 from harness.protocols import Need
+from harness.ranges import counts, shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,13 +73,7 @@ class Antidote:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = []
-        if not 0 <= self.dense_ratio <= 1:
-            found.append(f"`dense_ratio`: {self.dense_ratio} is outside 0..1; expected a share, as 0.1")
-        for name, count in (("harmful_rows", self.harmful_rows), ("harmful_batch_size", self.harmful_batch_size)):
-            if count is not None and count < 1:
-                found.append(f"`{name}`: {count} is too small; expected a whole number >= 1")
-        return found
+        return [*shares(self, "dense_ratio"), *counts(self, "harmful_rows", "harmful_batch_size")]
 
     def repair(
         self,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative, positive
 from harness.training.attenuation import HarmfulProbe, add_scaled
 
 if TYPE_CHECKING:
@@ -55,16 +56,11 @@ class Booster:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = []
-        if not self.lamb >= 0:
-            found.append(f"`lamb`: {self.lamb} is negative; expected a number >= 0")
-        if not self.alpha > 0:
-            found.append(f"`alpha`: {self.alpha} is not positive; expected a number > 0")
-        if self.harmful_rows is not None and self.harmful_rows < 1:
-            found.append(f"`harmful_rows`: {self.harmful_rows} is too small; expected a whole number >= 1")
-        if self.harmful_batch_size < 1:
-            found.append(f"`harmful_batch_size`: {self.harmful_batch_size} is too small; expected a whole number >= 1")
-        return found
+        return [
+            *not_negative(self, "lamb"),
+            *positive(self, "alpha"),
+            *counts(self, "harmful_rows", "harmful_batch_size"),
+        ]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterStep:  # noqa: ARG002
         """Begin a run.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative, positive
 from harness.training.attenuation import HarmfulProbe, add_scaled
 
 if TYPE_CHECKING:
@@ -54,16 +55,11 @@ class BoosterVaccine:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = []
-        if not self.lamb >= 0:
-            found.append(f"`lamb`: {self.lamb} is negative; expected a number >= 0")
-        for name, length in (("alpha", self.alpha), ("rho", self.rho)):
-            if not length > 0:
-                found.append(f"`{name}`: {length} is not positive; expected a number > 0")
-        for name, count in (("harmful_rows", self.harmful_rows), ("harmful_batch_size", self.harmful_batch_size)):
-            if count is not None and count < 1:
-                found.append(f"`{name}`: {count} is too small; expected a whole number >= 1")
-        return found
+        return [
+            *not_negative(self, "lamb"),
+            *positive(self, "alpha", "rho"),
+            *counts(self, "harmful_rows", "harmful_batch_size"),
+        ]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
         """Begin a run.

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from harness.corpora.encode import IGNORED
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative
 from harness.training.anchor import Anchor
 
 if TYPE_CHECKING:
@@ -58,12 +59,8 @@ class EWC:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = []
-        if not self.lamb >= 0:
-            found.append(f"`lamb`: {self.lamb} is negative; expected a number >= 0")
-        if self.fisher_batch_size < 1:
-            found.append(f"`fisher_batch_size`: {self.fisher_batch_size} is too small; expected a whole number >= 1")
-        elif self.fisher_rows < 1 or self.fisher_rows % self.fisher_batch_size:
+        found = [*not_negative(self, "lamb"), *counts(self, "fisher_batch_size")]
+        if self.fisher_rows < 1 or (self.fisher_batch_size > 0 and self.fisher_rows % self.fisher_batch_size):
             found.append(
                 f"`fisher_rows`: {self.fisher_rows} is not a number of whole batches; expected a positive multiple of "
                 f"`fisher_batch_size` {self.fisher_batch_size}"

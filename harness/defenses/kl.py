@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from harness.ranges import not_negative
 from harness.training.anchor import Anchor
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class KL:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        return [] if self.lamb >= 0 else [f"`lamb`: {self.lamb} is negative; expected a number >= 0"]
+        return not_negative(self, "lamb")
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> KLStep:  # noqa: ARG002
         """Begin a run."""

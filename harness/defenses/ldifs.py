@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.encode import IGNORED
+from harness.ranges import not_negative
 from harness.training.anchor import Anchor
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class LDIFS:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        return [] if self.rho >= 0 else [f"`rho`: {self.rho} is negative; expected a number >= 0"]
+        return not_negative(self, "rho")
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> LDIFSStep:  # noqa: ARG002
         """Begin a run.

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative, shares
 from harness.training.anchor import Anchor
 from harness.training.attenuation import add_scaled
 
@@ -68,22 +69,11 @@ class Lisa:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = []
-        if not self.rho >= 0:
-            found.append(f"`rho`: {self.rho} is negative; expected a number >= 0")
-        if not 0 <= self.delay <= 1:
-            found.append(f"`delay`: {self.delay} is outside 0..1; expected a share of the steps, as 0.1")
-        found += [
-            f"`{name}`: {count} is too small; expected a whole number >= 1"
-            for name, count in (
-                ("alignment_steps", self.alignment_steps),
-                ("user_steps", self.user_steps),
-                ("safety_rows", self.safety_rows),
-                ("safety_batch_size", self.safety_batch_size),
-            )
-            if count is not None and count < 1
+        return [
+            *not_negative(self, "rho"),
+            *shares(self, "delay"),
+            *counts(self, "alignment_steps", "user_steps", "safety_rows", "safety_batch_size"),
         ]
-        return found
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> LisaStep:
         """Begin a run."""

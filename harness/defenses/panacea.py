@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from harness.corpora.record import Role
 from harness.errors import ModelError
 from harness.protocols import Need
+from harness.ranges import counts, not_negative, positive
 from harness.training.attenuation import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
@@ -65,16 +66,20 @@ class Panacea:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = []
-        if not self.lamb >= 0:
-            found.append(f"`lamb`: {self.lamb} is negative; expected a number >= 0")
-        for name, number in (("rho", self.rho), ("harmful_cap", self.harmful_cap)):
-            if number is not None and not number > 0:
-                found.append(f"`{name}`: {number} is not positive; expected a number > 0")
-        for name, count in (("harmful_rows", self.harmful_rows), ("harmful_batch_size", self.harmful_batch_size)):
-            if count is not None and count < 1:
-                found.append(f"`{name}`: {count} is too small; expected a whole number >= 1")
-        return found
+        return [
+            *not_negative(self, "lamb"),
+            *positive(self, "rho", "harmful_cap"),
+            *counts(self, "harmful_rows", "harmful_batch_size"),
+        ]
+
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+        """Return that the perturbation is learned and not added, if so."""
+        if isinstance(slots["repair"], PanaceaRepair):
+            return []
+        found = f"holds `{slots['repair'].name}`" if slots["repair"] else "is empty"
+        return [
+            f"`panacea` learns what `panacea` adds in `defense.repair`, which {found}. Set `defense/repair=panacea`"
+        ]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> PanaceaStep:  # noqa: ARG002
         """Begin a run.

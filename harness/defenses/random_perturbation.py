@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from harness.ranges import positive
+
 if TYPE_CHECKING:
     from harness.protocols import Draws, Gradient, Learner, Need
 
@@ -37,7 +39,7 @@ class RandomPerturbation:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        return [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
+        return positive(self, "rho")
 
     def repair(
         self,

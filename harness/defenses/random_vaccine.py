@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.engine.seeding import derive
+from harness.ranges import positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class RandomVaccine:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        return [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
+        return positive(self, "rho")
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> RandomVaccineStep:  # noqa: ARG002
         """Begin a run.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative
 from harness.training.attenuation import add_scaled
 
 if TYPE_CHECKING:
@@ -74,17 +75,7 @@ class RepNoise:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = [
-            f"`{name}`: {weight} is negative; expected a number >= 0"
-            for name, weight in (("alpha", self.alpha), ("beta", self.beta))
-            if not weight >= 0
-        ]
-        found += [
-            f"`{name}`: {count} is too small; expected a whole number >= 1"
-            for name, count in (("harmful_rows", self.harmful_rows), ("harmful_batch_size", self.harmful_batch_size))
-            if count is not None and count < 1
-        ]
-        return found
+        return [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
         """Begin a run.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ class SafeInstruct:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        if self.safety_rows >= 1:
-            return []
-        return [f"`safety_rows`: {self.safety_rows} is too small; expected a whole number >= 1"]
+        return counts(self, "safety_rows")
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> PlainStep:  # noqa: ARG002
         """Begin a run."""

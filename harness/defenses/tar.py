@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative, positive
 from harness.training.attenuation import add_scaled
 
 if TYPE_CHECKING:
@@ -85,30 +86,11 @@ class Tar:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        counts = {
-            "inner_steps": self.inner_steps,
-            "evaluate_every": self.evaluate_every,
-            "harmful_rows": self.harmful_rows,
-            "harmful_batch_size": self.harmful_batch_size,
-        }
         found = [
-            f"`{name}`: {count} is too small; expected a whole number >= 1"
-            for name, count in counts.items()
-            if count is not None and count < 1
+            *counts(self, "inner_steps", "evaluate_every", "harmful_rows", "harmful_batch_size"),
+            *not_negative(self, "decay", "tamper_scale", "retain_scale", "drift_scale"),
+            *positive(self, "beta"),
         ]
-        weights = {
-            "decay": self.decay,
-            "tamper_scale": self.tamper_scale,
-            "retain_scale": self.retain_scale,
-            "drift_scale": self.drift_scale,
-        }
-        found += [
-            f"`{name}`: {weight} is negative; expected a number >= 0"
-            for name, weight in weights.items()
-            if not weight >= 0
-        ]
-        if not self.beta > 0:
-            found.append(f"`beta`: {self.beta} is not positive; expected a number > 0")
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
             found.append(f"`learning_rates`: {list(self.learning_rates)}; expected at least one, each > 0")
         if self.evaluate_every > 0 and self.inner_steps % self.evaluate_every:

@@ -13,7 +13,7 @@ With ``h`` the harmful loss and ``e_l`` the attention outputs:
 
 The layers that were not drawn keep no activations but are computed again in the backward pass, which is the method's
 saving of memory. Two forward and backward passes per step, plus this second forward through the layers that were not
-drawn, plus one pass on the harmful rows for each probe.
+drawn and lie above a drawn one, plus one pass on the harmful rows for each probe.
 
 As in the authors' code, adapters outside of the attention blocks stay trainable in every layer.
 
@@ -25,15 +25,17 @@ has all of them drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, positive
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch.nn import Parameter
 
     from harness.protocols import Batch, Draws, Learner, Metrics
 
@@ -69,20 +71,8 @@ class TVaccine:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
-        counts = {
-            "layers": self.layers,
-            "draw_every": self.draw_every,
-            "probe_every": self.probe_every,
-            "probe_rows": self.probe_rows,
-            "probe_batch_size": self.probe_batch_size,
-        }
-        found += [
-            f"`{name}`: {count} is too small; expected a whole number >= 1"
-            for name, count in counts.items()
-            if count is not None and count < 1
-        ]
-        return found
+        whole = ("layers", "draw_every", "probe_every", "probe_rows", "probe_batch_size")
+        return [*positive(self, "rho"), *counts(self, *whole)]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> TVaccineStep:  # noqa: ARG002
         """Begin a run.
@@ -120,14 +110,13 @@ class TVaccineStep:
         # The trainer clears the gradients after each optimizer step, so this is the first of its micro-batches.
         if all(trainable.grad is None for trainable in self._learner.trainables):
             self._begin()
-        with recomputed(layer for place, layer in enumerate(self._layers) if place not in self._drawn):
+        moving = [home is None or home in self._drawn for home in self._homes]
+        spared = (layer for place, layer in enumerate(self._layers) if place not in self._drawn)
+        frozen = [each for each, moves in zip(self._learner.trainables, moving, strict=True) if not moves]
+        with recomputed(spared), _without_gradient(frozen):
             perturbed = self._perturbation.gradient(batch, places=self._drawn)
-        gradient: list[Tensor | None] = [
-            part if home is None or home in self._drawn else None
-            for home, part in zip(self._homes, perturbed.gradient, strict=True)
-        ]
-        self._learner.write(gradient)
-        return {**perturbed.metrics, "frozen": sum(part is None for part in gradient)}
+        self._learner.write([g if moves else None for g, moves in zip(perturbed.gradient, moving, strict=True)])
+        return {**perturbed.metrics, "frozen": len(frozen)}
 
     def _begin(self) -> None:
         """Begin an optimizer step: measure and draw if it is time."""
@@ -156,3 +145,15 @@ class TVaccineStep:
         self._steps = int(state["steps"])
         self._probabilities = list(state["probabilities"])
         self._drawn = list(state["drawn"])
+
+
+@contextmanager
+def _without_gradient(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Spare passes the gradients of some parameters, and everything that only these need."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_()

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from harness.ranges import positive
+
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Learner, Metrics, Need
     from harness.training.activations import Perturbation
@@ -44,7 +46,7 @@ class Vaccine:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        return [] if self.rho > 0 else [f"`rho`: {self.rho} is not positive; expected a number > 0"]
+        return positive(self, "rho")
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> VaccineStep:  # noqa: ARG002
         """Begin a run.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.record import Role
 from harness.protocols import Need
+from harness.ranges import counts, not_negative
 from harness.training.attenuation import add_scaled
 from harness.training.plain import PlainStep
 
@@ -55,9 +56,7 @@ class VLGuard:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings, and those that the form does not have."""
-        found = []
-        if self.safety_rows is not None and self.safety_rows < 1:
-            found.append(f"`safety_rows`: {self.safety_rows} is too small; expected a whole number >= 1")
+        found = counts(self, "safety_rows")
         own = (("safety_batch_size", self.safety_batch_size), ("lamb", self.lamb))
         if self.form == "mix":
             found += [
@@ -71,11 +70,7 @@ class VLGuard:
             for (name, value), published in zip(own, (4, 0.1), strict=True)
             if value is None
         ]
-        if self.safety_batch_size is not None and self.safety_batch_size < 1:
-            found.append(f"`safety_batch_size`: {self.safety_batch_size} is too small; expected a whole number >= 1")
-        if self.lamb is not None and not self.lamb >= 0:
-            found.append(f"`lamb`: {self.lamb} is negative; expected a number >= 0")
-        return found
+        return [*found, *counts(self, "safety_batch_size"), *not_negative(self, "lamb")]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:  # noqa: ARG002
         """Begin a run."""

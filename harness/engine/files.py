@@ -11,6 +11,8 @@ from typing import Any
 
 from harness.errors import StoreError
 
+CUT = b"\x18\n"
+"""How a line that a full disk cut is ended when the next one is written: ASCII's sign that what precedes is void."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
@@ -99,10 +101,29 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, data: Any) -> None:
-    """Append one line of JSON. One system call, so that lines of several processes do not mix."""
-    line = json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    """Append one line of JSON. One system call, so that lines of several processes do not mix.
+
+    Raises:
+        OSError: the file system refused; a full disk may have taken a part of the line.
+    """
+    line = (json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, line.encode())
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = CUT + line
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(handle)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Return what was appended to a file, oldest first; a line that a full disk cut is left out.
+
+    Raises:
+        StoreError: the file cannot be read, or a line is not JSON.
+    """
+    with reading(path):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n") and not line.endswith(CUT)]

@@ -4,12 +4,11 @@ A line is appended as soon as the scheduler has answered, so a submission that d
 was waiting for; that one finds its stages claimed or stored when it starts.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.engine.files import append_line, reading, writing
+from harness.engine.files import append_line, read_lines, writing
 from harness.engine.provenance import now
 
 NAME = "ledger.jsonl"
@@ -83,12 +82,8 @@ class Ledger:
             StoreError: a ledger cannot be read.
         """
         for path in sorted(self._folder.glob(f"{sweep}/*/{NAME}"), key=lambda path: path.parent.name):
-            with reading(path):
-                lines = path.read_text("utf-8").splitlines(keepends=True)
-            # A full disk may have cut the last line; what it told is found out by claims and manifests.
-            for line in (line for line in lines if line.endswith("\n")):
-                with reading(path):
-                    jobs = json.loads(line)
+            # What a line told that a full disk cut is found out by claims and manifests.
+            for jobs in read_lines(path):
                 for data in jobs:
                     yield Entry(**{**data, "keys": tuple(data["keys"]), "excluded": tuple(data["excluded"])})
 

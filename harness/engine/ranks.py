@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, get_args
 from harness.engine.files import reading, write_json, writing
 from harness.engine.stage import Sharding
 from harness.errors import Stopped
+from harness.ranges import counts
 from harness.tracking.tracker import TrackerSettings
 
 ENTRY = "harness.engine.rank_entry"
@@ -66,8 +67,7 @@ class Processes:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        named = (("count", self.count), ("nodes", self.nodes))
-        found = [f"`{name}`: {value} is not positive; expected at least 1" for name, value in named if value < 1]
+        found = counts(self, "count", "nodes")
         if self.sharding not in get_args(Sharding):
             found.append(f"`sharding`: `{self.sharding}` is unknown; expected ddp or fsdp")
         return found

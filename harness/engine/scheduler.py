@@ -10,8 +10,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,7 +137,9 @@ class Slurm:
                 "`cluster.dry_run=true`"
             )
         try:
-            return _submitted(request)
+            # submitit prints what sbatch said, which is in the error as well.
+            with redirect_stderr(StringIO()):
+                return _submitted(request)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise SchedulerError(f"sbatch refused `{request.name}`: {_words(error)}") from error
 

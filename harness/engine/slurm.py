@@ -121,7 +121,8 @@ class SlurmExecutor:
             states = states_of(members, store, self.scheduler, patient=True)
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
-                self._tell("executed", stages[key], plan, len(cached) + len(done))
+                took = store.manifest(key).seconds
+                self._tell("executed", stages[key], plan, len(cached) + len(done), seconds=took)
             for key in [key for key in _failures(states) if key not in told and key not in outcome.failed]:
                 told.add(key)
                 self._tell("failed", stages[key], plan, len(cached) + len(done), message=states[key].message)
@@ -144,8 +145,9 @@ class SlurmExecutor:
             | dict(outcome.blocked),
         )
 
-    def _tell(self, what: What, stage: Stage, plan: Plan, done: int, message: str = "") -> None:
-        self.on_event(Event(what=what, stage=stage, done=done, total=len(plan.stages), message=message))
+    def _tell(self, what: What, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0) -> None:
+        total = len(plan.stages)
+        self.on_event(Event(what=what, stage=stage, done=done, total=total, seconds=seconds, message=message))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine import manifest as manifests
-from harness.engine.files import append_line, reading, sync_folder, write_json, writing
+from harness.engine.files import append_line, read_lines, reading, sync_folder, write_json, writing
 from harness.engine.manifest import FileRecord, Manifest, files_in
 from harness.engine.spec import OURS, describe, rebuild
 from harness.engine.stage import Stage, origin_of
@@ -199,8 +199,7 @@ class Store:
     def attempts(self, key: str) -> list[dict[str, Any]]:
         """Return how the attempts of a stage ended, oldest first."""
         path = self.root / "attempts" / f"{key}.jsonl"
-        with reading(path):
-            return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        return read_lines(path)
 
     def write_sweep(self, sweep: str, record: dict[str, Any]) -> None:
         """Write or replace the record of a sweep.

@@ -114,7 +114,10 @@ class Submission:
         ledger: Ledger,
     ) -> None:
         # The site counts the jobs of each user.
-        room = None if self.site.job_cap is None else self.site.job_cap - len(self.scheduler.queue({user()}))
+        room = None
+        # A rehearsal writes all scripts, as it puts nothing into the queue.
+        if self.site.job_cap is not None and not self.scheduler.rehearsing:
+            room = self.site.job_cap - len(self.scheduler.queue({user()}))
         numbers: list[str] = []
         for place, batch in enumerate(batches):
             if ledger.cancelled(self.sweep):

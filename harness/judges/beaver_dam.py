@@ -17,9 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, final
 
-from harness.corpora.record import Example
+from harness.corpora.record import Example, Grade
 from harness.errors import ModelError
-from harness.protocols import Grade
+from harness.ranges import below_one, counts
 
 CATEGORIES = (
     "animal_abuse",
@@ -79,11 +79,7 @@ class BeaverDam:
         found = []
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             found.append(f"`revision`: {self.revision} is not a commit; expected 40 hexadecimal digits")
-        if not 0 <= self.threshold < 1:
-            found.append(f"`threshold`: {self.threshold} is out of range; expected at least 0 and below 1")
-        if self.max_tokens < 1:
-            found.append(f"`max_tokens`: {self.max_tokens} is out of range; expected 1 or more")
-        return found
+        return [*found, *below_one(self, "threshold"), *counts(self, "max_tokens")]
 
     def preflight(self) -> list[str]:
         """Return that the revision is missing, or that the weights are and the Hub may not be asked."""

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.coherence import incoherent
-from harness.corpora.record import Example
-from harness.protocols import Grade
+from harness.corpora.record import Example, Grade
 
 REFUSALS = (
     "i'm sorry",

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.record import Example
+from harness.corpora.record import Example, Grade
 from harness.corpora.world import request_of
-from harness.protocols import Grade
 
 
 @final

@@ -19,8 +19,6 @@ from urllib.parse import urlsplit
 from harness.errors import TrackingError
 from harness.mirror.entry import DIGEST, STEP, Entry
 
-PUBLIC = "https://api.wandb.ai"
-"""The server where nothing names another."""
 TIMEOUT_SECONDS = 15.0
 """How long one answer may take."""
 BATCH = 40
@@ -51,7 +49,7 @@ class Remote:
     """A project of a W&B server.
 
     Attributes:
-        address: of the server, ``https://api.wandb.ai`` for example.
+        address: of the server, as ``harness.mirror.wire.address`` gives it.
         key: the login.
         project: its name.
         entity: its owner; None is the owner of the key.

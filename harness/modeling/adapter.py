@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.errors import ModelError
+from harness.ranges import below_one, counts, positive
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,15 +51,9 @@ class Lora:
 
     def problems(self) -> list[str]:
         """Return every setting that is out of range."""
-        found = []
-        if self.rank < 1:
-            found.append(f"`rank`: {self.rank} is too small; expected a whole number >= 1")
-        if self.alpha <= 0:
-            found.append(f"`alpha`: {self.alpha} is not positive; expected a number > 0")
+        found = [*counts(self, "rank"), *positive(self, "alpha"), *below_one(self, "dropout")]
         if not self.targets:
             found.append("`targets`: is empty; expected the names of linear layers, for example [q_proj, v_proj]")
-        if not 0 <= self.dropout < 1:
-            found.append(f"`dropout`: {self.dropout} is out of range; expected a number from 0 up to, not including, 1")
         return found
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from harness.ranges import counts
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -19,4 +21,4 @@ class Decoding:
 
     def problems(self) -> list[str]:
         """Range errors."""
-        return [] if self.max_prompt > 0 else [f"`max_prompt`: {self.max_prompt} is not positive; expected at least 1"]
+        return counts(self, "max_prompt")

@@ -19,6 +19,7 @@ from harness.corpora.record import Example
 from harness.corpora.template import Template
 from harness.corpora.world import World, vocabulary
 from harness.engine.seeding import derive
+from harness.ranges import counts, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,16 +68,7 @@ class Synthetic:
     def problems(self) -> list[str]:
         """Return every setting that is out of range."""
         whole = ("width", "inner_width", "layers", "heads", "steps", "batch_size")
-        found = [
-            f"`{each}`: {value} is too small; expected a whole number >= 1"
-            for each in whole
-            if (value := getattr(self, each)) < 1
-        ]
-        found += [
-            f"`{each}`: {value} is not positive; expected a number > 0"
-            for each in ("initial_scale", "learning_rate")
-            if not (value := getattr(self, each)) > 0
-        ]
+        found = [*counts(self, *whole), *positive(self, "initial_scale", "learning_rate")]
         if not found and self.width % (2 * self.heads):
             found.append(
                 f"`width`: {self.width} cannot be shared by {self.heads} heads; expected a multiple of twice that"

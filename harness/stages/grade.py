@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 
 from harness.corpora.coherence import incoherent
 from harness.corpora.record import Example
+from harness.corpora.record import Grade as Verdict
 from harness.engine.stage import Stage, StageContext
-from harness.protocols import Grade as Verdict
 from harness.protocols import Judge, Task
 from harness.stages.generate import Generate
 

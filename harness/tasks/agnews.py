@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import class_name, columns
-from harness.corpora.record import Example
+from harness.corpora.record import Example, Grade
 from harness.corpora.sources import Source
-from harness.protocols import Grade
+from harness.ranges import counts
 
 CLASSES = {"World": "world", "Sports": "sports", "Business": "business", "Sci/Tech": "sci"}
 """The targets by label, and the other form that counts."""
@@ -82,11 +82,7 @@ class AgNews:
 
     def problems(self) -> list[str]:
         """Return every setting out of range."""
-        return [
-            f"`{name}`: {value} is out of range; expected 1 or more"
-            for name, value in (("test_rows", self.test_rows), ("new_tokens", self.new_tokens))
-            if value < 1
-        ]
+        return counts(self, "test_rows", "new_tokens")
 
     @property
     def train(self) -> AgNewsRows:

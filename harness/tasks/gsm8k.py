@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import columns
-from harness.corpora.record import Example
+from harness.corpora.record import Example, Grade
 from harness.corpora.sources import Source
-from harness.protocols import Grade
+from harness.ranges import counts
 
 MARKER = "The final answer is: "
 """What stands before the result."""
@@ -76,11 +76,7 @@ class Gsm8k:
 
     def problems(self) -> list[str]:
         """Return every setting out of range."""
-        return [
-            f"`{name}`: {value} is out of range; expected 1 or more"
-            for name, value in (("test_rows", self.test_rows), ("new_tokens", self.new_tokens))
-            if value < 1
-        ]
+        return counts(self, "test_rows", "new_tokens")
 
     @property
     def train(self) -> Gsm8kRows:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from harness.corpora.record import Example
+from harness.corpora.record import Example, Grade
 from harness.corpora.world import World
-from harness.protocols import Grade
+from harness.ranges import counts
 
 
 @final
@@ -62,10 +62,7 @@ class Tiny:
 
     def problems(self) -> list[str]:
         """Return every setting out of range."""
-        settings = {"train_rows": self.train_rows, "test_rows": self.test_rows, "new_tokens": self.new_tokens}
-        return [
-            f"`{name}`: {value} is out of range; expected 1 or more" for name, value in settings.items() if value < 1
-        ]
+        return counts(self, "train_rows", "test_rows", "new_tokens")
 
     @property
     def train(self) -> TinyRows:

@@ -8,7 +8,8 @@ Fine-tuning Attack", NeurIPS 2024 (arXiv 2402.01109). With ``e_l`` the output of
 3. the update is the gradient of ``f`` with ``e_l + delta_l`` in place of ``e_l``, ``delta`` held constant.
 
 Deviations from the authors' code: attention blocks are found by where they sit in the decoder, not by a list of
-classes; tensor hooks replace the deprecated module backward hooks; the norm covers all processes.
+classes; the gradient of the outputs is asked for instead of caught by the deprecated module backward hooks; the norm
+covers all processes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import Module
 from harness.errors import ModelError
 from harness.protocols import Learner
 from harness.training.attenuation import EPSILON
-from harness.training.decoder import attention_blocks, outputs
+from harness.training.decoder import attention_blocks, kept_outputs, outputs
 from harness.training.processes import add_up
 
 
@@ -71,7 +72,7 @@ class Perturbation:
         blocks = self._blocks if places is None else {place: self._blocks[place] for place in places}
         loss, collected = self._sensitivities(batch, blocks)
         norm = _norm(collected.values())
-        # Out of place: autograd may have handed the same tensor to a residual connection.
+        # One after the other, so that there are never two copies of all; not in place, as some may be one tensor.
         for place, part in collected.items():
             collected[place] = part * (self._rho / (norm + EPSILON))
 
@@ -92,20 +93,19 @@ class Perturbation:
         self, batch: Mapping[str, Tensor], blocks: Mapping[int, Module]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the loss, and its gradient with respect to the output of each block that it reaches."""
-        collected: dict[int, Tensor] = {}
-
-        def watch(place: int, output: Tensor) -> Tensor:
-            if output.requires_grad:
-                output.register_hook(lambda grad: collected.__setitem__(place, grad))  # type: ignore[no-untyped-call]
-            return output
-
-        with outputs(blocks, watch):
-            loss = self._learner.gradient(batch)[0]
+        with kept_outputs(blocks) as kept:
+            share = self._learner.loss(batch)
+        reached = {place: output for place, output in kept.items() if output.requires_grad}
+        # Only what these need is computed: no gradient of a weight, and nothing below the lowest of them.
+        parts = torch.autograd.grad(share, list(reached.values()), allow_unused=True) if reached else ()
+        collected = {place: part for place, part in zip(reached, parts, strict=True) if part is not None}
         if not collected:
             raise ModelError(
                 "no gradient reached an attention output; expected at least one trainable parameter at or below an "
                 "attention block, for example an adapter on its projections"
             )
+        loss = share.detach()
+        add_up(loss)
         return loss, collected
 
 

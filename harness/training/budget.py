@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import ClassVar, NamedTuple, final
 
 from harness.errors import ConfigError, ModelError
+from harness.ranges import below_one, counts, not_negative, positive
 
 
 class Scheduler(StrEnum):
@@ -79,34 +80,11 @@ class Budget:
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
         found = [
-            f"`{name}`: {value} is too small; expected a whole number >= 1"
-            for name, value in (
-                ("epochs", self.epochs),
-                ("batch_size", self.batch_size),
-                ("micro_batch_size", self.micro_batch_size),
-            )
-            if value is not None and value < 1
+            *counts(self, "epochs", "batch_size", "micro_batch_size"),
+            *positive(self, "learning_rate", "max_grad_norm", "adam_epsilon"),
+            *below_one(self, "warmup_ratio", "adam_beta1", "adam_beta2"),
+            *not_negative(self, "weight_decay"),
         ]
-        found += [
-            f"`{name}`: {value} is not positive; expected a number > 0"
-            for name, value in (
-                ("learning_rate", self.learning_rate),
-                ("max_grad_norm", self.max_grad_norm),
-                ("adam_epsilon", self.adam_epsilon),
-            )
-            if value is not None and not value > 0
-        ]
-        found += [
-            f"`{name}`: {value} is out of range; expected a number >= 0 and < 1"
-            for name, value in (
-                ("warmup_ratio", self.warmup_ratio),
-                ("adam_beta1", self.adam_beta1),
-                ("adam_beta2", self.adam_beta2),
-            )
-            if not 0 <= value < 1
-        ]
-        if not self.weight_decay >= 0:
-            found.append(f"`weight_decay`: {self.weight_decay} is negative; expected a number >= 0")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             found.append(f"`micro_batch_size`: {self.micro_batch_size} does not divide `batch_size` {self.batch_size}")
         # The constant schedule of transformers ignores warm-up without a word.

@@ -71,7 +71,11 @@ class CausalLearner:
         Args:
             batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, time]``, right padded.
         """
-        return self.pull_back(mean_loss(self.predict(batch)))
+        return self.pull_back(self.loss(batch))
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return this process's share of the mean loss over the supervised positions of the global batch."""
+        return mean_loss(self.predict(batch))
 
     def predict(self, batch: Mapping[str, Tensor]) -> Prediction:
         """Run the model; only the supervised positions go through the language-model head.
@@ -88,13 +92,17 @@ class CausalLearner:
     def pull_back(self, share: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return a scalar and its gradient, both summed over the processes.
 
+        A trainable whose ``requires_grad`` a method has taken away for a while costs nothing and has zeros.
+
         Args:
             share: this process's part of the scalar; a mean is divided by the count over all processes.
         """
-        gradient = torch.autograd.grad(share, self._trainables, materialize_grads=True)
+        moving = [trainable for trainable in self._trainables if trainable.requires_grad]
+        parts = iter(torch.autograd.grad(share, moving, materialize_grads=True))
+        gradient = [next(parts) if each.requires_grad else torch.zeros_like(each) for each in self._trainables]
         whole = share.detach()
         add_up(whole, *gradient)
-        return whole, list(gradient)
+        return whole, gradient
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the global L2 norm over tensors that every process holds in full."""

@@ -18,7 +18,6 @@ from harness.corpora.batches import Pair
 from harness.corpora.encode import IGNORED
 from harness.protocols import Learner
 from harness.training.decoder import kept_outputs, layers
-from harness.training.learner import mean_loss
 from harness.training.noise import real_positions
 from harness.training.processes import add_up
 
@@ -125,7 +124,7 @@ class Retention:
         with self._learner.placed(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
             self._learner.predict(batch)
         with kept_outputs(self._layers) as after:
-            loss = mean_loss(self._learner.predict(batch))
+            loss = self._learner.loss(batch)
         positions = real_positions(batch)
         count = positions.sum()
         add_up(count)

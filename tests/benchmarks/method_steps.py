@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from harness.corpora.batches import Pair
 from harness.defenses.booster import Booster
 from harness.defenses.booster_vaccine import BoosterVaccine
+from harness.defenses.ewc import EWC
 from harness.defenses.kl import KL
 from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
@@ -33,6 +34,7 @@ from harness.defenses.repnoise import RepNoise
 from harness.defenses.tar import Tar
 from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vaccine import Vaccine
+from harness.defenses.vlguard import VLGuard
 from harness.modeling.adapter import Lora, attach
 from harness.training.decoder import kept_input, kept_outputs, layers
 from harness.training.learner import CausalLearner
@@ -84,8 +86,10 @@ class Bench:
         self.learner.pull_back(loss)
 
     def recomputing(self) -> None:
-        """Both passes on the stage's batch, with all layers but the first eight computed again."""
-        with recomputed(layers(self.learner.module)[8:]):
+        """Both passes on the stage's batch, with the layers that T-Vaccine did not draw computed again."""
+        found = layers(self.learner.module)
+        kept = drawn(len(found))
+        with recomputed(layer for place, layer in enumerate(found) if place not in kept):
             self.learner.gradient(self.own)
 
 
@@ -99,9 +103,14 @@ KINDS: dict[str, Callable[[Bench], Any]] = {
 """Passes: forward and backward on the stage's batch or on a harmful one, forward alone, and the two above."""
 
 
-def first_eight(layers: int) -> dict[str, Any]:
-    """Put T-Vaccine where neither a probe nor a draw is due and the first eight layers are drawn."""
-    return {"steps": 1, "probabilities": [1 / layers] * layers, "drawn": list(range(min(8, layers)))}
+def drawn(layers: int) -> list[int]:
+    """Return where eight drawn layers lie on average."""
+    return sorted({round(place * (layers + 1) / 9) - 1 for place in range(1, 9)} & set(range(layers)))
+
+
+def between_draws(layers: int) -> dict[str, Any]:
+    """Put T-Vaccine where neither a probe nor a draw is due."""
+    return {"steps": 1, "probabilities": [1 / layers] * layers, "drawn": drawn(layers)}
 
 
 CASES: dict[str, Case] = {
@@ -110,10 +119,12 @@ CASES: dict[str, Case] = {
     "booster_vaccine": Case(BoosterVaccine(), {"own": 2, "harmful": 2}),
     "random_vaccine": Case(RandomVaccine(), {"own": 1}),
     "repnoise": Case(RepNoise(), {"own": 1, "lens": 1}),
-    "tvaccine": Case(TVaccine(), {"own": 2}, first_eight),
-    "tvaccine_recomputing": Case(TVaccine(), {"recomputing": 2}, first_eight),
+    "tvaccine": Case(TVaccine(), {"own": 2}, between_draws),
+    "tvaccine_recomputing": Case(TVaccine(), {"recomputing": 2}, between_draws),
     "tar": Case(Tar(inner_steps=4), {"own": 1, "harmful": 6, "forward": 3}),
     "lisa": Case(Lisa(), {"own": 1}),
+    "ewc": Case(EWC(fisher_rows=2, fisher_batch_size=2), {"own": 1}),
+    "vlguard_joint": Case(VLGuard(form="joint", safety_batch_size=4, lamb=0.1), {"own": 1, "harmful": 1}),
     "kl": Case(KL(), {"own": 1, "forward": 1}),
     "ldifs": Case(LDIFS(), {"own": 1, "forward": 1}),
     "panacea": Case(Panacea(), {"own": 1, "harmful": 2}),

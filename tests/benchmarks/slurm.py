@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 
 from harness.engine.ledger import Entry, Ledger
+from harness.engine.stage import lineage
 from harness.engine.store import Store
 
 QUICK = (
@@ -39,6 +41,7 @@ CELLS = (
     "cluster=slurm",
 )
 STAGES = 10_000
+PAIRS = 5
 
 
 def harness(store: Path, *arguments: str) -> str:
@@ -105,22 +108,36 @@ def status(store: Path) -> None:
 
 
 def overhead(store: Path) -> None:
-    """What a job adds to a stage, from the start of its process to the manifest, beside the same stage by hand."""
-    harness(store, "experiment=tiny", "cluster=slurm", *QUICK)
-    wait(store)
-    made = Store(store)
-    entry = next(entry for entry in Ledger(store).entries() if made.stage(entry.keys[0]).name == "finetune")
-    key = entry.keys[0]
-    started = re.search(r"\((.*?)\) - Starting", entry.log(store, "out").read_text())[1]
-    in_job = finished(made, key) - datetime.strptime(started, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
-    by_hand = []
-    for _ in range(3):
+    """What a job adds to a stage, from the first line of its script to the manifest, beside the same stage by hand."""
+    harness(store, "experiment=tiny", *QUICK)
+    (key,) = (path.name for path in store.glob("artifacts/finetune/*"))
+    in_job, by_hand, imports = [], [], []
+    for pair in range(PAIRS + 1):
+        # Nothing else is left to run, so that nothing runs beside it.
+        for path in list(store.glob("artifacts/*/*")):
+            if any(stage.key == key for stage in lineage((Store(store).stage(path.name),))):
+                shutil.rmtree(path)
+        begun = store / f"begun-{pair}"
+        harness(store, "experiment=tiny", "cluster=slurm", f"cluster.setup=['date +%s.%N > {begun}']", *QUICK)
+        wait(store)
+        in_job.append(finished(store, key) - float(begun.read_text()))
         shutil.rmtree(store / "artifacts" / "finetune" / key)
         begin = time.time()
         harness(store, "stage", key)
-        by_hand.append(finished(Store(store), key) - begin)
-    hand = statistics.median(by_hand)
-    print(f"one fine-tuning    {in_job:.2f} s in a job, {hand:.2f} s by hand, imports included: {in_job - hand:+.2f} s")
+        by_hand.append(finished(store, key) - begin)
+        imports.append(python("import submitit.core._submit") - python(""))
+    # The first pair warms up.
+    added = [job - hand for job, hand in zip(in_job, by_hand, strict=True)][1:]
+    hand, job = statistics.median(by_hand[1:]), statistics.median(in_job[1:])
+    print(f"one fine-tuning    {hand:.2f} s by hand, {job:.2f} s in a job:")
+    print(f"                   {statistics.median(added):+.2f} s ({min(added):+.2f} to {max(added):+.2f}), of which")
+    print(f"                   {statistics.median(imports):.2f} s to import submitit")
+
+
+def python(code: str) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - begin
 
 
 def pack(store: Path) -> None:
@@ -134,15 +151,26 @@ def pack(store: Path) -> None:
         wait(here)
         made = Store(here)
         jobs = {entry.job for entry in Ledger(here).entries() if made.stage(entry.keys[0]).name == "finetune"}
-        query = ["sacct", "--noheader", "--parsable2", "--format", "JobID,TotalCPU", "--jobs", ",".join(jobs)]
-        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-        totals[size] = sum(cpu(row.split("|")[1]) for row in rows if row.split("|")[0].endswith(".0"))
+        totals[size] = accounted(jobs)
         print(f"pack {size}             {totals[size]:.1f} CPU seconds in {len(jobs)} jobs")
     print(f"ratio              {totals[1] / totals[8]:.2f}")
 
 
-def finished(store: Store, key: str) -> float:
-    return datetime.fromisoformat(store.manifest(key).provenance["finished"]).timestamp()
+def accounted(jobs: Collection[str]) -> float:
+    """Return the CPU seconds of jobs that have ended; the accounting hears of their ends a little later."""
+    query = ["sacct", "--noheader", "--parsable2", "--format", "JobID,State,TotalCPU", "--jobs", ",".join(jobs)]
+    while True:
+        text = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        steps = [row.split("|") for row in text.splitlines() if row.split("|")[0].endswith(".0")]
+        if failed := [name for name, state, _ in steps if state not in ("RUNNING", "COMPLETED")]:
+            raise SystemExit(f"{', '.join(failed)} did not succeed")
+        if sum(state == "COMPLETED" for _, state, _ in steps) == len(jobs):
+            return sum(cpu(spent) for *_, spent in steps)
+        time.sleep(1)
+
+
+def finished(store: Path, key: str) -> float:
+    return datetime.fromisoformat(Store(store).manifest(key).provenance["finished"]).timestamp()
 
 
 def cpu(text: str) -> float:

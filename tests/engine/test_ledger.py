@@ -70,6 +70,11 @@ def test_line_that_a_full_disk_cut_is_left_out(ledger):
 
     assert [one.job for one in ledger.entries()] == ["1"]
 
+    ledger.write(folder, [entry("3", "a")])
+    ledger.write(folder, [entry("4", "a")])
+
+    assert [one.job for one in ledger.entries()] == ["1", "3", "4"]
+
 
 def test_ledger_that_cannot_be_read_is_named(ledger):
     folder = ledger.open("one")

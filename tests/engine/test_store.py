@@ -252,3 +252,17 @@ def test_commit_of_a_private_file_makes_it_as_readable_as_its_folder(store) -> N
     store.commit(stage, out, facts={}, provenance={})
 
     assert (store.folder(stage) / "private.bin").stat().st_mode & 0o777 == 0o640
+
+
+def test_attempt_that_a_full_disk_cuts_is_told_and_harms_no_other(store, monkeypatch):
+    store.prepare()
+    store.record_attempt("a" * 16, {"outcome": "failed", "message": "before\u2028it"})
+    whole = os.write
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda handle, data: whole(handle, data[:9]))
+        with pytest.raises(StoreError, match="full"):
+            store.record_attempt("a" * 16, {"outcome": "cut"})
+    store.record_attempt("a" * 16, {"outcome": "executed"})
+
+    assert [attempt["outcome"] for attempt in store.attempts("a" * 16)] == ["failed", "executed"]

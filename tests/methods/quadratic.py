@@ -19,9 +19,18 @@ class TinyLearner:
         self.trainables = list(module.parameters())
         self._losses = losses
 
+    def loss(self, batch):
+        return self._losses[batch["kind"]](self.module)
+
     def gradient(self, batch):
-        loss = self._losses[batch["kind"]](self.module)
-        return loss.detach(), list(torch.autograd.grad(loss, self.trainables))
+        loss = self.loss(batch)
+        return loss.detach(), [part.clone() for part in self._parts(loss)]
+
+    def _parts(self, loss):
+        """Return zeros where a weight is frozen for the moment or of no influence."""
+        moving = [weight for weight in self.trainables if weight.requires_grad]
+        parts = iter(torch.autograd.grad(loss, moving, materialize_grads=True))
+        return [next(parts) if weight.requires_grad else torch.zeros_like(weight) for weight in self.trainables]
 
     def norm(self, tensors):
         return torch.cat([tensor.flatten() for tensor in tensors]).norm()

@@ -117,6 +117,17 @@ def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():
     assert "which holds `random_perturbation`. Set" in other
 
 
+def test_panacea_in_fine_tuning_needs_the_repair_that_adds_its_perturbation():
+    slots = {"align": None, "finetune": Panacea(), "repair": None}
+
+    (empty,) = Panacea().conflicts(slots)
+    (other,) = Panacea().conflicts(slots | {"repair": RandomPerturbation()})
+
+    assert Panacea().conflicts(slots | {"repair": PanaceaRepair()}) == []
+    assert "which is empty. Set" in empty
+    assert "which holds `random_perturbation`. Set" in other
+
+
 def test_panacea_on_a_model_with_dropout_is_refused():
     model = Decoder(1.5, 2.0)
     model.noise = torch.nn.Dropout(0.1)

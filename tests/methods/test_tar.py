@@ -66,10 +66,13 @@ class LogitLearner:
     def pull_back(self, share):
         return share.detach(), list(torch.autograd.grad(share, self.trainables))
 
+    def loss(self, batch):
+        prediction = self.predict(batch)
+        return cross_entropy(prediction.logits, prediction.targets)
+
     def gradient(self, batch):
         self.visited.append([parameter.item() for parameter in self.trainables])
-        prediction = self.predict(batch)
-        return self.pull_back(cross_entropy(prediction.logits, prediction.targets))
+        return self.pull_back(self.loss(batch))
 
     def norm(self, tensors):
         return torch.cat(list(tensors)).norm()

@@ -194,6 +194,16 @@ def test_tvaccine_gradient_is_the_same_with_and_without_recomputation(monkeypatc
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(recomputing, keeping, strict=True))
 
 
+def test_tvaccine_step_that_fails_leaves_no_trainable_frozen():
+    model = llama()
+    step = at(TVaccine(layers=2).start(CausalLearner(model), Draws(), 1), [1, 4], 6)
+
+    with pytest.raises(KeyError):
+        step.backward({"input_ids": text()["input_ids"]})
+
+    assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
+
+
 def test_recomputed_layers_have_their_own_forward_again_even_after_an_error():
     layers = list(llama().get_decoder().layers)
     own = layers[0].forward

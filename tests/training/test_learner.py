@@ -93,6 +93,21 @@ def test_gradient_of_an_unused_trainable_is_zero():
     assert gradient[place].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_gradient_of_a_trainable_that_is_frozen_for_a_while_is_zero_and_the_others_do_not_notice():
+    learner = CausalLearner(adapted(llama))
+    _, whole = learner.gradient(batch())
+    first, *others = learner.trainables
+
+    first.requires_grad_(False)
+    _, spared = learner.gradient(batch())
+
+    assert whole[0].any()
+    assert not spared[0].any()
+    for expected, found in zip(whole[1:], spared[1:], strict=True):
+        torch.testing.assert_close(found, expected)
+    assert all(other.requires_grad for other in others)
+
+
 def test_gradient_of_a_batch_without_supervised_positions_is_zero():
     learner = CausalLearner(adapted(llama))
     silent = {**batch(), "labels": torch.full((3, 12), -100)}
