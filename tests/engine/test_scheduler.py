@@ -67,6 +67,15 @@ def test_rehearsal_writes_scripts_with_edges_and_calls_nothing(store, root, comm
     assert re.search(r"#SBATCH --job-name=.?add toys-1", array)
 
 
+def test_rehearsal_writes_the_scripts_that_a_cap_would_leave_for_later(store):
+    adds = [Add(parent=Number(value=value), amount=1) for value in range(6)]
+
+    outcome = rehearsed(store, adds, job_cap=3)
+
+    assert len(outcome.submitted) == 12
+    assert outcome.left == 0
+
+
 def test_job_gives_up_by_itself_before_submitit_would(store):
     outcome = rehearsed(store, [chain(1)], requeues=3)
 
@@ -166,12 +175,14 @@ def test_queue_that_hangs_is_given_up(commands, monkeypatch):
         Slurm().queue({"me"})
 
 
-def test_refusal_of_sbatch_is_told_in_its_words(tmp_path, commands):
+def test_refusal_of_sbatch_is_told_once_in_its_words(tmp_path, commands, capfd):
     commands("sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
     commands("srun", "")
 
     with pytest.raises(SchedulerError, match="invalid partition specified: gpu"):
         Slurm().submit(Request(name="add toys", folder=tmp_path / "jobs", jobs=[print]))
+
+    assert not capfd.readouterr().err
 
 
 def test_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):
