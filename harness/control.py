@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.attempt import LOG
+from harness.engine.claim import claimed
 from harness.engine.collect import Garbage, remove, unneeded
 from harness.engine.ledger import Ledger
 from harness.engine.naming import key_named, sweep_named
@@ -15,7 +16,7 @@ from harness.engine.plan import Plan
 from harness.engine.scheduler import Scheduler, Slurm, user
 from harness.engine.slurm import submitting
 from harness.engine.stage import Stage, lineage
-from harness.engine.states import WHATS, State, claimed, members_of, states_of
+from harness.engine.states import WHATS, State, members_of, states_of
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, SchedulerError, StagesFailed, StoreError
 from harness.record import place_of, plan_of, store_of
@@ -167,7 +168,7 @@ def collect(root: Store, *, seconds: float, dry_run: bool, scheduler: Scheduler 
         raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
     with submitting(root):
         needed = {key for sweep in root.sweep_ids() for key in _named(root.read_sweep(sweep))}
-        needed |= claimed(root) | _queued(root, scheduler or Slurm())
+        needed |= claimed(root.claims) | _queued(root, scheduler or Slurm())
         for garbage in list(unneeded(root, needed, seconds=seconds)):
             if not dry_run:
                 remove(root, garbage)

@@ -113,3 +113,15 @@ class Claims:
             with suppress(Timeout, FileNotFoundError), FileLock(self._folder / ".recordless", blocking=False):
                 if path.lstat().st_ino == found.st_ino and path.lstat().st_size == 0:
                     path.unlink()
+
+
+def claimed(folder: Path) -> set[str]:
+    """Return the keys that a living process works on: it touches its claim."""
+    now, found = time.time(), set()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        try:
+            if now - path.stat().st_mtime < LEASE_SECONDS:
+                found.add(path.name)
+        except FileNotFoundError:
+            continue
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.engine.attempt import LOG, MISSING_PARENT
-from harness.engine.claim import LEASE_SECONDS
+from harness.engine.claim import claimed
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.manifest import NAME as MANIFEST
 from harness.engine.ranks import KILLED
@@ -55,7 +55,8 @@ _OF_ERRORS = {
 }
 _KILL = 9
 _TAIL = 4000
-_LAG_SECONDS = 1.0
+_LAGS_SECONDS = (1.0, 2.0, 4.0)
+"""Pauses between the questions of a patient look: a busy accounting hears of an end seconds later."""
 
 
 class Member(NamedTuple):
@@ -129,7 +130,7 @@ def states_of(
         stored=stored,
         submitted=asked or not latest.keys().isdisjoint(members),
         continuation=next((job for job in continuations if queue and job in queue), ""),
-        claimed=claimed(store),
+        claimed=claimed(store.claims),
         tried={path.stem for path in (store.root / "attempts").glob("*.jsonl")},
     )
     states: dict[str, State] = {}
@@ -162,8 +163,10 @@ def _queue(entries: Collection[Entry], scheduler: Scheduler) -> dict[str, Queued
 def _history(gone: Collection[str], scheduler: Scheduler, *, patient: bool) -> Mapping[str, Ended]:
     """Return how jobs ended that are no longer in the queue."""
     history = scheduler.history(gone) if gone else {}
-    if patient and history is not None and len(history) < len(gone):
-        time.sleep(_LAG_SECONDS)
+    for pause in _LAGS_SECONDS if patient else ():
+        if history is None or len(history) == len(gone):
+            break
+        time.sleep(pause)
         history = scheduler.history(gone)
     return history or {}
 
@@ -284,15 +287,3 @@ def _memory_in(log: Path) -> bool:
 
 def _hopeless(state: State) -> bool:
     return state.what in ("failed", "blocked", "lost")
-
-
-def claimed(store: Store) -> set[str]:
-    """Return the keys that a living process works on: it touches its claim."""
-    now, found = time.time(), set()
-    for path in store.claims.iterdir() if store.claims.is_dir() else ():
-        try:
-            if now - path.stat().st_mtime < LEASE_SECONDS:
-                found.add(path.name)
-        except FileNotFoundError:
-            continue
-    return found
