@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import resources
 from io import StringIO
+from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
@@ -139,7 +140,7 @@ def _latex(findings: Findings) -> str:
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
     )  # fmt: skip
-    environment.filters |= {"tex": _escaped, "cell": _tex_cell}
+    environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
     notes = [*remarks(findings.rows, findings.means), *_on_boards(findings)]
     return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
@@ -148,15 +149,21 @@ def _latex(findings: Findings) -> str:
 def _escaped(text: str) -> str:
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    special |= {character: f"${character}$" for character in "<>|"}
     return "".join(special.get(character, character) for character in text)
 
 
-def _tex_cell(figure: Figure | None) -> str:
+def _tex_mean(figure: Figure | None) -> str:
     if figure is None:
         return "--"
-    mean = f"\\textbf{{{figure.mean:.1f}}}" if figure.best else f"{figure.mean:.1f}"
-    interval = "" if figure.low != figure.low else f" {{\\scriptsize [{figure.low:.1f}, {figure.high:.1f}]}}"
-    return mean + interval
+    return f"\\textbf{{{figure.mean:.1f}}}" if figure.best else f"{figure.mean:.1f}"
+
+
+def _tex_interval(figure: Figure | None) -> str:
+    """Return what stands below the mean; an interval beside it would make the table wider than a page."""
+    if figure is None or isnan(figure.low):
+        return ""
+    return f"{{\\scriptsize [{figure.low:.1f}, {figure.high:.1f}]}}"
 
 
 def _csv(findings: Findings) -> str:

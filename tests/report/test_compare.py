@@ -77,6 +77,18 @@ def test_board_has_scores_across_and_an_average(findings, drawn):
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 1
 
 
+def test_latex_has_intervals_below_the_means_and_tells_its_notes(drawn):
+    latex = report(drawn.store.root, None, "latex")
+    lines = latex.splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("sft & "))
+
+    assert all(cell.strip(" \\")[0].isdigit() for cell in lines[first].split("&")[1:])
+    assert lines[first + 1].count(r"{\scriptsize [") == lines[first].count("&")
+    assert latex.index(r"\end{tabular}") < latex.index("p $<$ 0.05") < latex.index(r"\end{table}")
+    assert r"95\% interval" in latex
+    assert not any(line.startswith("% p is") for line in lines)
+
+
 def test_different_budgets_and_world_sizes_are_footnotes_and_strict_refuses(maker):
     cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
     maker.sweep(cells)
