@@ -1,16 +1,19 @@
 """Claims: "somebody is working on this key". A thin layer over filelock's lease.
 
 A claim is a file that its holder touches while it lives. The claim of a process that died on this host is taken over
-at once; that of a process on another host when it was not touched for ``LEASE_SECONDS``; that of a live one never. A
-holder that was suspended for longer may find its claim taken, and must ask ``held`` before it commits.
+at once (on file systems that cannot exchange two names, as NFS, after the lease); that of a process on another host
+when it was not touched for ``LEASE_SECONDS``; that of a live one never. A holder that was suspended for longer may find
+its claim taken, and must ask ``held`` before it commits.
 """
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
-from filelock import FileLock, LeaseSettingsMismatch, SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from harness.engine.files import writing
 from harness.errors import StoreError
@@ -64,7 +67,7 @@ class Claims:
         self._heartbeat_seconds = heartbeat_seconds
         # Kept while somebody else holds a key: a lease times the silence of its owner over several looks.
         self._watched: dict[str, SoftFileLease] = {}
-        self._recordless: dict[Path, tuple[tuple[int, int], float]] = {}
+        self._seen: dict[Path, tuple[_Look, float]] = {}
 
     def take(self, key: str) -> Claim | None:
         """Take the claim on a key without waiting; None if somebody else holds it.
@@ -87,7 +90,7 @@ class Claims:
                 # Also an OSError, so it must not reach the refusals of the file system.
                 except Timeout:
                     self._watched[key] = lease
-                    self._break_if_recordless(path)
+                    self._break_if_silent(path)
                     return None
         except LeaseSettingsMismatch as error:
             raise StoreError(
@@ -95,24 +98,50 @@ class Claims:
             ) from None
         return Claim(lease)
 
-    def _break_if_recordless(self, path: Path) -> None:
-        """Remove an empty claim, left by a process that was killed between creating it and writing its record.
+    def _break_if_silent(self, path: Path) -> None:
+        """Remove a claim that nobody has touched for longer than its holder may be silent.
 
-        The library leaves such a claim alone for good. A live holder would have written, and touched it since.
+        The library takes over claims of the dead, except where the file system cannot exchange two names (NFS), and
+        except an empty one, left by a process that was killed between creating it and writing its record.
         """
         try:
-            found = path.lstat()
+            look = _look(path)
         except FileNotFoundError:
             return
-        look = (found.st_ino, found.st_ctime_ns)
-        before, since = self._recordless.get(path, (None, 0.0))
-        if found.st_size or look != before:
-            self._recordless[path] = (look, time.monotonic())
-        elif time.monotonic() - since > 2 * self._heartbeat_seconds:
-            # Locked, or a second process could remove the claim that the first one makes in its place.
-            with suppress(Timeout, FileNotFoundError), FileLock(self._folder / ".recordless", blocking=False):
-                if path.lstat().st_ino == found.st_ino and path.lstat().st_size == 0:
-                    path.unlink()
+        before, since = self._seen.get(path, (None, 0.0))
+        if look != before:
+            self._seen[path] = (look, time.monotonic())
+            return
+        # A live holder would have written its record, and touched it since.
+        patience = self._lease_seconds + self._heartbeat_seconds if look.size else 2 * self._heartbeat_seconds
+        if time.monotonic() - since > patience:
+            _remove(path, look)
+
+
+class _Look(NamedTuple):
+    """What changes when a claim is touched, or another is made in its place."""
+
+    inode: int
+    size: int
+    touched: int
+
+
+def _look(path: Path) -> _Look:
+    found = path.lstat()
+    return _Look(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _remove(path: Path, judged: _Look) -> None:
+    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}")
+    with suppress(FileNotFoundError):
+        if _look(path) != judged:
+            return
+        # Of several processes that judged alike, one gets it; nobody removes what another made in its place.
+        os.rename(path, aside)
+        if _look(aside) != judged:
+            with suppress(OSError):
+                os.link(aside, path)
+        aside.unlink()
 
 
 def claimed(folder: Path) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from toys import wait_for
 
+from harness.engine import claim
 from harness.engine.claim import Claims
 from harness.errors import StoreError
 
@@ -120,3 +121,46 @@ def test_claims_with_another_lease_are_refused(folder) -> None:
         Claims(folder, lease_seconds=7, heartbeat_seconds=1).take("key")
 
     holder.release()
+
+
+def test_claim_of_killed_process_is_taken_over_after_the_lease_where_names_cannot_be_exchanged(
+    folder, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("filelock._soft.exchange_names", lambda *_: False)
+    other = SPAWN.Process(target=hold_shortly, args=(folder, tmp_path))
+    other.start()
+    wait_for((tmp_path / "held").exists)
+    claims = Claims(folder, lease_seconds=1, heartbeat_seconds=0.1)
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+
+    refused = claims.take("key")
+    taken = []
+    wait_for(lambda: taken.extend(filter(None, [claims.take("key")])) or taken)
+
+    assert refused is None
+    with taken[0]:
+        assert taken[0].held()
+    assert not list(folder.iterdir())
+
+
+def hold_shortly(folder: Path, done: Path) -> None:
+    with Claims(folder, lease_seconds=1, heartbeat_seconds=0.1).take("key"):
+        (done / "held").touch()
+        wait_for((done / "release").exists)
+
+
+def test_claim_that_was_made_while_a_silent_one_is_removed_stays(folder, monkeypatch) -> None:
+    path = folder / "key"
+    path.write_text("silent")
+    judged = claim._look(path)
+    looks = iter([judged])
+    again = claim._look
+    monkeypatch.setattr(claim, "_look", lambda path: next(looks, None) or again(path))
+    path.unlink()
+    path.write_text("another one")
+
+    claim._remove(path, judged)
+
+    assert path.read_text() == "another one"
+    assert [left.name for left in folder.iterdir()] == ["key"]
