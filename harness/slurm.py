@@ -13,10 +13,14 @@ from harness.engine.scheduler import Rehearsal
 from harness.engine.scheduler import Slurm as Scheduler
 from harness.engine.slurm import SlurmExecutor
 from harness.ranges import counts, not_negative, positive
+from harness.stages.align import Align
+from harness.stages.finetune import Finetune
 from harness.tracking.tracker import TrackerSettings
 
 CONTINUATION_MINUTES = 10
 """Time of a job that submits what the cap on jobs left."""
+SHARED = (Align.name, Finetune.name)
+"""Kinds of stages that several processes can share."""
 
 
 @final
@@ -50,7 +54,10 @@ class Resources:
     def problems(self) -> list[str]:
         """Range errors."""
         whole = ("minutes", "cpus", "processes", "nodes", "pack")
-        return [*counts(self, *whole), *not_negative(self, "gpus"), *positive(self, "mem_gb")]
+        found = [*counts(self, *whole), *not_negative(self, "gpus"), *positive(self, "mem_gb")]
+        if self.processes > self.gpus > 0:
+            found.append(f"`processes`: {self.processes} cannot share {self.gpus} GPUs; expected one GPU for each")
+        return found
 
 
 @final
@@ -67,6 +74,15 @@ class ByKind:
     repair: Resources
     generate: Resources
     grade: Resources
+
+    def problems(self) -> list[str]:
+        """Return which kinds were given several processes and cannot use them."""
+        return [
+            f"`{kind}.{name}`: {count}, but such a stage runs in one process; expected 1"
+            for kind, one in self.items()
+            for name, count in (("processes", one.processes), ("nodes", one.nodes))
+            if count > 1 and kind not in SHARED
+        ]
 
     def items(self) -> list[tuple[str, Resources]]:
         """Return the kinds with their resources."""
@@ -134,6 +150,12 @@ class Slurm:
         ]
         if self.job_cap is not None and self.job_cap < 3:
             found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
+        short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
+        if short:
+            found.append(
+                f"`warn_seconds`: {self.warn_seconds} is not less than the time limit of {', '.join(short)}; such a "
+                "job would be warned as it starts"
+            )
         kinds = {item.name for item in fields(ByKind)}
         for name in ("joins", "fans"):
             found += [
@@ -174,11 +196,12 @@ class Slurm:
         minutes = max((sum(one.minutes for one in line) for line in stages), default=0) * pack
         memory = [one.mem_gb for one in given if one.mem_gb is not None]
         nodes = max((one.nodes for one in given), default=1)
+        cpus = max((one.cpus * one.processes for one in given), default=1)
         found: dict[str, Any] = {
             "time": minutes or CONTINUATION_MINUTES,
             "nodes": nodes,
             "ntasks_per_node": 1,
-            "cpus_per_task": max((one.cpus * one.processes for one in given), default=1),
+            "cpus_per_task": cpus,
             "gpus_per_node": max((one.gpus for one in given), default=0) or None,
             "mem": f"{round(max(memory) * 1024)}MB" if memory else None,
             "partition": self.partition,
@@ -188,11 +211,13 @@ class Slurm:
             "setup": list(self.setup) or None,
             "array_parallelism": self.array_parallelism,
             "signal_delay_s": self.warn_seconds,
+            # srun does not take it over from the job in all versions, and would then bind everything to one core.
+            "srun_args": [f"--cpus-per-task={cpus}"],
             "additional_parameters": dict(_parameter(text) for text in self.sbatch),
         }
         if nodes > 1:
             # The job's own process is one; it starts the others of a training as a step of their own.
-            found["srun_args"] = ["--ntasks=1", "--nodes=1", "--overlap"]
+            found["srun_args"] += ["--ntasks=1", "--nodes=1", "--overlap"]
         return {name: value for name, value in found.items() if value is not None}
 
     @property

@@ -103,7 +103,18 @@ class Spawned:
 
     def begin(self, stage: Stage) -> None:
         """Give the attempt to an idle worker, or to a new one."""
-        worker = next((worker for worker in self._workers if worker.stage is None), None) or self._hired()
+        for worker in [worker for worker in self._workers if worker.stage is None]:
+            try:
+                worker.connection.send(stage)
+            except OSError:
+                # It died while it had nothing to do; an idle worker may hold a model, and memory runs out.
+                self._workers.remove(worker)
+                worker.connection.close()
+                worker.process.join()
+            else:
+                worker.stage = stage
+                return
+        worker = self._hired()
         worker.stage = stage
         worker.connection.send(stage)
 

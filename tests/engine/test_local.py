@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from toys import ALLOW, Add, Mix, Number, chain, run, runs, wait_for
+from toys import ALLOW, Add, Mix, Number, Silent, chain, run, runs, wait_for
 
 from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
+from harness.engine.crew import Briefing, Spawned
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import Interrupted
@@ -275,6 +276,22 @@ def test_run_with_a_worker_that_dies_fails_that_stage_only(root) -> None:
     assert "exit code -9" in outcome.failed[leaves[1].key].message
     assert len(outcome.executed) == 4
     assert again.executed == (leaves[1].key,)
+
+
+def test_worker_that_dies_while_it_is_idle_is_replaced(root, store) -> None:
+    store.prepare()
+    briefing = Briefing(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
+    crew = Spawned(1, briefing)
+    crew.begin(Number(value=1))
+    (first,) = crew.ended(None)
+    os.kill(crew._workers[0].process.pid, signal.SIGKILL)
+    crew._workers[0].process.join()
+
+    crew.begin(Number(value=2))
+    (second,) = crew.ended(None)
+    crew.stop()
+
+    assert (first.outcome, second.outcome) == ("executed", "executed")
 
 
 def interrupted(root: Path, result: Path) -> None:

@@ -8,7 +8,14 @@ import pytest
 from harness.compose import compose
 from harness.config import settings_of
 from harness.errors import ConfigError
-from harness.slurm import CONTINUATION_MINUTES, Slurm
+from harness.slurm import CONTINUATION_MINUTES, SHARED, Slurm
+from harness.stages.align import Align
+from harness.stages.base import Base
+from harness.stages.finetune import Finetune
+from harness.stages.generate import Generate
+from harness.stages.grade import Grade
+from harness.stages.poison import Poison
+from harness.stages.repair import Repair
 
 
 def slurm(*overrides: str) -> Slurm:
@@ -36,6 +43,22 @@ def test_processes_multiply_cores():
     found = site.parameters([["finetune"]], 1)
 
     assert (found["cpus_per_task"], found["gpus_per_node"], found["ntasks_per_node"]) == (8, 4, 1)
+
+
+def test_cores_are_asked_for_again_where_the_job_starts_its_process():
+    single, shared = (
+        slurm(f"cluster.resources.finetune={{minutes: 60, nodes: {nodes}, cpus: 3}}").parameters([["finetune"]], 1)
+        for nodes in (1, 2)
+    )
+
+    assert single["srun_args"] == ["--cpus-per-task=3"]
+    assert shared["srun_args"] == ["--cpus-per-task=3", "--ntasks=1", "--nodes=1", "--overlap"]
+
+
+def test_stages_that_processes_can_share_are_those_that_say_so():
+    kinds = [Base, Align, Poison, Finetune, Repair, Generate, Grade]
+
+    assert {kind.name for kind in kinds if kind.parallel} == set(SHARED)
 
 
 def test_what_is_not_set_is_left_to_the_site():
@@ -84,6 +107,13 @@ def test_job_has_a_gpu_if_one_of_its_stages_does():
         ("cluster.resources.align.minutes=0", "`cluster.resources.align.minutes`"),
         ("cluster.resources.align.mem_gb=-1", "`cluster.resources.align.mem_gb`"),
         ("cluster.on_oom=retry", "`cluster.on_oom`"),
+        ("cluster.resources.generate.processes=2", "`cluster.resources.generate.processes`: 2, but such a stage"),
+        ("cluster.resources.grade.nodes=2", "`cluster.resources.grade.nodes`: 2, but such a stage"),
+        (
+            "cluster.resources.align={minutes: 60, processes: 4, gpus: 2}",
+            "`cluster.resources.align.processes`: 4 cannot share 2",
+        ),
+        ("cluster.warn_seconds=600", "`cluster.warn_seconds`: 600 is not less than the time limit of"),
     ],
 )
 def test_value_out_of_range_is_named(override, words):
