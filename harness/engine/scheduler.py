@@ -214,11 +214,15 @@ class Rehearsal:
 
 
 def _elements(name: str) -> list[str]:
-    """Return the ids in `7`, `7_3` or, elements that never began, `7_[3,5-9]`."""
+    """Return the ids in `7`, `7_3` or, elements that never began, `7_[3,5-9]`; none of a list that was cut short."""
     from submitit.slurm.slurm import read_job_id
 
-    found = []
-    for number, *span in read_job_id(name):
+    found: list[str] = []
+    try:
+        spans = read_job_id(name)
+    except ValueError:
+        return found
+    for number, *span in spans:
         places = range(int(span[0]), int(span[-1]) + 1) if span else None
         found += [f"{number}_{place}" for place in places] if places else [number]
     return found
@@ -270,8 +274,12 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _asked(command: Sequence[str]) -> str:
+    # A user's own filters and formats would hide jobs, and a long list of array elements would be cut.
+    own = ("SQUEUE_", "SACCT_", "SCANCEL_")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    plain["SLURM_BITSTR_LEN"] = "0"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_SECONDS, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_SECONDS, check=True, env=plain)
     except FileNotFoundError:
         raise SchedulerError(f"there is no `{command[0]}` on this machine; expected a node of the cluster") from None
     except (subprocess.SubprocessError, OSError) as error:

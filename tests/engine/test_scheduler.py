@@ -167,6 +167,19 @@ def test_queue_that_fails_says_so_in_slurms_words(commands):
         Slurm().queue({"me"})
 
 
+def test_questions_do_not_inherit_the_users_own_filters(commands, monkeypatch):
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}|"')
+
+    assert Slurm().queue({"me"})["7"].reason == "none 0"
+
+
+def test_list_of_elements_that_was_cut_short_says_nothing(commands):
+    commands("sacct", "echo '7_[1,3,5,...]|CANCELLED|0:0|'; echo '8_1|TIMEOUT|0:0|n1'")
+
+    assert set(Slurm().history({"7_1", "8_1"})) == {"8_1"}
+
+
 def test_queue_that_hangs_is_given_up(commands, monkeypatch):
     monkeypatch.setattr("harness.engine.scheduler.ASKING_SECONDS", 0.2)
     commands("squeue", "exec sleep 20")
