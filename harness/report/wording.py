@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.interval import LEVEL
 from harness.report.rows import COUNTS, GRADINGS, LABELS, MISSING, NOTES, SCORES, swept_in
-from harness.report.table import HIGH, LOW, NOTE, SIZE
+from harness.report.table import HIGH, LOW, NOTE, SIZE, records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -62,8 +63,30 @@ def varying(means: DataFrame, rows: DataFrame) -> list[str]:
 
 def line_name(names: Mapping[str, Any], swept: Iterable[str]) -> str:
     """Return what a line is called where there is one column for it, as ``booster (lamb 5, alpha 0.1)``."""
-    settings = [f"{name.rpartition('.')[2]} {value(names[name])}" for name in swept if value(names[name]) != "-"]
+    short = short_names(swept)
+    settings = [f"{short[name]} {value(names[name])}" for name in short if value(names[name]) != "-"]
     return str(names["defense"]) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def short_names(swept: Iterable[str]) -> dict[str, str]:
+    """Return the end of every dotted name that no other one shares: ``lamb``, or ``align.rho`` beside another rho."""
+    parts = {name: name.split(".") for name in swept}
+    ends = Counter(".".join(found[start:]) for found in parts.values() for start in range(len(found)))
+    return {
+        name: next((end for i in range(1, len(found) + 1) if ends[end := ".".join(found[-i:])] == 1), name)
+        for name, found in parts.items()
+    }
+
+
+def with_marker(name: str, letter: str) -> str:
+    """Return a line's name with the letter of its footnote, as ``booster (lamb 5) [a]``; most lines have none."""
+    return f"{name} [{letter}]" if letter else name
+
+
+def line_names(means: DataFrame, rows: DataFrame) -> list[str]:
+    """Return what each line is called, with its marker, in the order of the lines."""
+    swept, letters = varying(means, rows), markers(means)
+    return [with_marker(line_name(line, swept), letters.get(line[NOTE], "")) for line in records(means)]
 
 
 def markers(means: DataFrame) -> dict[str, str]:
