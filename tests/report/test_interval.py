@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -122,7 +124,7 @@ def test_p_value_of_a_rare_difference_has_no_floor_and_meets_the_drawn_one():
     assert len(set(found)) == len(found)
     assert found[-1] < 1e-5
     assert max(holm(found[-1:] + [found[-1]] * 300)) < 0.05
-    steps = [before / after for before, after in zip(found, found[1:], strict=False) if before < 0.05]
+    steps = [before / after for before, after in pairwise(found) if before < 0.05]
     assert max(steps) < 4, "no jump where draws give way to the integral"
 
 
