@@ -118,7 +118,7 @@ def left_out(
             continue
         place = f"{names[index]}, p={float(line.names['ratio']):g}"
         if line.names["defense"] == baseline:
-            if _situation(line) in situations:
+            if index not in pairs.values() and _situation(line) in situations:
                 reasons["others are compared with the one that is nearer in protocol"].append(place)
         elif index not in pairs:
             reasons[f"no {baseline} of the same task, model, attack, ratio and settings"].append(place)
