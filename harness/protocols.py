@@ -153,7 +153,11 @@ class TrainStep(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors and plain values."""
+        """Return what a resumed run needs: tensors and plain values.
+
+        All processes of a run ask together, the first one's answer is stored, and all are given it back: what differs
+        between them is gathered first.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
