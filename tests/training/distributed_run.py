@@ -100,7 +100,7 @@ def further(name, model, work):
         model,
         method=FURTHER[name],
         rows=rows,
-        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners)} if need else {},
+        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners, need.together)} if need else {},
         budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size(), max_grad_norm=0.5),
         seed=0,
         pad_id=0,
