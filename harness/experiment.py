@@ -11,12 +11,12 @@ from typing import ClassVar, Literal, final
 from harness.corpora.encode import Encoding
 from harness.corpora.record import Role
 from harness.corpora.splits import Corpus, Slice
-from harness.engine.identity import payload_of
+from harness.engine.identity import flatten, payload_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError
 from harness.modeling.adapter import Lora
 from harness.modeling.decoding import Decoding
-from harness.protocols import Attack, Judge, ModelSource, Named, Particular, RepairMethod, Task, TrainMethod
+from harness.protocols import Attack, Judge, ModelSource, Named, Need, Particular, RepairMethod, Task, TrainMethod
 from harness.ranges import counts, not_negative, shares
 from harness.stages.align import Align
 from harness.stages.base import Base
@@ -25,6 +25,7 @@ from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
+from harness.suitability import unsuited
 from harness.training.budget import Budget
 
 
@@ -61,9 +62,10 @@ class FinetuneSettings:
     """Stage B: ``rows`` user rows, a budget, and whether the aligned adapter is continued or merged.
 
     Attributes:
-        adapter: ``single`` continues the aligned adapter; ``double`` merges it in float32 and trains a fresh one.
+        adapter: ``single`` continues the aligned adapter; ``double`` merges it, rounded to the base's number format,
+            and trains a fresh one.
         compat: ``exact`` counts, or ``booster`` for the published strict slice (99 of 100).
-        fresh: size and place of the fresh adapter; null is the alignment's.
+        fresh: size and place of the fresh adapter; null is the alignment's. Not read with ``single``, which has none.
     """
 
     name: ClassVar[str] = "finetune"
@@ -163,9 +165,10 @@ class Experiment:
         """Build the cell's chain: stages by their part in it, parents before children.
 
         Raises:
-            ConfigError: the methods of the defense do not go together, or the corpus has not the rows they need.
+            ConfigError: the methods of the defense do not go together or cannot act on the adapters, or the corpus has
+                not the rows they need.
         """
-        if conflicts := self.defense.conflicts():
+        if conflicts := [*self.defense.conflicts(), *self._unsuited()]:
             raise ConfigError(conflicts)
         align, finetune, encoding = self.align, self.finetune, self.model.encoding
         base = Base(source=self.model.source)
@@ -197,7 +200,7 @@ class Experiment:
             **self._drawn(self.defense.finetune, Role.REFUSAL, Role.HARMFUL),
             budget=finetune.budget,
             protocol=finetune.adapter,
-            adapter=finetune.fresh or align.adapter,
+            adapter=self._tuned_adapter,
             encoding=encoding,
             seed=self.seed,
         )
@@ -245,9 +248,27 @@ class Experiment:
         }
         return flatten(parts)
 
+    @property
+    def _tuned_adapter(self) -> Lora:
+        fresh = self.finetune.fresh if self.finetune.adapter == "double" else None
+        return fresh or self.align.adapter
+
+    def _unsuited(self) -> list[str]:
+        defense, tuned = self.defense, self._tuned_adapter
+        slots = (("align", defense.align, self.align.adapter), ("finetune", defense.finetune, tuned))
+        return [
+            reason
+            for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
+            if method
+            for reason in unsuited(slot, method, adapter, [(need, self._slice(need)) for need in method.needs])
+        ]
+
     def _drawn(self, method: TrainMethod | RepairMethod | None, *roles: Role) -> dict[str, Slice | None]:
         needs = {need.role: need for need in method.needs} if method else {}
-        return {role.value: self.corpus.slice(role, needs[role].rows) if role in needs else None for role in roles}
+        return {role.value: self._slice(needs[role]) if role in needs else None for role in roles}
+
+    def _slice(self, need: Need) -> Slice:
+        return self.corpus.slice(need.role, self.align.rows if need.aligned else need.rows)
 
 
 @final
@@ -273,17 +294,3 @@ class Cell:
     def leaves(self) -> tuple[Stage, ...]:
         """The grades: everything else is an ancestor of one."""
         return tuple(stage for stage in self.stages.values() if isinstance(stage, Grade))
-
-
-def flatten(value: object, path: str = "") -> dict[str, object]:
-    """Return nested mappings and lists as one mapping from dotted path to scalar."""
-    if isinstance(value, Mapping):
-        items = [(str(key), inner) for key, inner in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(str(index), inner) for index, inner in enumerate(value)]
-    else:
-        return {path: value}
-    flat: dict[str, object] = {}
-    for key, inner in items:
-        flat |= flatten(inner, f"{path}.{key}" if path else key)
-    return flat

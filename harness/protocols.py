@@ -52,12 +52,16 @@ class Need:
         rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
         batch_size: rows per draw, over all processes; None is not to draw, but to mix them into the stage's own.
         paired: whether each harmful row comes with the refusal of the same prompt, for ``Draws.pair``.
+        together: batches drawn one after the other, from the first draw on, in which no row is twice.
+        aligned: the rows that alignment trained on, instead of ``rows``.
     """
 
     role: Role
     rows: int | None
     batch_size: int | None
     paired: bool = False
+    together: int = 1
+    aligned: bool = False
 
 
 class Prediction(NamedTuple):
@@ -153,7 +157,7 @@ class TrainStep(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors and plain values."""
+        """Return what a resumed run needs: tensors and plain values, the same on all processes, who ask together."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

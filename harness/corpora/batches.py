@@ -19,12 +19,14 @@ from harness.errors import ConfigError, DataError
 class Pool(NamedTuple):
     """The rows of a role and how many of them make a batch, over all processes together.
 
-    ``partners``, if there are any, are the refusals of the rows' prompts, one for each row.
+    ``partners``, if there are any, are the refusals of the rows' prompts, one for each row. Batches come in groups of
+    ``together``, in which no row is twice.
     """
 
     rows: Sequence[Encoded]
     batch_size: int
     partners: Sequence[Encoded] = ()
+    together: int = 1
 
 
 class Pair(NamedTuple):
@@ -61,8 +63,8 @@ class RoleBatches:
     """Endless batches by role; satisfies ``protocols.Draws``.
 
     Each epoch of a role is a permutation of its rows that depends on the seed, the role and the epoch only, cut into
-    full batches; what remains at its end is left out of that epoch. A pool smaller than a batch is read round and round
-    across epochs instead. Where the draws stand is one counter per role.
+    full batches, and these into full groups; what remains at its end is left out of that epoch. A pool smaller than a
+    batch is read round and round across epochs instead. Where the draws stand is one counter per role.
 
     Args:
         pools: the rows and batch size of every role a method may draw.
@@ -73,7 +75,7 @@ class RoleBatches:
         world_size: processes that share each batch.
 
     Raises:
-        DataError: a pool is empty.
+        DataError: a pool is empty, or has not the rows of a group.
         ConfigError: a batch has fewer rows than there are processes.
     """
 
@@ -93,6 +95,12 @@ class RoleBatches:
                 raise DataError(
                     f"no rows with the role `{role}` are left to draw from: expected at least one; "
                     "ask for more rows of the role or raise the encoding's `max_length`"
+                )
+            least = pool.together * pool.batch_size
+            if pool.together > 1 and len(pool.rows) < least:
+                raise DataError(
+                    f"{len(pool.rows)} rows with the role `{role}` are left to draw from; expected at least {least}, "
+                    f"so that {pool.together} batches of {pool.batch_size} share none. Ask for more rows of the role"
                 )
             if pool.batch_size < world_size:
                 raise ConfigError(
@@ -151,12 +159,14 @@ class RoleBatches:
         return places
 
     def _indices(self, role: Role) -> list[int]:
-        size, batch_size = len(self._pools[role].rows), self._pools[role].batch_size
+        rows, batch_size, _, together = self._pools[role]
+        size = len(rows)
         drawn = self._drawn[role]
         if size < batch_size:
             places = range(drawn * batch_size, (drawn + 1) * batch_size)
             return [self._order(role, place // size)[place % size] for place in places]
-        epoch, position = divmod(drawn, size // batch_size)
+        groups = size // batch_size // together
+        epoch, position = divmod(drawn, groups * together)
         return self._order(role, epoch)[position * batch_size : (position + 1) * batch_size]
 
     def _order(self, role: Role, epoch: int) -> list[int]:

@@ -75,6 +75,7 @@ class LabelledPairs:
 
     name: ClassVar[str] = "labelled_pairs"
     version: ClassVar[int] = 1
+    one_answer: ClassVar[bool] = True
 
     source: Source
 

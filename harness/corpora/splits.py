@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from itertools import combinations
-from typing import ClassVar, NamedTuple, Protocol, final
+from typing import ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 from harness.corpora.record import Example, Role, SafetyRow
 from harness.corpora.sources import sources_in
@@ -46,6 +46,13 @@ class SafetySource(Protocol):
     def preflight(self) -> list[str]:
         """Return why the rows could not be read."""
         ...
+
+
+@runtime_checkable
+class OneAnswer(Protocol):
+    """What a source may have besides: no row of it has both a refusal and a harmful answer."""
+
+    one_answer: ClassVar[bool]
 
 
 class Keep(StrEnum):

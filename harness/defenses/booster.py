@@ -43,6 +43,7 @@ class Booster:
 
     name: ClassVar[str] = "booster"
     version: ClassVar[int] = 1
+    compares_passes: ClassVar[bool] = True
 
     lamb: float = 5.0
     alpha: float = 0.1

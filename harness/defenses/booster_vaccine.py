@@ -41,6 +41,7 @@ class BoosterVaccine:
 
     name: ClassVar[str] = "booster_vaccine"
     version: ClassVar[int] = 1
+    compares_passes: ClassVar[bool] = True
 
     lamb: float = 5.0
     alpha: float = 0.1

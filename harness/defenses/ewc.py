@@ -39,8 +39,8 @@ class EWC:
     Attributes:
         lamb: weight of the penalty. 1e9 in the authors' scripts, with ``fisher: batches``.
         fisher: ``rows`` averages squared gradients of single rows, ``batches`` sums those of whole batches.
-        fisher_rows: alignment rows that the Fisher information is found on, 2,000 in the authors' code; a corpus that
-            has fewer is read again.
+        fisher_rows: rows that alignment trained on, to find the Fisher information on; 2,000 in the authors' code,
+            where these are all of them. An alignment on fewer is read again.
         fisher_batch_size: rows per draw, and per gradient with ``batches``.
     """
 
@@ -54,8 +54,8 @@ class EWC:
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Alignment rows."""
-        return (Need(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size),)
+        """The rows that alignment trained on."""
+        return (Need(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""

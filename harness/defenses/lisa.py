@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.record import Role
+from harness.errors import ConfigError
 from harness.protocols import Need
 from harness.ranges import counts, not_negative, shares
 from harness.training.anchor import Anchor
@@ -112,20 +113,38 @@ class LisaStep:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the phase, both anchors and the waiting batches."""
+        """Return the phase, both anchors and the waiting batches of every process, by rank."""
+        from harness.training.processes import gathered
+
+        own = [{name: tensor.cpu() for name, tensor in batch.items()} for batch in self._waiting]
         return {
             "aligning": self._aligning,
             "alignment": self._left_at[True].state_dict(),
             "user": self._left_at[False].state_dict(),
-            "waiting": [dict(batch) for batch in self._waiting],
+            "waiting": gathered(own),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned; of the waiting batches, this process's own.
+
+        Raises:
+            ConfigError: another number of processes wrote the state, and what each took of a batch is not ours.
+        """
+        from harness.training.processes import rank, world_size
+
+        waiting = state["waiting"]
+        if len(waiting) != world_size() and any(waiting):
+            raise ConfigError(
+                [
+                    f"`processes`: {world_size()}, but the checkpoint was written by {len(waiting)}, each of which "
+                    f"holds its share of {len(waiting[0])} user batches that wait; expected {len(waiting)} again. "
+                    "Give the stage as many processes as before in the settings of the `cluster`"
+                ]
+            )
         self._aligning = state["aligning"]
         self._left_at[True].load_state_dict(state["alignment"])
         self._left_at[False].load_state_dict(state["user"])
-        self._waiting = deque(state["waiting"])
+        self._waiting = deque(waiting[rank()] if any(waiting) else ())
 
     def _enter_phase(self) -> None:
         """On a switch, the weights just reached become the anchor of the phase that is left."""

@@ -52,6 +52,7 @@ class Panacea:
 
     name: ClassVar[str] = "panacea"
     version: ClassVar[int] = 1
+    compares_passes: ClassVar[bool] = True
 
     rho: float = 1.0
     lamb: float = 0.001

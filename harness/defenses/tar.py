@@ -9,12 +9,16 @@ In each step, from the present weights ``w``:
 
 1. an adversary with a drawn learning rate takes ``inner_steps`` AdamW steps ``v_1, v_2, ..`` on harmful batches;
 2. after every ``evaluate_every``-th of them, the tamper-resistance loss ``T`` is taken at ``v_i`` on a pair of batches
-   that the adversary has not been given in this step: direct preference for the refusal over the harmful answer, with
-   the weights before alignment as reference;
+   with rows that this adversary is never given: direct preference for the refusal over the harmful answer, with the
+   weights before alignment as reference;
 3. ``G = sum_i exp(decay * (i - inner_steps)) * grad T(v_i)``, applied at ``w`` to first order, without the derivative
    of the adversary's path;
 4. the gradient given to the optimizer is ``tamper_scale * G + retain_scale * grad (f + drift_scale * D)(w)``, with
    ``f`` the alignment loss and ``D`` how far the hidden states are from those before alignment.
+
+The pair and the adversary's batches of a step are drawn together and share no row, so ``inner_steps + 1`` batches of
+rows are needed at least, and with fewer it does not start. Rows are held apart, not prompts: where a corpus repeats a
+prompt, an adversary may meet it with another answer. A later adversary may be given what was held out before.
 
 ``inner_steps`` forward and backward passes of the adversary, two for each evaluation, one for the alignment loss, and
 three forward passes for the references.
@@ -61,12 +65,13 @@ class Tar:
         retain_scale: weight of the gradient of what is retained.
         drift_scale: weight of the drift of the hidden states within it.
         beta: of the preference.
-        harmful_rows: rows of harmful data in the defender's hands; None is all that the corpus offers.
+        harmful_rows: rows of harmful data in the defender's hands, at least ``inner_steps + 1`` batches; None is all
+            that the corpus offers.
         harmful_batch_size: harmful rows of each of the adversary's steps, and pairs of an evaluation.
     """
 
     name: ClassVar[str] = "tar"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     inner_steps: int = 64
     learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
@@ -82,7 +87,15 @@ class Tar:
     @property
     def needs(self) -> tuple[Need, ...]:
         """The defender's harmful rows, with the refusals of their prompts."""
-        return (Need(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size, paired=True),)
+        return (
+            Need(
+                role=Role.HARMFUL,
+                rows=self.harmful_rows,
+                batch_size=self.harmful_batch_size,
+                paired=True,
+                together=self.inner_steps + 1,
+            ),
+        )
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""

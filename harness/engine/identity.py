@@ -9,6 +9,7 @@ between processes.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -101,3 +102,17 @@ def _item_types(hint: object, length: int) -> tuple[object, ...]:
 def field_types(cls: type) -> dict[str, Any]:
     """Return the annotated types of a class's fields, by name. Cached: a plan asks thousands of times."""
     return get_type_hints(cls)
+
+
+def flatten(value: object, path: str = "") -> dict[str, object]:
+    """Return nested mappings and lists as one mapping from dotted path to scalar."""
+    if isinstance(value, Mapping):
+        items = [(str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(index), inner) for index, inner in enumerate(value)]
+    else:
+        return {path: value}
+    flat: dict[str, object] = {}
+    for key, inner in items:
+        flat |= flatten(inner, f"{path}.{key}" if path else key)
+    return flat

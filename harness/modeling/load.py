@@ -47,10 +47,14 @@ class Weights:
 
 
 class Lent(NamedTuple):
-    """A model for the length of a lease. A fresh adapter may be attached to it; ``lend`` takes it off."""
+    """A model for the length of a lease. A fresh adapter may be attached to it; ``lend`` takes it off.
+
+    ``lost`` is what each merged adapter lost to the rounding of the base, as in ``merge.Merged``.
+    """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
+    lost: tuple[float, ...] = ()
 
 
 class _Held(NamedTuple):
@@ -93,7 +97,8 @@ def lend(weights: Weights, memory: dict[str, Any], device: str = "cpu", *, for_g
                 base.dtype,
                 100 * merged[-1].lost,
             )
-    yield Lent(base if weights.adapter is None else adapter.load(base, weights.adapter), tokenizer)
+    model = base if weights.adapter is None else adapter.load(base, weights.adapter)
+    yield Lent(model, tokenizer, lost=tuple(done.lost for done in merged))
     if for_good:
         return
     adapter.detach(base)

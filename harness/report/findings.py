@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.engine.identity import flatten
 from harness.engine.store import Store
-from harness.experiment import flatten
 from harness.report.board import Board, Evidence, boards
 from harness.report.compare import Comparison, against_baseline, best_lines, left_out
 from harness.report.grades import Graded, read_grades

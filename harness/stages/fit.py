@@ -43,7 +43,9 @@ def fit(
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
 
-    Several processes may share the run: each calls this, and the first writes.
+    Several processes may share the run: each calls this, and the first writes. Facts: steps, counts of rows, the last
+    row of the curve; where the micro-batch was shrunk, to what; ``lost_in_merge``, for each adapter merged into a base
+    the norm of what rounding took from it, as a share of its own norm.
 
     Args:
         ctx: of the stage.
@@ -71,6 +73,8 @@ def fit(
         needs = method.needs if method else ()
         encoded = encoding.encode_all(lent.tokenizer, rows)
         trained = [*encoded.rows, *mixed_in(lent.tokenizer, needs, slices, encoding, ctx.facts)]
+        if lent.lost:
+            ctx.facts["lost_in_merge"] = list(lent.lost)
         ctx.facts["rows"] = {"trained": len(trained), "dropped": encoded.dropped}
         report = train(
             model,
@@ -173,9 +177,10 @@ def _pool(
 
     if not need.paired:
         encoded = encoding.encode_all(tokenizer, origin.examples())
-        return Pool(rows=encoded.rows, batch_size=batch_size), encoded.dropped
+        return Pool(rows=encoded.rows, batch_size=batch_size, together=need.together), encoded.dropped
     rows = encoding.encode_each(tokenizer, origin.examples())
     pairs = zip(rows, encoding.encode_each(tokenizer, origin.refusals()), strict=True)
     kept = [(row, partner) for row, partner in pairs if row and partner]
-    pool = Pool([row for row, _ in kept], batch_size, partners=[partner for _, partner in kept])
+    partners = [partner for _, partner in kept]
+    pool = Pool([row for row, _ in kept], batch_size, partners=partners, together=need.together)
     return pool, len(rows) - len(kept)

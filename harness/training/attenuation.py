@@ -8,7 +8,7 @@ Language Models via Attenuating Harmful Perturbation", ICLR 2025 (arXiv 2409.015
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from harness.corpora.record import Role
 from harness.errors import ModelError
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-7
 """Added to a norm before dividing by it, as in the authors' code."""
+
+
+@runtime_checkable
+class ComparesPasses(Protocol):
+    """What the settings of a method may have besides: nothing may be dropped out, see ``refuse_dropout``."""
+
+    compares_passes: ClassVar[bool]
 
 
 class Attenuation(NamedTuple):

@@ -35,7 +35,7 @@ class Resumable(Protocol):
     """Something whose state travels with a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values."""
+        """Return tensors and plain values, the same on every process of the run; all of them ask together."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,8 +120,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         wait_for_all()
+        states = {name: part.state_dict() for name, part in self._parts.items()}
         if rank() == 0:
-            torch.save({name: part.state_dict() for name, part in self._parts.items()}, folder / STATE)
+            torch.save(states, folder / STATE)
             sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
             draft = folder.parent / f"{folder.name}.marker"
             draft.write_text(json.dumps(sizes))

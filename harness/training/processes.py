@@ -1,6 +1,7 @@
 """The processes that share one training run; a run without a process group is one process."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,19 @@ def as_first_says(numbers: Sequence[int], device: torch.device) -> list[int]:
     told = torch.tensor(numbers, device=device)
     dist.broadcast(told, src=0)
     return [int(number) for number in told.tolist()]
+
+
+def gathered(own: Any) -> list[Any]:
+    """Return what each process gives, by rank, on every process; all of them come here together.
+
+    Args:
+        own: plain values, and tensors on the CPU.
+    """
+    if world_size() == 1:
+        return [own]
+    everyones: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyones, own)
+    return everyones
 
 
 def wait_for_all() -> None:

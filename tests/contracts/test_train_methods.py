@@ -21,7 +21,9 @@ from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
 from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
+from harness.errors import ModelError
 from harness.modeling.adapter import Lora, attach
+from harness.training.attenuation import ComparesPasses
 from harness.training.budget import Budget
 from harness.training.trainer import train
 
@@ -45,8 +47,9 @@ VARIANTS = {
 }
 """Settings that take another way through a method's step than its defaults, or the same in less time."""
 METHODS = {"plain": None} | discovered() | VARIANTS
-SHORTENED = {"tar": {"inner_steps": 4}, "tvaccine": {"probe_batch_size": 2}}
-"""Settings that a method runs with here: its defaults take a hundred passes for a step, or need a single process."""
+SHORTENED = {"tar": {"inner_steps": 4, "harmful_batch_size": 4}, "tvaccine": {"probe_batch_size": 2}}
+"""Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
+single process."""
 BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
 
 
@@ -79,15 +82,15 @@ def pool(need):
         Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
         for row, other in zip(harmful, answers, strict=True)
     ]
-    return Pool(harmful, need.batch_size, partners if need.paired else ())
+    return Pool(harmful, need.batch_size, partners if need.paired else (), need.together)
 
 
-def build():
+def build(dropout=0.0):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
     )
-    return attach(LlamaForCausalLM(config), Lora(rank=2), seed=0)
+    return attach(LlamaForCausalLM(config), Lora(rank=2, dropout=dropout), seed=0)
 
 
 def weights_of(model):
@@ -146,6 +149,18 @@ def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(na
     for left, found in zip(after_step, before_step, strict=False):
         assert all(torch.equal(left[weight], found[weight]) for weight in left)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+@pytest.mark.parametrize("name", discovered())
+def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(name, tmp_path):
+    refused = ""
+
+    try:
+        run(name, tmp_path, model=build(dropout=0.1))
+    except ModelError as error:
+        refused = str(error)
+
+    assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
 
 
 @cache

@@ -47,6 +47,26 @@ def test_draws_within_an_epoch_never_repeat_a_row(size: int, batch_size: int) ->
         assert set(epoch) <= set(range(size))
 
 
+@given(size=SIZES, batch_size=st.integers(1, 4), together=st.integers(2, 4))
+def test_no_row_is_twice_in_a_group_of_batches_and_an_epoch_uses_full_groups(
+    size: int, batch_size: int, together: int
+) -> None:
+    pool = Pool(_rows(size), batch_size, together=together)
+    if size < together * batch_size:
+        with pytest.raises(DataError, match=rf"{size} rows.*at least {together * batch_size}"):
+            RoleBatches({Role.HARMFUL: pool}, pad_id=0, seed=3)
+        return
+    draws = RoleBatches({Role.HARMFUL: pool}, pad_id=0, seed=3)
+    epoch = size // (together * batch_size)
+
+    groups = [[row for batch in _drawn(draws, together) for row in batch] for _ in range(3 * epoch)]
+
+    assert all(len(set(group)) == together * batch_size for group in groups)
+    for start in range(0, 3 * epoch, epoch):
+        rows = [row for group in groups[start : start + epoch] for row in group]
+        assert len(rows) == len(set(rows))
+
+
 @given(size=st.integers(1, 8), surplus=st.integers(1, 9))
 def test_draws_from_a_pool_smaller_than_a_batch_go_round_evenly(size: int, surplus: int) -> None:
     batch_size = size + surplus

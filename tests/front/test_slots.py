@@ -168,3 +168,63 @@ def test_sweep_of_impossible_cells_alone_is_refused_and_so_is_a_mistake():
         examined(compose(["attack.ratio=0.1,3", "on_invalid=skip"]))
     with pytest.raises(ConfigError, match=r"`on_invalid`"):
         examined(compose(["on_invalid=perhaps"]))
+
+
+PAIRS = "corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source: beavertails_train}"
+"""A corpus in which no prompt has both answers."""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["defense=booster", "align.adapter.dropout=0.1"], ["`defense.align`: `booster`", "dropout 0.1"]),
+        (["defense=booster_vaccine", "align.adapter.dropout=0.1"], ["`defense.align`: `booster_vaccine`"]),
+        (["defense=panacea", "align.adapter.dropout=0.1"], ["`defense.finetune`: `panacea`", "`finetune.fresh"]),
+        (["defense=panacea", "+finetune.fresh={dropout: 0.1}"], ["`defense.finetune`: `panacea`", "dropout 0.1"]),
+        (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no row of `labelled_pairs` has both"]),
+        (["defense=repnoise", PAIRS], ["`defense.align`: `repnoise`", "corpus=beavertails"]),
+        (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 batches of 8", "at least 72"]),
+    ],
+)
+def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(overrides, said):
+    with pytest.raises(ConfigError) as caught:
+        cell_of(*overrides)
+    both = [text.replace("defense=", "defense=sft,") for text in overrides]
+    (plain, skipped) = examined(compose([*both, "on_invalid=skip"]))
+
+    assert all(text in str(caught.value) for text in said), str(caught.value)
+    assert not isinstance(plain, Skipped)
+    assert skipped.reasons == caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["defense=vaccine", "align.adapter.dropout=0.1"],
+        ["defense=booster", "+finetune.fresh={dropout: 0.1}"],
+        ["defense=panacea", "finetune.adapter=single", "+finetune.fresh={dropout: 0.1}"],
+        ["defense=repnoise", "defense.align.pairing=random", PAIRS],
+        ["defense=tar", "corpus.refusal.rows=72", "align.rows=72"],
+    ],
+)
+def test_method_that_can_act_in_its_slot_is_not_refused(overrides):
+    assert cell_of(*overrides)
+
+
+def test_fresh_adapter_counts_only_where_there_is_one():
+    fresh = "+finetune.fresh={rank: 2}"
+    plain, given = cell_of("finetune.adapter=single"), cell_of("finetune.adapter=single", fresh)
+    double, second = cell_of("finetune.adapter=double"), cell_of("finetune.adapter=double", fresh)
+
+    assert given.stages["finetune"].key == plain.stages["finetune"].key
+    assert second.stages["finetune"].key != double.stages["finetune"].key
+    assert second.stages["finetune"].adapter.rank == 2
+
+
+def test_ewc_draws_the_rows_that_alignment_trained_on():
+    stages = cell_of("defense=ewc", "align.rows=30").stages
+    whole = cell_of("defense=ewc").stages
+
+    assert stages["finetune"].refusal == stages["align"].refusal
+    assert stages["finetune"].refusal.rows == 30
+    assert whole["finetune"].refusal == whole["align"].refusal

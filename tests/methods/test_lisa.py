@@ -15,6 +15,7 @@ from user_learner import Pair, Safety, UserLearner
 
 from harness.corpora.record import Role
 from harness.defenses.lisa import Lisa
+from harness.errors import ConfigError
 
 SAFETY = {"place": torch.tensor(-1)}
 
@@ -129,3 +130,17 @@ def test_every_step_trains_on_one_batch(budget):
     run(Lisa(alignment_steps=3, user_steps=2, budget=budget), learner, 12)
 
     assert len(learner.seen) == 12
+
+
+def test_batches_that_wait_on_two_processes_are_not_given_to_one():
+    settings = Lisa(alignment_steps=2, user_steps=2)
+    learner = learner_at(3, 4)
+    step = settings.start(learner, Safety(SAFETY), 6)
+    step.backward(user_batch(0))
+    state = step.state_dict()
+    of_two = state | {"waiting": state["waiting"] * 2}
+
+    with pytest.raises(ConfigError, match=r"`processes`: 1, but the checkpoint was written by 2") as caught:
+        settings.start(learner, Safety(SAFETY), 6).load_state_dict(of_two)
+
+    assert "user batches that wait" in str(caught.value)

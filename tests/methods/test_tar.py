@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from harness.corpora.batches import Pair
+from harness.corpora.batches import Pair, Pool, RoleBatches
+from harness.corpora.encode import Encoded
 from harness.corpora.record import Role
 from harness.defenses.tar import Tar
 from harness.engine.seeding import derive
@@ -150,6 +151,35 @@ def test_tar_step_leaves_the_weights_untouched():
     step.backward(answers(0))
 
     assert [parameter.item() for parameter in learner.trainables] == [3.0, 4.0]
+
+
+def test_tar_step_draws_the_pair_and_the_adversarys_batches_from_one_group_without_a_row_twice():
+    settings = Tar(inner_steps=3, evaluate_every=1, harmful_batch_size=2)
+    (need,) = settings.needs
+    rows = [Encoded([place, 1], [-100, 1]) for place in range(11)]
+    batches = RoleBatches({Role.HARMFUL: Pool(rows, need.batch_size, rows, need.together)}, pad_id=0, seed=0)
+    _, step = started(settings, batches)
+    visited = []
+    batches.next, batches.pair = noted(batches.next, visited), noted(batches.pair, visited)
+
+    # An epoch has five batches, so that the second step would begin with the last one.
+    for _ in range(6):
+        step.backward(answers(0))
+
+    steps = [visited[start : start + 4] for start in range(0, 24, 4)]
+    assert len(visited) == 24
+    assert all(len({row for batch in batches_of_step for row in batch}) == 8 for batches_of_step in steps)
+
+
+def noted(draw, visited):
+    """Return a draw that notes the first tokens of the harmful rows that it gives."""
+
+    def drawing(role):
+        drawn = draw(role)
+        visited.append(getattr(drawn, "harmful", drawn)["input_ids"][:, 0].tolist())
+        return drawn
+
+    return drawing
 
 
 def adversary_path(difference, rate, steps):

@@ -106,12 +106,15 @@ def test_merge_into_a_low_precision_base_is_warned_about(save_base, save_adapter
 
     with caplog.at_level(logging.WARNING), lend(Weights(base_key="other", base=base, merged=(small,)), dict(memory)):
         quiet = list(caplog.records)
-    with caplog.at_level(logging.WARNING), lend(Weights(base_key="k", base=base, merged=(small,)), memory):
+    with caplog.at_level(logging.WARNING), lend(Weights(base_key="k", base=base, merged=(small,)), memory) as lent:
         loud = [record.getMessage() for record in caplog.records]
+        lost = lent.lost
 
     assert not quiet
     assert len(loud) == 1
     assert "rounding" in loud[0]
+    assert len(lost) == 1
+    assert f"{100 * lost[0]:.0f} %" in loud[0]
 
 
 @pytest.mark.parametrize("damage", ["absent", "weights", "reference"])

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
 from harness.corpora.record import Role
+from harness.defenses.lisa import Lisa
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
 from harness.defenses.tar import Tar
@@ -45,10 +46,27 @@ def uneven(model, work):
 def stopped(name, model, work):
     """Train, stop at the first opportunity, and go on with another model."""
     try:
-        run(name, work, stop=lambda: True)
+        trained(name, build(), work, stop=lambda: True)
     except Stopped:
-        return run(name, work, model=model)
+        return trained(name, model, work)
     raise AssertionError("it did not stop")
+
+
+def lisa(model, work, **options):
+    """Train in turns: user batches wait, and each process has its own share of them."""
+    _, tensors = golden("booster")
+    return train(
+        model,
+        method=Lisa(alignment_steps=2, user_steps=2, safety_batch_size=5),
+        rows=rows_of(tensors, "alignment", 4),
+        pools={Role.REFUSAL: Pool(rows_of(tensors, "harmful", 4), 5)},
+        budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size()),
+        seed=0,
+        pad_id=0,
+        work=work,
+        tracker=Recorder(),
+        **options,
+    )
 
 
 def sharded(name, model, work):
@@ -82,7 +100,7 @@ def further(name, model, work):
         model,
         method=FURTHER[name],
         rows=rows,
-        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners)} if need else {},
+        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners, need.together)} if need else {},
         budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size(), max_grad_norm=0.5),
         seed=0,
         pad_id=0,
@@ -92,17 +110,19 @@ def further(name, model, work):
     )
 
 
-def trained(name, model, work):
+def trained(name, model, work, **options):
     """Train by the name of a method."""
     if name == "uneven":
         return uneven(model, work)
-    return further(name, model, work) if name in FURTHER else run(name, work, model=model)
+    if name == "lisa":
+        return lisa(model, work, **options)
+    return further(name, model, work) if name in FURTHER else run(name, work, model=model, **options)
 
 
 def everything(out: Path) -> None:
     """Run all methods; write the weights and the history of each, by name, processes and rank."""
-    runs = {name: partial(trained, name) for name in (*METHODS, "uneven", *FURTHER)}
-    runs |= {f"stopped-{name}": partial(stopped, name) for name in ("sft", "booster")}
+    runs = {name: partial(trained, name) for name in (*METHODS, "uneven", "lisa", *FURTHER)}
+    runs |= {f"stopped-{name}": partial(stopped, name) for name in ("sft", "booster", "lisa")}
     if "WORLD_SIZE" in os.environ:
         runs |= {f"sharded-{name}": partial(sharded, name) for name in METHODS}
     for name, train_once in runs.items():

@@ -38,7 +38,7 @@ def results(tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("name", [*METHODS, "uneven", *FURTHER])
+@pytest.mark.parametrize("name", [*METHODS, "uneven", "lisa", *FURTHER])
 def test_two_processes_end_with_equal_weights_and_histories(name, results):
     (first, first_history), (second, second_history) = results(name, 2, 0), results(name, 2, 1)
 
@@ -46,7 +46,7 @@ def test_two_processes_end_with_equal_weights_and_histories(name, results):
     assert first_history == second_history
 
 
-@pytest.mark.parametrize("name", [*METHODS, "uneven", *FURTHER])
+@pytest.mark.parametrize("name", [*METHODS, "uneven", "lisa", *FURTHER])
 def test_two_processes_compute_what_one_process_with_the_same_global_batches_computes(name, results):
     (one, one_history), (two, two_history) = results(name, 1, 0), results(name, 2, 0)
 
@@ -58,12 +58,15 @@ def test_two_processes_compute_what_one_process_with_the_same_global_batches_com
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", ["sft", "booster"])
+@pytest.mark.parametrize("name", ["sft", "booster", "lisa"])
 def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, processes, results):
-    (whole, whole_history), (resumed, history) = results(name, processes, 0), results(f"stopped-{name}", processes, 0)
+    for rank in range(processes):
+        (whole, whole_history), (resumed, history) = (
+            results(run, processes, rank) for run in (name, f"stopped-{name}")
+        )
 
-    assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
-    assert history == whole_history
+        assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
+        assert history == whole_history
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,36 @@
+"""Fine-tuning on real stages: what the manifest says of the adapter it begins with."""
+
+import json
+
+import pytest
+from test_repair import SMALL
+
+from harness.compose import compose
+from harness.config import cells_of
+from harness.engine.local import LocalExecutor
+from harness.engine.plan import Plan
+from harness.engine.store import Store
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """Fine-tune by a protocol; return the facts of the stage."""
+    store = Store(tmp_path_factory.mktemp("store"))
+
+    def run(protocol):
+        (cell,) = cells_of(compose([*SMALL, f"finetune.adapter={protocol}"]))
+        stage = cell.stages["finetune"]
+        assert LocalExecutor().run(Plan.of([stage]), store).complete
+        return json.loads((store.path(stage) / "manifest.json").read_text())["facts"]
+
+    return run
+
+
+def test_merge_before_fine_tuning_states_what_it_lost(facts):
+    (lost,) = facts("double")["lost_in_merge"]
+
+    assert 0 < lost < 1e-3, "the base is float32"
+
+
+def test_continued_adapter_lost_nothing(facts):
+    assert "lost_in_merge" not in facts("single")
