@@ -245,6 +245,7 @@ class Experiment:
             "decoding": payload_of(self.evaluation.decoding),
             "encoding": payload_of(self.model.encoding),
             "test": payload_of(self.task.test),
+            "task": {"new_tokens": self.task.new_tokens},
         }
         return flatten(parts)
 

@@ -120,26 +120,55 @@ def test_targets_that_ship_are_complete():
         assert target.scores.keys() == target.tolerance.keys() == {"hs", "fa"}
         assert all(0 <= value <= 100 for value in target.scores.values())
         assert {"defense", "task", "ratio", "model"} <= target.labels.keys()
-        assert {"judge.name", "new_tokens", "prompts.fields.rows"} == target.protocol.keys()
+        assert {"judge.name", "new_tokens", "prompts.fields.rows", "task.new_tokens"} <= target.protocol.keys()
+        assert {"align.refusal.rows", "align.refusal.origin.source.id"} <= target.settings.keys()
+        assert "finetune.budget.learning_rate" in target.settings
+        assert target.labels["defense"] != "antidote" or "repair.method.score" in target.settings
 
 
-def test_target_that_ships_is_met_by_the_sweep_that_reproduces_it():
+def composed(*overrides):
+    """Return what is told about one cell of the Antidote repository's protocol on word problems, and its settings."""
     from harness.compose import compose
     from harness.config import cells_of
     from harness.engine.spec import describe
     from harness.experiment import flatten
 
-    (cell,) = cells_of(
-        compose(["experiment=antidote_paper", "defense=antidote", "task=gsm8k", "defense.repair.dense_ratio=0.05"])
-    )
+    (cell,) = cells_of(compose(["experiment=antidote_paper", "defense=antidote", "task=gsm8k", *overrides]))
     known = {stage.key: flatten(describe(stage)) for stage in cell.stages.values()}
     keys = {f"key.{part}": stage.key for part, stage in cell.stages.items()}
     protocol = {f"protocol.{name}": value for name, value in cell.protocol.items()}
+    return cell.labels | keys | protocol | {"hs": 66.0, "fa": 15.0}, known
 
-    found = mark(pd.DataFrame([cell.labels | keys | protocol | {"hs": 66.0, "fa": 15.0}]), read(), known.__getitem__)
+
+def test_target_that_ships_is_met_by_the_sweep_that_reproduces_it():
+    told, known = composed("defense.repair.dense_ratio=0.05")
+
+    found = mark(pd.DataFrame([told]), read(), known.__getitem__)
 
     assert found["target"].tolist() == ["antidote_dense_ratio_2"]
     assert found["target_status"].tolist() == ["match"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "defense.repair.score=magnitude",
+        "defense.repair.score=random",
+        "defense.repair.harmful_rows=500",
+        "task.new_tokens=200",
+        "evaluation.new_tokens=128",
+        "align.rows=2000",
+        "corpus.evaluation.keep=all",
+        "align.budget.warmup_ratio=0",
+        "finetune.adapter=single",
+    ],
+)
+def test_target_that_ships_is_not_held_against_a_row_of_other_conditions(change):
+    told, known = composed("defense.repair.dense_ratio=0.05", change)
+
+    found = mark(pd.DataFrame([told]), read(), known.__getitem__)
+
+    assert found["target"].tolist() == [""]
 
 
 def test_file_of_targets_with_an_unknown_name_is_refused(tmp_path):
