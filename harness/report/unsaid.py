@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from harness.experiment import flatten
+from harness.engine.identity import flatten
 from harness.report.ledger import Entry
 
 STAGES = "stages"
