@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import NoReturn
 
 from harness.errors import ConfigError, HarnessError, Interrupted
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     verb, rest = (verbs[arguments[0]], arguments[1:]) if arguments and arguments[0] in verbs else (_run, arguments)
     code = 0
     try:
+        if arguments == ["--version"]:
+            sys.stdout.write(f"harness {version('harness')}\n")
+            sys.exit(0)
         verb(rest)
         sys.stdout.flush()
     except HarnessError as error:
@@ -80,17 +84,33 @@ def _plan(arguments: list[str]) -> None:
         _hydra([argument for argument in arguments if argument != "--json"])
 
 
+def _check_what_hydra_passes_over(config_dir: str | None, overrides: Sequence[str]) -> None:
+    """Refuse a folder that is not there, and two sweep files at once, of which the grids would be lost.
+
+    Raises:
+        ConfigError: with what is wrong.
+    """
+    if config_dir is not None and not os.path.isdir(config_dir):
+        raise ConfigError([f"`--config-dir`: there is no folder `{config_dir}`."])
+    for text in overrides:
+        name, _, chosen = text.partition("=")
+        if name.lstrip("+") == "sweeps" and "," in chosen:
+            advice = "Run one after another; they share what they have in common."
+            raise ConfigError([f"`{text}`: a command takes one sweep file. {advice}"])
+
+
 def _hydra(arguments: list[str]) -> None:
     """Give the command line to Hydra, which comes back through ``sweep.run`` or through the launcher plugin."""
     import hydra
     from hydra._internal.utils import get_args_parser
-    from hydra.errors import HydraException
     from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
     from harness.compose import CONF, NAME
     from harness.config import diagnosed
+    from harness.refusal import REFUSALS
 
+    given = get_args_parser().parse_args(arguments)
+    _check_what_hydra_passes_over(given.config_dir, given.overrides)
     # Told to Hydra as a failed job, an error would be announced by it as well.
     errors: list[HarnessError] = []
 
@@ -108,11 +128,10 @@ def _hydra(arguments: list[str]) -> None:
     sys.argv = [sys.argv[0], *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)(task)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (*REFUSALS, ValueError) as error:
         # Hydra's own words for `attack_ratio=0.1`; any other ValueError is a bug.
         if isinstance(error, ValueError) and "Config group override" not in str(error):
             raise
-        given = get_args_parser().parse_args(arguments)
         raise diagnosed(error, given.overrides, given.config_dir) from error
     if errors:
         raise errors[0]

@@ -6,7 +6,7 @@ Hydra needs about a tenth of a second to compose a cell. The cells of a sweep di
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
 from harness.overlay import assign, place_in
-from harness.slots import GROUP, settled, unknown
+from harness.refusal import REFUSALS, told
+from harness.slots import GROUP, SLOTS, settled
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -43,6 +43,8 @@ class Composition:
         values: the plain values that the user set, by dotted name.
         overrides: what the user wrote.
         problems: values that could not be laid over the rest.
+        idle: values for a slot of the defense that is empty in this cell, by name, and why each fits nowhere. A grid
+            over a method's settings may stand beside plain training, which has none.
     """
 
     data: Mapping[str, Any]
@@ -50,6 +52,7 @@ class Composition:
     values: Mapping[str, object]
     overrides: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    idle: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Composed(NamedTuple):
@@ -96,17 +99,19 @@ class Composer:
         # A value that an interpolation may read has to be in place before interpolations are resolved.
         early = any(item.key_or_group in text for item in values for text in composed.interpolations)
         data = copy.deepcopy(composed.raw if early else composed.resolved)
-        problems = [
-            problem
+        wrong = {
+            item.key_or_group: problem
             for item in values
             if (problem := assign(data, item.key_or_group, _plain(item.value()), place_in(composed.choices)))
-        ]
+        }
+        idle = {name: problem for name, problem in wrong.items() if _of_empty_slot(name, data)}
         return Composition(
             data=_resolved(data) if early else data,
             choices=composed.choices,
-            values={item.key_or_group: _plain(item.value()) for item in said},
-            overrides=tuple(overrides),
-            problems=tuple(problems),
+            values={item.key_or_group: _plain(item.value()) for item in said if item.key_or_group not in idle},
+            overrides=tuple(item.input_line or "" for item in parsed if item.key_or_group not in idle),
+            problems=tuple(problem for name, problem in wrong.items() if name not in idle),
+            idle=idle,
         )
 
     def _parse(self, text: str) -> Override:
@@ -150,7 +155,7 @@ class Composer:
     def _by_hydra(self, structure: tuple[str, ...]) -> _Composed:
         try:
             composed = self._loader.load_sweep_config(self._master, list(structure))
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSALS as error:
             raise ConfigError([told(error)]) from error
         raw = _without_hydra(composed)
         return _Composed(
@@ -218,7 +223,7 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
             parser = OverridesParser.create(config_loader=loader)
             parsed = [parser.parse_overrides(list(overrides)) for overrides in lines]
             cells = [BasicSweeper.split_arguments(line, max_batch_size=None)[0] for line in parsed]
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSALS as error:
             raise ConfigError([told(error)]) from error
         composer = Composer(loader, master)
         return [[composer.compose(cell) for cell in line] for line in cells]
@@ -245,6 +250,11 @@ def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str,
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
     written = {text.partition("=")[0] for text in hydra.overrides.task}
     return settled(choices, options, data[GROUP], written)
+
+
+def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
+    group, slot, *_ = [*name.split("."), ""]
+    return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
 
 
 def _without_hydra(config: DictConfig) -> dict[str, Any]:
@@ -281,13 +291,3 @@ def _texts(value: object) -> Iterator[str]:
 
 def _plain(value: object) -> object:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def told(error: Exception) -> str:
-    """Return an error of Hydra's or of OmegaConf's as one line."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return unknown(group, option, error.options)
-    cause = f": {error.__cause__}" if isinstance(error, ConfigCompositionException) and error.__cause__ else ""
-    # Where Hydra has looked helps nobody who mistyped an option.
-    return " ".join(f"{error}{cause}".partition("Config search path")[0].split())

@@ -3,16 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.cluster import Cluster
-from harness.compose import Composition, compose, told
+from harness.compose import Composition, compose
 from harness.engine.provenance import redacted
 from harness.engine.spec import build
 from harness.errors import ConfigError
 from harness.experiment import Cell, Experiment
 from harness.objective import Objective
 from harness.overlay import place_in
+from harness.protocols import Named
+from harness.refusal import told
 from harness.slots import GROUP, label
 from harness.tracking.tracker import TrackerSettings
 
@@ -96,8 +99,11 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     problems: dict[str, None] = {}
     impossible: dict[str, None] = {}
     cells: list[Cell | Skipped] = []
+    used = {name for composition in compositions for name in composition.values}
     for composition in compositions:
         problems |= dict.fromkeys(composition.problems)
+        # Somewhere in the sweep it has to mean something.
+        problems |= dict.fromkeys(problem for name, problem in composition.idle.items() if name not in used)
         data = {key: value for key, value in composition.data.items() if key not in OUTSIDE}
         allow = ("harness.", *composition.data.get("targets", ()))
         try:
@@ -105,6 +111,7 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
+        problems |= dict.fromkeys(_namesakes(experiment))
         try:
             cells.append(_cell(experiment, composition))
         except ConfigError as error:
@@ -119,6 +126,23 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     if problems:
         raise ConfigError(list(problems))
     return cells
+
+
+def _namesakes(experiment: Experiment) -> list[str]:
+    """Return which classes from outside call themselves as one of ours does: their results would be taken for its."""
+    defense = experiment.defense
+    parts: list[tuple[str, Named | None]] = [
+        *(("defenses", method) for method in (defense.align, defense.finetune, defense.repair)),
+        *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
+    ]
+    return [
+        f"`{type(part).__module__}.{type(part).__name__}` calls itself `{part.name}`, as `harness.{shelf}.{part.name}` "
+        "does; their results would be mixed up. Give it another `name`."
+        for shelf, part in parts
+        if part is not None
+        and not type(part).__module__.startswith("harness.")
+        and find_spec(f"harness.{shelf}.{part.name}") is not None
+    ]
 
 
 def diagnosed(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ConfigError:

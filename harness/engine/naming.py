@@ -19,7 +19,7 @@ def key_named(store: Store, prefix: str) -> str:
 
 
 def sweep_named(store: Store, prefix: str | None) -> str:
-    """Return the id of the one sweep that begins so; of the latest if nothing is given.
+    """Return the id of the one sweep that begins so; of the latest with that title, or of all if nothing is given.
 
     Raises:
         StoreError: there is no such sweep, or more than one begins so.
@@ -29,7 +29,9 @@ def sweep_named(store: Store, prefix: str | None) -> str:
         raise StoreError(f"The store `{store.root}` has no sweep yet. Run one, or name another store with --store.")
     if prefix is None:
         return known[0]
-    found = [prefix] if prefix in known else [name for name in known if name.startswith(prefix)]
+    titled = [name for name in known if name.rpartition("-")[0] == prefix]
+    exact = [prefix] if prefix in known else titled[:1]
+    found = exact or [name for name in known if name.startswith(prefix)]
     if not found:
         latest = ", ".join(f"`{name}`" for name in known[:5])
         raise StoreError(f"There is no sweep `{prefix}` in `{store.root}`. Latest: {latest}.")

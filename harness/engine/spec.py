@@ -217,11 +217,15 @@ class _Builder:
         target = data[TARGET]
         place = f"{path}.{TARGET}" if path else TARGET
         if not isinstance(target, str) or not target.startswith(self.allow):
-            self._refuse(place, f"{target!r} is not allowed; expected a class under {quoted(self.allow)}.")
+            allowed = f"expected a class under {quoted(self.allow)}; `targets=[my_package.]` allows others"
+            self._refuse(place, f"{target!r} is not allowed; {allowed}.")
         try:
             cls = _imported(target)
         except (ImportError, AttributeError) as error:
-            self._refuse(place, f"`{target}` cannot be imported: {error}.")
+            advice = "" if target.startswith("harness.") else " Install its package, or put its folder on PYTHONPATH."
+            self._refuse(place, f"`{target}` cannot be imported: {error}.{advice}")
+        except SyntaxError as error:
+            self._refuse(place, f"`{target}` cannot be imported: {error.filename}, line {error.lineno}: {error.msg}.")
         if lacking := _lacking(cls, hint):
             self._refuse(place, f"`{target}` is not a `{hint.__name__}`: {lacking}.")
         return cls

@@ -132,7 +132,9 @@ def test_matched_comparison_differs_from_the_published_one_in_the_protocol_only(
 
 
 def test_matched_comparison_has_one_protocol_for_all_methods():
-    cells = [cells_of(found)[0] for found in compose_each([["experiment=matched", f"defense={name}"] for name in DEFENSES])]
+    cells = [
+        cells_of(found)[0] for found in compose_each([["experiment=matched", f"defense={name}"] for name in DEFENSES])
+    ]
 
     assert {
         (found.stages["finetune"].protocol, found.stages["align"].budget, found.stages["finetune"].budget)
@@ -181,7 +183,9 @@ def test_schedule_of_a_preset_is_that_of_its_scripts(preset, stage, expected):
 
 
 def test_antidote_on_word_problems_zeroes_less_and_lets_answers_be_longer():
-    words, sentiment = (cell("experiment=antidote_paper", "defense=antidote", f"task={task}") for task in ("gsm8k", "sst2"))
+    words, sentiment = (
+        cell("experiment=antidote_paper", "defense=antidote", f"task={task}") for task in ("gsm8k", "sst2")
+    )
 
     assert words.stages["repair"].method.dense_ratio == 0.05
     assert sentiment.stages["repair"].method.dense_ratio == 0.1

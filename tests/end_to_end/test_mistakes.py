@@ -31,9 +31,27 @@ MISTAKES = {
     ),
     "an override that cannot be read": (["seed=[1"], ["'[1'", "override_grammar"]),
     "a folder of configurations that is not there": (["--config-dir", "nowhere"], ["nowhere"]),
+    "two sweep files at once": (["-m", "+sweeps=demo,tiny_rho"], ["one sweep file", "demo,tiny_rho"]),
+    "a setting of a slot that is empty": (["-m", "defense=sft", "defense.align.lamb=1,5"], ["`defense.align.lamb`"]),
     "an unknown sweep": (["report", "nothing"], ["no sweep"]),
     "an unknown key": (["stage", "ffff"], ["ffff"]),
 }
+
+
+BROKEN = {"a sweep file": "seed: [1, 2", "a tab in it": "align:\n\trows: 3"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_yaml_is_told_with_its_file_and_line(harness, name):
+    folder = harness.folder / "mine" / "sweeps"
+    folder.mkdir(parents=True)
+    (folder / "broken.yaml").write_text(f"# @package _global_\n{BROKEN[name]}\n")
+
+    run = harness("plan", "-m", "--config-dir", str(harness.folder / "mine"), "+sweeps=broken")
+
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    assert "broken.yaml`, line" in run.stderr
 
 
 @pytest.mark.parametrize("name", MISTAKES)

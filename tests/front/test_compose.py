@@ -1,5 +1,7 @@
 """Compositions: values laid over what Hydra composed are what Hydra itself would have made of them."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -7,6 +9,7 @@ from omegaconf import OmegaConf
 
 from harness.compose import CONF, compose
 from harness.config import cells_of, settings_of
+from harness.defenses import lisa
 from harness.engine.plan import Plan
 from harness.errors import ConfigError
 
@@ -123,6 +126,22 @@ def test_option_that_does_not_exist_names_those_that_do():
         compose(["defense=boster"])
 
     assert "booster" in str(caught.value)
+
+
+def test_copy_of_a_method_that_keeps_its_name_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "my_lab"
+    folder.mkdir()
+    source = Path(lisa.__file__).read_text()
+    (folder / "copied.py").write_text(source)
+    (folder / "renamed.py").write_text(source.replace('ClassVar[str] = "lisa"', 'ClassVar[str] = "mine"'))
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = ["defense=lisa", "targets=[my_lab.]"]
+
+    (renamed,) = cells_of(compose([*chosen, "defense.finetune._target_=my_lab.renamed.Lisa"]))
+    with pytest.raises(ConfigError, match=r"`my_lab.copied.Lisa` calls itself `lisa`, as `harness.defenses.lisa` does"):
+        cells_of(compose([*chosen, "defense.finetune._target_=my_lab.copied.Lisa"]))
+
+    assert renamed.stages["finetune"].key != cells_of(compose(["defense=lisa"]))[0].stages["finetune"].key
 
 
 def test_class_outside_of_the_allowed_prefixes_is_refused():

@@ -113,6 +113,25 @@ def test_choice_that_stands_for_nothing_is_refused(overrides, said):
     assert all(text in str(caught.value) for text in said), str(caught.value)
 
 
+def test_grid_over_a_methods_settings_may_stand_beside_plain_training():
+    sweep = ["defense=sft,booster", "defense.align.lamb=1,5"]
+
+    cells = cells_of(compose(sweep))
+
+    assert [cell.swept for cell in cells if cell.labels["defense"] == "booster"] == [
+        {"defense.align.lamb": 1},
+        {"defense.align.lamb": 5},
+    ]
+    plain = [cell for cell in cells if cell.labels["defense"] == "sft"]
+    assert len({cell.stages["harm"].key for cell in plain}) == 1
+    assert {(tuple(cell.swept), cell.overrides) for cell in plain} == {((), ("defense=sft",))}
+
+
+def test_setting_of_a_slot_that_is_empty_in_every_cell_is_refused():
+    with pytest.raises(ConfigError, match=r"`defense.align.lamb`: unknown setting"):
+        cells_of(compose(["defense=sft,lisa", "defense.align.lamb=1,5"]))
+
+
 def test_preset_that_empties_a_slot_that_is_chosen_for_is_refused(tmp_path):
     (tmp_path / "defense").mkdir()
     (tmp_path / "defense" / "mine.yaml").write_text("finetune: null\n")
