@@ -1,4 +1,4 @@
-"""The presets that follow a repository's scripts do, per method, what these scripts do; read in the scripts themselves."""
+"""The presets that follow a repository do, per method, what its scripts do; read in the scripts themselves."""
 
 import pytest
 
@@ -102,15 +102,16 @@ def test_panacea_caps_the_harmful_loss_as_its_code_means_to():
 
 
 DEFENSES = ["sft", "vaccine", "booster", "booster_vaccine", "repnoise", "lisa", "ldifs", "vaccine_lisa"]
-SHARED = {
-    "align.batch": "align.budget.batch_size",
-    "align.rows": "align.method.harmful_batch_size",
-    "finetune.batch": "finetune.budget.batch_size",
-    "finetune.rows": "finetune.method.safety_batch_size",
-    "adapter": "finetune.protocol",
-    "counts": "poison.compat",
+PROTOCOL = {
+    "align.budget.batch_size",
+    "align.method.harmful_batch_size",
+    "finetune.budget.batch_size",
+    "finetune.method.safety_batch_size",
+    "finetune.protocol",
+    "poison.compat",
 }
-"""All in which the matched comparison differs from the published one; two methods draw rows of their own by the batch."""
+"""All in which the matched comparison differs from the published one; RepNoise and Lisa draw rows of their own by the
+batch."""
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
@@ -127,12 +128,14 @@ def test_matched_comparison_differs_from_the_published_one_in_the_protocol_only(
     matched, published = settings("matched"), settings("booster_paper")
 
     assert matched.keys() == published.keys()
-    assert {name for name in matched if matched[name] != published[name]} <= set(SHARED.values())
+    assert {name for name in matched if matched[name] != published[name]} <= PROTOCOL
     assert matched["finetune.protocol"] == "single"
 
 
 def test_matched_comparison_has_one_protocol_for_all_methods():
-    cells = [cells_of(found)[0] for found in compose_each([["experiment=matched", f"defense={name}"] for name in DEFENSES])]
+    cells = [
+        cells_of(found)[0] for found in compose_each([["experiment=matched", f"defense={name}"] for name in DEFENSES])
+    ]
 
     assert {
         (found.stages["finetune"].protocol, found.stages["align"].budget, found.stages["finetune"].budget)
@@ -181,7 +184,9 @@ def test_schedule_of_a_preset_is_that_of_its_scripts(preset, stage, expected):
 
 
 def test_antidote_on_word_problems_zeroes_less_and_lets_answers_be_longer():
-    words, sentiment = (cell("experiment=antidote_paper", "defense=antidote", f"task={task}") for task in ("gsm8k", "sst2"))
+    words, sentiment = (
+        cell("experiment=antidote_paper", "defense=antidote", f"task={task}") for task in ("gsm8k", "sst2")
+    )
 
     assert words.stages["repair"].method.dense_ratio == 0.05
     assert sentiment.stages["repair"].method.dense_ratio == 0.1
