@@ -1,4 +1,4 @@
-"""The presets that follow a repository's scripts do, per method, what these scripts do; read in the scripts themselves."""
+"""The presets that follow a repository do, per method, what its scripts do; read in the scripts themselves."""
 
 import pytest
 
@@ -102,15 +102,16 @@ def test_panacea_caps_the_harmful_loss_as_its_code_means_to():
 
 
 DEFENSES = ["sft", "vaccine", "booster", "booster_vaccine", "repnoise", "lisa", "ldifs", "vaccine_lisa"]
-SHARED = {
-    "align.batch": "align.budget.batch_size",
-    "align.rows": "align.method.harmful_batch_size",
-    "finetune.batch": "finetune.budget.batch_size",
-    "finetune.rows": "finetune.method.safety_batch_size",
-    "adapter": "finetune.protocol",
-    "counts": "poison.compat",
+PROTOCOL = {
+    "align.budget.batch_size",
+    "align.method.harmful_batch_size",
+    "finetune.budget.batch_size",
+    "finetune.method.safety_batch_size",
+    "finetune.protocol",
+    "poison.compat",
 }
-"""All in which the matched comparison differs from the published one; two methods draw rows of their own by the batch."""
+"""All in which the matched comparison differs from the published one; RepNoise and Lisa draw rows of their own by the
+batch."""
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
@@ -127,7 +128,7 @@ def test_matched_comparison_differs_from_the_published_one_in_the_protocol_only(
     matched, published = settings("matched"), settings("booster_paper")
 
     assert matched.keys() == published.keys()
-    assert {name for name in matched if matched[name] != published[name]} <= set(SHARED.values())
+    assert {name for name in matched if matched[name] != published[name]} <= PROTOCOL
     assert matched["finetune.protocol"] == "single"
 
 

@@ -68,3 +68,64 @@ def test_sweep_of_a_reproduction_target_meets_every_target_of_its_group(group):
     found = mark(pd.DataFrame(told), read(), known.__getitem__)
 
     assert sorted(found["target"]) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "rows", "ratio", "batch_size", "learning_rates"),
+    [
+        ("booster_epochs", 5000, 0.2, 5, {1e-5}),
+        ("booster_epochs_gsm8k", 5000, 0.2, 5, {1e-4}),
+        ("booster_learning_rate", 5000, 0.2, 5, {1e-6, 1e-5, 1e-4}),
+        ("booster_vlguard", 5000, 0.2, 5, {1e-4}),
+        ("booster_eraser", 5000, None, 5, {1e-4}),
+        ("booster_ldifs_agnews", 5000, 0.2, 5, {1e-4}),
+        ("booster_ldifs_models", 5000, 0.2, 5, {1e-4}),
+        ("booster_ldifs_rho", 5000, 0.2, 5, {1e-4}),
+        ("antidote_benign", 5000, 0.0, 5, {1e-3}),
+        ("antidote_llama3", 5000, 0.2, 5, {1e-3}),
+    ],
+)
+def test_family_with_settings_of_its_own_has_those_of_its_scripts(sweep, rows, ratio, batch_size, learning_rates):
+    swept = cells()[sweep]
+    budgets = [cell.stages["finetune"].budget for cell in swept]
+
+    assert {cell.stages["poison"].rows for cell in swept} == {rows}
+    assert ratio is None or {cell.stages["poison"].ratio for cell in swept} == {ratio}
+    assert {budget.batch_size for budget in budgets} == {batch_size}
+    assert {budget.learning_rate for budget in budgets} == learning_rates
+
+
+def strengths(sweep, slot, method):
+    """Return the strengths of a method over a sweep, where it occurs."""
+    methods = [cell.stages[slot].method for cell in cells()[sweep]]
+    return {found.rho for found in methods if found is not None and found.name == method}
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        "booster_epochs",
+        "booster_epochs_gsm8k",
+        "booster_learning_rate",
+        "booster_learning_rate_gsm8k",
+        "booster_eraser",
+    ],
+)
+def test_family_after_antidote_has_other_strengths_than_the_rest_of_the_booster_repository(sweep):
+    assert (strengths(sweep, "align", "vaccine"), strengths(sweep, "finetune", "lisa")) == ({2.0}, {1.0})
+    assert strengths("booster_poison_ratio", "align", "vaccine") == {5.0}
+    assert strengths("booster_poison_ratio", "finetune", "lisa") == {0.01}
+
+
+def test_safety_and_calibration_rows_of_the_booster_repository_are_two_thousand():
+    assert {cell.stages["finetune"].refusal.rows for cell in cells()["booster_vlguard"]} == {2000}
+    assert {cell.stages["repair"].harmful.rows for cell in cells()["booster_eraser"]} == {2000}
+
+
+def test_booster_with_vaccine_aligns_on_as_few_rows_as_its_script():
+    assert {cell.stages["align"].refusal.rows for cell in cells()["booster_vaccine"]} == {500}
+
+
+@pytest.mark.parametrize("sweep", ["antidote_gsm8k", "antidote_benign", "antidote_llama3"])
+def test_lisa_is_held_loosely_on_the_word_problems_of_the_antidote_repository(sweep):
+    assert strengths(sweep, "finetune", "lisa") == {0.1}
