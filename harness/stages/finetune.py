@@ -37,7 +37,7 @@ class Finetune(Stage):
         harmful: the defender's harmful rows that the method draws, if it needs them.
         budget: how long and how fast.
         protocol: ``single`` continues the aligned adapter; ``double`` merges it into the base and trains a fresh one.
-            The sum is exact to float32 and stored in the base's number format: a bfloat16 base loses 12 to 91 % of a
+            The sum is computed in float32 and stored in the base's number format: a bfloat16 base loses 12 to 91 % of a
             small adapter, which the facts state as ``lost_in_merge``. The reference scripts differ here between
             methods, which changes results.
         adapter: size and place of a fresh adapter; null with ``single``, which has none.
