@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from harness.report.looks import COLOUR_SCALE, Look, looks
@@ -81,16 +82,19 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
         "type": "heatmap",
         "x": list(view.x),
         "y": list(view.y),
-        "z": [[None if v != v else v for v in row] for row in view.values],  # noqa: PLR0124
+        "z": [_rounded(row) for row in view.values],
+        # Plotly rounds halves up; a table does not.
+        "text": [view.texts(row) for row in range(len(view.y))],
         "colorscale": COLOUR_SCALE[0],
-        "texttemplate": "%{z:.1f}",
+        "texttemplate": "%{text}",
         "meta": {"defense": view.defense},
-        "hovertemplate": f"{view.x_title} %{{x}}<br>{view.y_title} %{{y}}<br>%{{z:.1f}}<extra></extra>",
+        "hovertemplate": f"{view.x_title} %{{x}}<br>{view.y_title} %{{y}}<br>%{{text}}<extra></extra>",
     }
     ring = {
         "type": "scatter",
         "mode": "markers",
         "name": "robust region",
+        "meta": {"defense": view.defense},
         "showlegend": True,
         "x": [x for x, _ in marked],
         "y": [y for _, y in marked],
@@ -105,6 +109,7 @@ def _points(view: Points, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip",
+            "meta": {"defense": list(dict.fromkeys(p.defense for p in front))},
             "x": [p.x[0] for p in front], "y": [p.y[0] for p in front],
             "line": {"color": "#777", "dash": "dot", "width": 2},
         }
@@ -165,5 +170,6 @@ def _error(means: Sequence[float], lows: Sequence[float], highs: Sequence[float]
     }
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    """Return the values with five digits; None for what is not measured, since JSON has no NaN."""
+    return [float(f"{value:.5g}") if isfinite(value) else None for value in values]

@@ -95,7 +95,7 @@ def _grid(axes: Axes, view: Grid) -> None:
         if np.isfinite(found):
             # Cividis is dark where values are low.
             colour = "white" if found < middle else "black"
-            axes.text(column, row, f"{found:.1f}", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, view.texts(row)[column], ha="center", va="center", color=colour, fontsize=8)
     for (row, column), inside in np.ndenumerate(np.array(view.marked)):
         if inside:
             axes.add_patch(_frame(column, row))
