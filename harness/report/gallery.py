@@ -73,6 +73,7 @@ def comparison_views(findings: Findings) -> list[Bars]:
             f"{called[each.line]}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
             for each, name in zip(found, names, strict=True)
         ]
+        told = f"Paired differences from {findings.baseline}, 95% intervals"
         clear = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]
         views.append(
             Bars(
@@ -80,7 +81,7 @@ def comparison_views(findings: Findings) -> list[Bars]:
                 title=f"{HEADINGS[score]} less that of {findings.baseline}",
                 x_title=f"difference in {HEADINGS[score]} (points)",
                 y_title="",
-                alternative=f"Paired differences from {findings.baseline}, 95% intervals; clear after Holm: {listed(clear)}.",
+                alternative=f"{told}; clear after Holm: {listed(clear)}.",
                 group="difference",
                 labels=labels,
                 dots=True,
