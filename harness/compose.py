@@ -88,6 +88,7 @@ class Composer:
         parsed = [self._parse(text) for text in overrides]
         self._check_options(parsed)
         values = [item for item in parsed if self._is_value(item)]
+        said = [item for item in parsed if self._is_value(item, added=True)]
         structure = tuple(item.input_line or "" for item in parsed if not self._is_value(item))
         if structure not in self._composed:
             self._composed[structure] = self._by_hydra(structure)
@@ -103,7 +104,7 @@ class Composer:
         return Composition(
             data=_resolved(data) if early else data,
             choices=composed.choices,
-            values={item.key_or_group: _plain(item.value()) for item in values},
+            values={item.key_or_group: _plain(item.value()) for item in said},
             overrides=tuple(overrides),
             problems=tuple(problems),
         )
@@ -114,9 +115,14 @@ class Composer:
             (self._parsed[text],) = self._parser.parse_overrides([text])
         return self._parsed[text]
 
-    def _is_value(self, item: Override) -> bool:
-        """Whether an override sets a plain value of ours: no group, no addition, no deletion, none of Hydra's."""
-        if item.is_add() or item.is_force_add() or item.is_delete() or item.package is not None:
+    def _is_value(self, item: Override, *, added: bool = False) -> bool:
+        """Whether an override sets a plain value of ours: no group, no deletion, none of Hydra's; an addition if asked.
+
+        An addition (``+`` or ``++``) is Hydra's to make, but it is as much a value that the user set.
+        """
+        if (item.is_add() or item.is_force_add()) and not added:
+            return False
+        if item.is_delete() or item.package is not None:
             return False
         key = item.key_or_group
         if key not in self._groups:

@@ -15,6 +15,7 @@ from harness.report.table import HIGH, LOW, NOTE, Line
 from harness.report.wording import line_name, markers, value, varying
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 AVERAGE = "average"
@@ -87,14 +88,16 @@ def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) ->
     lines, means = evidence.lines, evidence.means
     swept = varying(means, evidence.rows)
     letters = markers(means)
-    grouped: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    grouped: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index in indices:
         names = lines[index].names
-        grouped[line_name(names, swept), str(means[NOTE].iloc[index])].append(index)
+        same = tuple(str(names[name]) for name in ("defense", *swept))
+        grouped[same, str(means[NOTE].iloc[index])].append(index)
     ratios = sorted({float(lines[index].names["ratio"]) for index in indices})
-    averaged = _averages(evidence, list(grouped.values()), scores) if len(ratios) > 1 else {}
+    averaged = _averages(evidence, list(grouped.values()), ratios, scores) if len(ratios) > 1 else {}
     rows = []
-    for number, ((name, note), members) in enumerate(grouped.items()):
+    for number, members in enumerate(grouped.values()):
+        names, note = lines[members[0]].names, str(means[NOTE].iloc[members[0]])
         figures = {
             (score, f"{float(lines[index].names['ratio']):g}"): _figure(evidence, index, score)
             for index in members
@@ -103,7 +106,7 @@ def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) ->
         figures |= {(score, ALIGNED): _aligned(evidence, members, score) for score in scores}
         figures |= {(score, AVERAGE): averaged[number, score] for score in scores if (number, score) in averaged}
         known = {place: figure for place, figure in figures.items() if figure.mean == figure.mean}
-        rows.append(Row(str(lines[members[0]].names["defense"]), name, letters.get(note, ""), known))
+        rows.append(Row(str(names["defense"]), line_name(names, swept), letters.get(note, ""), known))
     has_aligned = any((score, ALIGNED) in row.figures for row in rows for score in scores)
     columns = [*([ALIGNED] if has_aligned else []), *(f"{ratio:g}" for ratio in ratios)]
     common: Mapping[str, Any] = lines[indices[0]].names
@@ -126,26 +129,37 @@ def _read(evidence: Evidence, index: int, score: str) -> Figure:
 
 
 def _averages(
-    evidence: Evidence, rows: Sequence[Sequence[int]], scores: Sequence[str]
+    evidence: Evidence, rows: Sequence[Sequence[int]], ratios: Sequence[float], scores: Sequence[str]
 ) -> dict[tuple[int, str], Figure]:
     """Return the mean over the ratios, of rows that have all of them; seeds and prompts are those of every ratio."""
-    most = max(len(members) for members in rows)
     panels = {}
     for number, members in enumerate(rows):
+        found = [evidence.lines[index] for index in members]
+        if sorted(float(line.names["ratio"]) for line in found) != list(ratios):
+            continue
         for score in scores:
-            if len(members) == most and (panel := _over_ratios([evidence.lines[i] for i in members], score, evidence)):
-                panels[number, score] = panel[0]
-    found = estimates(list(panels.values()))
+            if (panel := _over_ratios(found, score, evidence)) is not None:
+                panels[number, score] = panel
     return {
         place: Figure(100 * estimate.mean, 100 * estimate.low, 100 * estimate.high)
-        for place, estimate in zip(panels, found, strict=True)
+        for place, estimate in zip(panels, estimates(list(panels.values())), strict=True)
     }
 
 
-def _over_ratios(lines: Sequence[Line], score: str, evidence: Evidence) -> tuple[Any] | None:
-    """Return the verdicts averaged over lines with the same seeds and as many prompts."""
+def _over_ratios(lines: Sequence[Line], score: str, evidence: Evidence) -> NDArray[Any] | None:
+    """Return the verdicts averaged over lines with the same seeds and as many prompts.
+
+    An answer that could not be judged at one ratio counts there as the mean of its seed, so that the average is that of
+    the ratios' own scores; it is missing only if it could be judged at none.
+    """
+    import numpy as np
+
     panels = [line.panel(score, evidence.grades) for line in lines]
     seeds = {panel.seeds for panel in panels}
     if len(seeds) != 1 or not panels[0].seeds or len({panel.values.shape for panel in panels}) != 1:
         return None
-    return (sum(panel.values for panel in panels) / len(panels),)
+    values = np.stack([panel.values for panel in panels])
+    holes = np.isnan(values)
+    filled = np.where(holes, np.nanmean(values, axis=2, keepdims=True), values).mean(axis=0)
+    averaged: NDArray[Any] = np.where(holes.all(axis=0), np.nan, filled)
+    return averaged

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
 from harness.report.rows import PROTOCOL_PREFIX, protocol_in
+from harness.report.setup import PROCESSES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,14 +25,19 @@ def departures(rows: DataFrame) -> dict[tuple[str, str, str], str]:
     settings = protocol_in(rows)
     notes: dict[tuple[str, str, str], str] = {}
     for (task, model), block in rows.groupby(["task", "model"], sort=False, dropna=False):
-        firsts = {name: found.iloc[0] for name, found in block.groupby("protocol", sort=False)}
+        # Of an unfinished cell less is known than of those it is counted with.
+        said = block[settings].notna().sum(axis=1)
+        firsts = {
+            name: found.iloc[int(said[found.index].to_numpy().argmax())]
+            for name, found in block.groupby("protocol", sort=False)
+        }
         (shared, _), *_ = Counter(block["protocol"]).most_common(1)
         usual = firsts[shared]
         for protocol, row in firsts.items():
             differing = [
                 f"{name.removeprefix(PROTOCOL_PREFIX)} is {_shown(row[name])}, not {_shown(usual[name])}"
                 for name in settings
-                if _shown(row[name]) != _shown(usual[name])
+                if _shown(row[name]) != _shown(usual[name]) and not _unknown(name, row[name], usual[name])
             ]
             notes[str(task), str(model), str(protocol)] = "; ".join(differing)
     return notes
@@ -54,6 +60,11 @@ def refuse_departures(rows: DataFrame) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _unknown(name: str, *found: Any) -> bool:
+    """Return whether one of them is the world size of a stage that has not run."""
+    return name.endswith(PROCESSES) and "unset" in map(_shown, found)
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,7 @@ from harness.report.grades import Graded
 from harness.report.interval import estimates, holm, more_seeds
 from harness.report.rows import PROTOCOL_PREFIX
 from harness.report.table import Line
+from harness.report.unsaid import STAGES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,9 +57,20 @@ class Comparison(NamedTuple):
 
 
 def against_baseline(lines: Sequence[Line], grades: Mapping[str, Graded], baseline: str) -> list[Comparison]:
-    """Return every line's comparison with the baseline's line of the same task, model, attack, ratio and settings.
+    """Return every line's comparison with the baseline's line that ``counterparts`` found for it.
 
-    Settings of the defense itself are not matched. A line without a counterpart, or with more than one, is left out.
+    Raises:
+        ConfigError: no line has the baseline's defense.
+    """
+    pairs = counterparts(lines, baseline).items()
+    return compare(lines, grades, [(*pair, score) for score in COMPARED for pair in pairs])
+
+
+def counterparts(lines: Sequence[Line], baseline: str) -> dict[int, int]:
+    """Return for every other line the baseline's line of the same task, model, attack, ratio and settings.
+
+    Settings of the defense itself are not matched. Of several, which differ in their protocol only, it is the one with
+    the line's own protocol, or else with the protocol that most cells have.
 
     Raises:
         ConfigError: no line has the baseline's defense.
@@ -68,23 +80,60 @@ def against_baseline(lines: Sequence[Line], grades: Mapping[str, Graded], baseli
         raise ConfigError(
             [f"`--baseline`: no cell has the defense `{baseline}`; expected one of {', '.join(defenses)}"]
         )
-    counterparts: defaultdict[Hashable, list[int]] = defaultdict(list)
+    offered: defaultdict[Hashable, list[int]] = defaultdict(list)
+    cells: Counter[object] = Counter()
     for index, line in enumerate(lines):
+        cells[line.names["protocol"]] += len(line.cells)
         if line.names["defense"] == baseline:
-            counterparts[_situation(line)].append(index)
-    pairs = [
-        (index, found[0])
+            offered[_situation(line)].append(index)
+
+    def nearness(line: Line, other: int) -> tuple[bool, int]:
+        protocol = lines[other].names["protocol"]
+        return protocol == line.names["protocol"], cells[protocol]
+
+    return {
+        index: max(found, key=lambda other: nearness(line, other))
         for index, line in enumerate(lines)
-        if line.names["defense"] != baseline and len(found := counterparts.get(_situation(line), [])) == 1
-    ]
-    return compare(lines, grades, [(*pair, score) for score in COMPARED for pair in pairs])
+        if line.names["defense"] != baseline and (found := offered.get(_situation(line), []))
+    }
+
+
+def left_out(
+    lines: Sequence[Line], names: Sequence[str], baseline: str, comparisons: Sequence[Comparison]
+) -> list[str]:
+    """Return which lines with results are in no comparison with the baseline, and why: a sentence per reason.
+
+    Args:
+        lines: of the sweep.
+        names: what they are called.
+        baseline: the defense that others are compared with.
+        comparisons: that were made.
+    """
+    pairs = counterparts(lines, baseline)
+    compared = {index for each in comparisons for index in (each.line, each.other)}
+    situations = {_situation(lines[index]) for index in pairs}
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for index, line in enumerate(lines):
+        if index in compared or all(cell[score] != cell[score] for cell in line.cells for score in COMPARED):
+            continue
+        place = f"{names[index]}, p={float(line.names['ratio']):g}"
+        if line.names["defense"] == baseline:
+            if index not in pairs.values() and _situation(line) in situations:
+                reasons["others are compared with the one that is nearer in protocol"].append(place)
+        elif index not in pairs:
+            reasons[f"no {baseline} of the same task, model, attack, ratio and settings"].append(place)
+        elif not _evaluated_alike(line, lines[pairs[index]]):
+            reasons[f"{names[pairs[index]]} was evaluated otherwise"].append(place)
+        else:
+            reasons[f"no results on the seeds and prompts of {names[pairs[index]]}"].append(place)
+    return [f"Not compared with {baseline} ({reason}): {'; '.join(found)}." for reason, found in reasons.items()]
 
 
 def best_lines(lines: Sequence[Line], means: DataFrame, grades: Mapping[str, Graded]) -> set[tuple[int, str]]:
     """Return the lines that are better than every other one of their column, by the paired test, with the score.
 
     A column holds the lines of one task, model, attack and ratio. A line with the best mean is not among them while
-    any other could be as good.
+    any other could be as good; it has to be the better one on the seeds that both have, too.
 
     Args:
         lines: of the sweep.
@@ -102,7 +151,7 @@ def best_lines(lines: Sequence[Line], means: DataFrame, grades: Mapping[str, Gra
                 continue
             leader = (min if score in LOWER_IS_BETTER else max)(known, key=known.__getitem__)
             duels = compare(lines, grades, [(leader, other, score) for other in known if other != leader])
-            if len(duels) == len(known) - 1 and all(duel.p_holm < ALPHA for duel in duels):
+            if len(duels) == len(known) - 1 and all(duel.p_holm < ALPHA and _won(duel) for duel in duels):
                 best.add((leader, score))
     return best
 
@@ -132,22 +181,28 @@ def compare(
     ]
 
 
+def _won(duel: Comparison) -> bool:
+    return duel.difference < 0 if duel.score in LOWER_IS_BETTER else duel.difference > 0
+
+
 def _situation(line: Line) -> Hashable:
     """Return what a line and its baseline have in common: everything but the defense, its settings and the protocol."""
     return tuple(
         (name, str(value))
         for name, value in line.names.items()
-        if name not in ("defense", "protocol") and not name.startswith("defense.")
+        if name not in ("defense", "protocol", STAGES) and not name.startswith("defense.")
     )
 
 
 def _paired(line: Line, other: Line, score: str, grades: Mapping[str, Graded]) -> tuple[int, NDArray[Any]] | None:
     mine, theirs = line.panel(score, grades), other.panel(score, grades)
-    common = [seed for seed in mine.seeds if seed in theirs.seeds]
-    if not common or mine.values.shape[1] != theirs.values.shape[1] or not _evaluated_alike(line, other):
+    # A line has a seed once: `unsaid` tells cells apart that would be there twice.
+    places = [{seed: row for row, seed in enumerate(panel.seeds)} for panel in (mine, theirs)]
+    rows = [(row, places[1][seed]) for seed, row in places[0].items() if seed in places[1]]
+    if not rows or mine.values.shape[1] != theirs.values.shape[1] or not _evaluated_alike(line, other):
         return None
-    rows = [[panel.seeds.index(seed) for seed in common] for panel in (mine, theirs)]
-    return len(common), mine.values[rows[0]] - theirs.values[rows[1]]
+    first, second = (list(found) for found in zip(*rows, strict=True))
+    return len(rows), mine.values[first] - theirs.values[second]
 
 
 def _evaluated_alike(line: Line, other: Line) -> bool:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from harness.engine.store import Store
 from harness.experiment import flatten
 from harness.report.board import Board, Evidence, boards
-from harness.report.compare import Comparison, against_baseline, best_lines
+from harness.report.compare import Comparison, against_baseline, best_lines, left_out
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
 from harness.report.rows import grading_keys, load_rows
 from harness.report.table import Line, lines_of, summarise, telling
 from harness.report.targets import mark, read
+from harness.report.wording import line_names
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,6 +38,7 @@ class Findings:
         means: one row per line, in the order of ``lines``.
         baseline: the defense that the others are compared with; None if the sweep has no plain training.
         comparisons: of every line with its baseline.
+        left_out: sentences that say which lines are in no comparison, and why.
         best: lines and scores that are better than all others of their column, by the paired test.
         boards: the tables as papers print them.
     """
@@ -50,6 +52,7 @@ class Findings:
     means: DataFrame
     baseline: str | None
     comparisons: Sequence[Comparison]
+    left_out: Sequence[str]
     best: frozenset[tuple[int, str]]
     boards: Sequence[Board]
 
@@ -74,6 +77,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
     if baseline is None and PLAIN in set(rows["defense"]):
         baseline = PLAIN
     best = frozenset(best_lines(lines, means, grades))
+    comparisons = tuple(against_baseline(lines, grades, baseline)) if baseline is not None else ()
     return Findings(
         store=store,
         record=record,
@@ -83,7 +87,8 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         lines=lines,
         means=means,
         baseline=baseline,
-        comparisons=against_baseline(lines, grades, baseline) if baseline is not None else (),
+        comparisons=comparisons,
+        left_out=left_out(lines, line_names(means, rows), baseline, comparisons) if baseline is not None else (),
         best=best,
         boards=boards(Evidence(rows, lines, means, grades, best)),
     )

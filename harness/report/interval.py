@@ -29,6 +29,10 @@ LEVEL = 0.95
 """The confidence of the intervals."""
 DRAWS = 4000
 """Of a bootstrap: an end of an interval moves by about a hundredth of its width with another seed."""
+RARE = 40
+"""So few draws do not tell how rare a difference is: its p value is integrated instead, and has no floor."""
+TAIL_REACH, TAIL_STEP = 9.0, 0.01
+"""Over how many standard errors of the prompts, and how finely, a rare p value is integrated."""
 FAR = 10_000
 """More seeds than this nobody will run."""
 
@@ -42,7 +46,8 @@ class Estimate(NamedTuple):
         high: the other end.
         p: of the hypothesis that the mean is zero, two-sided; NaN for one seed.
         seed_variance: of a seed's mean.
-        prompt_variance: what the choice of prompts adds to the variance of the mean, however many seeds there are.
+        prompt_variance: what the choice of prompts adds to the variance of the mean, however many seeds there are;
+            where nothing varied, that of a normal interval as wide as the one of what so many prompts may not show.
     """
 
     mean: float
@@ -57,8 +62,8 @@ def estimates(panels: Sequence[NDArray[Any]], *, difference: bool = False) -> li
     """Return the mean of each panel and its interval.
 
     Args:
-        panels: verdicts ``[seeds, prompts]`` between 0 and 1, NaN where one could not be judged; a single column
-            holds scores of seeds without their prompts.
+        panels: verdicts ``[seeds, prompts]`` between 0 and 1, NaN where one could not be judged; a prompt that was
+            judged for no seed counts as none. A single column holds scores of seeds without their prompts.
         difference: the verdicts are differences of verdicts, between -1 and 1.
     """
     by_prompts: defaultdict[int, list[int]] = defaultdict(list)
@@ -75,6 +80,9 @@ def estimates(panels: Sequence[NDArray[Any]], *, difference: bool = False) -> li
 
 def more_seeds(estimate: Estimate, seeds: int, width: float) -> float:
     """Return how many seeds must be added until the interval reaches at most ``width`` to either side.
+
+    This is precision, not power: with so many seeds an estimate is known to ``width``, but a true difference of just
+    ``width`` is found significant in about half of such sweeps only.
 
     NaN for one seed; infinity where the prompts alone are too few.
     """
@@ -102,7 +110,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 class _Parts(NamedTuple):
-    """The two-way layout of a panel."""
+    """The two-way layout of a panel; ``prompts`` counts those that were judged, ``by_prompt`` is 0 for the others."""
 
     mean: float
     seeds: int
@@ -115,23 +123,30 @@ class _Parts(NamedTuple):
 def _parts(panel: NDArray[Any]) -> _Parts:
     import numpy as np
 
-    seeds, prompts = panel.shape
-    seed_means = np.nanmean(panel, axis=1) if np.isnan(panel).any() else panel.mean(axis=1)
+    holes = np.isnan(panel)
+    judged = ~holes.all(axis=0)
+    shifts = np.zeros(panel.shape[1])
+    seeds, prompts = len(panel), int(judged.sum())
+    if holes.all(axis=1).any():
+        return _Parts(float("nan"), seeds, prompts, shifts, float("nan"), float("nan"))
+    seed_means = np.nanmean(panel, axis=1) if holes.any() else panel.mean(axis=1)
     mean = float(seed_means.mean())
-    panel = _filled(panel, seed_means)
+    panel = _filled(panel[:, judged], seed_means)
     by_prompt = panel.mean(axis=0) - panel.mean()
+    shifts[judged] = by_prompt
     if seeds < 2:
-        return _Parts(mean, seeds, prompts, by_prompt, float("nan"), float("nan"))
+        return _Parts(mean, seeds, prompts, shifts, float("nan"), float("nan"))
     seed_square = prompts * seed_means.var(ddof=1)
     prompt_square = noise = 0.0
     if prompts > 1:
-        residual = panel - seed_means[:, None] - by_prompt
-        noise = (residual**2).sum() / ((seeds - 1) * (prompts - 1))
+        residual = panel - panel.mean(axis=1, keepdims=True) - by_prompt
+        # What was filled in has no residual, so it gives no degree of freedom.
+        noise = (residual**2).sum() / max(seeds * prompts - int(holes[:, judged].sum()) - seeds - prompts + 1, 1)
         prompt_square = seeds * (by_prompt**2).sum() / (prompts - 1)
     # Seeds may by chance differ less than their noise alone would make them; the prompts' share is not cut for that.
     prompt_part = max(prompt_square - min(noise, seed_square), 0.0)
     size = seeds * prompts
-    return _Parts(mean, seeds, prompts, by_prompt, (seed_square / size) ** 0.5, (prompt_part / size) ** 0.5)
+    return _Parts(mean, seeds, prompts, shifts, (seed_square / size) ** 0.5, (prompt_part / size) ** 0.5)
 
 
 def _filled(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
@@ -159,25 +174,46 @@ def _prompt_errors(parts: Sequence[_Parts], prompts: int) -> NDArray[Any]:
 
 def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimate:
     import numpy as np
+    from scipy import stats
 
     nan = float("nan")
     if part.seeds < 2 or part.mean != part.mean:
         return Estimate(part.mean, nan, nan, nan, nan, nan)
     draws = _student(part.seeds) * part.seed_error + error
     down, up = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    p = (1 + int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())) / (1 + DRAWS)
-    variances = part.seeds * part.seed_error**2, part.prompt_error**2
+    farther = int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())
+    p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail(part)
+    seed_variance, prompt_variance = part.seeds * part.seed_error**2, part.prompt_error**2
     if part.prompts > 1 and part.seed_error == part.prompt_error == 0 and (difference or part.mean in (0.0, 1.0)):
         # Nothing varied: what a rate on that many prompts may be without having been seen (Clopper and Pearson 1934).
         unseen = 1 - ((1 - LEVEL) / 2) ** (1 / part.prompts)
         low, high = part.mean - unseen, part.mean + unseen
+        prompt_variance = float(unseen / stats.norm.ppf((1 + LEVEL) / 2)) ** 2
     elif difference or not 0 < part.mean < 1:
         low, high = part.mean + down, part.mean + up
     else:
         angle, slope = np.arcsin(part.mean**0.5), 2 * (part.mean * (1 - part.mean)) ** 0.5
         low, high = (np.sin(np.clip(angle + shift / slope, 0, np.pi / 2)) ** 2 for shift in (down, up))
     floor = -1.0 if difference else 0.0
-    return Estimate(part.mean, max(float(low), floor), min(float(high), 1.0), p, *variances)
+    return Estimate(part.mean, max(float(low), floor), min(float(high), 1.0), p, seed_variance, prompt_variance)
+
+
+def _tail(part: _Parts) -> float:
+    """Return the p value of a mean farther out than draws can tell: prompts are taken as normal there."""
+    import numpy as np
+    from scipy import special
+
+    mean, prompt_error = abs(part.mean), part.prompt_error
+    seed_error = part.seed_error if part.seed_error > 1e-12 else 0.0  # less is rounding
+    if seed_error == prompt_error == 0:
+        # Nothing varied: a sign test of what was measured.
+        return float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
+    if seed_error == 0:
+        return float(2 * special.ndtr(-mean / prompt_error))
+    shifts = np.arange(-TAIL_REACH, TAIL_REACH, TAIL_STEP)
+    density = np.exp(-(shifts**2) / 2)
+    beyond = special.stdtr(part.seeds - 1, (prompt_error * shifts - mean) / seed_error)
+    return float(min(1.0, 2 * (beyond * density).sum() / density.sum()))
 
 
 @cache

@@ -51,8 +51,13 @@ class Entry:
     spec: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def finished(self) -> bool:
+        """Whether it has a manifest, which says what it ran on."""
+        return self.seconds is not None
+
+    @property
     def processes(self) -> int:
-        """The world size."""
+        """The world size of a finished stage."""
         return int(self.provenance.get("processes") or 1)
 
     @property

@@ -27,6 +27,7 @@ from harness.report.views import View
 from harness.report.wording import (
     HEADINGS,
     MEANINGS,
+    compared_names,
     duration,
     line_name,
     markers,
@@ -68,6 +69,7 @@ def page(findings: Findings, *, views: Mapping[str, Sequence[View]] | None = Non
         remarks=remarks(findings.rows, findings.means),
         baseline=findings.baseline,
         comparisons=_comparisons(findings),
+        left_out=findings.left_out,
         resolved=RESOLVED * 100,
         alpha=ALPHA,
         robust=robust_regions(findings),
@@ -140,10 +142,10 @@ def _filters(findings: Findings) -> dict[str, list[str]]:
 
 
 def _comparisons(findings: Findings) -> list[dict[str, Any]]:
-    swept = varying(findings.means, findings.rows)
+    called = compared_names(findings.means, findings.rows, findings.comparisons)
     return [
         {
-            "name": line_name(names, swept),
+            "name": name,
             "labels": {name: value(names[name]) for name in ("defense", "task", "model", "attack", "ratio")},
             "score": HEADINGS[each.score],
             "difference": number(each.difference, each.low, each.high),
@@ -153,7 +155,7 @@ def _comparisons(findings: Findings) -> list[dict[str, Any]]:
             "seeds": each.seeds,
             "more": _more(each.more_seeds),
         }
-        for each in findings.comparisons
+        for each, name in zip(findings.comparisons, called, strict=True)
         for names in [findings.lines[each.line].names]
     ]
 

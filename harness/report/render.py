@@ -201,6 +201,7 @@ def _json(findings: Findings) -> str:
          for name, found in comparison._asdict().items()}
         for comparison in findings.comparisons
     ]  # fmt: skip
+    plain["left_out"] = list(findings.left_out)
     plain["best"] = [{"line": line, "score": name} for line, name in sorted(findings.best)]
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 

@@ -10,7 +10,9 @@ from harness.engine.identity import key_of
 from harness.engine.store import Store
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
-from harness.report.setup import setup_of
+from harness.report.setup import joined, setup_of
+from harness.report.targets import COLUMNS
+from harness.report.unsaid import unsaid
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -68,9 +70,10 @@ def load_rows(
 ) -> DataFrame:
     """Return one row per cell of a sweep; a cell whose grades are not stored yet has a row without scores.
 
-    The columns are the labels, every swept value by its dotted name, scores in percent, counts, what is missing,
-    notes, wall seconds of the cell's stages with their prediction, harmful scores by category, the keys of the stages,
-    and the protocol: how the cell was evaluated, and how it was trained where the sweep does not vary it.
+    The columns are the labels, every swept value by its dotted name (and every other setting without which different
+    experiments would have one name), scores in percent, counts, what is missing, notes, wall seconds of the cell's
+    stages with their prediction, harmful scores by category, the keys of the stages, and the protocol: how the cell
+    was evaluated, and how it was trained where the sweep does not vary it.
 
     Args:
         store: where the grades are.
@@ -89,6 +92,9 @@ def load_rows(
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"] if name not in LABELS)
     stages = dict.fromkeys(name for cell in cells for name in cell["keys"])
     described = [_row(cell, grades, ledger, swept) for cell in cells]
+    for row, more in zip(described, _identities(cells, described, swept, ledger), strict=True):
+        row |= {name: value for name, value in more.items() if row.get(name) is None}
+        swept |= dict.fromkeys(name for name in more if name != "protocol")
     found = dict.fromkeys(name for row in described for name in row)
     columns = [
         *LABELS,
@@ -117,7 +123,7 @@ def grading_keys(record: Mapping[str, Any]) -> list[str]:
 
 def swept_in(rows: DataFrame) -> list[str]:
     """Return the columns of values that the sweep varies."""
-    fixed = {*LABELS, *SCORES, *COUNTS, MISSING, NOTES, SECONDS, PREDICTED, "protocol"}
+    fixed = {*LABELS, *SCORES, *COUNTS, *COLUMNS, MISSING, NOTES, SECONDS, PREDICTED, "protocol"}
     prefixes = (KEY_PREFIX, PROTOCOL_PREFIX, CATEGORY_PREFIX)
     return [name for name in rows.columns if name not in fixed and not name.startswith(prefixes)]
 
@@ -131,8 +137,10 @@ def _row(
     cell: Mapping[str, Any], grades: Mapping[str, Graded], ledger: Mapping[str, Entry], swept: Collection[str]
 ) -> dict[str, Any]:
     keys = cell["keys"]
-    # A training setting that the sweep varies is a column of its own, and no departure from a protocol.
-    setup = {name: value for name, value in setup_of(keys, ledger).items() if name not in swept}
+    found = setup_of(keys, ledger)
+    # A training setting that the sweep varies is a column of its own, and no departure from a protocol; nor is a fresh
+    # adapter that is what the aligned one is.
+    setup = {name: value for name, value in found.items() if name not in swept and not _follows(name, found, swept)}
     protocol = {name: _scalar(value) for name, value in (setup | dict(cell["protocol"])).items()}
     row: dict[str, Any] = {name: _scalar(value) for name, value in cell["swept"].items()}
     row |= {name: cell["labels"].get(name) for name in LABELS}
@@ -151,7 +159,32 @@ def _row(
             notes += [graded.trouble] if graded.trouble else []
             continue
         row |= _scores(grading, graded.summary)
-    return row | {MISSING: ", ".join(missing), NOTES: "; ".join(notes), "protocol": key_of(protocol)}
+    return row | {MISSING: ", ".join(missing), NOTES: "; ".join(notes)}
+
+
+def _follows(name: str, setup: Mapping[str, Any], swept: Collection[str]) -> bool:
+    aligned = name.replace("finetune.fresh.", "align.adapter.")
+    return aligned != name and aligned in swept and setup[name] == setup.get(aligned)
+
+
+def _identities(
+    cells: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    swept: Collection[str],
+    ledger: Mapping[str, Entry],
+) -> list[dict[str, Any]]:
+    """Return the protocol that each cell is counted under, and what else tells it from cells of the same names."""
+    by = [*(name for name in LABELS if name != "seed"), *swept]
+    named = [tuple(str(row.get(name)) for name in by) for row in rows]
+    own = [
+        {name.removeprefix(PROTOCOL_PREFIX): row[name] for name in row if name.startswith(PROTOCOL_PREFIX)}
+        for row in rows
+    ]
+    counted = joined(own, [(str(row["task"]), str(row["model"])) for row in rows], named)
+    protocols = [key_of(protocol) for protocol in counted]
+    lines = list(zip(named, protocols, strict=True))
+    more = unsaid([cell["keys"] for cell in cells], lines, [row["seed"] for row in rows], ledger)
+    return [{**found, "protocol": protocol} for found, protocol in zip(more, protocols, strict=True)]
 
 
 def _scores(grading: Grading, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.interval import LEVEL
-from harness.report.rows import COUNTS, GRADINGS, LABELS, MISSING, NOTES, SCORES, swept_in
-from harness.report.table import HIGH, LOW, NOTE, SIZE, records
+from harness.report.rows import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, swept_in
+from harness.report.table import HIGH, LOW, NOTE, SIZE, records, telling
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from harness.report.compare import Comparison
 
 HEADINGS = {
     "hs": "HS",
@@ -101,22 +103,36 @@ def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
         notes.append(f"Scores in percent: mean and {LEVEL:.0%} interval over seeds and prompts.")
     else:
         notes.append("Scores in percent.")
-    unjudged = {name: int(means[name].sum()) for name in COUNTS if name.endswith("_unjudged")}
-    notes += [
-        f"{count} answers could not be judged and are in no {HEADINGS[name.removesuffix('_unjudged')]}."
-        for name, count in unjudged.items()
-        if count
+    for grading in GRADINGS:
+        # Cells share a grade, as those of several ratios do that of their aligned model: its answers count once.
+        if count := int(_distinct(rows, grading)[f"{grading.score}_unjudged"].sum()):
+            notes.append(f"{count} answers could not be judged and are in no {HEADINGS[grading.score]}.")
+    return notes + _of_targets(rows, means) + _of_cells(rows)
+
+
+def compared_names(means: DataFrame, rows: DataFrame, comparisons: Iterable[Comparison]) -> list[str]:
+    """Return what is compared: the line's name with its marker, and the baseline's where that has a marker too."""
+    names, notes = line_names(means, rows), list(means[NOTE])
+    return [
+        f"{names[each.line]} against {names[each.other]}" if notes[each.other] else names[each.line]
+        for each in comparisons
     ]
-    return notes + _of_targets(rows) + _of_cells(rows)
 
 
-def _of_targets(rows: DataFrame) -> list[str]:
-    """Say how the lines compare with what was published for them."""
+def _distinct(rows: DataFrame, grading: Grading) -> DataFrame:
+    key = KEY_PREFIX + grading.stage
+    return rows.drop_duplicates(key) if key in rows else rows
+
+
+def _of_targets(rows: DataFrame, means: DataFrame) -> list[str]:
+    """Say how each line compares with what was published for it."""
     if "target" not in rows:
         return []
-    met = rows[rows["target"] != ""].drop_duplicates(["target", "protocol"])
+    by = telling(rows)
+    names = dict(zip(_identities(means, by), line_names(means, rows), strict=True))
+    met = {name: row for name, row in zip(_identities(rows, by), records(rows), strict=True) if row["target"]}
     told = []
-    for _, row in met.iterrows():
+    for identity, row in met.items():
         published = ", ".join(
             f"{HEADINGS[score]} {row[f'target_{score}']:.1f}"
             for score in ("hs", "fa")
@@ -125,8 +141,12 @@ def _of_targets(rows: DataFrame) -> list[str]:
         unstated = f"; not stated there: {row['target_unstated']}" if row["target_unstated"] else ""
         source = f"{row['target_source']}{unstated}"
         verdict = row["target_status"] or "not finished"
-        told.append(f"{row['defense']}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
+        told.append(f"{names[identity]}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
     return told
+
+
+def _identities(frame: DataFrame, by: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(str(row[name]) for name in by) for row in records(frame)]
 
 
 def _of_cells(rows: DataFrame) -> list[str]:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -83,6 +85,62 @@ def test_interval_ignores_what_could_not_be_judged():
 
     assert found.mean == pytest.approx((1 / 3 + 1 / 2 + 2 / 3) / 3)
     assert 0 < found.low < found.mean < found.high < 1
+
+
+def test_prompts_that_were_judged_for_no_seed_count_as_none():
+    judged = np.tile([1.0, 0.0, 0.0, 1.0, 0.0], (3, 10))
+    judged[0, 0] = 0.0
+    gaps = np.full((3, 150), np.nan)
+
+    (few, more) = estimates([judged, np.hstack([judged, gaps])])
+    (none, fewer) = estimates([np.hstack([np.zeros((3, 50)), gaps]), np.zeros((3, 50))])
+
+    assert more.mean == few.mean
+    assert (more.low, more.high) == pytest.approx((few.low, few.high), abs=0.01)
+    assert (more.seed_variance, more.prompt_variance) == pytest.approx((few.seed_variance, few.prompt_variance))
+    assert none == fewer
+
+
+def test_interval_covers_the_true_score_where_a_third_could_not_be_judged():
+    panels, truths = _sweeps(400, seeds=(5,), prompts=200, spread=(0.1, 0.3))
+    chance = np.random.default_rng(3)
+    for panel in panels:
+        panel[:, chance.random(200) < 0.35] = np.nan
+
+    covered = [e.low <= truth <= e.high for e, truth in zip(estimates(panels), truths, strict=True)]
+
+    assert np.mean(covered) >= 0.94
+
+
+def test_p_value_of_a_rare_difference_has_no_floor_and_meets_the_drawn_one():
+    chance = np.random.default_rng(5)
+    noise = chance.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(5, 400))
+    luck = np.array([[-0.01], [0.01], [0.0], [0.02], [-0.02]])
+    panels = [noise - noise.mean() + luck + shift for shift in np.linspace(0.02, 0.6, 30)]
+
+    found = [estimate.p for estimate in estimates(panels, difference=True)]
+
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == len(found)
+    assert found[-1] < 1e-5
+    assert max(holm(found[-1:] + [found[-1]] * 300)) < 0.05
+    steps = [before / after for before, after in pairwise(found) if before < 0.05]
+    assert max(steps) < 4, "no jump where draws give way to the integral"
+
+
+def test_p_value_where_nothing_varied_is_that_of_a_sign_test():
+    (whole, few) = estimates([np.ones((3, 6)), np.full((3, 1), 0.2)], difference=True)
+
+    assert whole.p == pytest.approx(2 * 0.5**6)
+    assert few.p == pytest.approx(2 * 0.5**3)
+
+
+def test_more_seeds_do_not_help_where_too_few_prompts_hide_a_difference():
+    (few, many) = estimates([np.zeros((3, 40)), np.zeros((3, 400))], difference=True)
+
+    assert few.high > 0.02 > many.high
+    assert more_seeds(few, 3, 0.02) == float("inf")
+    assert more_seeds(many, 3, 0.02) == 0
 
 
 def test_more_seeds_reach_the_width_that_was_asked_for():

@@ -230,7 +230,7 @@ def test_render_swept_group_that_names_the_ratio_is_shown_once(store: Store) -> 
         cell
         for ratio in (0.0, 0.1)
         for cell in _seeds(store, "sft", [10.0], ratio=ratio, swept={"attack_ratio": f"p{ratio}", "lamb": ratio > 0})
-        + _seeds(store, "sft", [10.0], ratio=ratio, swept={"attack_ratio": f"p{ratio}", "lamb": True})
+        + _seeds(store, "sft", [10.0], ratio=ratio, swept={"attack_ratio": f"p{ratio}", "lamb": ratio == 0})
     ]
 
     _, heading = _heading(store, _record(*cells))
