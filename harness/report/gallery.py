@@ -13,7 +13,7 @@ from harness.report.rows import CATEGORY_PREFIX
 from harness.report.settings import SITUATION, by_defense, complete
 from harness.report.surface import sensitivity_views, surface_views, trade_off_views
 from harness.report.views import Bars, Grid, Lines, Series, View, listed
-from harness.report.wording import HEADINGS, MEANINGS, line_names, value, varying, with_marker
+from harness.report.wording import HEADINGS, MEANINGS, compared_names, value, varying, with_marker
 
 ROWS = 8
 """More lines in one figure are too many; then it shows the best setting of each defense."""
@@ -61,7 +61,6 @@ def ratio_views(findings: Findings) -> list[Lines]:
 
 def comparison_views(findings: Findings) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
-    called = line_names(findings.means, findings.rows)
     several = len(findings.means[["task", "model", "attack"]].drop_duplicates()) > 1
     views = []
     for score in ("hs", "fa"):
@@ -70,8 +69,8 @@ def comparison_views(findings: Findings) -> list[Bars]:
             continue
         names = [findings.lines[each.line].names for each in found]
         labels = [
-            f"{called[each.line]}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
-            for each, name in zip(found, names, strict=True)
+            f"{called}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
+            for called, name in zip(compared_names(findings.means, findings.rows, found), names, strict=True)
         ]
         told = f"Paired differences from {findings.baseline}, 95% intervals"
         clear = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]

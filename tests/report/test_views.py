@@ -174,7 +174,7 @@ def test_names_of_lines_under_another_protocol_have_its_letter_in_every_figure(m
     assert [point.name for point in trade_off.points] == names[:3]
     assert [series.name for series in training_views(findings)[-1].series][:2] == ["sft", "booster"]
     assert "booster [a]" in {series.name for view in training_views(findings) for series in view.series}
-    assert "booster [a], p=0" in comparison_views(findings)[0].labels
+    assert "booster [a] against sft [a], p=0" in comparison_views(findings)[0].labels
 
 
 def test_front_is_of_one_protocol(maker):
