@@ -115,19 +115,18 @@ def _points(view: Points, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
         }
     ]  # fmt: skip
     with_errors = len(view.points) <= 12
-    for defense in dict.fromkeys(point.defense for point in view.points):
-        points = [point for point in view.points if point.defense == defense]
-        look = styles[defense]
+    for name, points in view.grouped().items():
+        look = styles[points[0].defense]
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
-            "name": defense,
-            "meta": {"defense": defense},
+            "name": name,
+            "meta": {"defense": points[0].defense},
             "x": _rounded([p.x[0] for p in points]),
             "y": _rounded([p.y[0] for p in points]),
             "text": [p.name for p in points],
             "hovertemplate": "%{text}<br>FA %{x:.1f}, HS %{y:.1f}<extra></extra>",
-            "marker": {"symbol": look.marker, "size": 11, "color": look.colour},
+            "marker": {"symbol": look.marker + ("" if points[0].usual else "-open"), "size": 11, "color": look.colour},
         }
         if with_errors and all(p.x[1] == p.x[1] and p.y[1] == p.y[1] for p in points):
             for axis in ("x", "y"):

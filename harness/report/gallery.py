@@ -208,6 +208,8 @@ def _told(series: Sequence[Series]) -> str:
         listed(
             [
                 f"{each.name} goes from {each.y[0]:.1f} at p={each.x[0]:g} to {each.y[-1]:.1f} at p={each.x[-1]:g}"
+                if len(each.x) > 1
+                else f"{each.name} is at {each.y[0]:.1f} at p={each.x[0]:g}"
                 for each in series
             ]
         )

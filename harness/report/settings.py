@@ -5,7 +5,8 @@ A mean over everything else that skips what is missing makes the setting best wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.report.findings import Findings
@@ -68,8 +69,10 @@ def by_defense(findings: Findings) -> list[Kept]:
     letters = markers(findings.means)
     kept = []
     for defense, lines in findings.means.groupby("defense", sort=False):
-        usual = lines.groupby(["task", "model"], dropna=False)["protocol"].transform(lambda found: found.mode().iloc[0])
-        same = lines[lines["protocol"] == usual]
+        # Of two that are as frequent, the one without a footnote.
+        ordered = lines.sort_values(NOTE, kind="stable")
+        usual = ordered.groupby(["task", "model"], dropna=False)["protocol"].transform(_commonest)
+        same = ordered[ordered["protocol"] == usual].sort_index()
         letter = ", ".join(letters[note] for note in same[NOTE].unique() if note)
         kept.append(Kept(str(defense), with_marker(str(defense), letter), same, len(lines) - len(same)))
     return kept
@@ -123,6 +126,10 @@ def means_over(found: Complete, names: Sequence[str], others: Sequence[str], sco
         wanted = len(lines.drop_duplicates(list(names))) * found.situations
         lines = lines[_sizes(lines, list(others)) == wanted]
     return lines.groupby(list(names), dropna=False, sort=False)[list(scores)].mean().reset_index()
+
+
+def _commonest(found: Iterable[str]) -> str:
+    return Counter(found).most_common(1)[0][0]
 
 
 def _sizes(lines: DataFrame, names: list[str]) -> Series[int]:

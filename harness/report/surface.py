@@ -213,7 +213,8 @@ def _points(board: Board, column: str) -> list[Point]:
         for row in board.rows
         if ("fa", column) in row.figures and ("hs", column) in row.figures
     ]
-    (usual, _), *_ = Counter(row.marker for row, _, _ in found).most_common(1) or [("", 0)]
+    rows = Counter(row.marker for row, _, _ in found)
+    usual = max(rows, key=lambda marker: (rows[marker], not marker), default="")
     places = [(use.mean, harm.mean) for row, use, harm in found if row.marker == usual]
     return [
         Point(

@@ -111,6 +111,13 @@ class Points(View):
 
     points: Sequence[Point]
 
+    def grouped(self) -> dict[str, list[Point]]:
+        """Return the points by what a legend calls them: those under another protocol are drawn hollow."""
+        groups: dict[str, list[Point]] = {}
+        for point in self.points:
+            groups.setdefault(point.defense + ("" if point.usual else ", other protocol"), []).append(point)
+        return groups
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(View):

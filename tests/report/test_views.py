@@ -14,6 +14,7 @@ from harness.report.findings import Findings, gather
 from harness.report.gallery import category_views, comparison_views, cost_views, gallery, ratio_views
 from harness.report.looks import looks
 from harness.report.page import page
+from harness.report.settings import by_defense
 from harness.report.surface import robust_regions, sensitivity_views, surface_views, trade_off_views
 from harness.report.views import Grid, Lines, Series
 
@@ -152,8 +153,9 @@ def test_categories_are_means_over_the_same_ratios(maker):
 def test_page_of_unmeasured_values_is_json_that_a_browser_reads(maker):
     cells = [maker.cell("booster", 0.0, 0, {LAMB: lamb}) for lamb in (1.0, 2.0, 5.0)]
     cells[2] = _unfinished(cells[2])
-    cells[0]["keys"]["accuracy"] = "none"
-    findings = _found(maker, cells)
+    for cell in cells:
+        cell["keys"]["accuracy"] = "none"
+    findings = _found(maker, [maker.cell("sft", 0.0, 0, {}), *cells])
 
     text = page(findings).partition('id="charts">')[2].partition("</script>")[0]
 
@@ -187,6 +189,12 @@ def test_front_is_of_one_protocol(maker):
     assert any(point.on_front for point in view.points[:2]), "what is not on the front cannot beat what is"
     assert not view.points[2].on_front
     assert "Under another protocol, so not on it: booster [a]." in view.alternative
+    traces = chart(view, looks(findings.rows["defense"]))["data"]
+    assert {trace["name"]: trace["marker"]["symbol"] for trace in traces[1:]} == {
+        "sft": "circle",
+        "vaccine": "square",
+        "booster, other protocol": "diamond-open",
+    }
 
 
 def test_surfaces_of_a_defense_are_of_one_protocol(maker):
@@ -202,6 +210,16 @@ def test_surfaces_of_a_defense_are_of_one_protocol(maker):
     assert "2 lines of booster under another protocol are left out." in second.alternative
     assert [region.best for region in robust_regions(both)] == [region.best for region in robust_regions(alone)]
     assert "2 lines of booster under another protocol are left out." in category_views(both)[0].alternative
+
+
+def test_means_of_a_defense_half_under_another_protocol_are_of_the_usual_one(maker):
+    cells = [maker.cell("booster", 0.2, 0, {LAMB: lamb}) for lamb in (1.0, 5.0)]
+    others = [_departing(cell) for cell in cells]
+    findings = _found(maker, [*others, maker.cell("sft", 0.2, 0, {}), *cells])
+
+    booster, _ = by_defense(findings)
+
+    assert (booster.name, list(booster.lines.index), booster.left_out) == ("booster", [3, 4], 2)
 
 
 def test_figures_of_settings_with_the_same_last_word_are_told_apart(maker):
