@@ -17,7 +17,7 @@ from harness.report.findings import gather
 from harness.report.targets import Target
 from harness.report.wording import compared_names, line_name, line_names, remarks
 
-KINDS = {"align": "align", "finetune": "finetune"}
+TRAINED = ("align", "finetune")
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def with_spec(maker, cell, part, **fields):
     return cell
 
 
-def on_processes(maker, cell, number):
-    for part in KINDS:
+def on_processes(maker, cell, number, parts=TRAINED):
+    for part in parts:
         path = maker.store.root / "artifacts" / part / cell["keys"][part] / "manifest.json"
         manifest = json.loads(path.read_text())
         path.write_text(json.dumps(manifest | {"provenance": manifest["provenance"] | {"processes": number}}))
@@ -47,7 +47,7 @@ def on_processes(maker, cell, number):
 def without(maker, cell, *parts):
     """Take results away, as if the stages had not run."""
     for part in parts:
-        shutil.rmtree(maker.store.root / "artifacts" / KINDS.get(part, "grade") / cell["keys"][part])
+        shutil.rmtree(maker.store.root / "artifacts" / (part if part in TRAINED else "grade") / cell["keys"][part])
     return cell
 
 
@@ -142,12 +142,23 @@ def test_lines_without_any_result_depart_from_nothing(maker):
 def test_unfinished_cell_joins_those_of_its_line_before_others(maker):
     cells = [on_processes(maker, maker.cell("sft", 0.1, seed, {}), 4) for seed in range(3)]
     cells += [on_processes(maker, maker.cell("vaccine", 0.1, seed, {}), 2) for seed in range(2)]
-    without(maker, cells[-1], "finetune", "harm", "accuracy", "align")
+    without(maker, cells[3], "finetune", "harm", "accuracy", "align")
 
     means = found(maker, cells).means
 
     assert means["missing"].tolist() == [0, 1]
     assert means["note"].tolist()[1] == "align.processes is 2, not 4; finetune.processes is 2, not 4"
+
+
+def test_unfinished_line_that_was_trained_otherwise_departs_in_nothing_unknown(maker):
+    cells = [on_processes(maker, maker.cell("sft", 0.1, seed, {}), 4) for seed in range(2)]
+    short = with_spec(maker, maker.cell("vaccine", 0.1, 0, {}), "finetune", budget={"epochs": 5})
+    without(maker, short, "finetune", "harm", "accuracy")
+
+    notes = found(maker, [*cells, on_processes(maker, short, 4, ["align"])]).means["note"].tolist()
+
+    assert "finetune.budget.epochs is 5, not 20" in notes[1]
+    assert "processes" not in notes[1]
 
 
 def test_size_of_a_fresh_adapter_is_compared(maker):
@@ -191,6 +202,16 @@ def test_baseline_with_two_protocols_is_the_one_of_the_lines_own(maker):
     }
     assert "booster [a] against sft [a]" in report(maker.store.root, None, "html")
     assert "nearer in protocol" in report(maker.store.root, None, "html")
+
+
+def test_baseline_of_other_protocols_is_the_most_common_one(maker):
+    cells = [on_processes(maker, maker.cell("sft", 0.1, 0, {}), 1)]
+    cells += [on_processes(maker, maker.cell("sft", 0.1, seed, {}), 4) for seed in (1, 2)]
+    cells += [on_processes(maker, maker.cell("vaccine", 0.1, seed, {}), 2) for seed in range(3)]
+
+    findings = found(maker, cells)
+
+    assert {(each.line, each.other) for each in findings.comparisons} == {(2, 1)}
 
 
 def test_line_that_was_judged_otherwise_is_said_to_be_left_out(maker):
