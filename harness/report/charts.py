@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from harness.report.looks import COLOUR_SCALE, Look, looks
@@ -81,16 +82,19 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
         "type": "heatmap",
         "x": list(view.x),
         "y": list(view.y),
-        "z": [[None if v != v else v for v in row] for row in view.values],  # noqa: PLR0124
+        "z": [_rounded(row) for row in view.values],
+        # Plotly rounds halves up; a table does not.
+        "text": [view.texts(row) for row in range(len(view.y))],
         "colorscale": COLOUR_SCALE[0],
-        "texttemplate": "%{z:.1f}",
+        "texttemplate": "%{text}",
         "meta": {"defense": view.defense},
-        "hovertemplate": f"{view.x_title} %{{x}}<br>{view.y_title} %{{y}}<br>%{{z:.1f}}<extra></extra>",
+        "hovertemplate": f"{view.x_title} %{{x}}<br>{view.y_title} %{{y}}<br>%{{text}}<extra></extra>",
     }
     ring = {
         "type": "scatter",
         "mode": "markers",
         "name": "robust region",
+        "meta": {"defense": view.defense},
         "showlegend": True,
         "x": [x for x, _ in marked],
         "y": [y for _, y in marked],
@@ -105,24 +109,24 @@ def _points(view: Points, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip",
+            "meta": {"defense": list(dict.fromkeys(p.defense for p in front))},
             "x": [p.x[0] for p in front], "y": [p.y[0] for p in front],
             "line": {"color": "#777", "dash": "dot", "width": 2},
         }
     ]  # fmt: skip
     with_errors = len(view.points) <= 12
-    for defense in dict.fromkeys(point.defense for point in view.points):
-        points = [point for point in view.points if point.defense == defense]
-        look = styles[defense]
+    for name, points in view.grouped().items():
+        look = styles[points[0].defense]
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
-            "name": defense,
-            "meta": {"defense": defense},
+            "name": name,
+            "meta": {"defense": points[0].defense},
             "x": _rounded([p.x[0] for p in points]),
             "y": _rounded([p.y[0] for p in points]),
             "text": [p.name for p in points],
             "hovertemplate": "%{text}<br>FA %{x:.1f}, HS %{y:.1f}<extra></extra>",
-            "marker": {"symbol": look.marker, "size": 11, "color": look.colour},
+            "marker": {"symbol": look.marker + ("" if points[0].usual else "-open"), "size": 11, "color": look.colour},
         }
         if with_errors and all(p.x[1] == p.x[1] and p.y[1] == p.y[1] for p in points):
             for axis in ("x", "y"):
@@ -165,5 +169,6 @@ def _error(means: Sequence[float], lows: Sequence[float], highs: Sequence[float]
     }
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    """Return the values with five digits; None for what is not measured, since JSON has no NaN."""
+    return [float(f"{value:.5g}") if isfinite(value) else None for value in values]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.report.findings import Findings
+from harness.report.table import NOTE
 from harness.report.views import Lines, Series, listed
-from harness.report.wording import line_name, value, varying
+from harness.report.wording import line_name, markers, value, varying, with_marker
 
 TRAINED = ("align", "finetune", "repair")
 POINTS = 80
@@ -70,13 +71,15 @@ def _curves(findings: Findings, kind: str) -> dict[str, list[_Curve]]:
     column = f"key.{kind}"
     swept = varying(findings.means, findings.rows)
     many = len({line_name(line.names, swept) for line in findings.lines}) > GROUPS
-    for line in findings.lines:
+    letters = markers(findings.means)
+    for line, note in zip(findings.lines, findings.means[NOTE], strict=True):
         defense = str(line.names["defense"])
         settings = [] if many else [name for name in swept if kind != "align" or not name.startswith("finetune")]
         ratio = "" if kind == "align" else value(line.names["ratio"])
         keys = [key for cell in line.cells if isinstance(key := cell.get(column), str)]
         if keys:
-            groups[ratio][defense, line_name(line.names, settings)] |= dict.fromkeys(keys)
+            name = with_marker(line_name(line.names, settings), letters.get(note, ""))
+            groups[ratio][defense, name] |= dict.fromkeys(keys)
     return {
         ratio: [_mean(findings, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]
         for ratio, found in groups.items()

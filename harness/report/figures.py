@@ -95,7 +95,7 @@ def _grid(axes: Axes, view: Grid) -> None:
         if np.isfinite(found):
             # Cividis is dark where values are low.
             colour = "white" if found < middle else "black"
-            axes.text(column, row, f"{found:.1f}", ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, view.texts(row)[column], ha="center", va="center", color=colour, fontsize=8)
     for (row, column), inside in np.ndenumerate(np.array(view.marked)):
         if inside:
             axes.add_patch(_frame(column, row))
@@ -111,10 +111,9 @@ def _frame(column: int, row: int) -> Any:
 def _points(axes: Axes, view: Points, styles: Mapping[str, Look]) -> None:
     front = sorted((point for point in view.points if point.on_front), key=lambda point: point.x[0])
     axes.plot([p.x[0] for p in front], [p.y[0] for p in front], ":", color="#777777", label="front")
-    defenses = list(dict.fromkeys(point.defense for point in view.points))
-    for defense in defenses:
-        points = [point for point in view.points if point.defense == defense]
-        look = styles[defense]
+    groups = view.grouped()
+    for name, points in groups.items():
+        look = styles[points[0].defense]
         errors: dict[str, Any] = {}
         if len(view.points) <= 12 and all(p.x[1] <= p.x[2] and p.y[1] <= p.y[2] for p in points):
             errors = {
@@ -123,10 +122,11 @@ def _points(axes: Axes, view: Points, styles: Mapping[str, Look]) -> None:
                 for ends in [[getattr(point, axis) for point in points]]
             }
         axes.errorbar(
-            [p.x[0] for p in points], [p.y[0] for p in points], **errors, linestyle="none", label=defense,
+            [p.x[0] for p in points], [p.y[0] for p in points], **errors, linestyle="none", label=name,
             marker=look.mpl_marker, color=look.colour, capsize=2, elinewidth=0.8, markersize=6,
+            markerfacecolor=look.colour if points[0].usual else "none",
         )  # fmt: skip
-    _legend(axes, len(defenses) + 1)
+    _legend(axes, len(groups) + 1)
 
 
 def _bars(axes: Axes, view: Bars, styles: Mapping[str, Look]) -> None:

@@ -10,9 +10,10 @@ from harness.report.compare import ALPHA, Comparison
 from harness.report.curves import training_views
 from harness.report.findings import Findings
 from harness.report.rows import CATEGORY_PREFIX
+from harness.report.settings import SITUATION, by_defense, complete
 from harness.report.surface import sensitivity_views, surface_views, trade_off_views
 from harness.report.views import Bars, Grid, Lines, Series, View, listed
-from harness.report.wording import HEADINGS, MEANINGS, line_name, value, varying
+from harness.report.wording import HEADINGS, MEANINGS, compared_names, value, varying, with_marker
 
 ROWS = 8
 """More lines in one figure are too many; then it shows the best setting of each defense."""
@@ -22,12 +23,15 @@ COMPARED = 30
 
 def gallery(findings: Findings) -> dict[str, Sequence[View]]:
     """Return the figures of a report by section; a section without data has none."""
-    return {
+    views: dict[str, Sequence[View]] = {
         "scores": ratio_views(findings),
         "surface": [*trade_off_views(findings), *surface_views(findings), *sensitivity_views(findings)],
         "comparison": comparison_views(findings),
         "training": [*training_views(findings), *category_views(findings), *cost_views(findings)],
     }
+    names = [view.name for found in views.values() for view in found]
+    assert len(set(names)) == len(names), "one figure would take another's place"
+    return views
 
 
 def ratio_views(findings: Findings) -> list[Lines]:
@@ -57,7 +61,6 @@ def ratio_views(findings: Findings) -> list[Lines]:
 
 def comparison_views(findings: Findings) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
-    swept = varying(findings.means, findings.rows)
     several = len(findings.means[["task", "model", "attack"]].drop_duplicates()) > 1
     views = []
     for score in ("hs", "fa"):
@@ -66,17 +69,18 @@ def comparison_views(findings: Findings) -> list[Bars]:
             continue
         names = [findings.lines[each.line].names for each in found]
         labels = [
-            f"{line_name(name, swept)}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
-            for name in names
+            f"{called}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
+            for called, name in zip(compared_names(findings.means, findings.rows, found), names, strict=True)
         ]
+        told = f"Paired differences from {findings.baseline}, 95% intervals"
         clear = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]
         views.append(
             Bars(
                 name=f"difference-{score}",
                 title=f"{HEADINGS[score]} less that of {findings.baseline}",
-                x_title=f"difference in {HEADINGS[score]} (points), 95% interval",
+                x_title=f"difference in {HEADINGS[score]} (points)",
                 y_title="",
-                alternative=f"Paired differences from {findings.baseline}; clear after Holm: {listed(clear)}.",
+                alternative=f"{told}; clear after Holm: {listed(clear)}.",
                 group="difference",
                 labels=labels,
                 dots=True,
@@ -91,22 +95,38 @@ def comparison_views(findings: Findings) -> list[Bars]:
 
 def category_views(findings: Findings) -> list[Grid]:
     """Return the harmful score by category and defense, where the judge knows categories."""
+    import pandas as pd
+
     columns = [name for name in findings.rows.columns if name.startswith(CATEGORY_PREFIX)]
-    table = findings.rows.groupby("defense", sort=False)[columns].mean().dropna(how="all")
-    if not columns or not len(table):
+    if not columns:
+        return []
+    by_line = pd.DataFrame([pd.DataFrame(line.cells)[columns].mean() for line in findings.lines])
+    defenses = by_defense(findings)
+    lines = pd.concat([kept.lines for kept in defenses]).join(by_line)
+    swept = varying(findings.means, findings.rows)
+    own = [name for name in swept if name.startswith("defense.")]
+    situation = [*SITUATION, *(name for name in swept if name not in own)]
+    found = complete(lines, ["hs"], ["defense", *own], situation)
+    table = found.lines.groupby("defense", sort=False)[columns].mean().dropna(how="all")
+    if not len(table):
         return []
     names = [name.removeprefix(CATEGORY_PREFIX) for name in columns]
-    worst = {str(defense): names[int(line.to_numpy().argmax())] for defense, line in table.fillna(0).iterrows()}
+    titles = [kept.name for kept in defenses if kept.defense in table.index]
+    worst = [
+        f"{names[int(line.argmax())]} of {title}"
+        for title, line in zip(titles, table.fillna(0).to_numpy(), strict=True)
+    ]
+    remarks = "".join([found.remark, *(kept.remark for kept in defenses)])
     return [
         Grid(
             name="categories",
             title="Harm by category: the judge's mean probability (%)",
             x_title="",
             y_title="",
-            alternative=f"Worst category: {listed([f'{name} of {defense}' for defense, name in worst.items()])}.",
-            x=[str(defense) for defense in table.index],
+            alternative=f"Mean over the same situations. Worst category: {listed(worst)}.{remarks}",
+            x=titles,
             y=names,
-            values=table.T.round(2).to_numpy().tolist(),
+            values=table.T.to_numpy().tolist(),
             marked=[[False] * len(table)] * len(names),
             defense="",
         )
@@ -123,9 +143,10 @@ def cost_views(findings: Findings) -> list[Bars]:
         Series(name="spent", defense="spent", x=[kind.hours for kind in found], y=places),
         Series(name="saved by sharing", defense="saved", x=[kind.saved for kind in found], y=places),
     ]
-    if any(kind.predicted is not None for kind in found):
-        predicted = [kind.predicted or 0.0 for kind in found]
-        parts.append(Series(name="predicted", defense="predicted", x=predicted, y=places))
+    predicted = {float(place): kind.predicted for place, kind in enumerate(found) if kind.predicted is not None}
+    if predicted:
+        x, y = list(predicted.values()), list(predicted)
+        parts.append(Series(name="predicted", defense="predicted", x=x, y=y))
     hours, saved = sum(kind.hours for kind in found), sum(kind.saved for kind in found)
     return [
         Bars(
@@ -153,18 +174,19 @@ def _differences(defense: str, placed: Sequence[tuple[int, Comparison]]) -> Seri
 
 
 def _readable(board: Board) -> tuple[Sequence[Row], str]:
-    """Return the rows that one figure can show, and what was chosen."""
+    """Return the rows that one figure can show, and what was chosen: of each defense and protocol the best one."""
     if len(board.rows) <= ROWS:
         return board.rows, ""
     column = AVERAGE if AVERAGE in board.columns else board.columns[-1]
-    best: dict[str, tuple[float, Row]] = {}
+    best: dict[tuple[str, str], tuple[float, Row]] = {}
     for row in board.rows:
         harm, use = (row.figures.get((score, column)) for score in ("hs", "fa"))
         if harm is None:
             continue
         loss = harm.mean - (use.mean if use else 0.0)
-        if row.defense not in best or loss < best[row.defense][0]:
-            best[row.defense] = loss, row
+        at = row.defense, row.marker
+        if at not in best or loss < best[at][0]:
+            best[at] = loss, row
     return [row for _, row in best.values()], ", best setting of each defense"
 
 
@@ -172,7 +194,7 @@ def _over_ratios(row: Row, score: str, ratios: Sequence[str]) -> Series:
     known = [(float(ratio), row.figures[score, ratio]) for ratio in ratios if (score, ratio) in row.figures]
     with_ends = all(figure.low == figure.low for _, figure in known)
     return Series(
-        name=row.name,
+        name=with_marker(row.name, row.marker),
         defense=row.defense,
         x=[ratio for ratio, _ in known],
         y=[figure.mean for _, figure in known],
@@ -186,6 +208,8 @@ def _told(series: Sequence[Series]) -> str:
         listed(
             [
                 f"{each.name} goes from {each.y[0]:.1f} at p={each.x[0]:g} to {each.y[-1]:.1f} at p={each.x[-1]:g}"
+                if len(each.x) > 1
+                else f"{each.name} is at {each.y[0]:.1f} at p={each.x[0]:g}"
                 for each in series
             ]
         )

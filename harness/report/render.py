@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from io import StringIO
 from math import isnan
@@ -142,15 +143,33 @@ def _latex(findings: Findings) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
-    notes = [*remarks(findings.rows, findings.means), *_on_boards(findings)]
+    notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_boards(findings)]
     return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
+
+
+def _in_short(notes: Sequence[str]) -> list[str]:
+    """Return the notes without their lists of single cells, which can be longer than a page."""
+    kept = [note for note in notes if not note.startswith("- ")]
+    return [f"{note.removesuffix(':')}: see table.md." if note.endswith(":") else note for note in kept]
 
 
 def _escaped(text: str) -> str:
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {character: f"${character}$" for character in "<>|"}
-    return "".join(special.get(character, character) for character in text)
+    special |= {"\u2264": "$\\leq$", "\u2265": "$\\geq$", "\u2212": "$-$"}
+    return "".join(special.get(character) or _known_to_tex(character) for character in text)
+
+
+def _known_to_tex(character: str) -> str:
+    """Return a character as pdflatex can set it: Greek as mathematics, what no font of Latin text has by its number."""
+    if character < "\u0180" or character in "\u2013\u2014\u2018\u2019\u201c\u201d\u2026":
+        return character
+    name = unicodedata.name(character, "")
+    if name.startswith("GREEK SMALL LETTER ") and name.count(" ") == 3 and character not in "\u03bf\u03c2":
+        # Unicode writes LAMDA.
+        return f"$\\{name.rpartition(' ')[2].lower().replace('lamda', 'lambda')}$"
+    return f"U+{ord(character):04X}"
 
 
 def _tex_mean(figure: Figure | None) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.report.board import ALIGNED, AVERAGE, Board
 from harness.report.findings import Findings
+from harness.report.settings import SITUATION, Kept, by_defense, complete, means_over, numbers_in
+from harness.report.table import records
 from harness.report.views import Bars, Grid, Point, Points, Series, listed
-from harness.report.wording import HEADINGS, value, varying
+from harness.report.wording import HEADINGS, short_names, value, varying, with_marker
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,69 +24,82 @@ PAIRS = 15
 
 
 class Robust(NamedTuple):
-    """The robust region of a defense: how many of its settings are in it, and how far each swept number reaches."""
+    """The robust region of a defense.
+
+    Attributes:
+        defense: its name.
+        name: with the letter of its footnote.
+        inside: how many settings are in the region.
+        settings: how many could be compared.
+        best: the setting with the least HS - FA.
+        reach: how far each swept number reaches.
+        remark: which settings could not be compared; empty if all could.
+    """
 
     defense: str
+    name: str
     inside: int
     settings: int
     best: str
     reach: str
-
-
-def numbers_in(findings: Findings, means: DataFrame) -> list[str]:
-    """Return the swept numbers that vary among some lines, the attack ratio last."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    names = [*varying(findings.means, findings.rows), "ratio"]
-    return [
-        name
-        for name in names
-        if means[name].dropna().nunique() > 1
-        and is_numeric_dtype(means[name].dropna().infer_objects())
-        and not is_bool_dtype(means[name].dropna().infer_objects())
-    ]
+    remark: str
 
 
 def surface_views(findings: Findings) -> list[Grid]:
     """Return HS and FA of every defense over every pair of numbers that were swept for it."""
     views = []
-    for defense, means in findings.means.groupby("defense", sort=False):
-        for x, y in list(combinations(numbers_in(findings, means), 2))[:PAIRS]:
-            grids = {
-                score: means.pivot_table(index=y, columns=x, values=score, aggfunc="mean", dropna=False)
-                for score in ("hs", "fa")
-            }
-            views += [_grid(str(defense), score, grids) for score in grids if grids[score].notna().to_numpy().any()]
+    short = _short(findings)
+    for kept in by_defense(findings):
+        lines, scores = kept.lines, _measured(kept.lines)
+        for pair in list(combinations(numbers_in(findings, lines), 2))[:PAIRS]:
+            others = [name for name in varying(findings.means, findings.rows) if name not in pair]
+            found = complete(lines, scores, [*pair, *others], [name for name in SITUATION if name not in pair])
+            means = means_over(found, pair, others, scores)
+            if len(means):
+                axes = [_Axis(name, short[name], _ticks(lines[name])) for name in pair]
+                views += [_grid(kept, score, axes, means, found.remark) for score in scores]
     return views
 
 
-def _grid(defense: str, score: str, grids: Mapping[str, DataFrame]) -> Grid:
+class _Axis(NamedTuple):
+    """A swept number: its column, what it is called, and its values."""
+
+    name: str
+    title: str
+    ticks: list[str]
+
+
+def _grid(kept: Kept, score: str, axes: Sequence[_Axis], means: DataFrame, remark: str) -> Grid:
     import numpy as np
 
-    grid = grids[score]
-    values = grid.to_numpy(dtype="float64")
-    loss = (grids["hs"] - grids["fa"]).to_numpy(dtype="float64")
+    (x_name, x, xs), (y_name, y, ys) = axes
+    tables = {name: np.full((len(ys), len(xs)), np.nan) for name in ("hs", "fa")}
+    for line in records(means):
+        for name, table in tables.items():
+            table[ys.index(value(line[y_name])), xs.index(value(line[x_name]))] = line.get(name, np.nan)
+    values, loss = tables[score], tables["hs"] - tables["fa"]
     measured = np.isfinite(loss)
     marked = loss <= loss.min(initial=np.inf, where=measured) + TOLERANCE
-    x, y = _short(str(grid.columns.name)), _short(str(grid.index.name))
+    inside = f" {marked.sum()} of {measured.sum()} settings are in the robust region."
+    if "ratio" in (x_name, y_name):  # how strong the attack was is no setting
+        marked, inside = np.zeros_like(marked), ""
     ends = []
     for word, at in (("lowest", np.nanargmin(values)), ("highest", np.nanargmax(values))):
         row, column = divmod(int(at), values.shape[1])
-        place = f"{y} {value(grid.index[row])}, {x} {value(grid.columns[column])}"
-        ends.append(f"{word} {values[row, column]:.1f} at {place}")
-    inside = f"{marked.sum()} of {measured.sum()} settings are in the robust region"
+        ends.append(f"{word} {values[row, column]:.1f} at {y} {ys[row]}, {x} {xs[column]}")
+    mean = "mean over everything else that all settings were measured in"
     return Grid(
-        name=f"surface-{defense}-{x}-{y}-{score}",
-        title=f"{HEADINGS[score]} (%) of {defense} over {x} and {y}",
+        name=f"surface-{kept.defense}-{x}-{y}-{score}",
+        title=f"{HEADINGS[score]} (%) of {kept.name} over {x} and {y}",
         x_title=x,
         y_title=y,
-        alternative=f"{HEADINGS[score]} of {defense}, mean over everything else: {'; '.join(ends)}. {inside}.",
+        alternative=f"{HEADINGS[score]} of {kept.name}, {mean}: {'; '.join(ends)}.{inside}{remark}{kept.remark}",
         group="surface",
-        x=[value(found) for found in grid.columns],
-        y=[value(found) for found in grid.index],
-        values=values.round(2).tolist(),
+        x=xs,
+        y=ys,
+        values=values.tolist(),
         marked=marked.tolist(),
-        defense=defense,
+        defense=kept.defense,
     )
 
 
@@ -98,6 +114,9 @@ def trade_off_views(findings: Findings) -> list[Points]:
             if len(points) < 2:
                 continue
             front = [point.name for point in points if point.on_front]
+            others = [point.name for point in points if not point.usual]
+            remark = f" Under another protocol, so not on it: {listed(others)}." if others else ""
+            told = f"On the front: {listed(front)}.{remark}"
             where = "mean over ratios" if column == AVERAGE else f"p={column}"
             views.append(
                 Points(
@@ -105,7 +124,7 @@ def trade_off_views(findings: Findings) -> list[Points]:
                     title=f"Harm against utility, {where} ({board.caption})",
                     x_title="FA (%), higher is better",
                     y_title="HS (%), lower is better",
-                    alternative=f"HS against FA of {len(points)} settings, {where}. On the front: {listed(front)}.",
+                    alternative=f"HS against FA of {len(points)} settings, {where}. {told}",
                     group="trade-off",
                     paper=not any(view.name.startswith(f"trade-off-{number}-") for view in views),
                     points=points,
@@ -115,70 +134,98 @@ def trade_off_views(findings: Findings) -> list[Points]:
 
 
 def sensitivity_views(findings: Findings) -> list[Bars]:
-    """Return how far HS and FA move when one swept number goes through its values, everything else averaged."""
-    labels, moves = [], []
-    for defense, means in findings.means.groupby("defense", sort=False):
-        for name in numbers_in(findings, means):
-            if name == "ratio":
-                continue
-            marginal = means.groupby(name)[["hs", "fa"]].mean()
-            labels.append(f"{defense}: {_short(name)}")
-            moves.append((marginal.max() - marginal.min()).round(2))
-    if not labels:
+    """Return how far HS and FA move when one swept number goes through its values, everything else the same."""
+    moves: dict[str, dict[str, float]] = {}
+    remarks = []
+    short = _short(findings)
+    swept = varying(findings.means, findings.rows)
+    for kept in by_defense(findings):
+        scores = _measured(kept.lines)
+        names = [name for name in numbers_in(findings, kept.lines) if name != "ratio"]
+        if not names or not scores:
+            continue
+        found = complete(kept.lines, scores, swept, SITUATION)
+        for name in names:
+            means = means_over(found, [name], [other for other in swept if other != name], scores)
+            if len(means) > 1:
+                moves[f"{kept.name}: {short[name]}"] = {s: float(means[s].max() - means[s].min()) for s in scores}
+        if found.incomplete:
+            remarks.append(f" {kept.name}:{found.remark}")
+        remarks.append(kept.remark)
+    if not moves:
         return []
-    places = list(range(len(labels)))
-    told = [f"{label} {move['hs']:.1f} and {move['fa']:.1f}" for label, move in zip(labels, moves, strict=True)]
+    told = [
+        f"{label} " + " and ".join(f"{found:.1f} ({HEADINGS[s]})" for s, found in move.items())
+        for label, move in moves.items()
+    ]
+    parts = []
+    for score in ("hs", "fa"):
+        placed = [(place, move[score]) for place, move in enumerate(moves.values()) if score in move]
+        x, y = [found for _, found in placed], [float(place) for place, _ in placed]
+        parts += [Series(name=HEADINGS[score], defense=HEADINGS[score], x=x, y=y)] if placed else []
     return [
         Bars(
             name="sensitivity",
             title="Sensitivity to each swept number",
-            x_title="largest less smallest mean over its values (points)",
+            x_title="range of the mean (points)",
             y_title="",
-            alternative=f"Points by which HS and FA move: {listed(told)}.",
-            labels=labels,
-            parts=[
-                Series(name=HEADINGS[s], defense=HEADINGS[s], x=[float(m[s]) for m in moves], y=places)
-                for s in ("hs", "fa")
-            ],
+            alternative=f"Largest less smallest mean over its values, in points: {listed(told)}.{''.join(remarks)}",
+            labels=list(moves),
+            parts=parts,
         )
     ]
 
 
 def robust_regions(findings: Findings) -> list[Robust]:
-    """Return the robust region of every defense with several settings, on the mean over its ratios."""
+    """Return the robust region of every defense with several settings, on the mean over its situations."""
     regions = []
-    for defense, means in findings.means.groupby("defense", sort=False):
-        names = [name for name in numbers_in(findings, means) if name != "ratio"]
+    short = _short(findings)
+    for kept in by_defense(findings):
+        names = [name for name in numbers_in(findings, kept.lines) if name != "ratio"]
         if not names:
             continue
-        scores = means.groupby(names)[["hs", "fa"]].mean()
-        loss = (scores["hs"] - scores["fa"]).dropna()
-        if not len(loss):
+        others = [name for name in varying(findings.means, findings.rows) if name not in names]
+        found = complete(kept.lines, ("hs", "fa"), [*names, *others], SITUATION)
+        means = means_over(found, names, others, ("hs", "fa"))
+        if not len(means):
             continue
-        inside = loss[loss <= loss.min() + TOLERANCE].reset_index()
-        best = inside.loc[inside[0].idxmin()]
+        loss = means["hs"] - means["fa"]
+        inside = means[loss <= loss.min() + TOLERANCE]
+        best = records(inside.loc[[loss.idxmin()]])[0]
         regions.append(
             Robust(
-                defense=str(defense),
+                defense=kept.defense,
+                name=kept.name,
                 inside=len(inside),
-                settings=len(loss),
-                best=", ".join(f"{_short(name)} {value(best[name])}" for name in names),
-                reach=", ".join(f"{_short(n)} {value(inside[n].min())} to {value(inside[n].max())}" for n in names),
+                settings=len(means),
+                best=", ".join(f"{short[name]} {value(best[name])}" for name in names),
+                reach=", ".join(f"{short[name]} {_reach(inside[name])}" for name in names),
+                remark=f"{found.remark}{kept.remark}".strip(),
             )
         )
     return regions
 
 
 def _points(board: Board, column: str) -> list[Point]:
+    """Return the points of a board; the front is that of the rows under the protocol that most rows have."""
     found = [
         (row, row.figures["fa", column], row.figures["hs", column])
         for row in board.rows
         if ("fa", column) in row.figures and ("hs", column) in row.figures
     ]
-    places: Sequence[tuple[float, float]] = [(use.mean, harm.mean) for _, use, harm in found]
+    rows = Counter(row.marker for row, _, _ in found)
+    usual = max(rows, key=lambda marker: (rows[marker], not marker), default="")
+    places = [(use.mean, harm.mean) for row, use, harm in found if row.marker == usual]
     return [
-        Point(name=row.name, defense=row.defense, x=use[:3], y=harm[:3], on_front=not _beaten(place, places))
-        for (row, use, harm), place in zip(found, places, strict=True)
+        Point(
+            name=with_marker(row.name, row.marker),
+            defense=row.defense,
+            x=use[:3],
+            y=harm[:3],
+            usual=row.marker == usual,
+            on_front=row.marker == usual and not _beaten((use.mean, harm.mean), places),
+        )
+        for row, use, harm in found
     ]
 
 
@@ -186,5 +233,18 @@ def _beaten(place: tuple[float, float], places: Sequence[tuple[float, float]]) -
     return any(use >= place[0] and harm <= place[1] and (use, harm) != place for use, harm in places)
 
 
-def _short(name: str) -> str:
-    return name.rpartition(".")[2]
+def _measured(lines: DataFrame) -> list[str]:
+    return [score for score in ("hs", "fa") if lines[score].notna().any()]
+
+
+def _reach(found: Any) -> str:
+    ends = f"{value(found.min())} to {value(found.max())}"
+    return f"{ends}, or unset" if found.isna().any() else ends
+
+
+def _ticks(values: Any) -> list[str]:
+    return [value(found) for found in values.drop_duplicates().sort_values()]
+
+
+def _short(findings: Findings) -> dict[str, str]:
+    return short_names([*varying(findings.means, findings.rows), "ratio"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isnan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,17 @@ class Lines(View):
     def shifted(self, number: int) -> list[float]:
         """Return the positions of a series, moved aside a little where intervals would hide each other."""
         positions = {x for series in self.series for x in series.x}
-        room = (max(positions) - min(positions)) * 0.012 if self.markers else 0.0
+        # Around a single position there is all the room of the figure.
+        room = ((max(positions) - min(positions)) * 0.012 or 0.005) if self.markers else 0.0
         return [x + (number - (len(self.series) - 1) / 2) * room for x in self.series[number].x]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(View):
-    """Values over two swept numbers, ``values[row][column]``; marked ones belong to the robust region."""
+    """Values over two swept numbers, ``values[row][column]``; marked ones belong to the robust region.
+
+    What is not measured is NaN.
+    """
 
     x: Sequence[str]
     y: Sequence[str]
@@ -74,23 +79,44 @@ class Grid(View):
     marked: Sequence[Sequence[bool]]
     defense: str
 
+    def texts(self, row: int) -> list[str]:
+        """Return what stands in the fields of a row, as the tables print it."""
+        return ["" if isnan(found) else f"{found:.1f}" for found in self.values[row]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A point of a trade-off with its intervals."""
+    """A point of a trade-off with its intervals.
+
+    Attributes:
+        name: of the line.
+        defense: decides colour and marker.
+        x: FA and its interval.
+        y: HS and its interval.
+        usual: whether it has the protocol that most points have; only those are compared.
+        on_front: whether none of them beats it in both.
+    """
 
     name: str
     defense: str
     x: tuple[float, float, float]
     y: tuple[float, float, float]
+    usual: bool
     on_front: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Points(View):
-    """Harm against utility; points that no other beats in both are on the front."""
+    """Harm against utility, with the front."""
 
     points: Sequence[Point]
+
+    def grouped(self) -> dict[str, list[Point]]:
+        """Return the points by what a legend calls them: those under another protocol are drawn hollow."""
+        groups: dict[str, list[Point]] = {}
+        for point in self.points:
+            groups.setdefault(point.defense + ("" if point.usual else ", other protocol"), []).append(point)
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,44 @@ def test_page_filter_hides_rows_and_traces(opened):
     assert opened.execute_script("return document.getElementById('shown').textContent") == "4 of 12 lines shown"
 
 
+def test_page_filter_hides_rings_and_fronts_of_what_is_hidden(opened):
+    opened.execute_async_script(DRAWN)
+    opened.execute_script(
+        "const chooser = [...document.querySelectorAll('.chooser')]"
+        ".find((each) => [...each.options].some((option) => option.value.startsWith('surface-')));"
+        "chooser.value = 'surface-booster-lamb-alpha-hs'; chooser.dispatchEvent(new Event('change'))"
+    )
+    visible = """
+        return [...document.querySelectorAll('#surface .drawing')].slice(0, 2).map((place) =>
+            place.data.filter((trace) => trace.visible !== false).map((trace) => trace.name ?? trace.type))
+    """
+    before = opened.execute_script(visible)
+
+    opened.execute_script("document.querySelector('[data-filter=defense] input[value=booster]').click()")
+
+    assert before == [["front", "sft", "vaccine", "booster"], ["heatmap", "robust region"]]
+    assert opened.execute_script(visible) == [["sft", "vaccine"], []]
+
+
+def test_page_fits_a_phone(browser, written):
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get((written / "index.html").as_uri())
+        browser.execute_async_script(DRAWN)
+
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        out = browser.execute_script(
+            "return [...document.querySelectorAll('.chart')].filter((card) => [...card.querySelectorAll('.main-svg')]"
+            ".some((svg) => svg.getBoundingClientRect().right > card.getBoundingClientRect().right)).length"
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    assert wide == 390
+    assert out == 0
+
+
 def test_page_chooser_shows_another_figure_and_its_alternative(opened):
     opened.execute_async_script(DRAWN)
     text = "return document.querySelector('#surface .drawing').ariaLabel"
@@ -113,7 +151,10 @@ def test_page_charts_are_figures_that_plotly_accepts(written):
     text = (written / "index.html").read_text()
     (found,) = re.findall(r'id="charts">(.*?)</script>', text, flags=re.DOTALL)
 
-    for chart in json.loads(found).values():
+    def refuse(constant: str) -> None:
+        pytest.fail(f"JSON.parse knows no {constant}")
+
+    for chart in json.loads(found, parse_constant=refuse).values():
         plotly.graph_objects.Figure({"data": chart["data"], "layout": chart["layout"]})
 
 

@@ -18,10 +18,12 @@
 
   const hiddenNow = (name, value) => value !== undefined && Boolean(off[name] && off[name].has(value));
 
+  // The front goes with any of its defenses: without one of them it would be another.
+  const hides = (trace) => Boolean(trace.meta) && [trace.meta.defense].flat().some((each) => hiddenNow("defense", each));
+
   function draw(place) {
     const chart = charts[place.dataset.chart];
-    const data = chart.data.map((trace) =>
-      trace.meta && hiddenNow("defense", trace.meta.defense) ? { ...trace, visible: false } : trace);
+    const data = chart.data.map((trace) => (hides(trace) ? { ...trace, visible: false } : trace));
     window.Plotly.react(place, data, { ...chart.layout, width: null }, config);
     place.dataset.drawn = place.dataset.chart;
   }

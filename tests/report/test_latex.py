@@ -1,0 +1,55 @@
+"""The table for a paper, as LaTeX reads it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fabricated import Fabricator
+
+from harness.report.findings import gather
+from harness.report.render import render
+
+ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """Three protocols, a label of odd characters, and a cell that is not finished."""
+    maker = Fabricator(tmp_path / "store", prompts=20, answers=20, categories=False)
+    cells = []
+    for version, defense in enumerate(("sft", "vaccine", "booster")):
+        for seed in range(2):
+            cell = maker.cell(defense, 0.1, seed, {"attack.method.note": ODD} if defense == "booster" else {})
+            cells.append(cell | {"protocol": cell["protocol"] | {"judge.version": version}})
+    cells[-1]["keys"]["harm"] = "none"
+    return render(gather(maker.store, maker.sweep(cells)), "latex")
+
+
+def test_latex_notes_are_paragraphs_and_name_no_single_cell(table):
+    notes = table.partition("\\footnotesize\n")[2].partition("\\end{flushleft}")[0].splitlines()
+
+    assert [note[:3] for note in notes[:2]] == ["[a]", "[b]"]
+    assert all(note.endswith("\\par") for note in notes)
+    assert "1 of 6 cells are not finished: see table.md.\\par" in notes
+    assert "seed=" not in table
+
+
+def test_latex_labels_are_characters_that_pdflatex_knows(table):
+    assert "a\\_b \\& 50\\% \\#\\{x\\} \\textasciitilde{}\\textasciicircum{}\\textbackslash{}" in table
+    assert "$\\lambda$ µ é $\\geq$ × “q” [x] U+4E2D" in table
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+def test_latex_table_with_two_footnotes_compiles(table, tmp_path):
+    (tmp_path / "table.tex").write_text(table, encoding="utf-8")
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{adjustbox, booktabs}\\begin{document}\\input{table}\\end{document}"
+    )
+
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,74 @@
+"""What a defense costs beside the baseline."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated import Fabricator
+
+from harness.report.cost import Overhead, kinds, overheads
+from harness.report.findings import gather
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Fabricator:
+    (tmp_path / "store" / "attempts").mkdir(parents=True)
+    return Fabricator(tmp_path / "store", prompts=20, answers=20, categories=False)
+
+
+def _told(maker: Fabricator, cells: list[dict[str, Any]]) -> dict[str, Overhead]:
+    return {each.defense: each for each in overheads(gather(maker.store, maker.sweep(cells)))}
+
+
+def _remove(maker: Fabricator, cell: dict[str, Any], kind: str) -> None:
+    shutil.rmtree(maker.store.root / "artifacts" / kind / cell["keys"][kind])
+
+
+def test_overhead_is_given_when_all_kinds_of_both_are_known(maker):
+    told = _told(maker, [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "booster")])
+
+    assert told["booster"].seconds == {"align": 600.0, "finetune": 600.0}
+    assert told["booster"].ratio == 1.0
+
+
+@pytest.mark.parametrize("unfinished", [0, 1])
+def test_overhead_without_a_kind_of_either_has_no_ratio(maker, unfinished):
+    cells = [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "booster")]
+    _remove(maker, cells[unfinished], "finetune")
+
+    told = _told(maker, cells)
+
+    assert told["booster"].ratio is None
+
+
+def test_overhead_is_over_the_tasks_that_both_have(maker):
+    cells = [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "booster")]
+    other = maker.cell("booster", 0.3, 1, {})
+    other["labels"]["task"] = "long"
+    for _ in range(3):
+        maker.store.record_attempt(other["keys"]["finetune"], {"outcome": "stopped", "seconds": 600.0})
+
+    told = _told(maker, [*cells, other])
+
+    assert told["booster"].ratio == 1.0
+    assert told["booster"].total > told["sft"].total
+
+
+def test_cost_counts_attempts_that_did_not_finish(maker):
+    cell = maker.cell("sft", 0.1, 0, {})
+    for outcome, seconds in (("stopped", 100.0), ("failed", 50.0), ("executed", 600.0)):
+        maker.store.record_attempt(cell["keys"]["finetune"], {"outcome": outcome, "seconds": seconds})
+
+    findings = gather(maker.store, maker.sweep([cell]))
+
+    (tuned,) = [found for found in kinds(findings) if found.kind == "finetune"]
+    assert tuned.hours * 3600 == pytest.approx(750.0)
+
+
+def test_cost_damaged_record_of_attempts_hides_no_report(maker):
+    cell = maker.cell("sft", 0.1, 0, {})
+    maker.store.record_attempt(cell["keys"]["finetune"], {"outcome": "stopped", "seconds": 1.0})
+    (maker.store.root / "attempts" / f"{cell['keys']['finetune']}.jsonl").write_text("{\n")
+
+    assert _told(maker, [cell])["sft"].seconds["finetune"] == 600.0
