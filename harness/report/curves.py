@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from harness.report.findings import Findings
 from harness.report.views import Lines, Series, listed
 from harness.report.wording import line_name, value, varying
+from harness.tracking.jsonl import read_curve
 
 TRAINED = ("align", "finetune", "repair")
 POINTS = 80
@@ -112,7 +112,7 @@ def _logged(root: Path, kind: str, key: str) -> dict[str, Any]:
     path = next((place for place in places if place.exists()), None)
     if path is None:
         return {}
-    records = {record["step"]: record for record in _records(path) if "step" in record}
+    records = {record["step"]: record for record in _records(path)}
     steps = sorted(records)
     if not steps:
         return {}
@@ -127,20 +127,11 @@ def _logged(root: Path, kind: str, key: str) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Return what is readable; the last line of a running stage may be half written."""
-    records = []
+    """Return what is readable."""
     try:
-        lines = path.read_bytes().splitlines()
+        return list(read_curve(path))
     except OSError:
         return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _constant(series: Sequence[Series]) -> bool:
