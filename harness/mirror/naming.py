@@ -10,7 +10,7 @@ ORDER = ("defense", "model", "task", "attack", "ratio", "seed")
 BARE = ("defense", "model", "task", "attack")
 """The labels whose values speak for themselves."""
 LONG = 40
-"""A mark of a protocol with more characters is a hash instead."""
+"""A mark of a protocol has about as many characters at most."""
 
 
 def varying(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -55,30 +55,38 @@ def marks(cells: Sequence[Mapping[str, Any]], protocols: Sequence[Mapping[str, A
         protocols: how each was trained and evaluated, by dotted name.
 
     Returns:
-        For each cell the settings that differ, but for swept ones; a hash of them where they are many. Empty texts
-        where all were trained and evaluated alike.
+        For each cell the settings that differ and do not only repeat a swept value, as far as they are short; a hash
+        stands for others. Empty texts where all were trained and evaluated alike.
     """
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"])
-    names = dict.fromkeys(name for protocol in protocols for name in protocol)
-    free = [name for name in names if not any(name == told or name.startswith(f"{told}.") for told in swept)]
-    found: dict[tuple[Any, ...], set[str]] = {}
-    for cell, protocol in zip(cells, protocols, strict=True):
-        for name in free:
-            place = (cell["labels"].get("task"), cell["labels"].get("model"), name)
-            found.setdefault(place, set()).add(_text(protocol.get(name)))
-    differing = [name for name in free if any(place[-1] == name and len(texts) > 1 for place, texts in found.items())]
+    told = [[_text(_value(cell, name)) for cell in cells] for name in swept]
+    groups = [(cell["labels"].get("task"), cell["labels"].get("model")) for cell in cells]
+    differing = []
+    for name in dict.fromkeys(name for protocol in protocols for name in protocol):
+        texts = [_text(protocol.get(name)) for protocol in protocols]
+        apart = len(set(zip(groups, texts, strict=True))) > len(set(groups))
+        if apart and name not in swept and not any(_repeats(texts, others) for others in told):
+            differing.append(name)
     return [_mark({name: protocol.get(name) for name in differing}) for protocol in protocols]
+
+
+def _repeats(texts: Sequence[str], others: Sequence[str]) -> bool:
+    """Say whether values tell cells apart exactly as others do."""
+    return len(set(texts)) == len(set(others)) == len(set(zip(texts, others, strict=True)))
 
 
 def _mark(settings: Mapping[str, Any]) -> str:
     words = {name: _text(value) for name, value in settings.items() if value is not None}
-    text = " ".join(f"{'.'.join(dict.fromkeys(_ends(name)))}={word}" for name, word in words.items())
-    return text if len(text) <= LONG else f"protocol={key_of(words)[:4]}"
-
-
-def _ends(name: str) -> tuple[str, str]:
-    """Return the first and the last word of a dotted name: `finetune` and `epochs` of `finetune.budget.epochs`."""
-    return name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+    text, left = "", {}
+    for name, word in words.items():
+        first, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+        longer = f"{text} {'.'.join(dict.fromkeys((first, last)))}={word}".strip()
+        # An item of a list says little alone.
+        if len(longer) <= LONG and not last.isdigit():
+            text = longer
+        else:
+            left[name] = word
+    return f"{text} +{key_of(left)[:4]}".strip() if left else text
 
 
 def _text(value: Any) -> str:
