@@ -12,9 +12,9 @@ from harness.errors import ConfigError
 from harness.mirror.contents import Contents
 from harness.mirror.dashboard import Dashboard, Panel, Section, dashboard
 from harness.mirror.entry import LEVELS, nested
-from harness.mirror.exhibit import exhibit
 from harness.mirror.workspace import specs
 from harness.tracking.wandb import Wandb
+from harness.verbs import report
 
 
 def _depth(value):
@@ -203,20 +203,23 @@ def test_dashboard_becomes_what_wandb_is_sent_without_a_server(store):
         view in text for view in ("Bar Chart", "Scatter Plot", "Parallel Coordinates Plot", "Run History Line Plot")
     )
     assert SWEEP in text
-    report = json.dumps(made["report"])
-    assert report.count('"panel-grid"') == len(described.sections)
-    assert "| defense | HS |" in report
+    text = json.dumps(made["report"])
+    assert text.count('"panel-grid"') == len(described.sections)
+    assert "| defense | HS |" in text
 
 
-def test_strict_dashboard_of_rows_that_were_judged_otherwise_is_refused_and_nothing_is_written(store):
+def test_strict_dashboard_of_rows_that_were_judged_otherwise_is_refused_and_nothing_is_written(store, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     first, *others = store.read_sweep(SWEEP)["cells"]
     change_record(store, cells=[{**first, "protocol": first["protocol"] | {"judge.name": "other"}}, *others])
 
     with pytest.raises(ConfigError, match=r"judge\.name is other, not tiny"):
-        exhibit(store.root, SWEEP, Wandb(mode="offline"), strict=True)
+        report([SWEEP, "--store", str(store.root), "--to", "wandb", "--strict"])
+    refused = not (store.root / "reports").exists()
+    report([SWEEP, "--store", str(store.root), "--to", "wandb"])
 
-    assert not (store.root / "reports").exists()
-    assert exhibit(store.root, SWEEP, Wandb(mode="offline")).files
+    assert refused
+    assert (store.root / "reports" / SWEEP / "dashboard.json").exists()
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "with space", 200 * "x"])
