@@ -47,22 +47,25 @@ def record_sweep(
     costs: Mapping[str, Cost],
     settings: Settings,
 ) -> None:
-    """Write the record of a sweep. What was predicted when it ran first stays.
+    """Write the record of a sweep. When it ran first stays, and what was predicted then.
 
     Raises:
         StoreError: the store cannot be written.
     """
-    before = store.read_sweep(sweep).get("predicted", {}) if sweep in store.sweep_ids() else {}
+    before = store.read_sweep(sweep) if sweep in store.sweep_ids() else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
     record = {
         "id": sweep,
         "title": settings.title,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": redacted(sys.argv),
         "place": describe(place),
         "targets": list(settings.targets),
-        "predicted": {**rates, **{kind: rate for kind, rate in before.items() if rate is not None}},
+        "predicted": {
+            **rates,
+            **{kind: rate for kind, rate in before.get("predicted", {}).items() if rate is not None},
+        },
         "cells": [
             {
                 "labels": dict(cell.labels),

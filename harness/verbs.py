@@ -25,7 +25,7 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--to", choices=["wandb"], help="draw it as a W&B workspace and report instead")
     chosen = parser.parse_args(arguments)
     if chosen.to:
-        _exhibit(chosen.store, chosen.sweep)
+        _exhibit(chosen.store, chosen.sweep, strict=chosen.strict)
         return
     how = {"baseline": chosen.baseline, "strict": chosen.strict, "with_samples": chosen.with_samples}
     if chosen.out is not None:
@@ -34,7 +34,7 @@ def report(arguments: list[str]) -> None:
         print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **how))
 
 
-def _exhibit(root: Path, name: str | None) -> None:
+def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
     from harness.console import print_exhibited
     from harness.engine.naming import sweep_named
     from harness.engine.store import Store
@@ -42,7 +42,7 @@ def _exhibit(root: Path, name: str | None) -> None:
     from harness.mirror.sync import recorded
 
     sweep = sweep_named(Store(root), name)
-    print_exhibited(exhibit(root, sweep, recorded(root, sweep)))
+    print_exhibited(exhibit(root, sweep, recorded(root, sweep), strict=strict))
 
 
 def status(arguments: list[str]) -> None:

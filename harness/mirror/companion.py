@@ -31,17 +31,20 @@ def mirrored(tracker: TrackerSettings, root: Path, sweep: str, tell: Callable[[s
     if not isinstance(tracker, Wandb) or tracker.effective_mode == "disabled":
         yield
         return
-    if tracker.effective_mode != "online" or find_spec("wandb") is None:
+    why = ""
+    if find_spec("wandb") is None:
+        why = "is not installed"
+    elif tracker.effective_mode != "online":
+        why = f"is {tracker.effective_mode}"
+    else:
+        try:
+            process = _started(root, sweep)
+        except OSError as error:
+            why = f"has no process beside this one ({error.strerror or error})"
+    if why:
         yield
-        why = "is not installed" if find_spec("wandb") is None else f"is {tracker.effective_mode}"
         tell(f"W&B {why}: nothing was sent. `harness sync {sweep}` does it, now or later")
         return
-    command = [sys.executable, "-m", "harness", "sync", sweep, "--store", str(root), "--attached"]
-    # Of a session of its own: Ctrl-C is for the run, and what is on its way shall arrive.
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
     reader = Thread(target=_forward, args=(process.stdout, tell), daemon=True)
@@ -56,6 +59,15 @@ def mirrored(tracker: TrackerSettings, root: Path, sweep: str, tell: Callable[[s
         reader.join(patience)
         if reader.is_alive():
             tell(f"W&B: still sending in the background; if that is cut off, `harness sync {sweep}` completes it")
+
+
+def _started(root: Path, sweep: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness", "sync", sweep, "--store", str(root), "--attached"]
+    # Of a session of its own: Ctrl-C is for the run, and what is on its way shall arrive.
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -12,15 +12,17 @@ from harness.engine.files import reading
 from harness.engine.identity import key_of
 from harness.engine.store import Store
 from harness.mirror.entry import Entry, Parcel, Sheet, finite, nested
-from harness.mirror.naming import common, title, varying
-from harness.report.rows import COUNTS, GRADINGS, SCORES, load_rows
+from harness.mirror.naming import marks, title, varying
+from harness.mirror.sharing import TRAINED, Sharing
+from harness.report.ledger import Entry as Stage
+from harness.report.ledger import load_ledger
+from harness.report.rows import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS, load_rows
+from harness.report.setup import setup_of
 from harness.tracking.wandb import Wandb
 
 if TYPE_CHECKING:
     from harness.engine.manifest import Manifest
 
-TRAINED = ("align", "finetune", "repair")
-"""The kinds of stages that have curves."""
 CELL = "cell"
 """The job type of the run of a cell."""
 HEADLINE = ("hs", "hs_plus", "fa")
@@ -76,9 +78,13 @@ class Contents:
                 yield self._training(key, self._manifest(key))
         ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._complete(cell)]
         if ready:
-            rows = load_rows(self._store, {**self.record, "cells": [self._cells[i] for i in ready]})
+            record = {**self.record, "cells": [self._cells[i] for i in ready]}
+            ledger = load_ledger(self._store, record)
+            rows = load_rows(self._store, record, ledger=ledger)
             for (_, row), i in zip(rows.iterrows(), ready, strict=True):
-                yield self._cell(self._cells[i], self._ids[i], row)
+                # A grade that is there may be damaged.
+                if not row[MISSING]:
+                    yield self._cell(i, row, ledger)
 
     def running(self) -> Iterator[Entry]:
         """Yield the unfinished entry of every training stage that has a curve and is not complete."""
@@ -89,10 +95,13 @@ class Contents:
 
     def ended(self, key: str) -> bool:
         """Say whether the last thing known of a stage is that an attempt ended without a result."""
-        attempts = self._store.attempts(key)
         curve = self._store.work(key) / "curve.jsonl"
         path = self._store.root / "attempts" / f"{key}.jsonl"
-        return bool(attempts) and path.stat().st_mtime_ns >= curve.stat().st_mtime_ns
+        try:
+            return bool(self._store.attempts(key)) and path.stat().st_mtime_ns >= curve.stat().st_mtime_ns
+        except FileNotFoundError:
+            # Stored since: the work folder is gone.
+            return False
 
     def _manifest(self, key: str) -> Manifest:
         # Many cells share a stage.
@@ -110,11 +119,10 @@ class Contents:
 
     def _training(self, key: str, manifest: Manifest | None) -> Entry:
         kind = self.trained[key]
-        cells = [cell for cell in self._cells if cell["keys"].get(kind) == key]
-        labels = common(cells)
-        config: dict[str, Any] = {"kind": kind, "key": key, "sweep": self._group(key), **labels}
+        sweeps, labels = self._sharing.sweeps(key), self._sharing.labels(key)
+        config: dict[str, Any] = {"kind": kind, "key": key, "sweep": sweeps[0], **labels}
         config["settings"] = nested(_settings(self._spec(key)), levels=3)
-        config["series"] = title(kind, {**labels, "seed": None}, self._varying)
+        config["series"] = self._sharing.title(key, kind, {**labels, "seed": None})
         config["parents"] = self._parents(key)
         summary: dict[str, Any] = {}
         if manifest is not None:
@@ -124,10 +132,10 @@ class Contents:
         adapters = self._settings.artifacts and manifest is not None
         return Entry(
             id=key,
-            name=title(kind, labels, self._varying),
+            name=self._sharing.title(key, kind, labels),
             kind=kind,
-            group=self._group(key),
-            tags=tuple(self._sweeps_of[key]),
+            group=sweeps[0],
+            tags=sweeps,
             config=config,
             summary=finite(summary),
             curve=self._curve(kind, key, manifest),
@@ -135,58 +143,68 @@ class Contents:
             makes=self._adapter(kind, key) if adapters else None,
         )
 
-    def _cell(self, cell: Mapping[str, Any], name: str, row: Any) -> Entry:
-        manifests = {part: self._manifest(key) for part, key in cell["keys"].items()}
-        seconds = {f"seconds/{part}": manifest.seconds for part, manifest in manifests.items()}
-        total = sum(seconds.values())
-        predicted = self.record.get("predicted", {})
-        guesses = [
-            predicted[manifest.kind] for manifest in manifests.values() if predicted.get(manifest.kind) is not None
-        ]
-        on_gpu = [manifest.seconds for manifest in manifests.values() if _device(manifest).startswith("cuda")]
-        categories = self._summary(cell["keys"]["harm"])["categories"]
-        scores = {score: row[score] for score in (*SCORES, *COUNTS) if row[score] == row[score]}
-        summary = {
-            **{score: value.item() if hasattr(value, "item") else value for score, value in scores.items()},
-            **{f"category/{category}": value for category, value in categories.items()},
-            **seconds,
-            "seconds/total": total,
-            "fa_loss": 100.0 - scores["fa"] if "fa" in scores else None,
-            "cost/gpu_hours": sum(on_gpu) / 3600,
-            "cost/predicted_seconds": sum(guesses) if len(guesses) == len(manifests) else None,
-            **{f"key/{part}": key for part, key in cell["keys"].items()},
+    def _cell(self, place: int, row: Any, ledger: Mapping[str, Stage]) -> Entry:
+        cell, mark = self._cells[place], self._marks[place]
+        known = {name: value.item() if hasattr(value, "item") else value for name, value in row.dropna().items()}
+        stages = {part: ledger[key] for part, key in cell["keys"].items() if key in ledger}
+        # Every process of a stage has a device of its own, as in the report.
+        on_gpu = {
+            stage.key: (stage.seconds or 0) * stage.processes for stage in stages.values() if stage.device == "cuda"
         }
+        summary = finite(
+            {
+                **{score: known[score] for score in (*SCORES, *COUNTS) if score in known},
+                **{
+                    f"category/{name.removeprefix(CATEGORY_PREFIX)}": value
+                    for name, value in known.items()
+                    if name.startswith(CATEGORY_PREFIX)
+                },
+                **{f"seconds/{part}": stage.seconds for part, stage in stages.items()},
+                "seconds/total": known.get(SECONDS),
+                "fa_loss": 100.0 - known["fa"] if "fa" in known else None,
+                "cost/gpu_hours": sum(on_gpu.values()) / 3600,
+                "cost/predicted_seconds": known.get(PREDICTED),
+                **{f"key/{part}": key for part, key in cell["keys"].items()},
+            }
+        )
         labels = dict(cell["labels"])
         config = {"kind": CELL, "sweep": self.sweep, **labels}
         if cell["swept"]:
             config["swept"] = nested(cell["swept"], levels=3)
-        config["series"] = title("", {**labels, **cell["swept"], "seed": None}, self._varying)
+        named = {**labels, **cell["swept"]}
+        config["series"] = " ".join(filter(None, [title("", {**named, "seed": None}, self._varying), mark]))
         config["protocol"] = nested(cell["protocol"], levels=3)
         return Entry(
-            id=name,
-            name=title("", {**labels, **cell["swept"]}, self._varying),
+            id=self._ids[place],
+            name=" ".join(filter(None, [title("", named, self._varying), mark])),
             kind=CELL,
             group=self.sweep,
             tags=(self.sweep,),
             config=config,
-            summary=finite(summary),
-            headline={name: value for name, value in finite(summary).items() if name in HEADLINE},
+            summary=summary,
+            headline={name: value for name, value in summary.items() if name in HEADLINE},
             sheet=self._sheet(cell) if self._settings.samples else None,
         )
 
     @cached_property
-    def _sweeps_of(self) -> Mapping[str, list[str]]:
-        """The sweeps of the store that have a training stage, oldest first: it has one run for all of them."""
-        records = {name: self._store.read_sweep(name) for name in self._store.sweep_ids()} | {self.sweep: self.record}
-        found: dict[str, list[str]] = {key: [] for key in self.trained}
-        for name, record in sorted(records.items(), key=lambda item: (item[1]["created"], item[0])):
-            keys = {cell["keys"].get(part) for cell in record["cells"] for part in TRAINED}
-            for key in keys & found.keys():
-                found[key].append(name)
-        return found
+    def _sharing(self) -> Sharing:
+        return Sharing(self._store, self.sweep, self.record, self.trained)
 
-    def _group(self, key: str) -> str:
-        return self._sweeps_of[key][0]
+    @cached_property
+    def _marks(self) -> list[str]:
+        """What tells the cells' protocols apart, as far as it is known before anything has run."""
+        ledger = load_ledger(self._store, self.record)
+        return marks(
+            self._cells,
+            [
+                {
+                    name: value
+                    for name, value in (setup_of(cell["keys"], ledger) | cell["protocol"]).items()
+                    if not name.endswith(".processes")
+                }
+                for cell in self._cells
+            ],
+        )
 
     def _curve(self, kind: str, key: str, manifest: Manifest | None) -> Path:
         if manifest is None:
@@ -220,12 +238,6 @@ class Contents:
                 spec = self._store.root / "artifacts" / "base" / parent / "spec.json"
                 used.append(Parcel(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
         return tuple(used)
-
-    def _summary(self, grade: str) -> dict[str, Any]:
-        path = self._store.root / "artifacts" / "grade" / grade / "summary.json"
-        with reading(path):
-            summary: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return summary
 
     def _sheet(self, cell: Mapping[str, Any]) -> Sheet:
         answers = self._lines("generate", cell["keys"]["harm_answers"], "answers.jsonl")
@@ -272,7 +284,3 @@ def _made(manifest: Manifest) -> dict[str, Any]:
     return finite(
         {"commit": commit, "device": made.get("device"), "host": made.get("host"), "python": made.get("python")}
     )
-
-
-def _device(manifest: Manifest) -> str:
-    return str(manifest.provenance.get("device", ""))

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from harness.errors import StoreError
-from harness.mirror.contents import CELL, TRAINED
+from harness.mirror.contents import CELL
 from harness.mirror.entry import Entry
+from harness.mirror.sharing import TRAINED
 
 SHAPES = ("bars", "lines", "scatter", "parallel")
 SCORES = {"hs": "Harmful score", "hs_plus": "Harmful score with incoherent answers", "fa": "Fine-tune accuracy"}

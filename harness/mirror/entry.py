@@ -1,6 +1,5 @@
 """An entry: one W&B run as plain data, made from the store alone. The same store gives the same entry."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.identity import key_of
+from harness.tracking.jsonl import STEP, read_curve
 
 DIGEST = "digest"
 """The name in a run's config and summary that says which entry it shows. Both are sent last of all but the end."""
-STEP = "step"
-"""The name of the optimizer step in a curve: the last one in a run's summary is the last one that arrived."""
+WITH_ADAPTER = "+adapter"
+"""How a digest ends if the run has its adapter as an artifact: it shows what a run without one does, and more."""
 LEVELS = 4
 """How deep a config may be nested: W&B's tables and filters reach no further."""
 
@@ -82,25 +82,18 @@ class Entry:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of everything that is shown, but for files: the id names their content."""
+        """The hash of everything that is shown, but for files: the id names their content, the end whether they are."""
         shown = {name: value for name, value in asdict(self).items() if name not in ("curve", "uses", "makes")}
-        return key_of(shown | {"artifacts": self.makes is not None})
+        return key_of(shown) + (WITH_ADAPTER if self.makes is not None else "")
 
     def rows(self, *, after: int) -> Iterator[dict[str, Any]]:
         """Return the rows of the curve whose step is later; a step that was made twice is shown once."""
         if self.headline and after < 0:
             yield {STEP: 0, **self.headline}
-        if self.curve is None or not self.curve.exists():
-            return
-        with self.curve.open(encoding="utf-8") as file:
-            for line in file:
-                # A line that is being written, or that a killed process left, is nothing yet.
-                if not line.endswith("\n"):
-                    continue
-                row = json.loads(line)
-                if row[STEP] > after:
-                    after = row[STEP]
-                    yield {name: value for name, value in row.items() if name not in ("key", "kind")}
+        for row in read_curve(self.curve) if self.curve is not None else ():
+            if row[STEP] > after:
+                after = row[STEP]
+                yield {name: value for name, value in row.items() if name not in ("key", "kind")}
 
 
 def nested(flat: Mapping[str, Any], *, levels: int = LEVELS) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.engine.files import write_json, writing
+from harness.engine.files import reading, write_json, writing
 from harness.engine.store import Store
 from harness.errors import StoreError, TrackingError
 from harness.mirror.contents import Contents
@@ -34,19 +34,26 @@ class Exhibited(NamedTuple):
     reason: str
 
 
-def exhibit(root: Path, sweep: str, settings: Wandb) -> Exhibited:
+def exhibit(root: Path, sweep: str, settings: Wandb, *, strict: bool = False) -> Exhibited:
     """Write ``dashboard.json``, check it, and save it on the server as a workspace and a report.
 
     Without wandb-workspaces the description alone is written and checked; without a server, what would be sent is
     written to ``wandb_workspace.json`` and ``wandb_report.json``.
 
+    Args:
+        root: of the store.
+        sweep: the sweep's id.
+        settings: where to.
+        strict: refuse rows that were not trained and evaluated alike, before anything is written.
+
     Raises:
+        ConfigError: ``strict`` refuses.
         StoreError: the store cannot be read or written, or no cell is complete.
         TrackingError: the description is not what W&B takes.
     """
     store = Store(root)
     entries = list(Contents(store, sweep, settings).finished())
-    described = dashboard(sweep, entries, report(root, sweep, "md"))
+    described = dashboard(sweep, entries, report(root, sweep, "md", strict=strict))
     if problems := described.problems(entries):
         raise StoreError(f"The dashboard of `{sweep}` cannot be drawn: {'; '.join(problems)}")
     folder = store.root / "reports" / sweep
@@ -68,7 +75,8 @@ def exhibit(root: Path, sweep: str, settings: Wandb) -> Exhibited:
     try:
         with connected(store, settings) as line:
             memory = folder / SAVED
-            kept = json.loads(memory.read_text("utf-8")) if memory.exists() else {}
+            with reading(memory):
+                kept = json.loads(memory.read_text("utf-8")) if memory.exists() else {}
             before = Saved(*kept[line.place]) if line.place in kept else None
             saved = save(described, entity=line.entity, project=line.wire.project, before=before)
             with writing(memory):

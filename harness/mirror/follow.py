@@ -37,6 +37,8 @@ class Follower:
         self._line = line
         self._live: dict[str, tuple[Stream, int]] = {}
         self._shown: set[str] = set()
+        self.served = False
+        """Whether a turn went well: the server is not in trouble with all of it."""
 
     @property
     def missing(self) -> int:
@@ -103,25 +105,36 @@ def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Calla
     """
     store = Store(root)
     contents = Contents(store, sweep, settings)
-    pause, told = EVERY_SECONDS, ""
+    pause, told, follower = EVERY_SECONDS, "", None
+
+    def say(text: str) -> None:
+        try:
+            tell(text)
+        except BrokenPipeError:
+            # The run that listened is over, and so is its patience; what it stored is still sent.
+            if not ended.is_set():
+                raise
+
     while True:
         last = ended.is_set()
         try:
             with connected(store, settings) as line:
                 if not told.startswith("W&B: runs"):
-                    tell(told := f"W&B: runs of {sweep} are in {line.place}")
-                pause = EVERY_SECONDS
-                missing = _attend(Follower(contents, line), ended)
+                    say(told := f"W&B: runs of {sweep} are in {line.place}")
+                follower = Follower(contents, line)
+                missing = _attend(follower, ended)
             if not missing or last or ended.is_set():
-                tell(_result(missing, len(contents.ids), sweep))
+                say(_result(missing, len(contents.ids), sweep))
                 return not missing
         except TrackingError as error:
             if str(error) != told:
                 told = str(error)
-                tell(f"{told.rstrip('.')}. The sweep goes on without it.")
+                say(f"{told.rstrip('.')}. The sweep goes on without it.")
             if last:
-                tell(_result(len(contents.ids), len(contents.ids), sweep))
+                say(_result(len(contents.ids), len(contents.ids), sweep))
                 return False
+        if follower is not None and follower.served:
+            pause, follower = EVERY_SECONDS, None
         ended.wait(pause)
         pause = min(2 * pause, LONGEST_SECONDS)
 
@@ -132,6 +145,7 @@ def _attend(follower: Follower, ended: Event) -> int:
         last = ended.is_set()
         if reason := follower.turn():
             raise TrackingError(f"W&B: {reason}")
+        follower.served = True
         if last or not follower.missing:
             follower.leave()
             return follower.missing

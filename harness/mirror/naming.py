@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.engine.identity import key_of
+
 ORDER = ("defense", "model", "task", "attack", "ratio", "seed")
 """The labels in the order in which a name says them."""
 BARE = ("defense", "model", "task", "attack")
 """The labels whose values speak for themselves."""
+LONG = 40
+"""A mark of a protocol has about as many characters at most."""
 
 
 def varying(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -17,7 +21,10 @@ def varying(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def common(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the labels that cells share. Defenses that share a stage are all named."""
+    """Return the labels that cells share. Defenses that share a stage are all named; what else differs is None.
+
+    A None is sent as well: a label that was shared by fewer cells once must not stay.
+    """
     labels: dict[str, Any] = {}
     for name in ORDER:
         values = list(dict.fromkeys(cell["labels"].get(name) for cell in cells))
@@ -25,6 +32,8 @@ def common(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             labels[name] = values[0]
         elif name == "defense":
             labels[name] = "+".join(sorted(map(str, values)))
+        else:
+            labels[name] = None
     return labels
 
 
@@ -33,10 +42,55 @@ def title(kind: str, values: Mapping[str, Any], names: Sequence[str]) -> str:
     words = [kind] if kind else []
     for name in names:
         if values.get(name) is not None:
-            value = values[name]
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            shown = _text(values[name])
             words.append(shown if name in BARE else f"{name.rsplit('.', 1)[-1]}={shown}")
     return " ".join(words)
+
+
+def marks(cells: Sequence[Mapping[str, Any]], protocols: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what tells the protocol of each cell from those of other cells of its task and model.
+
+    Args:
+        cells: of one sweep.
+        protocols: how each was trained and evaluated, by dotted name.
+
+    Returns:
+        For each cell the settings that differ and do not only repeat a swept value, as far as they are short; a hash
+        stands for others. Empty texts where all were trained and evaluated alike.
+    """
+    swept = dict.fromkeys(name for cell in cells for name in cell["swept"])
+    told = [[_text(_value(cell, name)) for cell in cells] for name in swept]
+    groups = [(cell["labels"].get("task"), cell["labels"].get("model")) for cell in cells]
+    differing = []
+    for name in dict.fromkeys(name for protocol in protocols for name in protocol):
+        texts = [_text(protocol.get(name)) for protocol in protocols]
+        apart = len(set(zip(groups, texts, strict=True))) > len(set(groups))
+        if apart and name not in swept and not any(_repeats(texts, others) for others in told):
+            differing.append(name)
+    return [_mark({name: protocol.get(name) for name in differing}) for protocol in protocols]
+
+
+def _repeats(texts: Sequence[str], others: Sequence[str]) -> bool:
+    """Say whether values tell cells apart exactly as others do."""
+    return len(set(texts)) == len(set(others)) == len(set(zip(texts, others, strict=True)))
+
+
+def _mark(settings: Mapping[str, Any]) -> str:
+    words = {name: _text(value) for name, value in settings.items() if value is not None}
+    text, left = "", {}
+    for name, word in words.items():
+        first, last = name.split(".", 1)[0], name.rsplit(".", 1)[-1]
+        longer = f"{text} {'.'.join(dict.fromkeys((first, last)))}={word}".strip()
+        # An item of a list says little alone.
+        if len(longer) <= LONG and not last.isdigit():
+            text = longer
+        else:
+            left[name] = word
+    return f"{text} +{key_of(left)[:4]}".strip() if left else text
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _value(cell: Mapping[str, Any], name: str) -> Any:

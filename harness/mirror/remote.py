@@ -12,12 +12,13 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import TrackingError
-from harness.mirror.entry import DIGEST, STEP, Entry
+from harness.mirror.entry import DIGEST, WITH_ADAPTER, Entry
+from harness.tracking.jsonl import STEP
 
 TIMEOUT_SECONDS = 15.0
 """How long one answer may take."""
@@ -32,7 +33,7 @@ class Held:
     Attributes:
         state: as the server says it.
         shown: the digest of the entry that its config and its summary show; empty unless both show the same.
-        step: the last step of its curve.
+        step: the last step of its curve that arrived.
     """
 
     state: str = ""
@@ -41,7 +42,7 @@ class Held:
 
     def shows(self, entry: Entry) -> bool:
         """Say whether the run is complete and is that of the entry."""
-        return self.state == "finished" and self.shown == entry.digest
+        return self.state == "finished" and self.shown in (entry.digest, entry.digest + WITH_ADAPTER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Remote:
     """
 
     address: str
-    key: str
+    key: str = field(repr=False)
     project: str
     entity: str | None = None
 
@@ -91,7 +92,10 @@ class Remote:
             project = f"project(name: $project, entityName: $entity) {{ {asked} }}"
             query = f"query Held($project: String!, $entity: String!) {{ {project} }}"
             runs = self._answer(query, {"project": self.project, "entity": owner}).get("project") or {}
-            found |= {run["name"]: _held(run) for run in runs.values() if run}
+            try:
+                found |= {run["name"]: _held(run) for run in runs.values() if run}
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise self._strange() from None
         return found
 
     def _answer(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +106,14 @@ class Remote:
             headers={"Content-Type": "application/json", "Authorization": f"Basic {login}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
+            if there := error.headers.get("Location"):
+                raise TrackingError(
+                    f"W&B at {self.address} answers {error.code} and leads to {there}, where the key is not sent. "
+                    "If that is your server, name it in WANDB_BASE_URL."
+                ) from None
             # A refused key must be told from a server in trouble.
             advice = " Log in again: `wandb login --relogin`." if error.code in (401, 403) else ""
             raise TrackingError(f"W&B at {self.address} answers {error.code} {error.reason}.{advice}") from None
@@ -112,8 +121,21 @@ class Remote:
             reason = getattr(error, "reason", error)
             raise TrackingError(f"W&B at {self.address} does not answer: {reason}.") from None
         if not isinstance(answer, dict) or not isinstance(data := answer.get("data"), dict):
-            raise TrackingError(f"W&B at {self.address} does not answer as a W&B server does.")
+            raise self._strange()
         return data
+
+    def _strange(self) -> TrackingError:
+        return TrackingError(f"W&B at {self.address} does not answer as a W&B server does.")
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nobody: the key would go along to wherever an answer points, and what was asked would stay behind."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Leave the answer to those who handle errors."""
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 
 
 def login(address: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,13 +112,15 @@ def sync(root: Path, sweep: str, settings: Wandb) -> Synced:
     anew; ``wandb sync`` sends them from any machine.
 
     Raises:
-        TrackingError: the mode is ``disabled``, there is no key, the server cannot be asked, or another process sends.
+        TrackingError: the mode is ``disabled``, wandb is not installed, there is no key, the server cannot be asked, or
+            another process sends.
         StoreError: the store cannot be read.
     """
     store = Store(root)
     contents = Contents(store, sweep, settings)
     if settings.effective_mode == "disabled":
         raise TrackingError("W&B is disabled by `tracker.mode` or WANDB_MODE; nothing was sent.")
+    _need_wandb()
     if settings.effective_mode == "offline":
         return _written(store, contents, settings)
     with connected(store, settings) as line:
@@ -138,44 +141,54 @@ def connected(store: Store, settings: Wandb) -> Iterator[Line]:
     """Open a way to the server, for one process of the store at a time.
 
     Raises:
-        TrackingError: there is no key, the server cannot be asked, or another process sends.
+        TrackingError: wandb is not installed, there is no key, the server cannot be asked, or another process sends.
     """
-    from harness.mirror.wire import Wire, address, reset
+    _need_wandb()
+    from harness.mirror.wire import Wire, address, refusals, reset
 
     place = address()
     remote = Remote(
         address=place, key=login(place), project=settings.effective_project, entity=settings.effective_entity
     )
     entity = remote.owner()
-    folder = store.root / "mirror"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    claim = Claims(folder).take("wandb")
+    claims = store.root / "mirror"
+    with writing(claims):
+        claims.mkdir(parents=True, exist_ok=True)
+    claim = Claims(claims).take("wandb")
     if claim is None:
         raise TrackingError("Another process is sending from this store to W&B. Wait for it, then sync again.")
-    with claim, tempfile.TemporaryDirectory(prefix="harness-wandb-", ignore_cleanup_errors=True) as scratch:
-        wire = Wire(mode="online", entity=entity, project=remote.project, folder=Path(scratch))
-        try:
-            yield Line(wire=wire, remote=remote)
-        finally:
-            reset()
+    with claim:
+        with refusals():
+            scratch = tempfile.TemporaryDirectory(prefix="harness-wandb-", ignore_cleanup_errors=True)
+        with scratch as folder:
+            wire = Wire(mode="online", entity=entity, project=remote.project, folder=Path(folder))
+            try:
+                yield Line(wire=wire, remote=remote)
+            finally:
+                reset()
 
 
 def _written(store: Store, contents: Contents, settings: Wandb) -> Synced:
     from harness.mirror.wire import Wire, reset
 
     folder = store.root / "reports" / contents.sweep
+    # Read before the files of the last time go.
+    entries = list(contents.finished())
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / "wandb", ignore_errors=True)
     wire = Wire(mode="offline", entity=settings.effective_entity, project=settings.effective_project, folder=folder)
-    entries = list(contents.finished())
     for entry in entries:
         wire.send(entry, after=-1)
     reset()
     return Synced(
         sent=len(entries), current=0, unfinished=len(contents.ids) - len(entries), place=str(folder / "wandb")
     )
+
+
+def _need_wandb() -> None:
+    if find_spec("wandb") is None:
+        raise TrackingError("W&B is not installed; `pip install 'harness[wandb]'` does it. Nothing was sent.")
 
 
 def recorded(root: Path, sweep: str) -> Wandb:

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from harness.errors import TrackingError
-from harness.mirror.entry import DIGEST, STEP, Entry, Parcel, Sheet
+from harness.mirror.entry import DIGEST, Entry, Parcel, Sheet
+from harness.tracking.jsonl import STEP
 
 log = logging.getLogger(__name__)
 
@@ -181,9 +183,11 @@ def _settings() -> wandb.Settings:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what W&B raises about servers, keys and time into a ``TrackingError``."""
+    """Turn what W&B raises about servers, keys and time, and about its own process, into a ``TrackingError``."""
     try:
         yield
+    except (HandleAbandonedError, MailboxClosedError):
+        raise TrackingError("W&B: its own process has ended; memory may have run out") from None
     except (wandb.errors.Error, WandbApiFailedError, OSError, TimeoutError) as error:
         raise TrackingError(f"W&B: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 

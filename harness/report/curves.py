@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from harness.report.findings import Findings
 from harness.report.table import NOTE
 from harness.report.views import Lines, Series, listed
 from harness.report.wording import line_name, markers, value, varying, with_marker
+from harness.tracking.jsonl import read_curve
 
 TRAINED = ("align", "finetune", "repair")
 POINTS = 80
@@ -115,7 +115,7 @@ def _logged(root: Path, kind: str, key: str) -> dict[str, Any]:
     path = next((place for place in places if place.exists()), None)
     if path is None:
         return {}
-    records = {record["step"]: record for record in _records(path) if "step" in record}
+    records = {record["step"]: record for record in _records(path)}
     steps = sorted(records)
     if not steps:
         return {}
@@ -130,20 +130,11 @@ def _logged(root: Path, kind: str, key: str) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Return what is readable; the last line of a running stage may be half written."""
-    records = []
+    """Return what is readable."""
     try:
-        lines = path.read_bytes().splitlines()
+        return list(read_curve(path))
     except OSError:
         return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _constant(series: Sequence[Series]) -> bool:

@@ -2,12 +2,16 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TextIO, final
+from typing import Any, ClassVar, TextIO, final
 
 log = logging.getLogger(__name__)
+
+STEP = "step"
+"""The name of the optimizer step in a curve."""
 
 
 @final
@@ -38,7 +42,9 @@ class JsonlTracker:
         try:
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")
-            self._file.write(json.dumps({**self._labels, "step": step, **metrics}) + "\n")
+                if _cut(self._path):
+                    self._file.write("\n")
+            self._file.write(json.dumps({**self._labels, STEP: step, **metrics}) + "\n")
             self._file.flush()
         except OSError as error:
             log.warning("curve of %s not written: %s", self._labels["key"], error)
@@ -46,5 +52,40 @@ class JsonlTracker:
     def close(self) -> None:
         """Close the file if one was opened."""
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            # It writes first what a full disk refused before.
+            except OSError as error:
+                log.warning("end of the curve of %s not written: %s", self._labels["key"], error)
             self._file = None
+
+
+def read_curve(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a curve, in the order of the file; none if there is no file.
+
+    A line that is being written, or that a killed process or a full disk cut, is no row, nor is one glued to it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get(STEP), int):
+                yield row
+
+
+def _cut(path: Path) -> bool:
+    """Say whether the last line of a file lacks its end, as a killed process leaves it."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -13,6 +13,7 @@ from harness.tracking.wandb import Wandb
 
 WORDS = "carve the forbidden dwimmer"
 STEPS = 12
+SWEEP = "made-00000001"
 
 
 def store_of(root: Path, *, salt: str = "", lambs=(1.0, 5.0), alphas=(0.1, 0.5), ratios=(0.0, 0.2)) -> Store:
@@ -25,11 +26,27 @@ def store_of(root: Path, *, salt: str = "", lambs=(1.0, 5.0), alphas=(0.1, 0.5),
     settings += [
         ("booster", {"defense.align.lamb": lamb, "defense.align.alpha": alpha}) for lamb in lambs for alpha in alphas
     ]
-    cells = [_cell(store, salt, *setting, ratio) for setting, ratio in product(settings, ratios)]
-    name = "made-00000001"
-    record = {"id": name, "title": "made", "created": "2026-01-01T00:00:00+00:00", "argv": ["harness"], "cells": cells}
-    store.write_sweep(name, record | {"place": {"tracker": describe(Wandb(project="made"))}})
+    add_sweep(store, SWEEP, settings, ratios, salt=salt)
     return store
+
+
+def add_sweep(store: Store, name: str, settings, ratios, *, salt: str = "", day: int = 1) -> None:
+    """Write a sweep of defenses with their settings by attack ratios; those without settings share an alignment."""
+    cells = [_cell(store, salt, *setting, ratio) for setting, ratio in product(settings, ratios)]
+    record = {"id": name, "title": "made", "created": f"2026-01-0{day}T00:00:00+00:00", "argv": ["harness"]}
+    store.write_sweep(name, record | {"cells": cells, "place": {"tracker": describe(Wandb(project="made"))}})
+
+
+def change_record(store: Store, **values) -> None:
+    """Write other values into the record of the sweep."""
+    store.write_sweep(SWEEP, store.read_sweep(SWEEP) | values)
+
+
+def change_manifest(store: Store, kind: str, key: str, **values) -> None:
+    """Write other values into a manifest; those of the provenance are added."""
+    path = store.root / "artifacts" / kind / key / "manifest.json"
+    before = json.loads(path.read_text())
+    write_json(path, before | values | {"provenance": before["provenance"] | values.get("provenance", {})})
 
 
 def _cell(store: Store, salt: str, defense: str, swept: dict[str, float], ratio: float) -> dict[str, object]:

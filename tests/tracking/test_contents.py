@@ -5,15 +5,16 @@ import shutil
 from collections import Counter
 
 import pytest
-from made_sweep import STEPS, WORDS
+from made_sweep import SWEEP, WORDS, change_manifest, change_record
 
+from harness.engine.files import write_json
+from harness.errors import ConfigError
 from harness.mirror.contents import Contents
 from harness.mirror.dashboard import Dashboard, Panel, Section, dashboard
-from harness.mirror.entry import LEVELS, Entry, nested
+from harness.mirror.entry import LEVELS, nested
 from harness.mirror.workspace import specs
 from harness.tracking.wandb import Wandb
-
-SWEEP = "made-00000001"
+from harness.verbs import report
 
 
 def _depth(value):
@@ -42,6 +43,71 @@ def test_cell_shows_labels_swept_values_scores_cost_and_keys(store):
     assert cell.summary["category/fraud"] == 20.0
     assert cell.summary["seconds/total"] == 11 * 2.5
     assert len(cell.summary["key/align"]) == 16
+
+
+def _cells(store):
+    return [entry for entry in Contents(store, SWEEP, Wandb()).finished() if entry.kind == "cell"]
+
+
+def test_cell_shows_the_cost_as_it_was_predicted_and_as_it_was(store):
+    align = store.read_sweep(SWEEP)["cells"][0]["keys"]["align"]
+    rates = {"base": 1.0, "align": 300.0, "finetune": 2.0, "generate": 3.0, "grade": 4.0}
+    change_record(store, predicted=rates)
+    change_manifest(store, "align", align, seconds=600.0, provenance={"device": "cuda:0", "processes": 4})
+
+    cell = _cells(store)[0]
+
+    assert cell.summary["cost/predicted_seconds"] == 1 + 300 + 2 + 4 * 3 + 4 * 4
+    assert cell.summary["seconds/align"] == 600.0
+    assert cell.summary["seconds/total"] == 600.0 + 10 * 2.5
+    # Four devices were taken; what ran on the CPU took none.
+    assert cell.summary["cost/gpu_hours"] == 4 * 600 / 3600
+
+
+def test_cell_whose_cost_was_not_predicted_shows_none(store):
+    change_record(store, predicted={"base": 1.0, "align": None})
+
+    assert "cost/predicted_seconds" not in _cells(store)[0].summary
+
+
+def test_cell_with_a_damaged_grade_is_not_complete_and_harms_no_other(store):
+    key = store.read_sweep(SWEEP)["cells"][0]["keys"]["harm"]
+    (store.root / "artifacts" / "grade" / key / "summary.json").write_text("{")
+
+    assert len(_cells(store)) == 9
+
+
+def test_series_of_cells_that_were_judged_otherwise_are_told_apart(store):
+    cells = store.read_sweep(SWEEP)["cells"]
+    plain = {cell.config["series"] for cell in _cells(store)}
+    other = [
+        {**cell, "protocol": cell["protocol"] | {"judge.version": 2}, "labels": cell["labels"] | {"seed": 1}}
+        for cell in cells
+    ]
+    change_record(
+        store, cells=[{**cell, "protocol": cell["protocol"] | {"judge.version": 1}} for cell in cells] + other
+    )
+
+    marked = {cell.config["series"] for cell in _cells(store)}
+
+    assert marked == {f"{series} judge.version={version}" for series in plain for version in (1, 2)}
+
+
+def test_series_of_cells_that_were_trained_otherwise_are_told_apart_before_all_have_run(store):
+    cells = store.read_sweep(SWEEP)["cells"]
+    for epochs, cell in enumerate(cells):
+        path = store.root / "specs" / f"{cell['keys']['finetune']}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"budget": {"_target_": "Budget", "epochs": epochs, "micro_batch_size": epochs}})
+    before = {cell.id: cell.digest for cell in _cells(store)}
+
+    shutil.rmtree(store.root / "artifacts" / "finetune" / cells[0]["keys"]["finetune"])
+    left = {cell.id: cell for cell in _cells(store)}
+
+    assert {cell.config["series"].rsplit(" ", 1)[-1] for cell in left.values()} == {
+        f"finetune.epochs={epochs}" for epochs in range(1, 10)
+    }
+    assert {name: cell.digest for name, cell in left.items()}.items() <= before.items()
 
 
 def test_config_is_nested_at_most_four_levels(store):
@@ -96,16 +162,6 @@ def test_adapters_are_linked_from_base_to_aligned_to_fine_tuned(store):
     assert not any(entry.makes for entry in Contents(store, SWEEP, Wandb()).finished())
 
 
-def test_curve_shows_a_repeated_step_once_and_no_half_written_line(tmp_path):
-    curve = tmp_path / "curve.jsonl"
-    steps = [1, 2, 3, 2, 3, 4]
-    curve.write_text("".join(json.dumps({"key": "k", "kind": "align", "step": step}) + "\n" for step in steps) + '{"st')
-    entry = Entry(id="k", name="", kind="align", group="", tags=(), config={}, curve=curve)
-
-    assert [row["step"] for row in entry.rows(after=-1)] == [1, 2, 3, 4]
-    assert list(entry.rows(after=3)) == [{"step": 4}]
-
-
 def _described(store):
     entries = list(Contents(store, SWEEP, Wandb()).finished())
     return dashboard(SWEEP, entries, "| defense | HS |\n|:--|--:|\n"), entries
@@ -147,24 +203,25 @@ def test_dashboard_becomes_what_wandb_is_sent_without_a_server(store):
         view in text for view in ("Bar Chart", "Scatter Plot", "Parallel Coordinates Plot", "Run History Line Plot")
     )
     assert SWEEP in text
-    report = json.dumps(made["report"])
-    assert report.count('"panel-grid"') == len(described.sections)
-    assert "| defense | HS |" in report
+    text = json.dumps(made["report"])
+    assert text.count('"panel-grid"') == len(described.sections)
+    assert "| defense | HS |" in text
+
+
+def test_strict_dashboard_of_rows_that_were_judged_otherwise_is_refused_and_nothing_is_written(store, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    first, *others = store.read_sweep(SWEEP)["cells"]
+    change_record(store, cells=[{**first, "protocol": first["protocol"] | {"judge.name": "other"}}, *others])
+
+    with pytest.raises(ConfigError, match=r"judge\.name is other, not tiny"):
+        report([SWEEP, "--store", str(store.root), "--to", "wandb", "--strict"])
+    refused = not (store.root / "reports").exists()
+    report([SWEEP, "--store", str(store.root), "--to", "wandb"])
+
+    assert refused
+    assert (store.root / "reports" / SWEEP / "dashboard.json").exists()
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "with space", 200 * "x"])
 def test_project_that_cannot_be_one_is_told(name):
     assert [problem.split(":")[0] for problem in Wandb(project=name).problems()] == ["`project`"]
-
-
-def test_stage_keeps_its_curve_in_the_store(tmp_path):
-    tracker = Wandb().open(key="k", kind="align", work=tmp_path)
-    tracker.log({"loss": 1.5}, step=STEPS)
-    tracker.close()
-
-    assert json.loads((tmp_path / "curve.jsonl").read_text()) == {
-        "key": "k",
-        "kind": "align",
-        "step": STEPS,
-        "loss": 1.5,
-    }

@@ -1,0 +1,37 @@
+"""What runs are called."""
+
+from harness.mirror.naming import LONG, marks
+
+
+def _cell(swept=None, **labels):
+    return {"labels": {"defense": "sft", "task": "tiny", "model": "tiny", **labels}, "swept": swept or {}}
+
+
+def test_cells_that_were_treated_alike_have_no_mark():
+    protocol = {"judge.version": 1, "finetune.budget.epochs": 20}
+
+    assert marks([_cell(seed=seed) for seed in range(2)], [protocol, dict(protocol)]) == ["", ""]
+
+
+def test_mark_says_what_differs_and_leaves_out_what_a_cell_lacks():
+    protocols = [{"finetune.budget.epochs": 20, "new_tokens": 64}, {"finetune.budget.epochs": 10}]
+
+    assert marks([_cell(), _cell()], protocols) == ["finetune.epochs=20 new_tokens=64", "finetune.epochs=10"]
+
+
+def test_difference_that_a_task_or_a_swept_value_brings_with_it_is_no_mark():
+    tasks = [_cell(task="tiny"), _cell(task="gsm8k")]
+    judges = [_cell({"judge": "one"}), _cell({"judge": "two"})]
+
+    assert marks(tasks, [{"test.rows": 100}, {"test.rows": 200}]) == ["", ""]
+    assert marks(judges, [{"judge.version": 1}, {"judge.version": 2}]) == ["", ""]
+
+
+def test_mark_of_many_differences_is_short():
+    names = ["judge.name", *(f"judge.fields.field{i}" for i in range(9))]
+
+    first, second = marks([_cell(), _cell()], [{name: f"{place}{name}" for name in names} for place in (1, 2)])
+
+    assert first.rpartition("+")[0] == "judge.name=1judge.name "
+    assert first.rpartition("+")[2] != second.rpartition("+")[2]
+    assert max(len(first), len(second)) <= LONG + len(" +0123")

@@ -1,0 +1,171 @@
+"""What goes wrong around the mirror costs the run nothing, and the mirror no more than it must."""
+
+import sys
+from contextlib import contextmanager
+from threading import Event
+
+import psutil
+import pytest
+from made_sweep import SWEEP
+from passthrough import Passthrough, answering
+
+from harness.errors import TrackingError
+from harness.mirror import follow as following
+from harness.mirror import sync as syncing
+from harness.mirror.companion import mirrored
+from harness.mirror.contents import Contents
+from harness.mirror.entry import Entry
+from harness.mirror.remote import Remote
+from harness.mirror.sync import sync
+from harness.mirror.wire import Wire, reset
+from harness.tracking.wandb import Wandb
+
+
+@pytest.fixture
+def elsewhere():
+    opened = Passthrough("http://127.0.0.1:9")
+    opened.fault = answering(200)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_key_does_not_follow_a_redirect_to_another_server(elsewhere, code):
+    here = Passthrough("http://127.0.0.1:9")
+    here.fault = answering(code, Location=f"{elsewhere.address}/graphql")
+
+    with pytest.raises(TrackingError, match=f"answers {code} and leads to {elsewhere.address}/graphql"):
+        Remote(address=here.address, key="secret", project="p").owner()
+
+    here.close()
+    assert elsewhere.requests == []
+
+
+def test_key_is_not_shown():
+    assert "secret" not in repr(Remote(address="http://127.0.0.1:9", key="secret", project="p"))
+
+
+@pytest.mark.parametrize("text", ['"["', '"[]"', '"{\\"step\\": \\"x\\"}"'], ids=["no JSON", "no mapping", "no step"])
+def test_answer_that_makes_no_sense_is_told(elsewhere, text):
+    viewer = '"viewer": {"entity": "me"}'
+    run = f'"project": {{"r0": {{"name": "a", "state": "finished", "config": "{{}}", "summaryMetrics": {text}}}}}'
+
+    def answer(handler):
+        handler.answer(200, f'{{"data": {{{viewer}, {run}}}}}'.encode())
+        return True
+
+    elsewhere.fault = answer
+    with pytest.raises(TrackingError, match="does not answer as a W&B server does"):
+        Remote(address=elsewhere.address, key="k", project="p").held(["a"])
+
+
+def test_run_whose_companion_cannot_be_started_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    told, ran = [], []
+
+    with mirrored(Wandb(), tmp_path, "s", told.append):
+        ran.append(True)
+
+    assert ran
+    assert told == [
+        "W&B has no process beside this one (No such file or directory): nothing was sent. "
+        "`harness sync s` does it, now or later"
+    ]
+
+
+def test_sync_without_wandb_says_how_to_install_it(small, monkeypatch):
+    monkeypatch.setattr(syncing, "find_spec", lambda name: None)
+
+    with pytest.raises(TrackingError, match="not installed; `pip install"):
+        sync(small.root, SWEEP, Wandb())
+
+
+def test_work_folder_that_goes_while_it_is_looked_at_is_no_error(store):
+    key = next(iter(Contents(store, SWEEP, Wandb()).trained))
+    store.prepare()
+    store.record_attempt(key, {"outcome": "failed"})
+
+    assert not Contents(store, SWEEP, Wandb()).ended(key)
+
+
+def test_wandb_process_that_was_killed_is_told_and_comes_back(tmp_path):
+    wire = Wire(mode="offline", entity=None, project="p", folder=tmp_path)
+    entry = Entry(id="a", name="a", kind="cell", group="g", tags=(), config={})
+    stream = wire.begin(entry)
+    (core,) = (child for child in psutil.Process().children() if "wandb-core" in child.name())
+
+    core.kill()
+
+    for use in (stream.abandon, lambda: wire.begin(entry), reset):
+        with pytest.raises(TrackingError, match="W&B: "):
+            use()
+    wire.send(entry, after=-1)
+    reset()
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Lets a test say how each connection goes; what it waits between them is noted, not waited."""
+    waits, script = [], []
+
+    @contextmanager
+    def connected(*_):
+        yield type("Line", (), {"place": "here"})
+
+    class Follower:
+        def __init__(self, *_):
+            self.served, self.missing = False, 1
+            self._script = script.pop(0)
+
+        def turn(self):
+            said = next(self._script)
+            self.missing = 0 if said == "all" else 1
+            return "" if said in ("all", "some") else said
+
+        def leave(self):
+            pass
+
+    class Ended(Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return self.is_set()
+
+    monkeypatch.setattr(following, "connected", connected)
+    monkeypatch.setattr(following, "Follower", Follower)
+    return script, waits, Ended()
+
+
+def test_follower_leaves_a_server_that_refuses_runs_alone_for_longer_and_longer(store, turns):
+    script, waits, ended = turns
+    script += [iter(["refused"]) for _ in range(9)] + [iter(["some", "refused"]), iter(["all"])]
+
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=lambda _: None)
+
+    assert waits == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0, 5.0, 5.0]
+
+
+def test_follower_that_nobody_listens_to_any_more_sends_the_rest(store, turns):
+    script, _, ended = turns
+
+    def while_the_run_ends():
+        ended.set()
+        yield "refused"
+
+    script += [while_the_run_ends(), iter(["all"])]
+
+    def tell(text):
+        if ended.is_set():
+            raise BrokenPipeError
+
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=tell)
+
+
+def test_follower_whose_reader_left_stops(store, turns):
+    script, _, ended = turns
+    script += [iter(["all"])]
+
+    def tell(text):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=tell)
