@@ -175,7 +175,7 @@ class HandsOver(Protocol):
 
 
 class TrainMethod(Named, Protocol):
-    """Frozen settings of a defense in a training slot (``align`` or ``finetune``)."""
+    """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
     @property
     def needs(self) -> Sequence[Need]:
