@@ -68,7 +68,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
         StoreError: there is no such sweep.
     """
     record = _recorded(root, name)
-    states = states_of(members_of(record), root, scheduler or Slurm(), asked=Ledger(root.root).opened(record["id"]))
+    states = states_of(members_of(record), root, scheduler or Slurm(), sweep=record["id"])
     counts: dict[str, Counter[str]] = {}
     for state in states.values():
         counts.setdefault(state.kind, Counter())[state.what] += 1

@@ -7,10 +7,11 @@ import pytest
 from fake_scheduler import FakeScheduler, submit
 from toys import ALLOW, Add, Mix, Number, chain, run
 
+from harness.engine.causes import Cause, cause_of
 from harness.engine.claim import LEASE_SECONDS
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.plan import Plan
-from harness.engine.states import Cause, Member, cause_of, members_of, states_of
+from harness.engine.states import Member, members_of, states_of
 from harness.engine.store import Store
 
 FAILED = {
