@@ -119,7 +119,7 @@ class Submission:
             room = self.site.job_cap - len(self.scheduler.queue({user()}))
         numbers: list[str] = []
         for place, batch in enumerate(batches):
-            if ledger.cancelled(self.sweep):
+            if ledger.cancelled(self.sweep) and not self.scheduler.rehearsing:
                 raise Interrupted(f"The sweep was cancelled after {self.calls} calls of sbatch.")
             last = place == len(batches) - 1
             fits = len(batch.tasks)
