@@ -93,6 +93,7 @@ class SlurmExecutor:
             tracker=self.tracker,
             continuation=again,
             only=self.only,
+            waiting=lambda stage, why: self._tell("waiting", stage, plan, len(cached), message=why),
             code=self.code,
             plan=plan,
             store=store,

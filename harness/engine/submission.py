@@ -39,6 +39,7 @@ class Submission:
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
         continuation: makes a job that submits these keys, when the cap on jobs leaves something.
+        waiting: is told of a stage whose job has to end before it can be said what is left to do.
         code: digest of the code that the jobs have to run.
         only: the keys that this submission is for; None is all that a plan needs. What failed since they were left is
             left to a retry.
@@ -58,6 +59,7 @@ class Submission:
     sweep: str
     tracker: TrackerSettings
     continuation: Callable[[frozenset[str]], Callable[[], None]]
+    waiting: Callable[[Stage, str], None]
     code: str
     only: frozenset[str] | None
     plan: Plan
@@ -84,7 +86,7 @@ class Submission:
         ledger = Ledger(self.store.root)
         self.folder = ledger.open(self.sweep, rehearsing=self.scheduler.rehearsing)
         before = ledger.latest()
-        found = survey(self.plan, self.store, self.scheduler, before)
+        found = survey(self.plan, self.store, self.scheduler, before, self.waiting)
         self.jobs = dict(found.jobs)
         self.found = len(self.jobs)
         todo = found.todo

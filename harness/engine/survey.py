@@ -1,8 +1,7 @@
 """A survey: how things stand before anything is submitted: what is in the queue, and what is left to do."""
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.engine.ledger import Entry
@@ -13,7 +12,6 @@ from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
 from harness.engine.worker import job_id
 
-log = logging.getLogger(__name__)
 ENDING = "COMPLETING"
 ENDING_SECONDS = 60.0
 """How long to wait for jobs that are ending: Slurm gives the processes of a cancelled one 30 s, by default."""
@@ -48,7 +46,13 @@ class Survey:
         return sorted({number_of(job) for job in moving}, key=int)
 
 
-def survey(plan: Plan, store: Store, scheduler: Scheduler, before: Mapping[str, Entry]) -> Survey:
+def survey(
+    plan: Plan,
+    store: Store,
+    scheduler: Scheduler,
+    before: Mapping[str, Entry],
+    waiting: Callable[[Stage, str], None],
+) -> Survey:
     """Find out how a plan stands; waits, for a while, until jobs that are ending have ended or are queued again.
 
     Args:
@@ -56,6 +60,7 @@ def survey(plan: Plan, store: Store, scheduler: Scheduler, before: Mapping[str, 
         store: where everything lies.
         scheduler: Slurm, or a rehearsal.
         before: the last job that was given each stage.
+        waiting: is told, once, of a stage whose job is ending, and why that is waited for.
 
     Raises:
         SchedulerError: Slurm does not answer.
@@ -64,6 +69,7 @@ def survey(plan: Plan, store: Store, scheduler: Scheduler, before: Mapping[str, 
     members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in pending}
     users = {entry.user for entry in before.values()} | {user()}
     deadline = time.monotonic() + ENDING_SECONDS
+    told = False
     while True:
         queue = scheduler.queue(users)
         states = states_of(members, store, scheduler, patient=True)
@@ -79,7 +85,10 @@ def survey(plan: Plan, store: Store, scheduler: Scheduler, before: Mapping[str, 
         ending = {entry.job for entry in jobs.values() if queue[entry.job].state == ENDING}
         if not ending or time.monotonic() >= deadline:
             break
-        log.info("waiting until these jobs have ended: %s", ", ".join(sorted(ending)))
+        if not told:
+            told = True
+            stage = next(stage for stage in pending if stage.key in jobs and jobs[stage.key].job in ending)
+            waiting(stage, f"job {jobs[stage.key].job} is ending; looking again for up to {ENDING_SECONDS:.0f} s")
         time.sleep(LOOK_SECONDS)
     return Survey(
         jobs={key: entry for key, entry in jobs.items() if entry.job not in ending},

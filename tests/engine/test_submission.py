@@ -579,9 +579,13 @@ def test_job_that_is_ending_is_waited_for_before_it_is_depended_on(store, schedu
             monkeypatch.setattr("harness.engine.survey.time.monotonic", lambda: float("inf"))
 
     monkeypatch.setattr("harness.engine.survey.time.sleep", sleep)
-    outcome = submit(store, scheduler, [leaf])
+    told = []
+    outcome = submit(store, scheduler, [leaf], on_event=told.append)
 
     (number,) = leaf.parents
+    assert [event.message for event in told if event.what == "waiting"] == [
+        "job 1 is ending; looking again for up to 60 s"
+    ]
     first = "1" if end == "requeued" else "3"
     assert outcome.submitted[number.key] == first
     assert edges(scheduler)[-1] == ([first], [])
