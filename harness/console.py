@@ -99,6 +99,8 @@ class RunPrinter:
         """Move the bar; a failure is told at once."""
         if event.what == "failed":
             self._out.print(f"[red]failed[/red] {event.stage.name} {event.stage.key}: {escape(event.message)}")
+        if event.what == "waiting" and event.message:
+            self._out.print(f"waiting: {escape(event.message)}")
         if self._progress is not None:
             running = f"{event.stage.name} {event.stage.key[:8]}" if event.what in ("started", "waiting") else None
             self._progress.update(self._bar, completed=event.done, description=running)

@@ -2,15 +2,14 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.attempt import LOG
-from harness.engine.claim import claimed
-from harness.engine.collect import Garbage, remove, unneeded
-from harness.engine.ledger import Ledger
+from harness.engine.collect import Garbage, Needed, named, remove, unneeded
+from harness.engine.ledger import Entry, Ledger
 from harness.engine.naming import key_named, sweep_named
 from harness.engine.plan import Plan
 from harness.engine.scheduler import Scheduler, Slurm, user
@@ -68,7 +67,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
         StoreError: there is no such sweep.
     """
     record = _recorded(root, name)
-    states = states_of(members_of(record), root, scheduler or Slurm(), asked=Ledger(root.root).opened(record["id"]))
+    states = states_of(members_of(record), root, scheduler or Slurm(), sweep=record["id"])
     counts: dict[str, Counter[str]] = {}
     for state in states.values():
         counts.setdefault(state.kind, Counter())[state.what] += 1
@@ -119,9 +118,16 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: F
     place = place_of(record, {**stays, **changes})
     store = store_of(root, record)
     plan = plan_of(store, record)
-    for stage in _damaged(plan, store):
-        front.say(f"the artifact of {stage.name} {stage.key} is damaged; it lies in {store.set_aside(stage)} now")
-    Ledger(store.root).cancel(record["id"], undo=True)
+    if place.cluster.rehearsing:
+        for stage in _damaged(plan, store):
+            front.say(f"the artifact of {stage.name} {stage.key} is damaged; a retry sets it aside")
+    else:
+        # Of two retries at once, the second finds what the first has set aside.
+        with submitting(store):
+            for stage in _damaged(plan, store):
+                aside = store.set_aside(stage)
+                front.say(f"the artifact of {stage.name} {stage.key} is damaged; it lies in {aside} now")
+        Ledger(store.root).cancel(record["id"], undo=True)
     planned = Planned.of(record["id"], plan, store, place.cluster, cells=len(record["cells"]))
     front.planned(planned)
     outcome = executed(planned, plan, store, place, front)
@@ -143,10 +149,13 @@ def cancel(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
     ledger.cancel(sweep)
     with submitting(root):
         queue = asked.queue({entry.user for entry in ledger.entries()} | {user()})
-        ours = {entry.job: entry.keys for entry in ledger.entries(sweep) if entry.job in queue}
         known = set(root.sweep_ids())
         others = [other for other in ledger.sweeps() if other != sweep and other in known]
-        needed = {key for other in others for key in root.read_sweep(other)["stages"]}
+        needed = {key for other in others for key in named(root.read_sweep(other))}
+        left = _left_to(sweep, root, others)
+        ours = {entry.job: entry.keys for entry in ledger.entries(sweep) if entry.job in queue} | {
+            entry.job: entry.keys for entry in left if entry.job in queue
+        }
         spared = {job for job, keys in ours.items() if needed.intersection(keys)}
         asked.cancel(ours.keys() - spared)
     return Cancelled(sweep, sorted(ours.keys() - spared), sorted(spared))
@@ -167,9 +176,11 @@ def collect(root: Store, *, seconds: float, dry_run: bool, scheduler: Scheduler 
     if not root.root.is_dir():
         raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
     with submitting(root):
-        needed = {key for sweep in root.sweep_ids() for key in _named(root.read_sweep(sweep))}
-        needed |= claimed(root.claims) | _queued(root, scheduler or Slurm())
-        for garbage in list(unneeded(root, needed, seconds=seconds)):
+        needed = Needed(root, queued=_queued(root, scheduler or Slurm()))
+        for garbage in list(unneeded(root, needed.keys(), seconds=seconds)):
+            # A sweep that runs here may have been asked for since.
+            if garbage.what != "damaged" and garbage.path.name in needed:
+                continue
             if not dry_run:
                 remove(root, garbage)
             yield garbage
@@ -185,9 +196,14 @@ def _recorded(root: Store, name: str | None) -> dict[str, Any]:
     return record
 
 
-def _named(record: Mapping[str, Any]) -> set[str]:
-    """Return the keys of a sweep; a record of an earlier version names those of its cells only."""
-    return {*record.get("stages", {}), *(key for cell in record["cells"] for key in cell["keys"].values() if key)}
+def _left_to(sweep: str, root: Store, others: Collection[str]) -> list[Entry]:
+    """Return the jobs of this user that sweeps which were cancelled before have left to this one."""
+    stages = named(root.read_sweep(sweep))
+    return [
+        entry
+        for entry in Ledger(root.root).entries()
+        if entry.sweep not in others and entry.user == user() and not stages.isdisjoint(entry.keys)
+    ]
 
 
 def _queued(root: Store, scheduler: Scheduler) -> set[str]:
@@ -202,18 +218,16 @@ def _queued(root: Store, scheduler: Scheduler) -> set[str]:
     return {key for key, entry in entries.items() if entry.job in queue}
 
 
-def _damaged(plan: Plan, store: Store) -> list[Stage]:
-    """Return the stored ancestors of stages that met a damaged artifact, as far as they are damaged."""
+def _damaged(plan: Plan, store: Store) -> Iterator[Stage]:
+    """Find the stored ancestors of stages that met a damaged artifact, as far as they are damaged at this moment."""
     met = tuple(stage for stage in plan.pending(store) if _cause(stage, store) == DamagedArtifact.__name__)
-    found = []
     for stage in lineage(met):
         if not store.has(stage):
             continue
         try:
             store.path(stage)
         except DamagedArtifact:
-            found.append(stage)
-    return found
+            yield stage
 
 
 def _cause(stage: Stage, store: Store) -> str:

@@ -7,12 +7,14 @@ its claim taken, and must ask ``held`` before it commits.
 """
 
 import os
+import platform
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import psutil
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from harness.engine.files import writing
@@ -154,3 +156,21 @@ def claimed(folder: Path) -> set[str]:
         except FileNotFoundError:
             continue
     return found
+
+
+def left_behind(folder: Path, key: str, nodes: str) -> bool:
+    """Say whether the holder of a claim is known to be dead: a process of this host, or of a job that has ended.
+
+    Args:
+        folder: the store's folder of claims.
+        key: the claim's.
+        nodes: where a job that had the key has ended; empty if none has.
+    """
+    lease = SoftFileLease(folder / key, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
+    if (owner := lease.owner) is None:
+        return False
+    # What follows a question mark tells containers of a host apart.
+    host = owner.hostname.partition("?")[0]
+    if host == platform.node():
+        return not psutil.pid_exists(owner.pid)
+    return host.partition(".")[0] == nodes.partition(".")[0]

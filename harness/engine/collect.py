@@ -1,14 +1,17 @@
 """Collect: what of a store no sweep names any more, and removing it."""
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from harness.engine.files import writing
+from harness.engine.claim import claimed
+from harness.engine.files import reading, writing
 from harness.engine.manifest import NAME as MANIFEST
+from harness.engine.spec import STAGE
 from harness.engine.store import Store
 
 
@@ -20,12 +23,83 @@ class Garbage(NamedTuple):
     size: int
 
 
+class Needed:
+    """The keys that somebody needs at the moment of the question: sweeps, jobs and processes, and what those read.
+
+    Args:
+        store: the store.
+        queued: keys of stages whose jobs are in the queue.
+    """
+
+    def __init__(self, store: Store, *, queued: Collection[str]) -> None:
+        """Read nothing yet."""
+        self._store = store
+        self._queued = _with_ancestors(store, queued)
+        self._worked_on: tuple[set[str], set[str]] = (set(), set())
+        self._named: dict[tuple[str, int], set[str]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return any(key in keys for keys in self._groups())
+
+    def keys(self) -> set[str]:
+        """Return all of them, as of now."""
+        return set().union(*self._groups())
+
+    def _groups(self) -> Iterator[set[str]]:
+        yield self._queued
+        now = claimed(self._store.claims)
+        if now != self._worked_on[0]:
+            self._worked_on = now, _with_ancestors(self._store, now)
+        yield self._worked_on[1]
+        yield from self._sweeps()
+
+    def _sweeps(self) -> Iterator[set[str]]:
+        for path in self._store.root.glob("sweeps/[!.]*.json"):
+            version = path.stem, path.stat().st_mtime_ns
+            if version not in self._named:
+                self._named[version] = named(self._store.read_sweep(path.stem))
+            yield self._named[version]
+
+
+def named(record: Mapping[str, Any]) -> set[str]:
+    """Return the keys of a sweep's record; one of an earlier version names those of its cells only."""
+    return {*record.get("stages", {}), *(key for cell in record["cells"] for key in cell["keys"].values() if key)}
+
+
+def _with_ancestors(store: Store, keys: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    left = list(keys)
+    while left:
+        key = left.pop()
+        if key not in found:
+            found.add(key)
+            left += _parents(store, key)
+    return found
+
+
+def _parents(store: Store, key: str) -> list[str]:
+    # Its class may be one that only its own sweep allows to be built.
+    path = store.root / "specs" / f"{key}.json"
+    if not path.exists():
+        return []
+    with reading(path):
+        return list(_stages_in(json.loads(path.read_text("utf-8"))))
+
+
+def _stages_in(data: object) -> Iterator[str]:
+    if isinstance(data, Mapping) and STAGE in data:
+        yield str(data[STAGE])
+    elif isinstance(data, Mapping | list):
+        for part in data.values() if isinstance(data, Mapping) else data:
+            yield from _stages_in(part)
+
+
 def unneeded(store: Store, needed: Collection[str], *, seconds: float) -> Iterator[Garbage]:
     """Find what can go: artifacts and work folders of keys that nobody needs, and damaged artifacts that lie aside.
 
     Args:
         store: the store.
-        needed: keys that a sweep names, or that a job or a process works on.
+        needed: keys that must stay.
         seconds: how long a folder must have been left alone.
     """
     latest = time.time() - seconds

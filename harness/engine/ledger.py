@@ -4,15 +4,20 @@ A line is appended as soon as the scheduler has answered, so a submission that d
 was waiting for; that one finds its stages claimed or stored when it starts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from harness.engine.files import append_line, read_lines, writing
+from harness.engine.files import append_line, read_lines, reading, write_json, writing
 from harness.engine.provenance import now
 
 NAME = "ledger.jsonl"
 CANCELLED = "cancelled"
+LEFT = "left.json"
+_SUBMISSION = "{}/2*"
+"""The folders of a sweep's submissions begin with the year; those of rehearsals do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +26,13 @@ class Entry:
 
     Attributes:
         job: the scheduler's id.
-        keys: the stages that it runs, in order.
+        keys: the stages that it runs, in order; none is a continuation, which submits what was left to it.
         user: who submitted it.
         submitted: when, UTC.
         folder: where its script and logs lie, relative to the store.
         shrink: by how much the micro-batch of a stage is divided, by key, after it ran out of memory.
         excluded: nodes that it was kept from.
+        sweep: whose submission it is of; told by where the entry lies.
     """
 
     job: str
@@ -36,6 +42,7 @@ class Entry:
     folder: str = ""
     shrink: Mapping[str, int] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
+    sweep: str = field(default="", compare=False)
 
     def log(self, root: Path, stream: str = "err") -> Path:
         """Return the file of what the job printed; ``stream`` is ``out`` or ``err``."""
@@ -73,7 +80,28 @@ class Ledger:
             StoreError: the store cannot be written.
         """
         with writing(folder):
-            append_line(folder / NAME, [asdict(entry) for entry in entries])
+            append_line(folder / NAME, [_written(entry) for entry in entries])
+
+    def leave(self, folder: Path, keys: Collection[str]) -> None:
+        """Note which stages a submission leaves to its continuation.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with writing(folder):
+            write_json(folder / LEFT, sorted(keys))
+
+    def left(self, continuation: Entry) -> frozenset[str] | None:
+        """Return which stages were left to a continuation; None if it is of a version that did not note them.
+
+        Raises:
+            StoreError: the note cannot be read.
+        """
+        path = self._root / continuation.folder / LEFT
+        if not path.exists():
+            return None
+        with reading(path):
+            return frozenset(json.loads(path.read_text("utf-8")))
 
     def entries(self, sweep: str = "*") -> Iterator[Entry]:
         """Return the jobs of a sweep, or of all, oldest first.
@@ -85,16 +113,20 @@ class Ledger:
             # What a line told that a full disk cut is found out by claims and manifests.
             for jobs in read_lines(path):
                 for data in jobs:
-                    yield Entry(**{**data, "keys": tuple(data["keys"]), "excluded": tuple(data["excluded"])})
+                    lists = {name: tuple(data[name]) for name in ("keys", "excluded")}
+                    yield Entry(**{**data, **lists, "sweep": path.parents[1].name})
 
     def sweeps(self) -> list[str]:
-        """Return the sweeps that were submitted and not cancelled since; a rehearsal submits nothing."""
-        names = sorted({path.parents[1].name for path in self._folder.glob(f"*/*/{NAME}")})
+        """Return the sweeps that were submitted and not cancelled since; a rehearsal submits nothing.
+
+        One that found all its stages in the queue has no jobs of its own, and lives on those of others.
+        """
+        names = sorted({path.parent.name for path in self._folder.glob(_SUBMISSION.format("*"))})
         return [name for name in names if not self.cancelled(name)]
 
     def opened(self, sweep: str) -> bool:
         """Say whether somebody submitted the sweep, be it that Slurm refused it; a rehearsal does not count."""
-        return any(not path.name.startswith("dry-run") for path in self._folder.glob(f"{sweep}/2*"))
+        return any(self._folder.glob(_SUBMISSION.format(sweep)))
 
     def cancelled(self, sweep: str) -> bool:
         """Say whether somebody cancelled the sweep since it was last asked for."""
@@ -117,3 +149,7 @@ class Ledger:
     def latest(self) -> dict[str, Entry]:
         """Return the last job that was given each stage, by its key."""
         return {key: entry for entry in self.entries() for key in entry.keys}
+
+
+def _written(entry: Entry) -> dict[str, Any]:
+    return {name: value for name, value in asdict(entry).items() if name != "sweep"}

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from harness.engine.causes import Cause, cause_of
 from harness.engine.ledger import Entry
 from harness.engine.provenance import source_digest
-from harness.engine.states import Cause, State
+from harness.engine.states import State
 from harness.engine.store import Store
 
 SAME_ERRORS = 3
@@ -51,8 +52,12 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
 
 
 def _stuck(key: str, store: Store) -> bool:
-    """Whether the last attempts all ended in one traceback, with the code that is here."""
+    """Whether the last attempts all ended in one traceback, with the code that is here.
+
+    Memory is no matter of the code alone: the next attempt may be given more, or need less.
+    """
     last = store.attempts(key)[-SAME_ERRORS:]
+    causes = {cause_of(attempt) for attempt in last}
     traces = {attempt.get("traceback", "") for attempt in last}
     codes = {attempt.get("code", "") for attempt in last}
-    return len(last) == SAME_ERRORS and len(traces) == 1 and traces != {""} and codes == {source_digest()}
+    return len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {source_digest()}

@@ -9,26 +9,31 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from harness.engine.attempt import Desk, record
 from harness.engine.claim import Claims
 from harness.engine.executor import Event, Failure, Outcome, What, unheard
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
+from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.scheduler import Scheduler
 from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
 from harness.engine.submission import Submission
-from harness.errors import Interrupted, StoreError
+from harness.engine.worker import DRIFT, DRIFTED, JobFailed, job_id
+from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 SUBMITTING = "submitting"
 """The claim that makes submissions to one store take turns."""
 TURN_SECONDS = 0.5
+PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
+"""Between the attempts of a continuation whose Slurm does not answer; all of them fit into its time limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class SlurmExecutor:
         wait: stay until nothing is left to run.
         poll_seconds: how often a waiting executor looks.
         only: the keys that a continuation submits; None for everybody else.
+        code: digest of the code that the jobs have to run.
     """
 
     site: Site
@@ -54,6 +60,7 @@ class SlurmExecutor:
     wait: bool = False
     poll_seconds: float = 5.0
     only: frozenset[str] | None = None
+    code: str = field(default_factory=source_digest)
 
     def run(self, plan: Plan, store: Store) -> Outcome:
         """Submit the stages of a plan that are neither in the store nor in the queue.
@@ -86,6 +93,8 @@ class SlurmExecutor:
             tracker=self.tracker,
             continuation=again,
             only=self.only,
+            waiting=lambda stage, why: self._tell("waiting", stage, plan, len(cached), message=why),
+            code=self.code,
             plan=plan,
             store=store,
         )
@@ -118,7 +127,7 @@ class SlurmExecutor:
         done: set[str] = set()
         told: set[str] = set()
         while True:
-            states = states_of(members, store, self.scheduler, patient=True)
+            states = states_of(members, store, self.scheduler, sweep=self.sweep, patient=True)
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
                 took = store.manifest(key).seconds
@@ -138,7 +147,8 @@ class SlurmExecutor:
             submitted={},
             failed=failed,
             blocked={
-                key: next(other.key for other in lineage((stages[key],)) if other.key in failed)
+                # Slurm may know before anybody else that what a job waits for will never be.
+                key: next((other.key for other in lineage((stages[key],)) if other.key in failed), key)
                 for key, state in states.items()
                 if state.what == "blocked"
             }
@@ -152,7 +162,10 @@ class SlurmExecutor:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A job that submits what the cap on jobs left of a plan. It holds keys only: stages come from their specs."""
+    """A job that submits what the cap on jobs left of a plan. It holds keys only: stages come from their specs.
+
+    It may start again at any moment: what it has submitted by then is in the ledger.
+    """
 
     executor: SlurmExecutor
     root: Path
@@ -160,10 +173,36 @@ class Continuation:
     leaves: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Submit, unless the sweep was cancelled."""
+        """Submit, unless the sweep was cancelled; a Slurm that does not answer is asked again for some minutes.
+
+        Raises:
+            JobFailed: the code is not that which submitted the sweep.
+            SchedulerError: Slurm refused, or did not answer, each time.
+        """
         store = Store(self.root, allow=self.allow)
-        if not Ledger(self.root).cancelled(self.executor.sweep):
-            self.executor.run(Plan.of(store.stage(key) for key in self.leaves), store)
+        if Ledger(self.root).cancelled(self.executor.sweep):
+            return
+        drifted = source_digest() != self.executor.code and not self.executor.site.allow_drift
+        plan = Plan.of(store.stage(key) for key in self.leaves)
+        if drifted:
+            self._refuse(plan, store)
+            raise JobFailed(DRIFTED)
+        for pause in PAUSES_SECONDS:
+            try:
+                self.executor.run(plan, store)
+                return
+            except SchedulerError as error:
+                log.warning("%s; asking again in %.0f s", error, pause)
+                time.sleep(pause)
+        self.executor.run(plan, store)
+
+    def _refuse(self, plan: Plan, store: Store) -> None:
+        desk = Desk(store=store, claims=Claims(store.claims), tracker=self.executor.tracker, job=job_id())
+        left = self.executor.only or frozenset()
+        for stage in plan.pending(store):
+            # What needs another that is left is blocked by it.
+            if stage.key in left and left.isdisjoint(other.key for other in lineage(stage.parents)):
+                record(stage, desk, Stopwatch(), {"outcome": "failed", "cause": DRIFT, "message": DRIFTED})
 
 
 @contextmanager

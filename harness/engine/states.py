@@ -3,58 +3,21 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.engine.attempt import LOG, MISSING_PARENT
-from harness.engine.claim import claimed
+from harness.engine.attempt import LOG
+from harness.engine.causes import cause_of, cause_of_end
+from harness.engine.claim import claimed, left_behind
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.manifest import NAME as MANIFEST
-from harness.engine.ranks import KILLED
 from harness.engine.scheduler import NEVER, Ended, Queued, Scheduler, user
 from harness.engine.store import Store
-from harness.engine.worker import DRIFT, REQUEUES, TimeUp
 from harness.errors import SchedulerError
 
 What = Literal["stored", "running", "pending", "failed", "blocked", "lost"]
 WHATS: tuple[What, ...] = ("stored", "running", "pending", "failed", "blocked", "lost")
 
 
-class Cause(StrEnum):
-    """Why a stage failed."""
-
-    HOST_MEMORY = "out of memory"
-    GPU_MEMORY = "out of GPU memory"
-    TIME_LIMIT = "time limit"
-    NODE_FAILURE = "node failure"
-    PREEMPTION = "preempted"
-    CANCELLED = "cancelled"
-    CODE_ERROR = "code error"
-    MISSING_PARENT = MISSING_PARENT
-    KILLED = KILLED
-    REQUEUES = REQUEUES
-    DRIFT = DRIFT
-    NO_MANIFEST = "ended without a result"
-
-
-_OF_SLURM = {
-    "OUT_OF_MEMORY": (Cause.HOST_MEMORY, "Slurm ended the job: it used more memory than it asked for."),
-    "TIMEOUT": (Cause.TIME_LIMIT, "Slurm ended the job at its time limit."),
-    "DEADLINE": (Cause.TIME_LIMIT, "Slurm ended the job at its deadline."),
-    "NODE_FAIL": (Cause.NODE_FAILURE, "The node died."),
-    "BOOT_FAIL": (Cause.NODE_FAILURE, "The node did not come up."),
-    "PREEMPTED": (Cause.PREEMPTION, "A job of higher priority took the node."),
-    "CANCELLED": (Cause.CANCELLED, "The job was cancelled."),
-    "COMPLETED": (Cause.NO_MANIFEST, "Slurm calls the job completed, but it left no artifact."),
-}
-_OF_ERRORS = {
-    "OutOfMemoryError": Cause.GPU_MEMORY,
-    "MemoryError": Cause.HOST_MEMORY,
-    TimeUp.__name__: Cause.TIME_LIMIT,
-}
-_KILL = 9
-_TAIL = 4000
 _LAGS_SECONDS = (1.0, 2.0, 4.0)
 """Pauses between the questions of a patient look: a busy accounting hears of an end seconds later."""
 
@@ -100,8 +63,8 @@ def states_of(
     store: Store,
     scheduler: Scheduler,
     *,
+    sweep: str = "",
     patient: bool = False,
-    asked: bool = False,
 ) -> dict[str, State]:
     """Return what became of the stages of a sweep, by key.
 
@@ -109,27 +72,33 @@ def states_of(
         members: the stages, parents before children.
         store: where manifests, attempts and the ledger lie.
         scheduler: is asked three times at most, whatever the number of stages.
+        sweep: whose stages they are. If it was submitted, a stage without a job waits for the sweep's continuation, or
+            is lost. Without it only the stages' own jobs count.
         patient: give the accounting a moment to hear of jobs that have just left the queue.
-        asked: whether Slurm was asked to run them, even if it has taken none.
     """
     stored = _stored(members, store)
-    ledger = list(Ledger(store.root).entries()) if len(stored) < len(members) else []
-    latest = {key: entry for entry in ledger for key in entry.keys}
+    ledger = Ledger(store.root)
+    written = list(ledger.entries()) if len(stored) < len(members) else []
+    latest = {key: entry for entry in written for key in entry.keys}
     entries = {key: latest[key] for key in members if key in latest and key not in stored}
-    continuations = {entry.job: entry for entry in ledger if not entry.keys}
-    queue = _queue([*entries.values(), *continuations.values()], scheduler)
+    ours = (entry for entry in reversed(written) if sweep and entry.sweep == sweep and not entry.keys)
+    continuation = next(ours, None)
+    others = [continuation] if continuation else []
+    queue = _queue([*entries.values(), *others], scheduler)
     gone = {key: entry.job for key, entry in entries.items() if queue is not None and entry.job not in queue}
     # A job that ended between the two looks has left its artifacts since the first.
     stored |= _stored({key: members[key] for key in gone}, store)
-    history = _history({job for key, job in gone.items() if key not in stored}, scheduler, patient=patient)
+    ended = {job for key, job in gone.items() if key not in stored}
+    ended |= {entry.job for entry in others if queue is not None and entry.job not in queue}
     look = _Look(
         store=store,
         entries=entries,
         queue=queue,
-        history=history,
+        history=_history(ended, scheduler, patient=patient),
         stored=stored,
-        submitted=asked or not latest.keys().isdisjoint(members),
-        continuation=next((job for job in continuations if queue and job in queue), ""),
+        asked=bool(sweep) and ledger.opened(sweep),
+        continuation=continuation,
+        left=ledger.left(continuation) if continuation and queue and continuation.job in queue else None,
         claimed=claimed(store.claims),
         tried={path.stem for path in (store.root / "attempts").glob("*.jsonl")},
     )
@@ -180,21 +149,44 @@ class _Look:
     queue: Mapping[str, Queued] | None
     history: Mapping[str, Ended]
     stored: Collection[str]
-    submitted: bool
-    continuation: str
+    asked: bool
+    continuation: Entry | None
+    left: Collection[str] | None
     claimed: Collection[str]
     tried: Collection[str]
 
     def state(self, key: str, member: Member, before: Mapping[str, State]) -> State:
         entry = self.entries.get(key)
         queued = self.queue.get(entry.job) if entry and self.queue is not None else None
-        if entry is None and key in self.claimed:
-            return State(kind=member.kind, what="running")
-        if failure := self._failure(key, member, entry, queued):
+        if self._worked_on(key, entry, queued):
+            job, node = (entry.job, queued.nodes) if entry and queued else ("", "")
+            return State(kind=member.kind, what="running", job=job, node=node)
+        waiting = self._waits(key, entry)
+        if not waiting and (failure := self._failure(key, member, entry, queued)):
             return failure
         if blocked := self._blocked(member, entry, before):
             return blocked
+        if waiting:
+            message = f"left to job {waiting}, which submits it"
+            return State(kind=member.kind, what="pending", message=message, job=waiting)
         return self._queued(key, member, entry, queued) if queued and entry else self._unheard(member, entry)
+
+    def _worked_on(self, key: str, entry: Entry | None, queued: Queued | None) -> bool:
+        if key not in self.claimed:
+            return False
+        # A claim outlives a process that was killed.
+        ended = self.history.get(entry.job) if entry else None
+        running = queued is not None and queued.state == "RUNNING"
+        return running or not left_behind(self.store.claims, key, ended.nodes if ended else "")
+
+    def _waits(self, key: str, entry: Entry | None) -> str:
+        """Return the sweep's continuation, if the stage was left to it and it has not come to submit it yet."""
+        last = self.continuation
+        if last is None or not self.queue or last.job not in self.queue:
+            return ""
+        if self.left is None:
+            return "" if entry else last.job
+        return last.job if key in self.left and (entry is None or entry.submitted < last.submitted) else ""
 
     def _blocked(self, member: Member, entry: Entry | None, before: Mapping[str, State]) -> State | None:
         # A record names the parents of all its stages, but an old one may lie outside of this sweep.
@@ -205,14 +197,20 @@ class _Look:
         return None
 
     def _unheard(self, member: Member, entry: Entry | None) -> State:
-        if entry is None:
-            # A sweep that was never given to Slurm waits for whoever runs it.
-            if self.continuation or self.queue is None or not self.submitted:
-                return State(kind=member.kind, what="pending", message="not begun", job=self.continuation)
-            return State(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
-        if self.queue is None:
+        if entry is not None and self.queue is None:
             return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
-        return self._gone(member, entry)
+        if entry is not None:
+            return self._gone(member, entry)
+        # A sweep that was never given to Slurm waits for whoever runs it.
+        if self.queue is None or not self.asked:
+            return State(kind=member.kind, what="pending", message="not begun")
+        if self.continuation is None:
+            return State(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
+        job, log = self.continuation.job, self.continuation.log(self.store.root)
+        ended = self.history.get(job)
+        how = f" ({ended.state.lower()})" if ended else ""
+        message = f"job {job}, which was to submit it, has ended{how}; `harness retry` goes on"
+        return State(kind=member.kind, what="lost", message=message, job=job, log=str(log))
 
     def _failure(self, key: str, member: Member, entry: Entry | None, queued: Queued | None) -> State | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
@@ -256,33 +254,10 @@ class _Look:
         if ended is None:
             message = f"job {entry.job} is neither in the queue nor in the accounting, and left no result"
             return State(kind=member.kind, what="lost", message=message, job=entry.job, log=log)
-        cause, message = _OF_SLURM.get(
-            ended.state, (Cause.CODE_ERROR, "The job failed before the stage could say why.")
-        )
-        if ended.state == "FAILED" and _KILL in (ended.signal, ended.exit_code, ended.exit_code - 128):
-            cause, message = Cause.KILLED, "The process was killed (signal 9)."
-            if _memory_in(entry.log(self.store.root)):
-                cause, message = _OF_SLURM["OUT_OF_MEMORY"]
+        cause, message = cause_of_end(ended, entry.log(self.store.root))
         return State(
             kind=member.kind, what="failed", cause=cause, message=message, job=entry.job, node=ended.nodes, log=log
         )
-
-
-def cause_of(attempt: Mapping[str, Any]) -> str:
-    """Return the cause that a failed attempt's record tells: a ``Cause``, or an error that the user can mend."""
-    name = str(attempt.get("cause", ""))
-    if name in _OF_ERRORS:
-        return _OF_ERRORS[name]
-    return Cause.CODE_ERROR if attempt.get("traceback") else name
-
-
-def _memory_in(log: Path) -> bool:
-    """Say whether Slurm noted in a job's output that it ended it for its memory: its state does not tell everywhere."""
-    try:
-        tail = log.read_text("utf-8", errors="replace")[-_TAIL:]
-    except OSError:
-        return False
-    return "memory limit" in tail or "oom" in tail.lower()
 
 
 def _hopeless(state: State) -> bool:

@@ -1,26 +1,32 @@
 """One submission: the pending stages of a plan become calls of sbatch, parents before children."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from harness.engine.executor import Failure
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.lines import Batch, batches_of
 from harness.engine.plan import Plan
-from harness.engine.provenance import source_digest
 from harness.engine.retry import Advice, advice_on
 from harness.engine.scheduler import Queued, Request, Scheduler, user
 from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
-from harness.engine.states import Member, State, states_of
+from harness.engine.states import State
 from harness.engine.store import Store
+from harness.engine.survey import number_of, survey
 from harness.engine.worker import Job, job_id
-from harness.errors import Interrupted
+from harness.errors import Interrupted, SchedulerError
 from harness.tracking.tracker import TrackerSettings
 
+log = logging.getLogger(__name__)
 REFUSED = "same error"
+LATER = "now+300"
+"""When a continuation looks again if no job of the harness's has a place that could become free."""
+WARNING_SECONDS = 30
 
 
 @dataclass(kw_only=True)
@@ -33,6 +39,8 @@ class Submission:
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
         continuation: makes a job that submits these keys, when the cap on jobs leaves something.
+        waiting: is told of a stage whose job has to end before it can be said what is left to do.
+        code: digest of the code that the jobs have to run.
         only: the keys that this submission is for; None is all that a plan needs. What failed since they were left is
             left to a retry.
         plan: what is asked for.
@@ -51,6 +59,8 @@ class Submission:
     sweep: str
     tracker: TrackerSettings
     continuation: Callable[[frozenset[str]], Callable[[], None]]
+    waiting: Callable[[Stage, str], None]
+    code: str
     only: frozenset[str] | None
     plan: Plan
     store: Store
@@ -62,6 +72,10 @@ class Submission:
     left: int = 0
     folder: Path = field(init=False)
 
+    @cached_property
+    def _stages(self) -> dict[str, Stage]:
+        return {stage.key: stage for stage in self.plan.stages}
+
     def run(self) -> None:
         """Submit what is neither stored nor in the queue.
 
@@ -72,45 +86,32 @@ class Submission:
         ledger = Ledger(self.store.root)
         self.folder = ledger.open(self.sweep, rehearsing=self.scheduler.rehearsing)
         before = ledger.latest()
-        queue = self.scheduler.queue({entry.user for entry in before.values()} | {user()})
-        pending = self.plan.pending(self.store)
-        members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in pending}
-        states = states_of(members, self.store, self.scheduler, patient=True)
-        # A stage that failed, or is blocked, may belong to a job that goes on with others.
-        self.jobs = {
-            key: before[key]
-            for key, state in states.items()
-            if key in before
-            and (queued := queue.get(before[key].job))
-            and queued.alive
-            and state.what in ("running", "pending")
-        }
+        found = survey(self.plan, self.store, self.scheduler, before, self.waiting)
+        self.jobs = dict(found.jobs)
         self.found = len(self.jobs)
-        todo = [stage for stage in pending if stage.key not in self.jobs]
+        todo = found.todo
         if self.only is not None:
             lost = {stage.key for stage in todo if stage.key not in self.only}
             todo = [stage for stage in todo if lost.isdisjoint(other.key for other in lineage((stage,)))]
-        self._take_over(ledger, queue)
-        advice = self._advice(todo, states, before)
+        self._take_over(ledger, found.queue)
+        advice = self._advice(todo, found.states, before)
         todo = [stage for stage in todo if stage.key not in self.refused and stage.key not in self.blocked]
-        cap = self.site.job_cap
         batches = batches_of(
             todo,
             elsewhere=self.jobs.keys(),
             joins=self.site.joins,
             fans=self.site.fans,
             pack=self.site.pack,
-            # Two places in the queue are kept: for the continuation that submits this, and for the next.
-            limit=min(self.site.array_limit, cap - 2) if cap else self.site.array_limit,
+            limit=self.site.array_limit,
         )
         if batches:
-            self._submit_all(batches, advice, queue, ledger)
+            self._submit_all(batches, advice, found.moving(before), ledger)
 
     def _submit_all(
         self,
         batches: Sequence[Batch],
         advice: Mapping[str, Advice],
-        queue: Mapping[str, Queued],
+        others: Sequence[str],
         ledger: Ledger,
     ) -> None:
         # The site counts the jobs of each user.
@@ -120,18 +121,22 @@ class Submission:
             room = self.site.job_cap - len(self.scheduler.queue({user()}))
         numbers: list[str] = []
         for place, batch in enumerate(batches):
-            if ledger.cancelled(self.sweep):
+            if ledger.cancelled(self.sweep) and not self.scheduler.rehearsing:
                 raise Interrupted(f"The sweep was cancelled after {self.calls} calls of sbatch.")
-            if room is not None:
-                last = place == len(batches) - 1
-                if len(batch.tasks) > room - (0 if last else 1):
-                    others = [_number(job) for job in queue if job != job_id()]
-                    self._note(ledger, self._leave(batches[place:], numbers or others))
-                    return
-                room -= len(batch.tasks)
-            entries = self._submit(batch, advice)
-            self._note(ledger, entries)
-            numbers.append(_number(entries[0].job))
+            last = place == len(batches) - 1
+            fits = len(batch.tasks)
+            if room is not None and fits > room - (0 if last else 1):
+                # A place is kept for the job that submits the rest.
+                fits = max(room - 1, 0)
+            if fits:
+                entries = self._submit(replace(batch, tasks=batch.tasks[:fits]), advice)
+                self._note(ledger, entries)
+                numbers.append(number_of(entries[0].job))
+            if fits < len(batch.tasks):
+                rest = replace(batch, tasks=batch.tasks[fits:])
+                self._leave([rest, *batches[place + 1 :]], numbers or others, ledger)
+                return
+            room = None if room is None else room - fits
 
     def _submit(self, batch: Batch, advice: Mapping[str, Advice]) -> list[Entry]:
         lines = [[stage.name for stage in line] for task in batch.tasks for line in task]
@@ -153,7 +158,7 @@ class Submission:
                     prepare=self.site.prepare(lines),
                     device=self.site.device(lines),
                     processes=self.site.processes,
-                    code=source_digest(),
+                    code=self.code,
                     allow_drift=self.site.allow_drift,
                     umask=_umask(),
                     requeues=self.site.requeues,
@@ -190,36 +195,47 @@ class Submission:
         A job may also run what is not needed, or what only some lines of the batch need. Its failure then says nothing
         of the others, and each child looks at its own parents.
         """
-        common = tuple(stage for stage in self.plan.stages if stage.key in batch.common)
-        needed = {other.key for other in lineage(common)}
+        needed = {other.key for other in lineage(tuple(self._stages[key] for key in batch.common))}
         jobs = {entry.job: needed.issuperset(entry.keys) for entry in (self.jobs[key] for key in batch.needs)}
         return sorted(job for job, all_needed in jobs.items() if all_needed), sorted(
             job for job, all_needed in jobs.items() if not all_needed
         )
 
-    def _leave(self, batches: Sequence[Batch], numbers: Sequence[str]) -> list[Entry]:
-        """Leave the rest to a job that starts when half of what is in the queue has ended."""
-        half = list(dict.fromkeys(numbers))
+    def _leave(self, batches: Sequence[Batch], numbers: Sequence[str], ledger: Ledger) -> None:
+        """Leave the rest to a job that starts when half of these jobs have ended."""
+        keys = frozenset(stage.key for batch in batches for stage in batch.stages)
+        parameters = self.site.parameters([[]], 1)
+        if not numbers:
+            # The places in the queue are taken by what is none of the harness's.
+            parameters["additional_parameters"] = {**parameters.get("additional_parameters", {}), "begin": LATER}
         request = Request(
             name=f"submit {self.sweep}",
             folder=self.folder,
-            jobs=[self.continuation(frozenset(stage.key for batch in batches for stage in batch.stages))],
-            after_any=half[: (len(half) + 1) // 2],
-            parameters=self.site.parameters([[]], 1),
+            jobs=[self.continuation(keys)],
+            after_any=numbers[: (len(numbers) + 1) // 2],
+            # It is short, and keeps nothing that it would have to save.
+            parameters={**parameters, "signal_delay_s": WARNING_SECONDS},
+            requeues=self.site.requeues,
             python=self.site.python,
         )
-        ids = self.scheduler.submit(request)
+        (job,) = self.scheduler.submit(request)
         self.calls += 1
-        self.left = sum(1 for batch in batches for _ in batch.stages)
-        return [
-            Entry(job=job, keys=(), user=user(), folder=str(self.folder.relative_to(self.store.root))) for job in ids
-        ]
+        self.left = len(keys)
+        if not self.scheduler.rehearsing:
+            ledger.leave(self.folder, keys)
+        folder = str(self.folder.relative_to(self.store.root))
+        self._note(ledger, [Entry(job=job, keys=(), user=user(), folder=folder)])
 
     def _take_over(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
         """End the continuations of earlier submissions of the sweep: this one is for all that they would submit."""
         mine = [entry.job for entry in ledger.entries(self.sweep) if not entry.keys and entry.job in queue]
-        if not self.scheduler.rehearsing and (waiting := [job for job in mine if job != job_id()]):
+        if self.scheduler.rehearsing or not (waiting := [job for job in mine if job != job_id()]):
+            return
+        try:
             self.scheduler.cancel(waiting)
+        except SchedulerError as error:
+            # Another user's, or just ended. One that goes on finds everything in the queue.
+            log.warning("jobs that would submit the rest of the sweep may go on: %s", error)
 
     def _note(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
         if not self.scheduler.rehearsing:
@@ -242,10 +258,6 @@ class Submission:
             elif bad := [other.key for other in lineage(stage.parents) if other.key in self.refused]:
                 self.blocked[stage.key] = bad[0]
         return advice
-
-
-def _number(job: str) -> str:
-    return job.partition("_")[0]
 
 
 def _umask() -> int:

@@ -21,6 +21,10 @@ from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 DRIFT = "code drift"
+DRIFTED = (
+    "The code of the harness is not the code that submitted this job. Check it out again, or submit anew; "
+    "`cluster.allow_drift=true` lets jobs run with other code."
+)
 REQUEUES = "requeue limit"
 TIME_UP = (
     "Slurm ended the job, at its time limit or for another job, and it may not start again (`cluster.requeues`). "
@@ -92,19 +96,22 @@ class Job:
             initialize=self.prepare,
         )
         if refusal := self._refusal():
-            for line in self.lines:
-                # The rest of the line is blocked by the first that is left.
-                left = next((stage for stage in map(store.stage, line) if not store.has(stage)), None)
-                if left is not None:
-                    record(left, desk, Stopwatch(), {"outcome": "failed", **refusal})
-            raise JobFailed(refusal["message"])
+            # The rest of a line is blocked by the first that is left.
+            missing = [
+                next((stage for stage in map(store.stage, line) if not store.has(stage)), None) for line in self.lines
+            ]
+            for stage in filter(None, missing):
+                record(stage, desk, Stopwatch(), {"outcome": "failed", **refusal})
+            if any(missing):
+                raise JobFailed(refusal["message"])
+            return
         # Its last run is not put back into the queue: it says why it ends.
         again = signal.getsignal(signal.SIGUSR2) if _restarts() < self.requeues else None
         last_call = LastCall(again, self.grace_seconds)
         signal.signal(signal.SIGUSR2, last_call.heard)
         self.prepare()
         desk = replace(desk, stop=last_call.given)
-        failed: list[Attempted] = []
+        messages: dict[str, str] = {}
         for line in self.lines:
             for result in self._run([store.stage(key) for key in line], desk):
                 if result.outcome == "stopped" and again is None:
@@ -113,14 +120,16 @@ class Job:
                 if last_call.given():
                     last_call.pass_on()
                 if result.outcome == "failed":
-                    failed.append(result)
-        if failed:
-            raise JobFailed("; ".join(f"{result.key}: {result.message}" for result in failed))
+                    messages[result.key] = result.message
+        # What failed here may have been finished by another process: only what is missing counts.
+        left = [key for line in self.lines for key in line if not store.has(store.stage(key))]
+        if left:
+            raise JobFailed("; ".join(f"{key}: {messages[key]}" for key in left if key in messages))
 
     def _run(self, line: Sequence[Stage], desk: Desk) -> Iterator[Attempted]:
         unmet: set[str] = set()
         for stage in line:
-            if not unmet.isdisjoint(other.key for other in lineage(stage.parents)):
+            if any(other.key in unmet and not desk.store.has(other) for other in lineage(stage.parents)):
                 unmet.add(stage.key)
                 continue
             result = self._settled(stage, replace(desk, shrink=self.shrink.get(stage.key, 1)))
@@ -145,11 +154,7 @@ class Job:
             )
             return {"cause": REQUEUES, "message": message}
         if source_digest() != self.code and not self.allow_drift:
-            message = (
-                "The code of the harness is not the code that submitted this job. Check it out again, or submit anew; "
-                "`cluster.allow_drift=true` lets jobs run with other code."
-            )
-            return {"cause": DRIFT, "message": message}
+            return {"cause": DRIFT, "message": DRIFTED}
         return None
 
 

@@ -81,6 +81,8 @@ class FakeScheduler:
 
     def cancel(self, jobs: Collection[str]) -> None:
         for name in jobs:
+            if name in self.jobs and self.jobs[name].owner != getpass.getuser():
+                raise SchedulerError(f"scancel: job {name}: access denied")
             self.cancelled.append(name)
             self.end(name, "CANCELLED")
 

@@ -82,3 +82,27 @@ def test_ledger_that_cannot_be_read_is_named(ledger):
 
     with pytest.raises(StoreError, match=NAME):
         list(ledger.entries())
+
+
+def test_sweep_that_found_everything_in_the_queue_was_submitted_too(ledger):
+    ledger.open("two")
+
+    assert ledger.sweeps() == ["two"]
+    assert ledger.opened("two")
+
+
+def test_entry_knows_its_sweep_by_where_it_lies(ledger):
+    folder = ledger.open("one")
+    ledger.write(folder, [entry("1", "a")])
+
+    assert [one.sweep for one in ledger.entries()] == ["one"]
+    assert "sweep" not in (folder / NAME).read_text()
+
+
+def test_what_was_left_to_a_continuation_is_read_as_it_was_noted(ledger, root):
+    folder = ledger.open("one")
+    left = entry("2", folder=str(folder.relative_to(root)))
+
+    assert ledger.left(left) is None, "an earlier version noted nothing"
+    ledger.leave(folder, {"b", "a"})
+    assert ledger.left(left) == {"a", "b"}

@@ -1,16 +1,20 @@
 """States: what became of each stage, and why. The store's word first, Slurm's for the rest."""
 
+import multiprocessing
 import os
+import platform
+import signal
 import time
 
 import pytest
 from fake_scheduler import FakeScheduler, submit
 from toys import ALLOW, Add, Mix, Number, chain, run
 
-from harness.engine.claim import LEASE_SECONDS
+from harness.engine.causes import Cause, cause_of
+from harness.engine.claim import LEASE_SECONDS, Claims, left_behind
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.plan import Plan
-from harness.engine.states import Cause, Member, cause_of, members_of, states_of
+from harness.engine.states import Member, members_of, states_of
 from harness.engine.store import Store
 
 FAILED = {
@@ -28,9 +32,9 @@ def scheduler() -> FakeScheduler:
     return FakeScheduler()
 
 
-def look(store, scheduler, *leaves, patient=False):
+def look(store, scheduler, *leaves, patient=False, sweep="toys-1"):
     members = {stage.key: Member(stage.name, [p.key for p in stage.parents]) for stage in Plan.of(leaves).stages}
-    return states_of(members, Store(store.root, allow=ALLOW), scheduler, patient=patient)
+    return states_of(members, Store(store.root, allow=ALLOW), scheduler, patient=patient, sweep=sweep)
 
 
 def submitted(store, scheduler, leaf, **settings):
@@ -54,18 +58,59 @@ def test_sweep_that_was_never_submitted_is_pending_and_slurm_is_not_asked(store,
     assert not scheduler.asked
 
 
-def test_stage_that_no_job_will_run_is_lost_unless_a_continuation_waits(store, scheduler):
+def test_stage_that_no_job_will_run_is_lost_unless_a_continuation_of_its_sweep_waits(store, scheduler):
     first, rest = Number(value=0.0), Number(value=1.0)
     submitted(store, scheduler, first)
 
     alone = look(store, scheduler, first, rest)
     ledger = Ledger(store.root)
-    scheduler.jobs["77"] = scheduler.jobs[next(iter(scheduler.jobs))]
-    ledger.write(ledger.open("big"), [Entry(job="77", keys=(), user="me")])
+    for job, sweep in (("76", "toys-1"), ("77", "big")):
+        scheduler.jobs[job] = scheduler.jobs["1"]
+        ledger.write(ledger.open(sweep), [Entry(job=job, keys=(), user="me")])
     continued = look(store, scheduler, first, rest)
+    del scheduler.jobs["76"]
+    others = look(store, scheduler, first, rest)
 
     assert (alone[first.key].what, alone[rest.key].what) == ("pending", "lost")
-    assert (continued[rest.key].what, continued[rest.key].job) == ("pending", "77")
+    assert (continued[rest.key].what, continued[rest.key].job) == ("pending", "76")
+    assert (others[rest.key].what, others[rest.key].job) == ("lost", "76")
+
+
+def test_stage_of_a_local_sweep_is_pending_though_a_submitted_one_shares_its_base(store, root, scheduler):
+    base = Number(value=0.0)
+    submitted(store, scheduler, base)
+    scheduler.work_off()
+    leaf = Add(parent=base, amount=1)
+
+    found = look(store, scheduler, leaf, sweep="local")[leaf.key]
+
+    assert (found.what, found.message) == ("pending", "not begun")
+
+
+def test_stage_that_was_left_to_a_continuation_waits_whatever_became_of_it_before(store, scheduler):
+    first, rest, last = (Number(value=float(value)) for value in range(3))
+    for job in submit(store, scheduler, [first, rest, last]).submitted.values():
+        scheduler.end(job, "TIMEOUT")
+    submit(store, scheduler, [first, rest, last], job_cap=2)
+
+    found = look(store, scheduler, first, rest)
+
+    (continuation,) = [job for job, one in scheduler.jobs.items() if one.request.name.startswith("submit")]
+    assert [found[one.key].what for one in (first, rest)] == ["pending", "pending"]
+    assert found[rest.key].job == continuation
+
+
+def test_continuation_that_ended_without_submitting_is_told(store, scheduler):
+    first, rest, last = (Number(value=float(value)) for value in range(3))
+    submit(store, scheduler, [first, rest, last], job_cap=2)
+    (continuation,) = [job for job, one in scheduler.jobs.items() if one.request.name.startswith("submit")]
+    scheduler.end(continuation, "TIMEOUT")
+
+    found = look(store, scheduler, first, rest)[rest.key]
+
+    assert (found.what, found.job) == ("lost", continuation)
+    assert "(timeout)" in found.message
+    assert found.log.endswith(f"{continuation}_0_log.err")
 
 
 def test_stored_stage_is_stored_whatever_slurm_says(store, root, scheduler):
@@ -105,6 +150,62 @@ def test_stage_that_a_local_process_works_on_is_running_even_if_it_failed_before
     store.record_attempt(leaf.key, {**FAILED, "started": "2020"})
 
     assert look(store, scheduler, leaf)[leaf.key].what == "running"
+
+
+def test_stage_that_a_process_works_on_is_running_though_an_earlier_job_of_it_ended(store, scheduler):
+    leaf = chain(1)
+    scheduler.end(submitted(store, scheduler, leaf), "CANCELLED")
+    claim(store, leaf.key)
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "running"
+
+
+def test_line_that_failed_and_runs_again_in_its_job_is_running(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    scheduler.jobs[job].state, scheduler.jobs[job].reason = "RUNNING", "None"
+    store.record_attempt(leaf.key, {**FAILED, "job": job})
+    assert look(store, scheduler, leaf)[leaf.key].what == "failed"
+
+    claim(store, leaf.key)
+
+    found = look(store, scheduler, leaf)[leaf.key]
+    assert (found.what, found.job) == ("running", job)
+
+
+def test_claim_of_a_process_that_was_killed_is_no_run(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    store.prepare()
+    holder = multiprocessing.get_context("fork").Process(target=_hold, args=(store.claims, leaf.key))
+    holder.start()
+    holder.join()
+    scheduler.end(job, "FAILED", signal=9)
+
+    assert (store.claims / leaf.key).exists()
+    assert look(store, scheduler, leaf)[leaf.key].cause == Cause.KILLED
+
+
+def _hold(folder, key):
+    held = Claims(folder).take(key)
+    assert held is not None
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("node", "left"), [("far-away", True), ("elsewhere", False)])
+def test_claim_of_another_host_is_left_behind_if_its_job_ended_there(store, node, left):
+    store.prepare()
+    claim = Claims(store.claims).take("key")
+    assert claim is not None
+    path = store.claims / "key"
+    written = path.read_text()
+    path.write_text(written.replace(f"{platform.node()}", "far-away"))
+    assert path.read_text() != written
+
+    assert left_behind(store.claims, "key", node) == left
+
+    path.write_text(written)
+    claim.release()
 
 
 def test_claim_that_nobody_touches_is_no_run(store, scheduler):

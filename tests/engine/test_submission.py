@@ -2,15 +2,20 @@
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
-from fake_scheduler import FakeScheduler, executor, submit
+from fake_scheduler import FakeJob, FakeScheduler, executor, submit
 from toys import ALLOW, Add, Mix, Number, chain, run, runs
 
+from harness.engine import survey
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
+from harness.engine.scheduler import Request
+from harness.engine.states import Member, states_of
 from harness.engine.store import Store
+from harness.engine.worker import Job
 from harness.errors import Interrupted, SchedulerError, StoreError
 
 TRACE = {"outcome": "failed", "cause": "RuntimeError", "traceback": "boom", "started": "2020", "seconds": 1.0}
@@ -409,3 +414,204 @@ def test_packed_lines_do_not_fall_with_a_stage_that_only_one_of_them_needs(store
     jobs = {key: entry.job for key, entry in Ledger(store.root).latest().items()}
     assert request.after_ok == [jobs[common.key]]
     assert request.after_any == sorted([jobs[first.key], jobs[second.key]])
+
+
+def waiting_continuation(scheduler):
+    (name,) = [name for name, job in scheduler.jobs.items() if job.request.name.startswith("submit")]
+    return name, scheduler.jobs[name].request
+
+
+def test_stage_that_is_stored_while_a_continuation_looks_takes_nothing_along(store, scheduler, monkeypatch):
+    base, adds = fan([1, 2, 3])
+    submit(store, scheduler, adds, job_cap=3)
+    name, _ = waiting_continuation(scheduler)
+    real = survey.states_of
+
+    def late(*arguments, **settings):
+        monkeypatch.setattr(survey, "states_of", real)
+        run(store.root, [base])
+        scheduler.end("1", "COMPLETED")
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(survey, "states_of", late)
+    scheduler._execute(name)
+    scheduler.work_off()
+
+    assert stored(store, adds)
+
+
+def test_cap_lets_in_as_many_tasks_of_a_batch_as_there_is_room_for(store, scheduler):
+    for number in range(6):
+        scheduler.jobs[f"9{number}"] = FakeJob(print, Request(name="notebook", folder=store.root, jobs=[]))
+
+    outcome = submit(store, scheduler, [Number(value=float(value)) for value in range(40)], job_cap=20)
+
+    assert [len(request.jobs) for request in scheduler.requests] == [13, 1]
+    assert outcome.left == 27
+    assert len(scheduler.jobs) == 20
+
+
+def test_continuation_waits_for_jobs_of_the_harness_that_move_and_for_no_others(store, scheduler):
+    submit(store, scheduler, [Number(value=float(value)) for value in range(3)], sweep="before")
+    submit(store, scheduler, [Number(value=-1.0)], sweep="held")
+    scheduler.jobs["2"].reason = "JobHeldUser"
+    scheduler.jobs["99"] = FakeJob(print, Request(name="notebook", folder=store.root, jobs=[]))
+
+    submit(store, scheduler, fan([1, 2], start=7.0)[1], job_cap=6)
+
+    _, request = waiting_continuation(scheduler)
+    assert request.after_any == ["1"]
+
+
+def test_continuation_that_has_nothing_to_wait_for_looks_again_later(store, scheduler):
+    for number in range(3):
+        scheduler.jobs[f"9{number}"] = FakeJob(print, Request(name="notebook", folder=store.root, jobs=[]))
+
+    submit(store, scheduler, [chain(2)], job_cap=4)
+
+    _, request = waiting_continuation(scheduler)
+    assert request.after_any == []
+    assert request.parameters["additional_parameters"] == {"begin": "now+300"}
+
+
+def test_continuation_is_requeued_as_other_jobs_are_and_warned_late(store, scheduler):
+    submit(store, scheduler, [chain(4)], job_cap=3, requeues=2)
+
+    _, request = waiting_continuation(scheduler)
+    assert request.requeues == 2
+    assert request.parameters["signal_delay_s"] == 30
+
+
+def test_continuation_of_other_code_is_refused_and_says_so_at_what_was_left(store, scheduler):
+    _, adds = fan([1, 2, 3])
+    child = Add(parent=adds[-1], amount=9)
+    drifting(store, scheduler, [*adds[:-1], child], job_cap=3)
+    calls = len(scheduler.requests)
+
+    scheduler.work_off()
+
+    assert len(scheduler.requests) == calls
+    name = next(job for job, ended in scheduler.ended.items() if ended.state == "FAILED")
+    members = {
+        stage.key: Member(stage.name, [p.key for p in stage.parents]) for stage in Plan.of([child, *adds]).stages
+    }
+    states = states_of(members, store, scheduler, sweep="toys-1")
+    assert (states[adds[-1].key].what, states[adds[-1].key].cause) == ("failed", "code drift")
+    assert states[adds[-1].key].job == name
+    assert states[child.key].what == "blocked"
+
+
+def test_continuation_of_other_code_that_is_allowed_submits_jobs_of_the_first(store, scheduler):
+    _, adds = fan([1, 2, 3])
+    drifting(store, scheduler, adds, job_cap=3, allow_drift=True)
+
+    scheduler.work_off()
+
+    assert stored(store, adds)
+    assert {job.code for request in scheduler.requests for job in request.jobs if isinstance(job, Job)} == {"first"}
+
+
+def drifting(store, scheduler, leaves, **settings):
+    """Submit with code that is not there any more when the jobs run."""
+    first = replace(executor(scheduler, **settings), code="first")
+    first.run(Plan.of(leaves), Store(store.root, allow=ALLOW))
+    if not settings.get("allow_drift"):
+        for job in scheduler.jobs.values():
+            if isinstance(job.run, Job):
+                job.run = replace(job.run, code=source_digest())
+
+
+def test_continuation_asks_a_slurm_that_does_not_answer_again(store, scheduler, monkeypatch):
+    _, adds = fan([1, 2, 3])
+    submit(store, scheduler, adds, job_cap=3)
+    name, _ = waiting_continuation(scheduler)
+    scheduler.down = True
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        scheduler.down = len(pauses) < 3
+
+    monkeypatch.setattr("harness.engine.slurm.time.sleep", sleep)
+    scheduler._execute(name)
+    scheduler.work_off()
+
+    assert pauses == [5.0, 10.0, 20.0]
+    assert stored(store, adds)
+
+
+def test_continuation_gives_up_on_a_slurm_that_never_answers(store, scheduler, monkeypatch):
+    _, adds = fan([1, 2, 3])
+    submit(store, scheduler, adds, job_cap=3)
+    scheduler.down = True
+    monkeypatch.setattr("harness.engine.slurm.time.sleep", lambda _: None)
+
+    with pytest.raises(SchedulerError):
+        waiting_continuation(scheduler)[1].jobs[0]()
+
+
+def test_continuation_of_another_user_that_cannot_be_ended_ends_nothing(store, scheduler, monkeypatch):
+    _, adds = fan([1, 2, 3])
+    monkeypatch.setenv("LOGNAME", "somebody")
+    submit(store, scheduler, adds, job_cap=3)
+    monkeypatch.setenv("LOGNAME", "me")
+
+    outcome = submit(store, scheduler, adds)
+
+    assert outcome.left == 0
+    assert len(outcome.submitted) == 4
+
+
+@pytest.mark.parametrize("end", ["CANCELLED", "requeued", "never"])
+def test_job_that_is_ending_is_waited_for_before_it_is_depended_on(store, scheduler, monkeypatch, end):
+    leaf = chain(2)
+    submit(store, scheduler, [leaf])
+    scheduler.jobs["1"].state = "COMPLETING"
+    scheduler.end("2", "CANCELLED")
+
+    def sleep(seconds):
+        if end == "CANCELLED":
+            scheduler.end("1", end)
+        elif end == "requeued":
+            scheduler.jobs["1"].state = "PENDING"
+        else:
+            monkeypatch.setattr("harness.engine.survey.ENDING_SECONDS", -100.0)
+            monkeypatch.setattr("harness.engine.survey.time.monotonic", lambda: float("inf"))
+
+    monkeypatch.setattr("harness.engine.survey.time.sleep", sleep)
+    told = []
+    outcome = submit(store, scheduler, [leaf], on_event=told.append)
+
+    (number,) = leaf.parents
+    assert [event.message for event in told if event.what == "waiting"] == [
+        "job 1 is ending; looking again for up to 60 s"
+    ]
+    first = "1" if end == "requeued" else "3"
+    assert outcome.submitted[number.key] == first
+    assert edges(scheduler)[-1] == ([first], [])
+
+
+def test_three_failures_for_memory_are_not_the_same_error(store, scheduler):
+    leaf = chain(1)
+    store.prepare()
+    for _ in range(3):
+        store.record_attempt(leaf.key, {**TRACE, "cause": "MemoryError", "code": source_digest()})
+
+    outcome = submit(store, scheduler, [leaf], on_oom="shrink")
+
+    assert outcome.complete
+    assert dict(scheduler.requests[-1].jobs[0].shrink) == {leaf.key: 2}
+
+
+def test_waiting_executor_survives_a_job_that_slurm_will_never_start_for_no_reason_known_here(store, scheduler):
+    leaf = chain(1)
+
+    class Blocking(FakeScheduler):
+        def submit(self, request):
+            ids = super().submit(request)
+            self.jobs[ids[0]].reason = "DependencyNeverSatisfied"
+            return ids
+
+    outcome = submit(store, Blocking(), [leaf], wait=True)
+
+    assert outcome.blocked == {leaf.key: leaf.key}

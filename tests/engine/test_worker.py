@@ -10,6 +10,7 @@ import pytest
 from fake_scheduler import prepared, within_job
 from toys import ALLOW, Add, Number, Silent, chain, run, runs, wait_for
 
+from harness.engine import worker
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
@@ -227,3 +228,34 @@ def test_checkpoint_of_a_job_is_the_job_itself(store):
     job = Requeueable(job_of(store, [chain(1)]))
 
     assert job.checkpoint().function is job
+
+
+@pytest.mark.parametrize("why", [{"code": "other"}, {"requeues": 0}])
+def test_job_that_may_not_begin_succeeds_if_everything_is_stored(store, root, why):
+    leaf = chain(2)
+    run(root, [leaf])
+
+    with within_job("5", SLURM_RESTART_COUNT="1"):
+        job_of(store, lineage((leaf,)), **why)()
+
+    assert store.attempts(leaf.key)[-1]["outcome"] == "executed"
+
+
+def test_stage_that_failed_here_and_was_finished_by_another_process_fails_nobody(store, root, monkeypatch):
+    bad = chain(2)
+    child = Add(parent=bad, amount=9)
+    job = job_of(store, lineage((child,)))
+    real = worker.attempt
+
+    def attempt(stage, desk):
+        if stage is not desk.store.stage(bad.key):
+            return real(stage, desk)
+        run(root, [bad])
+        return worker.Attempted(key=stage.key, outcome="failed", message="the other was faster")
+
+    monkeypatch.setattr(worker, "attempt", attempt)
+
+    with within_job("5"):
+        job()
+
+    assert store.has(child)

@@ -186,6 +186,24 @@ def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
     assert sweep.store.has(base)
 
 
+def test_retry_that_only_rehearses_changes_nothing(sweep, scheduler):
+    submit(sweep)
+    cancel(sweep.store, sweep.sweep, scheduler)
+    base, align, poison = (sweep.stages(kind)[0] for kind in ("base", "align", "poison"))
+    sweep.finish(base, align, poison)
+    (sweep.store.folder(align) / "file").write_text("altered")
+    (finetune,) = sweep.stages("finetune")
+    sweep.store.record_attempt(finetune.key, {"outcome": "failed", "cause": "DamagedArtifact", "started": "2020"})
+
+    front = Heard()
+    retry(sweep.store, None, {"cluster.dry_run": True}, front)
+
+    assert front.said == [f"the artifact of align {align.key} is damaged; a retry sets it aside"]
+    assert sweep.store.has(align)
+    assert Ledger(sweep.store.root).cancelled(sweep.sweep)
+    assert not scheduler.jobs
+
+
 def test_retry_with_a_wrong_change_does_nothing(sweep, scheduler):
     with pytest.raises(ConfigError, match=r"`cluster\.partitio`"):
         retry(sweep.store, None, {"cluster.partitio": "x"}, Silent())
@@ -225,6 +243,21 @@ def test_cancel_spares_jobs_that_another_submitted_sweep_needs(sweep, scheduler)
     assert shared <= set(found.spared)
     assert set(found.ended) >= {latest[stage.key].job for stage in sweep.stages("finetune")}
     assert set(scheduler.jobs) >= shared
+
+
+def test_cancel_spares_jobs_that_a_sweep_found_in_the_queue_and_ends_them_with_it(sweep, scheduler):
+    submit(sweep)
+    other = record(sweep.store.root, "cluster=slurm", "title=other")
+    assert other.sweep != sweep.sweep
+    submit(other)
+    jobs = set(scheduler.jobs)
+
+    first = cancel(sweep.store, sweep.sweep, scheduler)
+    assert (first.ended, set(first.spared)) == ([], jobs)
+    second = cancel(sweep.store, other.sweep, scheduler)
+
+    assert set(second.ended) == jobs
+    assert not scheduler.jobs
 
 
 @pytest.mark.parametrize("how", ["cancelled", "rehearsed"])
@@ -285,6 +318,53 @@ def test_gc_never_removes_what_is_queued_or_claimed(sweep, scheduler):
     assert [garbage.path for garbage in found] == [sweep.store.work(align.key)]
 
 
+def test_gc_keeps_what_a_queued_or_claimed_stage_reads(sweep, scheduler):
+    submit(sweep)
+    base, align, poison, finetune = (sweep.stages(kind)[0] for kind in ("base", "align", "poison", "finetune"))
+    sweep.finish(base, align, poison, finetune)
+    scheduler.jobs.clear()
+    (sweep.store.root / "sweeps" / f"{sweep.sweep}.json").unlink()
+    aged(sweep.store.root)
+    claim = Claims(sweep.store.claims).take(_reader(sweep, finetune).key)
+    assert claim is not None
+
+    with claim:
+        assert not [
+            one
+            for one in collect(sweep.store, seconds=86400, dry_run=True, scheduler=scheduler)
+            if one.what == "artifact"
+        ]
+    found = [
+        one.path
+        for one in collect(sweep.store, seconds=86400, dry_run=True, scheduler=scheduler)
+        if one.what == "artifact"
+    ]
+
+    assert set(found) == {sweep.store.folder(stage) for stage in (base, align, poison, finetune)}
+
+
+@pytest.mark.parametrize("how", ["asked for", "claimed"])
+def test_gc_looks_again_before_it_removes(sweep, scheduler, how):
+    base, align = (sweep.stages(kind)[0] for kind in ("base", "align"))
+    sweep.finish(base, align)
+    path = sweep.store.root / "sweeps" / f"{sweep.sweep}.json"
+    asked_for = path.read_text()
+    path.unlink()
+    aged(sweep.store.root)
+
+    going = collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler)
+    first = next(going)
+    if how == "asked for":
+        path.write_text(asked_for)
+    else:
+        (sweep.store.claims / align.key).touch()
+        (sweep.store.claims / base.key).touch()
+
+    assert first.what == "artifact"
+    assert [garbage.what for garbage in going if garbage.what == "artifact"] == []
+    assert sum(sweep.store.has(stage) for stage in (base, align)) == 1
+
+
 def test_gc_keeps_everything_that_was_submitted_while_slurm_does_not_answer(sweep, scheduler):
     submit(sweep)
     (base,) = sweep.stages("base")
@@ -310,3 +390,7 @@ def test_record_of_an_earlier_version_protects_its_artifacts_and_asks_for_a_new_
         status(sweep.store, None, scheduler)
     with pytest.raises(StoreError, match="Run the command of the sweep again"):
         retry(sweep.store, None, {}, Silent())
+
+
+def _reader(sweep, stage):
+    return next(one for one in sweep.stages("generate") if stage in one.parents)

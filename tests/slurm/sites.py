@@ -90,7 +90,7 @@ class Toys:
     def states(self) -> dict[str, State]:
         stages = lineage(tuple(self.leaves))
         members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in stages}
-        return states_of(members, self.store, Slurm(), patient=True)
+        return states_of(members, self.store, Slurm(), sweep=self.sweep, patient=True)
 
     def state(self, stage: Stage) -> State:
         return self.states()[stage.key]

@@ -25,9 +25,9 @@ from faults import (
 from sites import Toys, ToySite
 from toys import Add, Count, Mix, Number, runs
 
+from harness.engine.causes import Cause
 from harness.engine.ledger import Ledger
 from harness.engine.scheduler import Slurm
-from harness.engine.states import Cause
 from harness.errors import Interrupted
 
 
