@@ -51,10 +51,10 @@ class Lora:
 
     def problems(self) -> list[str]:
         """Return every setting that is out of range."""
-        found = [*counts(self, "rank"), *positive(self, "alpha"), *below_one(self, "dropout")]
+        found = [*counts(self, "rank"), *positive(self, "alpha")]
         if not self.targets:
             found.append("`targets`: is empty; expected the names of linear layers, for example [q_proj, v_proj]")
-        return found
+        return [*found, *below_one(self, "dropout")]
 
 
 def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:

@@ -146,7 +146,7 @@ def test_build_of_protocol_field_takes_the_named_class() -> None:
         ({"lamb": 1}, "`kit.method`: which class is meant is not said; expected `_target_` with a `Method`."),
         (
             {"_target_": "os.system"},
-            "`kit.method._target_`: 'os.system' is not allowed; expected a class under `toys.`.",
+            "`kit.method._target_`: 'os.system' is not allowed; expected a class under `toys.`; `targets=[",
         ),
         ({"_target_": "toys.Nothing"}, "`kit.method._target_`: `toys.Nothing` cannot be imported"),
         ({"_target_": "toys.wait_for"}, "`kit.method._target_`: `toys.wait_for` cannot be imported"),
