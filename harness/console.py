@@ -178,7 +178,8 @@ def print_synced(synced: Synced) -> None:
     Raises:
         TrackingError: not everything arrived.
     """
-    said = f"{plural(synced.sent, 'run')} sent, {synced.current} there already"
+    runs = plural(synced.sent, "run")
+    said = f"{runs} written, none sent" if synced.offline else f"{runs} sent, {synced.current} there already"
     said += f", {synced.unfinished} not complete in the store" if synced.unfinished else ""
     print_text(f"{said}: {synced.place}")
     if synced.missing:

@@ -219,9 +219,9 @@ def _queued(root: Store, scheduler: Scheduler) -> set[str]:
 
 
 def _damaged(plan: Plan, store: Store) -> Iterator[Stage]:
-    """Find the stored ancestors of stages that met a damaged artifact, as far as they are damaged at this moment."""
+    """Find stored results, and ancestors of stages that met a damaged artifact, that are damaged at this moment."""
     met = tuple(stage for stage in plan.pending(store) if _cause(stage, store) == DamagedArtifact.__name__)
-    for stage in lineage(met):
+    for stage in {stage.key: stage for stage in (*lineage(met), *plan.leaves)}.values():
         if not store.has(stage):
             continue
         try:

@@ -144,7 +144,11 @@ def sync(arguments: list[str]) -> None:
     sweep = sweep_named(Store(chosen.store), chosen.sweep)
     said = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
     given = {name: value for name, value in said.items() if value is not None}
-    settings = replace(mirror.recorded(chosen.store, sweep), **given)
+    recorded = mirror.recorded(chosen.store, sweep)
+    if recorded.mode == "offline":
+        # That was for the run; who syncs wants it sent, unless WANDB_MODE says otherwise here and now.
+        recorded = replace(recorded, mode=None)
+    settings = replace(recorded, **given)
     if chosen.follow or chosen.attached:
         with attached(sys.stdin if chosen.attached else None) as ended:
             follow(chosen.store, sweep, settings, ended=ended, tell=print_text)

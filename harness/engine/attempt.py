@@ -254,7 +254,7 @@ def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) ->
         "seconds": watch.seconds,
         "host": platform.node(),
         "pid": os.getpid(),
-        "code": source_digest(),
+        "code": source_digest(desk.store.allow),
         **({"job": desk.job, "node": os.environ.get("SLURMD_NODENAME", "")} if desk.job else {}),
         **{name: text for name, text in ended.items() if text},
     }

@@ -94,5 +94,5 @@ def files_in(folder: Path) -> list[Path]:
 def damaged(folder: Path, problem: str) -> DamagedArtifact:
     """Return the error for an artifact that is not what its manifest says."""
     return DamagedArtifact(
-        f"The artifact `{folder}` is damaged: {problem}. Delete the folder; the next run makes it again."
+        f"The artifact `{folder}` is damaged: {problem}. `harness retry` sets it aside and makes it again."
     )

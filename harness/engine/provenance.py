@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,29 @@ def code(package: Path) -> dict[str, Any] | None:
 
 
 @cache
-def source_digest() -> str:
-    """Return the digest of the package's source files: two processes that agree on it run the same code."""
+def source_digest(allow: tuple[str, ...] = ()) -> str:
+    """Return the digest of the package's source files: two processes that agree on it run the same code.
+
+    Args:
+        allow: prefixes of the classes that a stage may be made of; the source files of their packages count too.
+    """
     package = Path(__file__).parents[1]
     whole = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        whole.update(f"{path.relative_to(package)}\n".encode())
-        whole.update(path.read_bytes())
+    names = sorted({prefix.partition(".")[0] for prefix in allow} - {package.name})
+    for place in (package, *(place for name in names for place in _sources(name))):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            whole.update(f"{path.relative_to(place.parent)}\n".encode())
+            whole.update(path.read_bytes())
     return whole.hexdigest()[:16]
+
+
+def _sources(name: str) -> list[Path]:
+    """Return the folders, or the file, of a top-level module; nothing if it is not there."""
+    found = find_spec(name)
+    if found is None:
+        return []
+    places = found.submodule_search_locations or ([found.origin] if found.origin else [])
+    return [Path(place) for place in places]
 
 
 def redacted(arguments: Iterable[str]) -> list[str]:

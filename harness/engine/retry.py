@@ -59,5 +59,5 @@ def _stuck(key: str, store: Store) -> bool:
     last = store.attempts(key)[-SAME_ERRORS:]
     causes = {cause_of(attempt) for attempt in last}
     traces = {attempt.get("traceback", "") for attempt in last}
-    codes = {attempt.get("code", "") for attempt in last}
-    return len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {source_digest()}
+    codes, here = {attempt.get("code", "") for attempt in last}, source_digest(store.allow)
+    return len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {here}

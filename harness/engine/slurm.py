@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.engine.attempt import Desk, record
@@ -49,7 +49,7 @@ class SlurmExecutor:
         wait: stay until nothing is left to run.
         poll_seconds: how often a waiting executor looks.
         only: the keys that a continuation submits; None for everybody else.
-        code: digest of the code that the jobs have to run.
+        code: digest of the code that the jobs have to run; empty for that which is here.
     """
 
     site: Site
@@ -60,7 +60,7 @@ class SlurmExecutor:
     wait: bool = False
     poll_seconds: float = 5.0
     only: frozenset[str] | None = None
-    code: str = field(default_factory=source_digest)
+    code: str = ""
 
     def run(self, plan: Plan, store: Store) -> Outcome:
         """Submit the stages of a plan that are neither in the store nor in the queue.
@@ -81,9 +81,10 @@ class SlurmExecutor:
         store.prepare()
         store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
+        code = self.code or source_digest(store.allow)
 
         def again(keys: frozenset[str]) -> Continuation:
-            executor = replace(self, on_event=unheard, wait=False, only=keys)
+            executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
             return Continuation(executor, store.root, store.allow, leaves)
 
         submission = Submission(
@@ -94,7 +95,7 @@ class SlurmExecutor:
             continuation=again,
             only=self.only,
             waiting=lambda stage, why: self._tell("waiting", stage, plan, len(cached), message=why),
-            code=self.code,
+            code=code,
             plan=plan,
             store=store,
         )
@@ -182,7 +183,7 @@ class Continuation:
         store = Store(self.root, allow=self.allow)
         if Ledger(self.root).cancelled(self.executor.sweep):
             return
-        drifted = source_digest() != self.executor.code and not self.executor.site.allow_drift
+        drifted = source_digest(self.allow) != self.executor.code and not self.executor.site.allow_drift
         plan = Plan.of(store.stage(key) for key in self.leaves)
         if drifted:
             self._refuse(plan, store)

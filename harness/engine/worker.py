@@ -153,7 +153,7 @@ class Job:
                 "Give it more time (`cluster.resources`), then `harness retry`."
             )
             return {"cause": REQUEUES, "message": message}
-        if source_digest() != self.code and not self.allow_drift:
+        if source_digest(self.allow) != self.code and not self.allow_drift:
             return {"cause": DRIFT, "message": DRIFTED}
         return None
 

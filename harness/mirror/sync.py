@@ -46,6 +46,7 @@ class Synced:
         place: where the runs are.
         missing: runs that did not arrive.
         reason: why not.
+        offline: whether they were written to files and not sent.
     """
 
     sent: int
@@ -54,6 +55,7 @@ class Synced:
     place: str
     missing: int = 0
     reason: str = ""
+    offline: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +183,9 @@ def _written(store: Store, contents: Contents, settings: Wandb) -> Synced:
     for entry in entries:
         wire.send(entry, after=-1)
     reset()
-    return Synced(
-        sent=len(entries), current=0, unfinished=len(contents.ids) - len(entries), place=str(folder / "wandb")
-    )
+    unfinished = len(contents.ids) - len(entries)
+    place = str(folder / "wandb")
+    return Synced(sent=len(entries), current=0, unfinished=unfinished, place=place, offline=True)
 
 
 def _need_wandb() -> None:

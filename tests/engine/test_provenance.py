@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from harness.engine.provenance import REDACTED, Stopwatch, code, redacted
+from harness.engine.provenance import REDACTED, Stopwatch, code, redacted, source_digest
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,17 @@ def test_code_of_installed_package_has_no_commit(tmp_path) -> None:
     (tmp_path / "harness").mkdir()
 
     assert code(tmp_path / "harness") is None
+
+
+def test_digest_of_the_code_covers_the_packages_that_classes_may_come_from(tmp_path, monkeypatch) -> None:
+    module = tmp_path / "my_lab" / "mine.py"
+    module.parent.mkdir()
+    module.write_text("strength = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    ours, before = source_digest(("harness.",)), source_digest(("harness.", "my_lab."))
+
+    module.write_text("strength = 50")
+    source_digest.cache_clear()
+
+    assert ours == source_digest() == source_digest(("harness.", "not_there."))
+    assert len({ours, before, source_digest(("harness.", "my_lab."))}) == 3

@@ -58,7 +58,7 @@ def test_store_path_of_damaged_artifact_names_file_and_mend(root, number, damage
 
     assert "`sub folder/number.txt`" in str(caught.value)
     assert expected in str(caught.value)
-    assert "Delete the folder; the next run makes it again." in str(caught.value)
+    assert "`harness retry` sets it aside and makes it again." in str(caught.value)
     assert str(store.folder(number)) in str(caught.value)
 
 

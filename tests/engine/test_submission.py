@@ -307,7 +307,7 @@ def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root
     assert "3 times with the same traceback" in refused.failed[bad.key].message
     assert refused.blocked == {child.key: bad.key}
     assert not refused.complete
-    monkeypatch.setattr("harness.engine.retry.source_digest", lambda: "other code")
+    monkeypatch.setattr("harness.engine.retry.source_digest", lambda _: "other code")
     assert set(submit(store, scheduler, [child, good]).submitted) == {bad.key, child.key}
 
 
@@ -342,7 +342,7 @@ def test_waiting_executor_tells_why_a_stage_was_refused(store, scheduler):
     leaf = chain(1)
     store.prepare()
     for _ in range(3):
-        store.record_attempt(leaf.key, {**TRACE, "code": source_digest()})
+        store.record_attempt(leaf.key, {**TRACE, "code": source_digest(ALLOW)})
 
     outcome = submit(store, scheduler, [leaf], wait=True)
 
@@ -518,7 +518,7 @@ def drifting(store, scheduler, leaves, **settings):
     if not settings.get("allow_drift"):
         for job in scheduler.jobs.values():
             if isinstance(job.run, Job):
-                job.run = replace(job.run, code=source_digest())
+                job.run = replace(job.run, code=source_digest(ALLOW))
 
 
 def test_continuation_asks_a_slurm_that_does_not_answer_again(store, scheduler, monkeypatch):
@@ -595,7 +595,7 @@ def test_three_failures_for_memory_are_not_the_same_error(store, scheduler):
     leaf = chain(1)
     store.prepare()
     for _ in range(3):
-        store.record_attempt(leaf.key, {**TRACE, "cause": "MemoryError", "code": source_digest()})
+        store.record_attempt(leaf.key, {**TRACE, "cause": "MemoryError", "code": source_digest(ALLOW)})
 
     outcome = submit(store, scheduler, [leaf], on_oom="shrink")
 

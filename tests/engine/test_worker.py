@@ -29,7 +29,7 @@ def job_of(store, *lines, **settings):
             "lines": tuple(tuple(stage.key for stage in line) for line in lines),
             "tracker": Silent(),
             "prepare": partial(prepared, 1),
-            "code": source_digest(),
+            "code": source_digest(ALLOW),
             "poll_seconds": 0.02,
             **settings,
         }

@@ -174,6 +174,19 @@ def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
     assert align.key in Ledger(sweep.store.root).latest()
 
 
+def test_retry_sets_damaged_results_aside(sweep, scheduler):
+    grade = next(leaf for leaf in sweep.stages("grade"))
+    sweep.finish(grade)
+    (sweep.store.folder(grade) / "file").write_text("altered")
+
+    front = Heard()
+    retry(sweep.store, None, {}, front)
+
+    (aside,) = (sweep.store.root / "damaged").iterdir()
+    assert front.said == [f"the artifact of grade {grade.key} is damaged; it lies in {aside} now"]
+    assert grade.key in Ledger(sweep.store.root).latest()
+
+
 def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
     base = sweep.stages("base")[0]
     sweep.finish(base)

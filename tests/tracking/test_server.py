@@ -231,6 +231,19 @@ def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(serve
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and key in path.read_bytes()]
 
 
+def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, tmp_path, monkeypatch):
+    ran = _harness(tmp_path, *QUICK, "tracker=wandb", "tracker.project=late", "tracker.mode=offline")
+    with monkeypatch.context() as here:
+        here.setenv("WANDB_MODE", "offline")
+        written = _harness(tmp_path, "sync")
+    synced = _harness(tmp_path, "sync")
+
+    assert "nothing was sent" in ran.stdout
+    assert "runs written, none sent" in written.stdout
+    assert "runs sent, 0 there already" in synced.stdout
+    assert len(server.runs("late")) == int(synced.stdout.split()[0])
+
+
 def test_run_with_a_server_that_hangs_is_complete_and_names_the_way_out(place, tmp_path):
     place.fault = hanging(60.0)
     began = time.monotonic()
