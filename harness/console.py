@@ -229,6 +229,8 @@ def _submitted(planned: Planned, outcome: Outcome) -> str:
         f"{plural(len(outcome.submitted), 'stage')} in {plural(len(jobs), 'job')} "
         f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
     ]
+    if outcome.found and not outcome.calls:
+        lines = [f"nothing to submit, {len(outcome.cached)} from the store"]
     if outcome.scripts:
         return "\n".join([f"dry run, nothing is submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
     if outcome.left:
