@@ -18,7 +18,7 @@ def report(arguments: list[str]) -> None:
     parser = parser_of("report", "Tidy rows, tables, figures and the page of a sweep, from the store.")
     _add_sweep(parser)
     parser.add_argument("--format", choices=reports.FORMATS, default="table", help="what is printed (default: table)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write all formats, the page and the figures to DIR")
+    parser.add_argument("--out", type=_folder, metavar="DIR", help="write all formats, the page and the figures to DIR")
     parser.add_argument("--baseline", metavar="DEFENSE", help="compare the others with it (default: sft)")
     parser.add_argument("--strict", action="store_true", help="refuse rows that were not trained and evaluated alike")
     parser.add_argument("--with-samples", action="store_true", help="put answers on the page, harmful ones folded away")
@@ -32,6 +32,14 @@ def report(arguments: list[str]) -> None:
         print_published(reports.write(chosen.store, chosen.sweep, chosen.out, **how))
     else:
         print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **how))
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; expected a folder")
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"`{text}` is a file; expected a folder")
+    return Path(text)
 
 
 def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:

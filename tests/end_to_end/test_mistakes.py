@@ -34,6 +34,8 @@ MISTAKES = {
     "two sweep files at once": (["-m", "+sweeps=demo,tiny_rho"], ["one sweep file", "demo,tiny_rho"]),
     "a setting of a slot that is empty": (["-m", "defense=sft", "defense.align.lamb=1,5"], ["`defense.align.lamb`"]),
     "an unknown sweep": (["report", "nothing"], ["no sweep"]),
+    "a report into a file": (["report", "--out", "/dev/null"], ["--out", "`/dev/null` is a file"]),
+    "a report into nothing": (["report", "--out="], ["--out", "expected a folder"]),
     "an unknown key": (["stage", "ffff"], ["ffff"]),
 }
 
