@@ -232,7 +232,9 @@ def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(serve
 
 
 def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, tmp_path, monkeypatch):
-    ran = _harness(tmp_path, *QUICK, "tracker=wandb", "tracker.project=late", "tracker.mode=offline")
+    # Keys of its own: this server knows a run by its id alone, in whatever project it came first.
+    chosen = ("seed=7", "tracker=wandb", "tracker.project=late", "tracker.mode=offline")
+    ran = _harness(tmp_path, *QUICK, *chosen)
     with monkeypatch.context() as here:
         here.setenv("WANDB_MODE", "offline")
         written = _harness(tmp_path, "sync")
