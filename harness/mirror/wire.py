@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ END_SECONDS = 90.0
 
 def address() -> str:
     """Return the server that W&B's own settings name: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one."""
+    # A process that started this one may have left the name of its own W&B process, which need not live any more.
+    os.environ.pop("WANDB_SERVICE", None)
     with refusals():
         # The library keeps the settings that it once read.
         wandb.teardown()

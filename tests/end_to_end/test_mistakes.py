@@ -127,6 +127,15 @@ def test_doctor_tells_what_the_machine_has_and_changes_nothing(harness):
     assert not list(harness.folder.iterdir())
 
 
+def test_doctor_does_not_mind_what_an_ended_process_left_of_wandb(harness, monkeypatch):
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{harness.folder}/socket")
+
+    run = harness("doctor")
+
+    assert run.returncode == 0, run.stderr
+    assert "WandbService" not in run.stdout + run.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["--cfg", "job"], ["--info", "plugins"], ["plan", "--help"], ["report", "--help"]]
 )
