@@ -156,12 +156,18 @@ def test_retry_of_a_cancelled_sweep_takes_it_up_again(sweep, scheduler):
     assert scheduler.jobs
 
 
-def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
+def met_damage(sweep):
+    """Let a fine-tuning fail for its altered alignment; return the base and the alignment."""
     base, align, poison = (sweep.stages(kind)[0] for kind in ("base", "align", "poison"))
     sweep.finish(base, align, poison)
     (sweep.store.folder(align) / "file").write_text("altered")
     (finetune,) = sweep.stages("finetune")
     sweep.store.record_attempt(finetune.key, {"outcome": "failed", "cause": "DamagedArtifact", "started": "2020"})
+    return base, align
+
+
+def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
+    base, align = met_damage(sweep)
 
     front = Heard()
     retry(sweep.store, None, {}, front)
@@ -202,11 +208,7 @@ def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
 def test_retry_that_only_rehearses_changes_nothing(sweep, scheduler):
     submit(sweep)
     cancel(sweep.store, sweep.sweep, scheduler)
-    base, align, poison = (sweep.stages(kind)[0] for kind in ("base", "align", "poison"))
-    sweep.finish(base, align, poison)
-    (sweep.store.folder(align) / "file").write_text("altered")
-    (finetune,) = sweep.stages("finetune")
-    sweep.store.record_attempt(finetune.key, {"outcome": "failed", "cause": "DamagedArtifact", "started": "2020"})
+    _, align = met_damage(sweep)
 
     front = Heard()
     retry(sweep.store, None, {"cluster.dry_run": True}, front)
