@@ -45,7 +45,8 @@ def fit(
 
     Several processes may share the run: each calls this, and the first writes. Facts: steps, counts of rows, the last
     row of the curve; where the micro-batch was shrunk, to what; ``lost_in_merge``, for each adapter merged into a base
-    the norm of what rounding took from it, as a share of its own norm.
+    the norm of what rounding took from it, as a share of its own norm; ``damaged_checkpoints``, the step and the problem
+    of each that was discarded, so that the training went on from an earlier one or from the start.
 
     Args:
         ctx: of the stage.
@@ -63,6 +64,7 @@ def fit(
     """
     from harness.modeling import adapter
     from harness.modeling.load import lend
+    from harness.training.checkpoint import discarded
     from harness.training.processes import leave
     from harness.training.trainer import train
 
@@ -96,6 +98,8 @@ def fit(
             adapter.save(model, ctx.out / ADAPTER)
             handover.write(report.handover, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
+    if damaged := discarded(ctx.work):
+        ctx.facts["damaged_checkpoints"] = damaged
     if ctx.shrink > 1:
         rows_at_once, micro_batches = report.portions
         ctx.facts["shrunk"] = {
