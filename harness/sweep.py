@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from harness.engine.ledger import Ledger
 from harness.engine.naming import key_named
 from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
-from harness.errors import ConfigError, StagesFailed
+from harness.errors import ConfigError, StagesFailed, StoreError
 from harness.experiment import Cell
 from harness.mirror.companion import mirrored
 from harness.objective import Objective
@@ -193,17 +193,28 @@ def _made_sure(plan: Plan, store: Store) -> None:
 
 
 def executed(planned: Planned, plan: Plan, store: Store, place: Place, front: Front) -> Outcome:
-    """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended."""
+    """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended.
+
+    Raises:
+        StoreError: nothing failed but for the store, which cannot be written or read.
+        Interrupted: the user asked to stop.
+    """
     # Jobs of a scheduler have no companion: `harness sync --follow` is theirs.
     wait = place.cluster.wait
     with mirrored(place.tracker, store.root, planned.sweep, front.say) if wait else nullcontext():
         # Without this look ahead, a repeated sweep would import torch to learn that there is nothing to do.
         if not plan.pending(store):
+            # Specs that are damaged or lost are written anew; a store that is complete may be read-only.
+            with suppress(StoreError):
+                store.register(plan.stages)
             outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
         else:
             executor = place.cluster.executor(sweep=planned.sweep, tracker=place.tracker, on_event=front.event)
             outcome = executor.run(plan, store)
         front.finished(planned, outcome)
+    causes = {failure.cause for failure in outcome.failed.values()}
+    if causes == {StoreError.__name__}:
+        raise StoreError(next(iter(outcome.failed.values())).message)
     return outcome
 
 

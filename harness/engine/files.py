@@ -7,9 +7,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from harness.errors import StoreError, UnreadableFile
 
@@ -45,20 +46,20 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def has_room(folder: Path, *, size: int = MIB) -> bool:
-    """Say whether a file of so many bytes can still be written in a folder; only a full disk or quota counts as no."""
-    probe = folder / f".room-{os.uname().nodename}-{os.getpid()}.{next(_serial)}"
+def refusal(folder: Path, *, size: int = MIB) -> str:
+    """Say why a file of so many bytes cannot be written in a folder at this moment; nothing if it can."""
+    probe = folder / f".probe-{os.uname().nodename}-{os.getpid()}.{next(_serial)}"
     try:
-        with probe.open("xb") as stream:
+        with writing(folder), probe.open("xb") as stream:
             stream.write(bytes(size))
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:
-        return error.errno not in _FULL
+    except StoreError as error:
+        return str(error)
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-    return True
+    return ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -87,7 +88,7 @@ def reading(path: Path) -> Iterator[None]:
         raise UnreadableFile(f"The store cannot be read: `{path}` is not valid JSON ({error}).") from None
 
 
-def opened(path: Path, *, limit: int = LARGE) -> BinaryIO:
+def opened(path: Path, *, limit: int = LARGE) -> BufferedReader:
     """Open a regular file for reading: no folder, device or pipe, which might be endless or keep the reader waiting.
 
     Args:

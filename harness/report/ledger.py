@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.engine.files import read_json
 from harness.engine.store import Store
+from harness.errors import UnreadableFile
 
 PARTS = {
     "base": "base",
@@ -114,7 +115,7 @@ def _folders(artifacts: Path) -> dict[str, Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        read = read_json(path)
+    except UnreadableFile:
         return {}
     return read if isinstance(read, dict) else {}

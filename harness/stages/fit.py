@@ -45,8 +45,8 @@ def fit(
 
     Several processes may share the run: each calls this, and the first writes. Facts: steps, counts of rows, the last
     row of the curve; where the micro-batch was shrunk, to what; ``lost_in_merge``, for each adapter merged into a base
-    the norm of what rounding took from it, as a share of its own norm; ``damaged_checkpoints``, the step and the problem
-    of each that was discarded, so that the training went on from an earlier one or from the start.
+    the norm of what rounding took from it, as a share of its own norm; ``damaged_checkpoints``, the step and the
+    problem of each that was discarded, so that the training went on from an earlier one or from the start.
 
     Args:
         ctx: of the stage.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 from harness.corpora.coherence import incoherent
 from harness.corpora.record import Example
 from harness.corpora.record import Grade as Verdict
+from harness.engine.files import opened, read_json
 from harness.engine.stage import Stage, StageContext
 from harness.protocols import Judge, Task
 from harness.stages.generate import Generate
@@ -65,12 +66,12 @@ class Grade(Stage):
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return a grade artifact's summary; scores are in percent, null when nothing could be judged."""
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary: dict[str, Any] = read_json(folder / "summary.json")
     return summary
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
+    with opened(path) as file:
         return [json.loads(line) for line in file]
 
 

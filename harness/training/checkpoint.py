@@ -1,9 +1,9 @@
 """Checkpoints of a running training: when they are written, and when one counts as complete.
 
-A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its draws and the meter. Every file is
-forced to disk, and the marker, written last, holds the size and the sha256 of each. So a process, a node or a disk that
-fails at any moment leaves a checkpoint that is complete or recognisably not; one that is not what its marker says is
-never resumed. The older one is deleted only when a newer one has been written, so a complete one remains.
+A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its draws and the meter. Every file
+is forced to disk, and the marker, written last, holds the size and the sha256 of each. So a process, a node or a disk
+that fails at any moment leaves a checkpoint that is complete or recognisably not; one that is not what its marker says
+is never resumed. The older one is deleted only when a newer one has been written, so a complete one remains.
 """
 
 from __future__ import annotations
