@@ -23,6 +23,7 @@ from harness.engine.ranks import Orders, Processes, RankFailed, Shared, share
 from harness.engine.stage import Stage, StageContext
 from harness.engine.stopping import never
 from harness.engine.store import Store
+from harness.engine.surroundings import surroundings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.tracking.tracker import TrackerSettings
 
@@ -268,6 +269,8 @@ def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) ->
         **({"job": desk.job, "node": os.environ.get("SLURMD_NODENAME", "")} if desk.job else {}),
         **{name: text for name, text in ended.items() if text},
     }
+    if ended.get("traceback"):
+        described["left"] = surroundings(desk.store, stage.key, [parent.key for parent in stage.parents])
     try:
         desk.store.record_attempt(stage.key, described)
     except StoreError as error:

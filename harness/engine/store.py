@@ -78,7 +78,7 @@ class Store:
             StoreError: the artifact is not in the store.
             DamagedArtifact: its manifest cannot be read.
         """
-        return Manifest.read(self._find(key))
+        return Manifest.read(self.find(key))
 
     def manifests(self, kind: str = "*", limit: int | None = None) -> Iterator[Manifest]:
         """Return the manifests that can be read, of artifacts of one kind or of all; a limit takes a sample."""
@@ -258,12 +258,13 @@ class Store:
             raise StoreError(f"`{sweep}` cannot name a sweep: expected a file name without slashes or leading dot.")
         return self.root / "sweeps" / f"{sweep}.json"
 
-    def _find(self, key: str) -> Path:
+    def find(self, key: str) -> Path:
+        """Return the folder of the artifact with a key; one that does not exist if there is none."""
         return next(self.root.glob(f"artifacts/*/{key}"), self.root / "artifacts" / "*" / key)
 
     def _rebuilt(self, key: str) -> Stage:
         """Rebuild a stage from its frozen spec, or else from the copy in its artifact, which then replaces the spec."""
-        frozen, kept = self.root / "specs" / f"{key}.json", self._find(key) / SPEC
+        frozen, kept = self.root / "specs" / f"{key}.json", self.find(key) / SPEC
         problems = []
         for path in (frozen, kept):
             if not os.path.lexists(path):
