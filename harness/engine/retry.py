@@ -40,9 +40,9 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
     """
     if _stuck(key, store):
         return Advice(
-            refuse=f"failed {SAME_ERRORS} times with the same traceback, and since then nothing has changed: neither the "
-            f"code, nor what the stage reads, nor `{store.work(key)}`. `harness logs {key}` shows the traceback. Fix the "
-            "code, or remove that folder if a checkpoint in it is to blame, and it is submitted again; "
+            refuse=f"failed {SAME_ERRORS} times with the same traceback, and since then nothing has changed: neither "
+            f"the code, nor what the stage reads, nor `{store.work(key)}`. `harness logs {key}` shows the traceback. "
+            "Fix the code, or remove that folder if a checkpoint in it is to blame, and it is submitted again; "
             f"`harness stage {key}` runs it here as it is."
         )
     shrink = entry.shrink.get(key, 1) if entry else 1

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
 _STAGED = ".manifest.json.staged"
 SPEC = "spec.json"
-_PLAN_AGAIN = "Run the command of the sweep again, or `harness plan` of it: planning writes the spec anew."
+_PLAN_AGAIN = "Run the command of the sweep again, which writes the spec anew."
 
 
 class Store:

@@ -1,7 +1,7 @@
 """Surroundings: what an attempt of a stage finds besides its code, so that a change of them can be told later.
 
-An attempt that failed by a bug notes what it left behind. As long as nobody touched that, nor the artifacts that the stage
-reads, the next attempt with the same code meets the same.
+An attempt that failed by a bug notes what it left behind. As long as nobody touched that, nor the artifacts that the
+stage reads, the next attempt with the same code meets the same.
 """
 
 import hashlib

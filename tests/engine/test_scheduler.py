@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import submitit
 from fake_scheduler import FakeScheduler, FakeSite, submit
-from submitit.core.utils import DelayedSubmission
 from toys import ALLOW, Add, Mix, Number, Silent, chain
 
 from harness.engine.ledger import Ledger
