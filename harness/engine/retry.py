@@ -64,5 +64,6 @@ def _stuck(key: str, store: Store) -> bool:
     traces = {attempt.get("traceback", "") for attempt in last}
     codes, here = {attempt.get("code", "") for attempt in last}, source_digest(store.allow)
     alike = len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {here}
-    left = last[-1].get("left", {}) if alike else {}
-    return alike and left == surroundings(store, key, left.keys() - {WORK})
+    if not alike or (left := last[-1].get("left")) is None:
+        return alike
+    return bool(left == surroundings(store, key, left.keys() - {WORK}))

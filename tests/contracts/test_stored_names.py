@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.compose import compose
+from harness.config import settings_of
 from harness.engine.classes import installed, name_of
 from harness.engine.moved import MOVED, current
 from harness.engine.spec import build, describe
@@ -63,13 +65,13 @@ def test_classes_that_are_found_in_the_source_are_what_python_says_they_are():
         assert (cls.name, cls.version) == (named.name, named.version)
 
 
-@pytest.mark.parametrize("name", ["harness.cluster.Local", "harness.slurm.Slurm"])
-def test_cluster_of_a_site_is_named_by_path_in_yaml_and_by_name_in_a_record(name):
-    by_path = {"cluster": {"_target_": name}, "tracker": {"_target_": "harness.tracking.jsonl.Jsonl"}}
+@pytest.mark.parametrize(("option", "path"), [("local", "harness.cluster.Local"), ("slurm", "harness.slurm.Slurm")])
+def test_cluster_of_a_site_is_named_by_path_in_yaml_and_by_name_in_a_record(option, path):
+    settings = settings_of(compose([f"cluster={option}"])[0])
+    place = Place(cluster=settings.cluster, tracker=settings.tracker)
 
-    place = build(Place, by_path)
+    recorded = json.loads(json.dumps({"cluster": describe(place.cluster), "tracker": describe(place.tracker)}))
+    by_path = {**recorded, "cluster": {**recorded["cluster"], "_target_": path}}
 
-    described = describe(place)
-    assert described["cluster"]["_target_"] == f"settings/{place.cluster.name}@1"
-    del described["_target_"]
-    assert build(Place, json.loads(json.dumps(described))) == place
+    assert recorded["cluster"]["_target_"] == f"settings/{option}@1"
+    assert build(Place, recorded) == build(Place, by_path) == place
