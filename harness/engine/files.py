@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from itertools import count
@@ -206,10 +206,14 @@ def append_line(path: Path, data: Any) -> None:
         os.close(handle)
 
 
-def read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path, damaged: Callable[[int], None] | None = None) -> list[Any]:
     """Return what was appended to a file, oldest first.
 
-    A line that a full disk cut is left out, and so is one that is no JSON, as a crash may leave it: that is logged.
+    A line that a full disk cut is left out, and so is one that is no JSON, as a crash may leave it.
+
+    Args:
+        path: the file; one that does not exist has no lines.
+        damaged: is told the number of each line that is no JSON, from 1; without it that is logged.
 
     Raises:
         UnreadableFile: it is no regular file, or the file system refused.
@@ -223,5 +227,8 @@ def read_lines(path: Path) -> list[Any]:
         try:
             found.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            log.warning("line %d of `%s` is left out: it is not valid JSON (%s)", number, path, error)
+            if damaged is not None:
+                damaged(number)
+            else:
+                log.warning("line %d of `%s` is left out: it is not valid JSON (%s)", number, path, error)
     return found
