@@ -100,7 +100,7 @@ class Composed:
         self._fixed = {str(name): value for name, value in raw.items() if not mentions(value, "${")}
         self.asks_hydra = mentions(raw, ASKS_HYDRA)
 
-    def laid_over(self, values: Sequence[Override], place: Place) -> tuple[dict[str, Any], dict[int, Misfit]]:
+    def laid_over(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[int, Misfit]]:
         """Return the configuration with values laid over it, resolved, and the values that fit nowhere, by position.
 
         Args:

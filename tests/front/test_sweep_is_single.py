@@ -2,11 +2,11 @@
 
 from itertools import product
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from single_run import single_run
+from single_run import both
 
-from harness.compose import compose
 from harness.config import cells_of
 from harness.errors import ConfigError
 
@@ -109,16 +109,27 @@ def one(compositions):
     return cell
 
 
-@settings(max_examples=40)
-@given(a_command())
-def test_sweep_and_single_run_of_the_same_words_are_the_same_cell(command):
-    singles = [told(lambda cell=cell: single_run(cell)) for cell in product(*command)]
-    try:
-        compositions = compose([words(override) for override in command])
-    except ConfigError:
-        # A sweep is refused for the first cell that cannot be composed at all.
-        assert "refused" in singles
-        return
-    swept = [told(lambda each=each: one([each])) for each in compositions]
-
+def check(ways, command):
+    singles = [told(lambda cell=cell: ways.single(cell)) for cell in product(*command)]
+    swept = [told(lambda cell=cell: one(ways.swept(cell))) for cell in product(*command)]
     assert swept == singles
+
+    try:
+        together = [told(lambda each=each: one([each])) for each in ways.swept([words(item) for item in command])]
+    except ConfigError:
+        # A cell that cannot even be composed refuses the sweep.
+        assert "refused" in singles
+    else:
+        assert together == singles
+
+
+@pytest.fixture(scope="module")
+def ways():
+    with both() as ways:
+        yield ways
+
+
+@settings(max_examples=30)
+@given(command=a_command())
+def test_sweep_and_single_run_of_the_same_words_are_the_same_cell(ways, command):
+    check(ways, command)
