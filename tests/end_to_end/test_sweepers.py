@@ -61,16 +61,19 @@ def harness(finished: Harness, tmp_path: Path) -> Harness:
 
 
 def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
+    (before,) = sweeps(harness)
+
     run = harness("-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *QUICK, PYTHONPATH=str(harness.folder))
 
     assert run.returncode == 0, run.stderr
     (found,) = (harness.store / "hydra").glob("*/found.yaml")
     assert run.stdout.count(f"what the sweeper itself writes goes to {found.parent.relative_to(harness.folder)}") == 1
-    tried = yaml.safe_load(found.read_text())
-    better = min(("defense=sft", "defense=booster"), key=tried.get)
-    assert tried == {
-        name: harmful_score(harness, *name.split(), *([] if "ratio" in name else ["attack_ratio=p20"]))
-        for name in ("defense=sft", "defense=booster", f"{better} attack_ratio=p00")
+    scores = {(cell["defense"], float(cell["ratio"])): float(cell["hs"]) for cell in rows(harness, before)}
+    better = min(("sft", "booster"), key=lambda defense: scores[defense, 0.2])
+    assert yaml.safe_load(found.read_text()) == {
+        "defense=sft": scores["sft", 0.2],
+        "defense=booster": scores["booster", 0.2],
+        f"defense={better} attack_ratio=p00": scores[better, 0.0],
     }
 
 
@@ -117,43 +120,40 @@ def optuna(harness: Harness) -> WithOptuna:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_optunas_sweeper_finds_the_best_of_its_trials(optuna, jobs):
-    study = optuna.folder / "study.db"
+def test_optunas_sweeper_finds_the_best_of_its_trials(optuna):
+    before, study = sweeps(optuna), optuna.folder / "study.db"
 
+    # Batches of two and of one; the trials share everything up to the fine-tuning.
     run = optuna(
-        "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", f"hydra.sweeper.n_jobs={jobs}",
+        "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2",
         "hydra.sweeper.sampler.seed=1", f"hydra.sweeper.storage=sqlite:///{study}", "hydra.sweeper.study_name=s",
-        "defense=booster", "attack_ratio=p20", "defense.align.lamb=interval(1,5)", "objective='hs + 2*fa_loss'", *QUICK,
+        "defense=sft", "attack_ratio=p20", "finetune.budget.learning_rate=interval(0.0001,0.005)",
+        "objective='hs + 2*fa_loss'", *QUICK,
     )  # fmt: skip
 
     assert run.returncode == 0, run.stderr
     (results,) = (optuna.store / "hydra").glob("*/optimization_results.yaml")
     found = yaml.safe_load(results.read_text())
     with sqlite3.connect(study) as database:
-        trials = database.execute(
-            "select param_value, value from trials join trial_params using (trial_id) join trial_values "
-            "using (trial_id) where state = 'COMPLETE'"
-        ).fetchall()
+        trials = dict(
+            database.execute(
+                "select param_value, value from trials join trial_params using (trial_id) join trial_values "
+                "using (trial_id) where state = 'COMPLETE'"
+            ).fetchall()
+        )
+    cells = [cell for sweep in sweeps(optuna) - before for cell in rows(optuna, sweep)]
     assert len(trials) == 3
-    assert found["best_value"] == min(value for _, value in trials)
-    assert (found["best_params"]["defense.align.lamb"], found["best_value"]) in trials
-    assert dict(trials) == {lamb: trade_off(optuna, f"defense.align.lamb={lamb!r}") for lamb, _ in trials}
+    assert trials == {
+        float(cell["finetune.budget.learning_rate"]): float(cell["hs"]) + 2 * (100 - float(cell["fa"]))
+        for cell in cells
+    }
+    assert found["best_value"] == min(trials.values())
+    assert trials[found["best_params"]["finetune.budget.learning_rate"]] == found["best_value"]
 
 
-def harmful_score(harness: Harness, *cell: str) -> float:
-    return float(row(harness, *cell)["hs"])
+def sweeps(harness: Harness) -> set[str]:
+    return {path.stem for path in (harness.store / "sweeps").glob("*.json")}
 
 
-def trade_off(harness: Harness, *cell: str) -> float:
-    found = row(harness, "defense=booster", "attack_ratio=p20", *cell)
-    return float(found["hs"]) + 2 * (100 - float(found["fa"]))
-
-
-def row(harness: Harness, *cell: str) -> dict[str, str]:
-    """The row of a cell that is stored, by way of a single run of it."""
-    run = harness("-m", *cell, *QUICK)
-    assert run.returncode == 0, run.stderr
-    assert "nothing to run" in run.stdout
-    (found,) = csv.DictReader(harness("report", "--format", "csv").stdout.splitlines())
-    return found
+def rows(harness: Harness, sweep: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(harness("report", sweep, "--format", "csv").stdout.splitlines()))
