@@ -166,6 +166,12 @@ def _row(
     row |= _cost([ledger[key] for key in dict.fromkeys(keys.values()) if key is not None and key in ledger])
     missing = []
     notes = [f"memory ran out in {part}: smaller micro-batches" for part, key in keys.items() if _shrunk(ledger, key)]
+    graded_here = {keys.get(grading.stage) for grading in GRADINGS}
+    notes += [
+        f"the manifest of {part} {key} cannot be read: what it cost and what it ran on is unknown"
+        for part, key in keys.items()
+        if key is not None and key not in graded_here and key in ledger and ledger[key].damaged
+    ]
     for grading in GRADINGS:
         key = keys.get(grading.stage)
         if key is None:

@@ -1,5 +1,7 @@
 """What runs are called."""
 
+import pytest
+
 from harness.mirror.naming import LONG, LONGEST, LONGEST_TAG, fitted, marks
 
 
