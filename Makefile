@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench install clean slurm-up slurm-down wandb-server
+.PHONY: demo test lint bench install clean slurm-up slurm-down wandb-server optuna-sweeper
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -25,6 +25,18 @@ $(WANDB_SERVER):
 	touch $@
 
 wandb-server: $(WANDB_SERVER)
+
+# Optuna's sweeper for the tests, apart from the harness: it holds Optuna below 3, and that SQLAlchemy below 2.
+# The environment has nothing of its own but these, and sees ours for the rest.
+OPTUNA_SWEEPER := .venv-optuna/.installed
+
+$(OPTUNA_SWEEPER): $(STAMP)
+	$(PYTHON) -m venv .venv-optuna
+	.venv-optuna/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-optuna/bin/python -m pip install --quiet hydra-optuna-sweeper==1.3.0 'sqlalchemy<2'
+	touch $@
+
+optuna-sweeper: $(OPTUNA_SWEEPER)
 
 demo: $(STAMP)
 	$(BIN)/harness -m +sweeps=demo
@@ -56,4 +68,4 @@ slurm-down:
 	tests/slurm/cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-wandb build dist *.egg-info
+	rm -rf $(VENV) .venv-wandb .venv-optuna build dist *.egg-info

@@ -60,7 +60,9 @@ class PlanPrinter:
         """Nothing runs."""
 
     def say(self, text: str) -> None:
-        """Nothing runs."""
+        """Say it to the reader; a program takes the plan alone."""
+        if not self._as_json:
+            console().print(escape(text))
 
 
 class RunPrinter:
