@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from harness.cluster import Cluster, Local
 from harness.compose import Composer, Composition, composition_of
 from harness.config import Skipped, examined, settings_of
+from harness.corpora.sources import Source
 from harness.engine.attempt import LOG
 from harness.engine.costs import Cost, predicted
 from harness.engine.executor import Event, Outcome
@@ -187,8 +188,12 @@ def _made_sure(plan: Plan, store: Store) -> None:
     if not pending:
         return
     plan.preflight(store)
-    for part in fetchables(pending).values():
+    parts = fetchables(pending).values()
+    absent = any(isinstance(part, Source) and not part.at_hand() for part in parts)
+    for part in parts:
         part.fetch()
+    if absent:
+        plan.preflight(store)  # reads the rows that were not here before
     store.prepare()
 
 
