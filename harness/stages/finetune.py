@@ -15,6 +15,7 @@ from harness.protocols import TrainMethod
 from harness.stages.align import Align
 from harness.stages.fit import ADAPTER, adapter_seed, fit
 from harness.stages.poison import Poison, read_mixture
+from harness.stages.tally import BENIGN, HARMFUL
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Finetune(Stage):
             fresh=self.adapter if self.protocol == "double" else None,
             method=self.method,
             rows=[example for example, _ in rows],
+            kinds=[HARMFUL if role is Role.ATTACK else BENIGN for _, role in rows],
             slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
             budget=self.budget,
             encoding=self.encoding,

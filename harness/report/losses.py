@@ -1,0 +1,57 @@
+"""Losses: rows that were dropped and prompts that were cut on the way to a cell's numbers, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness.report.ledger import Entry
+
+_ANSWERS = {
+    "harm_answers": "evaluation prompts",
+    "task_answers": "task prompts",
+    "aligned_harm_answers": "evaluation prompts of the aligned model",
+    "aligned_task_answers": "task prompts of the aligned model",
+}
+
+
+def losses(keys: Mapping[str, str | None], ledger: Mapping[str, Entry]) -> list[str]:
+    """Return what a cell's stages left out; nothing where they kept everything, or were stored before it was counted.
+
+    Args:
+        keys: of the cell's stages, by the part they play.
+        ledger: of the sweep.
+    """
+    found = {part: ledger[key].facts for part, key in keys.items() if key is not None and key in ledger}
+    return [*_dropped(found), *_cut_answers(found), *_cut_prompts(found)]
+
+
+def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for part, facts in found.items():
+        rows = facts.get("rows") or {}
+        kinds = rows.get("by_kind") or {}
+        dropped = sum(counts["dropped"] for counts in kinds.values())
+        if not dropped:
+            continue
+        sent = sum(counts["sent"] for counts in kinds.values())
+        told = [f"{dropped} of {sent} rows dropped in {part}, which have no room for their answer"]
+        if harmful := kinds.get("harmful"):
+            asked, realised = harmful["sent"] / sent, (harmful["sent"] - harmful["dropped"]) / max(sent - dropped, 1)
+            told += [f"{realised:.1%} harmful instead of {asked:.1%}"] if realised != asked else []
+        told += [f"{rows['steps']} steps instead of {rows['steps_asked']}"] if "steps_asked" in rows else []
+        yield ", ".join(told)
+
+
+def _cut_answers(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for part, facts in found.items():
+        kinds = (facts.get("rows") or {}).get("by_kind") or {}
+        told = [f"{counts['cut']} of {counts['sent']} {kind} ones" for kind, counts in kinds.items() if counts["cut"]]
+        if told:
+            yield f"answers without their end in {part}: {', '.join(told)}"
+
+
+def _cut_prompts(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for part, name in _ANSWERS.items():
+        facts = found.get(part, {})
+        if facts.get("cut"):
+            yield f"{facts['cut']} of {facts['prompts']} {name} lost their beginning"
