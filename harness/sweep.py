@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from harness.cluster import Cluster, Local
 from harness.compose import Composer, Composition, composition_of
 from harness.config import Skipped, examined, settings_of
-from harness.corpora.sources import Source
 from harness.engine.attempt import LOG
 from harness.engine.costs import Cost, predicted
 from harness.engine.executor import Event, Outcome
@@ -27,7 +26,7 @@ from harness.errors import ConfigError, StagesFailed
 from harness.experiment import Cell
 from harness.mirror.companion import mirrored
 from harness.objective import Objective
-from harness.outside import fetchables
+from harness.outside import Locatable, fetchables
 from harness.record import Place, record_sweep, sweep_id
 from harness.stages.grade import read_summary
 from harness.tracking.jsonl import Jsonl
@@ -189,11 +188,11 @@ def _made_sure(plan: Plan, store: Store) -> None:
         return
     plan.preflight(store)
     parts = fetchables(pending).values()
-    absent = any(isinstance(part, Source) and not part.at_hand() for part in parts)
+    absent = any(isinstance(part, Locatable) and not part.at_hand() for part in parts)
     for part in parts:
         part.fetch()
     if absent:
-        plan.preflight(store)  # reads the rows that were not here before
+        plan.preflight(store)  # which now looks into what was not here before
     store.prepare()
 
 

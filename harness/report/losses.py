@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from harness.report.ledger import Entry
 
+DROPPED = "rows dropped"
+"""What a note says of rows without room for any part of their answer."""
 _ANSWERS = {
     "harm_answers": "evaluation prompts",
     "task_answers": "task prompts",
@@ -26,6 +29,11 @@ def losses(keys: Mapping[str, str | None], ledger: Mapping[str, Entry]) -> list[
     return [*_dropped(found), *_cut_answers(found), *_cut_prompts(found)]
 
 
+def dropped_in(notes: Iterable[str]) -> Counter[str]:
+    """Return what cells' notes say of dropped rows, and how many cells say it."""
+    return Counter(note for text in notes for note in text.split("; ") if DROPPED in note)
+
+
 def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for part, facts in found.items():
         rows = facts.get("rows") or {}
@@ -34,10 +42,10 @@ def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if not dropped:
             continue
         sent = sum(counts["sent"] for counts in kinds.values())
-        told = [f"{dropped} of {sent} rows dropped in {part}, which have no room for their answer"]
+        told = [f"{part}: {dropped} of {sent} {DROPPED}"]
         if harmful := kinds.get("harmful"):
             asked, realised = harmful["sent"] / sent, (harmful["sent"] - harmful["dropped"]) / max(sent - dropped, 1)
-            told += [f"{realised:.1%} harmful instead of {asked:.1%}"] if realised != asked else []
+            told += [f"{100 * realised:.1f} % harmful instead of {100 * asked:.3g} %"] if realised != asked else []
         told += [f"{rows['steps']} steps instead of {rows['steps_asked']}"] if "steps_asked" in rows else []
         yield ", ".join(told)
 

@@ -11,6 +11,7 @@ from harness.corpora.splits import Slice, overlaps
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.modeling.adapter import Lora
+from harness.modeling.head import unmergeable
 from harness.protocols import TrainMethod
 from harness.stages.align import Align
 from harness.stages.fit import ADAPTER, adapter_seed, fit
@@ -61,8 +62,10 @@ class Finetune(Stage):
     seed: int
 
     def preflight(self) -> list[str]:
-        """Ask the sources of the rows that the method draws."""
-        return [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        """Ask the sources of the rows that the method draws, and whether the aligned adapter can be merged."""
+        problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        merged = self.aligned.adapter.targets if self.protocol == "double" else ()
+        return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
     def run(self, ctx: StageContext) -> None:
         """Train on the mixture; report where the attacker's rows meet the defender's."""
