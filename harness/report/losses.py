@@ -21,12 +21,14 @@ _ANSWERS = {
 def losses(keys: Mapping[str, str | None], ledger: Mapping[str, Entry]) -> list[str]:
     """Return what a cell's stages left out; nothing where they kept everything, or were stored before it was counted.
 
+    Answers that lost their end are in the manifests alone: with published settings most rows have some.
+
     Args:
         keys: of the cell's stages, by the part they play.
         ledger: of the sweep.
     """
     found = {part: ledger[key].facts for part, key in keys.items() if key is not None and key in ledger}
-    return [*_dropped(found), *_cut_answers(found), *_cut_prompts(found)]
+    return [*_dropped(found), *_cut_prompts(found)]
 
 
 def dropped_in(notes: Iterable[str]) -> Counter[str]:
@@ -48,14 +50,6 @@ def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             told += [f"{100 * realised:.1f} % harmful instead of {100 * asked:.3g} %"] if realised != asked else []
         told += [f"{rows['steps']} steps instead of {rows['steps_asked']}"] if "steps_asked" in rows else []
         yield ", ".join(told)
-
-
-def _cut_answers(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for part, facts in found.items():
-        kinds = (facts.get("rows") or {}).get("by_kind") or {}
-        told = [f"{counts['cut']} of {counts['sent']} {kind} ones" for kind, counts in kinds.items() if counts["cut"]]
-        if told:
-            yield f"answers without their end in {part}: {', '.join(told)}"
 
 
 def _cut_prompts(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
