@@ -29,7 +29,7 @@ from harness.errors import ConfigError, StagesFailed, StoreError
 from harness.experiment import Cell
 from harness.mirror.companion import mirrored
 from harness.objective import Objective
-from harness.outside import fetchables
+from harness.outside import Locatable, fetchables
 from harness.record import Place, record_sweep, sweep_id
 from harness.stages.grade import read_summary
 from harness.tracking.jsonl import Jsonl
@@ -217,8 +217,12 @@ def _made_sure(plan: Plan, store: Store) -> None:
     if not pending:
         return
     plan.preflight(store)
-    for part in fetchables(pending).values():
+    parts = fetchables(pending).values()
+    absent = any(isinstance(part, Locatable) and not part.at_hand() for part in parts)
+    for part in parts:
         part.fetch()
+    if absent:
+        plan.preflight(store)  # which now looks into what was not here before
     store.prepare()
 
 

@@ -56,6 +56,14 @@ class GgufModel:
             return [f"reading GGUF files needs the package `gguf`; run {self._install()}"]
         return []
 
+    def ties_head(self) -> bool | None:
+        """Return whether the file has no output matrix; None if it cannot be read here."""
+        if self.preflight():
+            return None
+        from gguf import GGUFReader
+
+        return all(tensor.name != "output.weight" for tensor in GGUFReader(self._path()).tensors)
+
     def write(self, out: Path) -> Mapping[str, object]:
         """Write the model in float32 and its tokenizer to ``out``; return facts.
 

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
 from harness.report.board import ALIGNED, AVERAGE, Board, Figure
+from harness.report.comparability import SHOWN
 from harness.report.findings import Findings
 from harness.report.markdown import literal
+from harness.report.losses import dropped_in
+from harness.report.rows import NOTES
 from harness.report.table import NOTE, records
 from harness.report.wording import HEADINGS, markers, number, one_line, remarks, score, value, varying
 
@@ -147,8 +150,15 @@ def _latex(findings: Findings) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
-    notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_boards(findings)]
+    notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_dropped(findings), *_on_boards(findings)]
     return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
+
+
+def _on_dropped(findings: Findings) -> list[str]:
+    """Say where what was trained on is not what the table says; the lists of single cells are left out."""
+    told = dropped_in(findings.rows[NOTES])
+    most = [f"{note} ({count} of {len(findings.rows)} cells)." for note, count in told.most_common(SHOWN)]
+    return most + ([f"{len(told) - SHOWN} more such notes: see table.md."] if len(told) > SHOWN else [])
 
 
 def _in_short(notes: Sequence[str]) -> list[str]:

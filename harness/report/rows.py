@@ -10,6 +10,7 @@ from harness.engine.identity import key_of
 from harness.engine.store import Store
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
+from harness.report.losses import losses
 from harness.report.setup import joined, setup_of
 from harness.report.targets import COLUMNS
 from harness.report.unsaid import unsaid
@@ -28,7 +29,7 @@ CATEGORY_PREFIX = "category."
 MISSING = "missing"
 """The column that names the grades that are not in the store, joined by commas; empty where nothing is missing."""
 NOTES = "notes"
-"""The column of what must be known of a single row: a damaged grade, a retry with smaller micro-batches."""
+"""The column of what must be known of a single row: a damaged grade, rows that were dropped, a retry."""
 SECONDS = "seconds"
 """The column of the wall seconds of all stages of a cell, shared ones in full; empty while one is missing."""
 PREDICTED = "predicted_seconds"
@@ -172,6 +173,7 @@ def _row(
         for part, key in keys.items()
         if key is not None and key not in graded_here and key in ledger and ledger[key].damaged
     ]
+    notes += losses(keys, ledger)
     for grading in GRADINGS:
         key = keys.get(grading.stage)
         if key is None:
