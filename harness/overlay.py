@@ -5,6 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.engine.wording import quoted
+from harness.training.budget import Budget
+
+MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
+"""What to say of a setting that is elsewhere now, by the end of its dotted name."""
 
 
 def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
@@ -41,6 +45,8 @@ def assign(data: dict[str, Any], name: str, value: object, place: Callable[[str]
 
 def _unknown(path: Sequence[str], node: object, place: Callable[[str], str]) -> str:
     *parents, name = path
+    if advice := MOVED.get(".".join(path[-2:])):
+        return f"`{'.'.join(path)}`: {advice}"
     known = [str(key) for key in node if key != "_target_"] if isinstance(node, dict) else []
     close = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean `{close[0]}`?)" if close else ""

@@ -107,9 +107,7 @@ class TVaccineStep:
         """Write the gradient of the drawn layers; report as Vaccine does, and how many trainables were frozen."""
         from harness.training.recomputation import recomputed
 
-        # The trainer clears the gradients after each optimizer step, so this is the first of its micro-batches.
-        if all(trainable.grad is None for trainable in self._learner.trainables):
-            self._begin()
+        self._begin()
         moving = [home is None or home in self._drawn for home in self._homes]
         spared = (layer for place, layer in enumerate(self._layers) if place not in self._drawn)
         frozen = [each for each, moves in zip(self._learner.trainables, moving, strict=True) if not moves]

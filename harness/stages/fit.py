@@ -44,7 +44,8 @@ def fit(
     """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
 
     Several processes may share the run: each calls this, and the first writes. Facts: steps, counts of rows, the last
-    row of the curve; where the micro-batch was shrunk, to what; ``lost_in_merge``, for each adapter merged into a base
+    row of the curve; ``micro_batch_size``, the rows of a piece, where batches were cut; by what they were ``shrunk``
+    after memory ran out; ``lost_in_merge``, for each adapter merged into a base
     the norm of what rounding took from it, as a share of its own norm.
 
     Args:
@@ -88,6 +89,7 @@ def fit(
             tracker=ctx.tracker,
             device=ctx.device,
             sharded=sharded,
+            micro_batch_size=ctx.micro_batch_size,
             shrink=ctx.shrink,
             stop=ctx.stop,
         )
@@ -96,13 +98,7 @@ def fit(
             adapter.save(model, ctx.out / ADAPTER)
             handover.write(report.handover, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
-    if ctx.shrink > 1:
-        rows_at_once, micro_batches = report.portions
-        ctx.facts["shrunk"] = {
-            "factor": ctx.shrink,
-            "micro_batch_size": rows_at_once,
-            "micro_batches": micro_batches,
-        }
+    tell_pieces(ctx, report.rows_at_once)
     if ctx.rank == 0:
         _write_history(ctx.out, report)
 
@@ -111,6 +107,14 @@ def _write_history(out: Path, report: TrainReport) -> None:
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
         # Sorted, as rows are that come back from a checkpoint: a resumed run writes the same bytes.
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
+
+
+def tell_pieces(ctx: StageContext, rows_at_once: int | None) -> None:
+    """Note in the facts how many rows went through the model at once, if batches were cut, and why."""
+    if rows_at_once:
+        ctx.facts["micro_batch_size"] = rows_at_once
+    if ctx.shrink > 1:
+        ctx.facts["shrunk"] = {"factor": ctx.shrink, "micro_batch_size": rows_at_once}
 
 
 def adapter_seed(seed: int) -> int:
