@@ -1,4 +1,4 @@
-"""Every method computes on two processes what it computes on one."""
+"""Every method computes on two processes, a row at a time, what it computes on one with pieces of another size."""
 
 import json
 import os
@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train_methods import METHODS
-from two_processes import everything
+from test_train_methods import METHODS, uninterrupted
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Each method's weights and history, by name, number of processes and rank."""
+    """Each method's weights and history on two processes, by name and rank."""
     out = tmp_path_factory.mktemp("two processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
@@ -29,10 +28,9 @@ def results(tmp_path_factory):
         timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
-    everything(out)
 
-    def result(name, processes, rank):
-        stem = out / f"{list(METHODS).index(name)}-{processes}-{rank}"
+    def result(name, rank):
+        stem = out / f"{list(METHODS).index(name)}-{rank}"
         return load_file(f"{stem}.safetensors"), json.loads(Path(f"{stem}.json").read_text())
 
     return result
@@ -40,12 +38,12 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_on_two_processes_ends_where_it_ends_on_one(name, results):
-    (one, history), (two, first), (other, second) = results(name, 1, 0), results(name, 2, 0), results(name, 2, 1)
+    (report, one), (two, first), (other, second) = uninterrupted(name), results(name, 0), results(name, 1)
 
     assert all(torch.equal(two[weight], other[weight]) for weight in one)
     assert first == second
     for weight, tensor in one.items():
         assert float((two[weight] - tensor).norm() / tensor.norm()) < 1e-5
     # Adam forgives a wrong scale of the gradient; its logged norm does not.
-    for ours, theirs in zip(first, history, strict=True):
+    for ours, theirs in zip(first, report.history, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6)

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import harness.defenses
-from harness.corpora.batches import Pool
+from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
@@ -25,6 +25,8 @@ from harness.errors import ModelError
 from harness.modeling.adapter import Lora, attach
 from harness.training.attenuation import ComparesPasses
 from harness.training.budget import Budget
+from harness.training.learner import CausalLearner
+from harness.training.plain import PlainStep
 from harness.training.trainer import train
 
 
@@ -50,7 +52,9 @@ METHODS = {"plain": None} | discovered() | VARIANTS
 SHORTENED = {"tar": {"inner_steps": 4, "harmful_batch_size": 4}, "tvaccine": {"probe_batch_size": 2}}
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
-BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
+BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-2)
+CUT = 3
+"""Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
 
 
 class Killed(BaseException):
@@ -97,11 +101,16 @@ def weights_of(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def run(name, work, *, model, **options):
+def prepared(name):
+    """Return the method and what it draws from."""
     method = METHODS[name](**SHORTENED.get(name, {})) if METHODS[name] else None
     needs = [need for need in (method.needs if method else ()) if need.batch_size is not None]
-    pools = {need.role: pool(need) for need in needs}
-    options = {"tracker": Tracker(), "budget": BUDGET} | options
+    return method, {need.role: pool(need) for need in needs}
+
+
+def run(name, work, *, model, **options):
+    method, pools = prepared(name)
+    options = {"tracker": Tracker(), "budget": BUDGET, "micro_batch_size": CUT} | options
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
 
@@ -185,6 +194,45 @@ def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(
 
     assert all(torch.equal(weights_of(resumed)[weight], tensor) for weight, tensor in weights.items())
     assert report == expected
+
+
+def stepped(name, rows_at_once):
+    """Return the gradients and the metrics of two steps, with a step of gradient descent in between."""
+    model, (method, pools) = build(), prepared(name)
+    with torch.no_grad():
+        # Two adapter factors that are not zero: every term of a method has a gradient.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    learner = CausalLearner(model, rows_at_once=rows_at_once)
+    draws = RoleBatches(pools, pad_id=0, seed=3)
+    step = method.start(learner, draws, 2) if method else PlainStep(learner)
+    gradients, metrics = [], []
+    for place in range(2):
+        learner.steps_taken = place
+        metrics.append({key: float(value) for key, value in step.backward(collate(rows(5, seed=7 + place), 0)).items()})
+        gradients.append(
+            torch.cat([(p.new_zeros(p.shape) if p.grad is None else p.grad).flatten() for p in learner.trainables])
+        )
+        with torch.no_grad():
+            for trainable in learner.trainables:
+                if trainable.grad is not None:
+                    trainable.sub_(trainable.grad * (0.05 / gradients[-1].norm()))
+    return gradients, metrics
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_computes_the_same_however_its_batches_are_cut(name):
+    whole, metrics = stepped(name, None)
+
+    # One row at once, uneven pieces of the step's five rows and of the draws, and more than there are.
+    for rows_at_once in (1, 2, 3, 100):
+        found, told = stepped(name, rows_at_once)
+
+        for ours, theirs in zip(found, whole, strict=True):
+            assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+        for row, expected in zip(told, metrics, strict=True):
+            assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)
