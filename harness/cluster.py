@@ -77,7 +77,7 @@ MICRO_BATCHED = tuple(item.name for item in fields(MicroBatches))
 """Kinds of stages whose batches can be cut."""
 
 
-def micro_batch_size(given: "int | MicroBatches | None", kind: str) -> int | None:
+def micro_batch_size(given: MicroBatches | int | None, kind: str) -> int | None:
     """Return how many rows a process of a stage of this kind takes through the model at once; None is all."""
     if kind not in MICRO_BATCHED:
         return None
@@ -104,7 +104,7 @@ class Local:
     processes: int = 1
     threads: int | None = None
     device: str = AUTO
-    micro_batch_size: int | MicroBatches | None = None
+    micro_batch_size: MicroBatches | int | None = None
 
     def problems(self) -> list[str]:
         """Range errors."""

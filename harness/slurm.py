@@ -133,7 +133,7 @@ class Slurm:
     job_cap: int | None = None
     requeues: int = 3
     warn_seconds: int = 90
-    micro_batch_size: int | MicroBatches | None = None
+    micro_batch_size: MicroBatches | int | None = None
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False

@@ -1,29 +1,31 @@
-"""One process of a distributed run of every method; writes what each ended with. Started by ``torchrun``."""
+"""One process of two that step with every method; writes what each computed. Started by ``torchrun``."""
 
 import json
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from test_train_methods import METHODS, build, run, weights_of
+from test_train_methods import METHODS, stepped
 
 from harness.training.processes import rank, world_size
 
+CUTS = (None, 1)
+"""Rows at once: all of a share, and one, of which the second process runs out first."""
+
 
 def everything(out: Path) -> None:
-    """Train each method, a row at a time; write its weights and history by its place and the rank."""
+    """Write the gradients and the metrics of each method, by its place, the cut and the rank."""
     for place, name in enumerate(METHODS):
-        model = build()
-        with TemporaryDirectory() as work:
-            report = run(name, Path(work), model=model, micro_batch_size=1)
-        stem = out / f"{place}-{rank()}"
-        save_file(weights_of(model), f"{stem}.safetensors")
-        Path(f"{stem}.json").write_text(json.dumps(list(report.history)))
+        for cut in CUTS:
+            gradients, metrics = stepped(name, cut)
+            stem = out / f"{place}-{cut}-{rank()}"
+            save_file({str(step): gradient for step, gradient in enumerate(gradients)}, f"{stem}.safetensors")
+            Path(f"{stem}.json").write_text(json.dumps(metrics))
 
 
 if __name__ == "__main__":
-    everything(Path(sys.argv[1]))
+    dist.init_process_group("gloo")
     assert world_size() == 2
+    everything(Path(sys.argv[1]))
     dist.destroy_process_group()

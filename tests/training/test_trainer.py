@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, trainables
+from golden_runs import BUDGET, Recorder, build, golden, rows_of, run, trainables
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.corpora.batches import collate
