@@ -19,8 +19,8 @@ As in the authors' code, adapters outside of the attention blocks stay trainable
 
 Deviations from the authors' code: every layer that was not drawn is computed again, in a model of any depth and kind
 (theirs does it in patched models of more than 26 layers, and spares the layer below each drawn one); gradient
-accumulation averages the micro-batches instead of dropping all but the last; a model with fewer than ``layers`` layers
-has all of them drawn.
+accumulation is that of the whole batch instead of dropping all micro-batches but the last; a model with fewer than
+``layers`` layers has all of them drawn.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ CATEGORY_PREFIX = "category."
 MISSING = "missing"
 """The column that names the grades that are not in the store, joined by commas; empty where nothing is missing."""
 NOTES = "notes"
-"""The column of what must be known of a single row: a damaged grade, a retry with smaller micro-batches."""
+"""The column of what must be known of a single row: a damaged grade, a retry with fewer rows at once."""
 SECONDS = "seconds"
 """The column of the wall seconds of all stages of a cell, shared ones in full; empty while one is missing."""
 PREDICTED = "predicted_seconds"
@@ -148,7 +148,7 @@ def _row(
     row |= {PROTOCOL_PREFIX + name: value for name, value in protocol.items()}
     row |= _cost([ledger[key] for key in dict.fromkeys(keys.values()) if key is not None and key in ledger])
     missing = []
-    notes = [f"memory ran out in {part}: smaller micro-batches" for part, key in keys.items() if _shrunk(ledger, key)]
+    notes = [f"memory ran out in {part}: fewer rows at once" for part, key in keys.items() if _shrunk(ledger, key)]
     for grading in GRADINGS:
         key = keys.get(grading.stage)
         if key is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from test_train_methods import METHODS, stepped
+from test_train_methods import CUTTABLE, stepped
 
 from harness.training.processes import rank, world_size
 
@@ -16,7 +16,7 @@ CUTS = (None, 1)
 
 def everything(out: Path) -> None:
     """Write the gradients and the metrics of each method, by its place, the cut and the rank."""
-    for place, name in enumerate(METHODS):
+    for place, name in enumerate(CUTTABLE):
         for cut in CUTS:
             gradients, metrics = stepped(name, cut)
             stem = out / f"{place}-{cut}-{rank()}"
