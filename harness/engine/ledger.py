@@ -30,7 +30,7 @@ class Entry:
         user: who submitted it.
         submitted: when, UTC.
         folder: where its script and logs lie, relative to the store.
-        shrink: by how much the micro-batch of a stage is divided, by key, after it ran out of memory.
+        shrink: by how much the rows that a stage takes at once are divided, by key, after it ran out of memory.
         excluded: nodes that it was kept from.
         sweep: whose submission it is of; told by where the entry lies.
     """

@@ -19,7 +19,7 @@ class Advice:
 
     Attributes:
         refuse: why it should not be; empty if it may.
-        shrink: by how much to divide its micro-batch.
+        shrink: by how much to divide the rows that it takes through the model at once.
         exclude: the node to keep it from; empty if any will do.
     """
 
@@ -36,7 +36,7 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
         key: its key.
         store: where its attempts are recorded.
         entry: the last job that was given it.
-        on_oom: ``shrink`` halves the micro-batch after an out-of-memory error, ``fail`` leaves it as it is.
+        on_oom: ``shrink`` halves the rows at once after an out-of-memory error, ``fail`` leaves it as it is.
     """
     if _stuck(key, store):
         return Advice(

@@ -57,7 +57,7 @@ class Job:
         umask: of the process that submitted the job, so that a shared store stays shared.
         requeues: how often the job may be started again before it gives up.
         grace_seconds: how long a stage may go on after the warning that the job will end, to reach a checkpoint.
-        shrink: by how much the micro-batch of a stage is divided, by key.
+        shrink: by how much the rows that a stage takes at once are divided, by key.
         poll_seconds: how often to look at a stage on which another process works.
     """
 
