@@ -133,6 +133,13 @@ def frame_of(described: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
     return frame
 
 
+def lacks(found: Any) -> bool:
+    """Return whether what stands in a row is nothing: None, NaN, or what pandas has beside whole numbers."""
+    import pandas as pd
+
+    return bool(pd.isna(found))
+
+
 def grading_keys(record: Mapping[str, Any]) -> list[str]:
     """Return the keys of a sweep's gradings."""
     wanted = (cell["keys"].get(grading.stage) for cell in record["cells"] for grading in GRADINGS)
