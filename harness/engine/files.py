@@ -2,8 +2,9 @@
 
 import errno
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from harness.errors import StoreError
 
+log = logging.getLogger(__name__)
 CUT = b"\x18\n"
 """How a line that a full disk cut is ended when the next one is written: ASCII's sign that what precedes is void."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -118,12 +120,29 @@ def append_line(path: Path, data: Any) -> None:
         os.close(handle)
 
 
-def read_lines(path: Path) -> list[Any]:
-    """Return what was appended to a file, oldest first; a line that a full disk cut is left out.
+def read_lines(path: Path, damaged: Callable[[int], None] | None = None) -> list[Any]:
+    """Return what was appended to a file, oldest first.
+
+    A line that a full disk cut is left out, and so is one that is no JSON, as a crash may leave it.
+
+    Args:
+        path: the file; one that does not exist has no lines.
+        damaged: is told the number of each line that is no JSON, from 1; without it that is logged.
 
     Raises:
-        StoreError: the file cannot be read, or a line is not JSON.
+        StoreError: the file cannot be read.
     """
     with reading(path):
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith(b"\n") and not line.endswith(CUT)]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n") or line.endswith(CUT):
+            continue
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            if damaged is not None:
+                damaged(number)
+            else:
+                log.warning("line %d of `%s` is left out: it is not valid JSON (%s)", number, path, error)
+    return found

@@ -8,7 +8,9 @@ import getpass
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from io import StringIO
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from harness.errors import SchedulerError
@@ -23,21 +26,42 @@ from harness.errors import SchedulerError
 ASKING_SECONDS = 20.0
 """How long a question to Slurm may take; an accounting database under load answers late or never."""
 NEVER = "DependencyNeverSatisfied"
-UNDER_WAY = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED"}
+_HELD_STATES = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
+_WAITING_STATES = {"PENDING", "REQUEUED", *_HELD_STATES}
+UNDER_WAY = {"RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", *_WAITING_STATES}
 """States that the accounting may still tell of a job whose end it has not heard of."""
+_HELD = re.compile(r"^JobH[eo]ld|\bheld\b", re.IGNORECASE)
+"""Slurm's reasons: `JobHeldUser`, `JobHoldMaxRequeue`, `launch failed requeued held`, `job requeued in held state`."""
+_HELD_BACK = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Queued(NamedTuple):
-    """A job that is waiting or running: Slurm's state, the reason why it waits, and its nodes."""
+    """A job that is waiting or running.
+
+    Attributes:
+        state: Slurm's.
+        reason: why it waits, in Slurm's words.
+        nodes: where it runs.
+        priority: Slurm gives 0 to jobs that are held, and to no others; None if it was not asked for.
+        script: the path of what it runs.
+    """
 
     state: str
     reason: str
     nodes: str
+    priority: int | None = None
+    script: str = ""
 
     @property
     def alive(self) -> bool:
         """Whether it may still run: some sites keep jobs in the queue whose dependency failed."""
         return self.reason != NEVER
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for somebody to release it; Slurm holds jobs itself whose node failed as they started."""
+        waits = self.state in _WAITING_STATES
+        return self.state in _HELD_STATES or (waits and (self.priority == 0 or bool(_HELD.search(self.reason))))
 
 
 class Ended(NamedTuple):
@@ -146,9 +170,13 @@ class Slurm:
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
         """Call squeue once."""
         who = ",".join(sorted(users))
-        text = _asked(["squeue", "--noheader", "--array", "--user", who, "--format", "%i|%T|%r|%N"])
-        rows = (line.split("|") for line in text.splitlines() if line.strip())
-        return {name.strip(): Queued(state, reason, nodes.strip()) for name, state, reason, nodes in rows}
+        # The script comes last: its path may hold anything.
+        text = _asked(["squeue", "--noheader", "--array", "--user", who, "--format", "%i|%T|%r|%N|%Q|%o"])
+        rows = (line.split("|", maxsplit=5) for line in text.splitlines() if line.strip())
+        return {
+            name.strip(): Queued(state, reason, nodes.strip(), int(priority), script)
+            for name, state, reason, nodes, priority, script in rows
+        }
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         """Call sacct once."""
@@ -231,6 +259,40 @@ def _elements(name: str) -> list[str]:
 def user() -> str:
     """Return who submits."""
     return getpass.getuser()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C, a closed terminal and a request to end back from this process and from the commands that it calls.
+
+    What arrives meanwhile is heard at the end; a second Ctrl-C at once. What is ignored stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are heard by the main thread alone.
+        yield
+        return
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in _HELD_BACK}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.Signals(number)]
+        if number == signal.SIGINT and number in heard and callable(handler):
+            handler(number, frame)
+        heard.append(number)
+
+    for number in before:
+        signal.signal(number, keep)
+    # Commands inherit the mask, not the handlers: a terminal sends its Ctrl-C to them as well.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(heard):
+            signal.raise_signal(number)
 
 
 def _submitted(request: Request) -> list[str]:

@@ -34,6 +34,8 @@ class FakeJob:
     state: str = "PENDING"
     reason: str = "Priority"
     owner: str = field(default_factory=getpass.getuser)
+    priority: int = 1
+    script: str = ""
 
 
 class FakeScheduler:
@@ -66,14 +68,22 @@ class FakeScheduler:
             single = len(request.jobs) == 1
             ids = [str(number) if single else f"{number}_{element}" for element in range(len(request.jobs))]
             self.requests.append(request)
-            self.jobs |= {name: FakeJob(job, request) for name, job in zip(ids, request.jobs, strict=True)}
+            script = request.folder / f".submission_file_{number}.sh"
+            script.touch()
+            self.jobs |= {
+                name: FakeJob(job, request, script=str(script)) for name, job in zip(ids, request.jobs, strict=True)
+            }
             return ids
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
         self.asked.append("queue")
         if self.down:
             raise SchedulerError("squeue does not answer")
-        return {name: Queued(job.state, job.reason, "") for name, job in self.jobs.items() if job.owner in users}
+        return {
+            name: Queued(job.state, job.reason, "", job.priority, job.script)
+            for name, job in self.jobs.items()
+            if job.owner in users
+        }
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         self.asked.append("history")
