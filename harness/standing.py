@@ -62,8 +62,8 @@ def _standing(status: Status) -> Group:
     table = Table(box=None, pad_edge=False)
     table.add_column(status.sweep)
     whats = [what for what in WHATS if what not in RARE or any(counts[what] for counts in status.counts.values())]
-    for what in whats:
-        table.add_column(what, justify="right")
+    for name in whats:
+        table.add_column(name, justify="right")
     for kind, counts in status.counts.items():
         table.add_row(kind, *(str(counts[what] or "") for what in whats))
     parts: list[RenderableType] = [table]

@@ -32,7 +32,7 @@ UNDER_WAY = {"RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", *_WAITING_STATES}
 """States that the accounting may still tell of a job whose end it has not heard of."""
 _HELD = re.compile(r"^JobH[eo]ld|\bheld\b", re.IGNORECASE)
 """Slurm's reasons: `JobHeldUser`, `JobHoldMaxRequeue`, `launch failed requeued held`, `job requeued in held state`."""
-_HELD_BACK = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_HELD_BACK = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class Queued(NamedTuple):
@@ -172,9 +172,9 @@ class Slurm:
         who = ",".join(sorted(users))
         # The script comes last: its path may hold anything.
         text = _asked(["squeue", "--noheader", "--array", "--user", who, "--format", "%i|%T|%r|%N|%Q|%o"])
-        rows = (line.split("|", maxsplit=5) for line in text.splitlines() if line.strip())
+        rows = (line.split("|", maxsplit=5) for line in text.splitlines() if line.count("|") >= 5)
         return {
-            name.strip(): Queued(state, reason, nodes.strip(), int(priority), script)
+            name.strip(): Queued(state, reason, nodes.strip(), int(priority) if priority.isdigit() else None, script)
             for name, state, reason, nodes, priority, script in rows
         }
 
@@ -263,9 +263,10 @@ def user() -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C, a closed terminal and a request to end back from this process and from the commands that it calls.
+    """Hold Ctrl-C and a closed terminal back from this process and from the commands that it calls.
 
-    What arrives meanwhile is heard at the end; a second Ctrl-C at once. What is ignored stays so.
+    What arrives meanwhile is heard at the end; what is ignored stays so. Slurm's commands give up by themselves if they
+    are not answered, and a request to end (SIGTERM) is heard at once.
     """
     if threading.current_thread() is not threading.main_thread():
         # Signals are heard by the main thread alone.
@@ -276,9 +277,7 @@ def undisturbed() -> Iterator[None]:
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def keep(number: int, frame: FrameType | None) -> None:
-        handler = before[signal.Signals(number)]
-        if number == signal.SIGINT and number in heard and callable(handler):
-            handler(number, frame)
+        del frame
         heard.append(number)
 
     for number in before:

@@ -126,14 +126,16 @@ class FakeScheduler:
     def _execute(self, name: str) -> None:
         job = self.jobs[name]
         job.state = "RUNNING"
-        state = "COMPLETED"
+        code = 0
         with within_job(name):
             try:
                 job.run()
             except HarnessError:
-                state = "FAILED"
+                code = 1
+            except SystemExit as end:
+                code = int(end.code or 0)
         del self.jobs[name]
-        self.ended.setdefault(name, Ended(state, int(state == "FAILED"), 0, "node1"))
+        self.ended.setdefault(name, Ended("FAILED" if code else "COMPLETED", code, 0, "node1"))
 
 
 def _living(number: int) -> FakeScheduler:

@@ -2,16 +2,20 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fake_scheduler import FakeScheduler, FakeSite, submit
 from submitit.core.utils import DelayedSubmission
-from toys import ALLOW, Add, Mix, Number, Silent, chain
+from toys import ALLOW, Add, Mix, Number, Silent, chain, heedful, wait_for
 
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
-from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
+from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm, undisturbed
 from harness.engine.slurm import SlurmExecutor
 from harness.engine.store import Store
 from harness.errors import SchedulerError
@@ -110,11 +114,15 @@ def test_rehearsal_gives_path_back(store, monkeypatch):
 
 
 def test_queue_is_asked_once_for_all_users(commands):
-    trace = commands("squeue", "printf '1|PENDING|Dependency|\\n2_0|RUNNING|None|n1\\n'")
+    lines = "1|PENDING|Dependency||7|/a store|x/1.sh\\n2_0|RUNNING|None|n1|9|\\nthe rest of a strange path\\n"
+    trace = commands("squeue", f"printf '{lines}'")
 
     queue = Slurm().queue({"me", "you"})
 
-    assert queue == {"1": Queued("PENDING", "Dependency", ""), "2_0": Queued("RUNNING", "None", "n1")}
+    assert queue == {
+        "1": Queued("PENDING", "Dependency", "", 7, "/a store|x/1.sh"),
+        "2_0": Queued("RUNNING", "None", "n1", 9, ""),
+    }
     (line,) = trace.read_text().splitlines()
     assert "--array" in line
     assert "--user me,you" in line
@@ -169,7 +177,7 @@ def test_queue_that_fails_says_so_in_slurms_words(commands):
 
 def test_questions_do_not_inherit_the_users_own_filters(commands, monkeypatch):
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}|"')
+    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}||1|"')
 
     assert Slurm().queue({"me"})["7"].reason == "none 0"
 
@@ -213,3 +221,92 @@ def test_store_with_spaces_reaches_the_script_quoted(store, root):
     (script,) = scripts(outcome)
     assert " " in str(outcome.scripts)
     assert re.search(r"#SBATCH --output=['\"]?.*a store with spaces", script)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "priority", "held"),
+    [
+        ("PENDING", "launch failed requeued held", 0, True),
+        ("PENDING", "launch failed requeued held", None, True),
+        ("PENDING", "job requeued in held state", 0, True),
+        ("PENDING", "JobHeldUser", 0, True),
+        ("PENDING", "JobHeldAdmin", 0, True),
+        ("PENDING", "JobHoldMaxRequeue", 0, True),
+        ("PENDING", "None", 0, True),
+        ("REQUEUE_HOLD", "None", 5, True),
+        ("SPECIAL_EXIT", "None", 5, True),
+        ("PENDING", "Priority", 5, False),
+        ("PENDING", "Dependency", 5, False),
+        ("PENDING", "BeginTime", None, False),
+        ("RUNNING", "None", 0, False),
+        ("COMPLETING", "JobHeldUser", 0, False),
+    ],
+)
+def test_job_that_waits_for_somebody_to_release_it_is_held(state, reason, priority, held):
+    assert Queued(state, reason, "", priority).held == held
+
+
+HEARING = """
+ASKED = '''
+import os, time
+open("asked", "w")
+while not os.path.exists("go"):
+    time.sleep(0.05)
+open("answered", "w")
+'''
+import os, signal, subprocess, sys, threading, time
+from pathlib import Path
+from harness.engine.scheduler import undisturbed
+for word in sys.argv[2].split():
+    signal.signal(getattr(signal, word), signal.SIG_IGN)
+folder = Path(sys.argv[1])
+# As the one that touches the claim does, it may be given the signal.
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+with undisturbed():
+    done = subprocess.run([sys.executable, "-c", ASKED], cwd=folder)
+    (folder / "noted").write_text(str(done.returncode))
+(folder / "on").touch()
+"""
+
+
+def called(folder, ignored=""):
+    """Start a process, in a group of its own as a terminal has it, and wait until it is in the call."""
+    command = [sys.executable, "-c", HEARING, str(folder), ignored]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, preexec_fn=heedful)  # noqa: PLW1509
+    wait_for((folder / "asked").exists)
+    return process
+
+
+def disturbed(folder, *numbers, ignored=""):
+    """Send signals to a process and to the command that it calls, as a terminal does; return how it ended."""
+    process = called(folder, ignored)
+    for number in numbers:
+        os.killpg(process.pid, number)
+    (folder / "go").touch()
+    return process.wait(20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signal_during_a_call_is_heard_when_its_answer_is_noted(tmp_path, number):
+    assert disturbed(tmp_path, number) == -number
+
+    assert (tmp_path / "answered").exists()
+    assert (tmp_path / "noted").read_text() == "0"
+    assert not (tmp_path / "on").exists()
+
+
+def test_signal_that_is_ignored_stays_ignored(tmp_path):
+    assert disturbed(tmp_path, signal.SIGINT, signal.SIGHUP, ignored="SIGINT SIGHUP") == 0
+
+    assert (tmp_path / "on").exists()
+
+
+def test_undisturbed_thread_is_left_as_it_is():
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_entered).result() == before
+
+
+def _entered():
+    with undisturbed():
+        return signal.getsignal(signal.SIGINT)
