@@ -52,6 +52,7 @@ class FakeScheduler:
         self.down = False
         self.accounting = True
         self.before_submit: Callable[[Request], None] = lambda _: None
+        self.after_submit: Callable[[Request], None] = lambda _: None
         self._numbers = count(first)
         self._lock = Lock()
         _LIVING[id(self)] = self
@@ -73,7 +74,8 @@ class FakeScheduler:
             self.jobs |= {
                 name: FakeJob(job, request, script=str(script)) for name, job in zip(ids, request.jobs, strict=True)
             }
-            return ids
+        self.after_submit(request)
+        return ids
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
         self.asked.append("queue")
