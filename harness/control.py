@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.attempt import LOG
-from harness.engine.claim import claimed
 from harness.engine.collect import Garbage, Needed, named, remove, unneeded, unreadable, with_ancestors
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.naming import key_named, sweep_named
@@ -18,7 +17,7 @@ from harness.engine.scheduler import Scheduler, Slurm, user
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import WHATS, State, members_of, states_of
 from harness.engine.store import Store
-from harness.engine.turn import SUBMITTING, submitting, submitting_if_possible
+from harness.engine.turn import submitting, submitting_if_possible, taken
 from harness.errors import DamagedArtifact, SchedulerError, StagesFailed, StoreError
 from harness.record import place_of, plan_of, store_of
 from harness.sweep import Front, Planned, executed
@@ -97,7 +96,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
 def _strays(sweep: str, root: Store, scheduler: Scheduler) -> list[str]:
     ledger = Ledger(root.root)
     # While somebody submits, the answer for a job may be on its way.
-    if not ledger.opened(sweep) or SUBMITTING in claimed(root.claims):
+    if not ledger.opened(sweep) or taken(root):
         return []
     try:
         return sorted(ledger.strays(scheduler.queue({user()}), sweep))

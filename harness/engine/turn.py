@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from harness.engine.claim import Claim, Claims, claimed, holder
+from harness.engine.claim import Claim, Claims, claimed, holder, left_behind
 from harness.engine.store import Store
 from harness.errors import StoreError
 
@@ -58,7 +58,12 @@ def submitting_if_possible(store: Store, tell: Callable[[str], None]) -> Iterato
             turn.enter_context(submitting(store, tell))
             mine = True
         except StoreError:
-            if SUBMITTING in claimed(store.claims):
+            if taken(store):
                 raise
             mine = False
         yield mine
+
+
+def taken(store: Store) -> bool:
+    """Say whether somebody has the turn who may be alive."""
+    return SUBMITTING in claimed(store.claims) and not left_behind(store.claims, SUBMITTING, "")
