@@ -258,12 +258,13 @@ def collect(
 
 
 def _recorded(root: Store, name: str | None) -> dict[str, Any]:
-    record = root.read_sweep(sweep_named(root, name))
+    sweep = sweep_named(root, name)
+    again = "Run the command of the sweep again, which writes it anew; what is stored stays."
+    if why := unreadable(root, sweep):
+        raise StoreError(f"{why} {again}")
+    record = root.read_sweep(sweep)
     if not {"stages", "place"} <= record.keys():
-        raise StoreError(
-            f"The record of `{sweep_named(root, name)}` is of an earlier version and does not name its stages. "
-            "Run the command of the sweep again; what is stored stays."
-        )
+        raise StoreError(f"The record of `{sweep}` is of an earlier version and does not name its stages. {again}")
     return record
 
 

@@ -488,6 +488,20 @@ def test_sweep_whose_own_record_is_damaged_is_cancelled(sweep, scheduler, how):
     assert set(cancel(sweep.store, sweep.sweep, scheduler).ended) == jobs
 
 
+@pytest.mark.parametrize("how", ["cut", "zeros", "no record"])
+def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, scheduler, how):
+    before = sweep.store.read_sweep(sweep.sweep)
+    damage(record_file(sweep), how)
+    for verb in (lambda: status(sweep.store, None, scheduler), lambda: retry(sweep.store, None, {}, Silent())):
+        with pytest.raises(StoreError, match="Run the command of the sweep again"):
+            verb()
+
+    record(sweep.store.root, "cluster=slurm")
+
+    assert sweep.store.read_sweep(sweep.sweep)["stages"] == before["stages"]
+    assert status(sweep.store, None, scheduler).sweep == sweep.sweep
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_gc_keeps_what_a_damaged_record_may_name_and_removes_what_lies_aside(sweep, theirs, scheduler, how):
     theirs.finish(*theirs.plan.stages)

@@ -139,7 +139,7 @@ def kill_slurmd(node: str) -> None:
 
 @contextmanager
 def failing_launches(node: str) -> Iterator[None]:
-    """Let no job begin on a node, whose slurmd has no folder to keep it in: Slurm puts such jobs back, and holds them."""
+    """Let no job begin on a node: its slurmd has no folder to keep one in. Slurm puts such jobs back and holds them."""
     folder, away = SPOOL / node, SPOOL / f"{node}.away"
     folder.rename(away)
     folder.touch()

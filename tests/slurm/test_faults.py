@@ -22,9 +22,10 @@ from faults import (
     switch_off,
     wait_until,
 )
-from sites import Toys, ToySite
+from sites import Toys, ToySite, record
 from toys import Add, Count, Mix, Number, runs
 
+from harness.control import cancel, collect
 from harness.engine.causes import Cause
 from harness.engine.ledger import Ledger
 from harness.engine.scheduler import Slurm
@@ -243,11 +244,14 @@ def test_disk_that_is_full_harms_nothing_stored(tmp_path):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
     try:
-        fork = Fork(disk / "store")
+        fork = Fork(disk / "store", ToySite(requeues=0))
         fork.root.mkdir()
         fork.hold()
         fork.submit()
-        fork.holding()
+        job = fork.holding()
+        fork.alone()
+        store = record(fork)
+        (fork.root / "work" / "0123456789abcdef").mkdir()
         subprocess.run(
             ["dd", "if=/dev/zero", f"of={disk / 'ballast'}", "status=none"], check=False, stderr=subprocess.DEVNULL
         )
@@ -255,9 +259,14 @@ def test_disk_that_is_full_harms_nothing_stored(tmp_path):
         (fork.root / "trouble-1.0").unlink()
         fork.settled()
         fork.verify()
-        assert fork.state(fork.struck).what == "failed"
+        state = fork.state(fork.struck)
+        assert (state.what, state.job) == ("failed", job)
+        assert state.cause in (Cause.UNWRITABLE, "StoreError"), "the disk, not the code"
+        assert not cancel(store, fork.sweep).ended
+        assert [one.path.name for one in collect(store, seconds=0, dry_run=False)][-1:] == ["0123456789abcdef"]
 
         (disk / "ballast").unlink()
+        Ledger(fork.root).cancel(fork.sweep, undo=True)
         fork.finish(tmp_path)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 from faults import ask, failing_launches, queued, wait_until
-from sites import SWEEP, Toys, ToySite
+from sites import SWEEP, Toys, ToySite, record
 from submitter import toys as submitted_toys
 from toys import Add, Number, heedful, runs
 
 from harness.control import cancel, status
 from harness.engine.ledger import Ledger
 from harness.engine.scheduler import Slurm
-from harness.engine.store import Store
 from harness.engine.turn import SUBMITTING
 
 BUSY = """#!/bin/bash
@@ -41,16 +40,6 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "a store"
     folder.mkdir()
     return folder
-
-
-def record(toys: Toys) -> Store:
-    """Give a sweep of toys a record, so that its user can name it."""
-    stages = {
-        stage.key: {"kind": stage.name, "parents": [parent.key for parent in stage.parents]}
-        for stage in toys.plan.stages
-    }
-    toys.store.write_sweep(toys.sweep, {"id": toys.sweep, "cells": [], "stages": stages, "place": {}})
-    return Store(toys.root)
 
 
 def test_job_that_slurm_holds_is_told_with_the_command_that_frees_it(root):
@@ -155,7 +144,7 @@ def test_submission_that_is_stopped_knows_all_its_jobs(root, submitter, number):
 
 
 def test_job_that_a_killed_submission_never_heard_of_is_counted_and_ended(root, submitter):
-    process, go = submitter
+    process, _ = submitter
     toys = submitted_toys(root)
     store = record(toys)
 
