@@ -70,8 +70,14 @@ class Status:
         )
 
 
-def status(root: Store, name: str | None, scheduler: Scheduler | None = None) -> Status:
+def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *, thorough: bool = True) -> Status:
     """Return how a sweep stands; the latest one if none is named.
+
+    Args:
+        root: the store.
+        name: the sweep's id or how it begins.
+        scheduler: Slurm, unless a test stands in for it.
+        thorough: also read the manifest of every stored stage and the spec of every other, to find what is damaged.
 
     Raises:
         StoreError: there is no such sweep.
@@ -89,7 +95,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None) ->
         seconds_left=_seconds_left(states, root),
         cancelled=Ledger(root.root).cancelled(record["id"]),
         strays=_strays(record["id"], root, asked),
-        damage=_damage(record["id"], root),
+        damage=[*_damage(record["id"], root), *(_unreadable(states, root) if thorough else ())],
     )
 
 
@@ -110,6 +116,21 @@ def _damage(sweep: str, root: Store) -> list[str]:
     list(ledger.entries())
     others = [other for other in root.sweep_ids() if other != sweep]
     return [*ledger.damage, *(why for other in others if (why := unreadable(root, other)))]
+
+
+def _unreadable(states: Mapping[str, State], root: Store) -> list[str]:
+    """Return which manifests of stored stages, and specs of others, cannot be read."""
+    found: list[str] = []
+    for key, state in states.items():
+        if state.what == "stored":
+            try:
+                root.manifest(key)
+            except StoreError as error:
+                found.append(str(error))
+    with_ancestors(
+        root, [key for key, state in states.items() if state.what not in ("stored", "unneeded")], found.append
+    )
+    return found
 
 
 def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:

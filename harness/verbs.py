@@ -65,7 +65,7 @@ def status(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="everything, for a program")
     chosen = parser.parse_args(arguments)
     if chosen.watch:
-        watch_status(lambda: control.status(Store(chosen.store), chosen.sweep))
+        watch_status(lambda: control.status(Store(chosen.store), chosen.sweep, thorough=False))
     else:
         print_status(control.status(Store(chosen.store), chosen.sweep), as_json=chosen.json)
 

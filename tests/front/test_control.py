@@ -709,3 +709,17 @@ def test_estimate_passes_over_a_manifest_that_cannot_be_read(tmp_path, scheduler
             damage(sweep.store.folder(stage) / "manifest.json", "cut")
 
     assert status(sweep.store, None, scheduler).seconds_left is None
+
+
+def test_status_names_manifests_and_specs_that_are_damaged(sweep, scheduler):
+    base, align = (sweep.stages(kind)[0] for kind in ("base", "align"))
+    sweep.finish(base, align)
+    damage(sweep.store.folder(base) / "manifest.json", "cut")
+    (finetune,) = sweep.stages("finetune")
+    damage(sweep.store.root / "specs" / f"{finetune.key}.json", "zeros")
+
+    found = status(sweep.store, None, scheduler)
+
+    assert [base.key in found.damage[0], finetune.key in found.damage[1]] == [True, True]
+    assert len(found.damage) == 2
+    assert not status(sweep.store, None, scheduler, thorough=False).damage
