@@ -8,9 +8,7 @@ import getpass
 import os
 import re
 import shutil
-import signal
 import subprocess
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -18,7 +16,6 @@ from io import StringIO
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from harness.errors import SchedulerError
@@ -32,7 +29,6 @@ UNDER_WAY = {"RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", *_WAITING_STATES}
 """States that the accounting may still tell of a job whose end it has not heard of."""
 _HELD = re.compile(r"^JobH[eo]ld|\bheld\b", re.IGNORECASE)
 """Slurm's reasons: `JobHeldUser`, `JobHoldMaxRequeue`, `launch failed requeued held`, `job requeued in held state`."""
-_HELD_BACK = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class Queued(NamedTuple):
@@ -259,39 +255,6 @@ def _elements(name: str) -> list[str]:
 def user() -> str:
     """Return who submits."""
     return getpass.getuser()
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and a closed terminal back from this process and from the commands that it calls.
-
-    What arrives meanwhile is heard at the end; what is ignored stays so. Slurm's commands give up by themselves if they
-    are not answered, and a request to end (SIGTERM) is heard at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        # Signals are heard by the main thread alone.
-        yield
-        return
-    heard: list[int] = []
-    before = {number: signal.getsignal(number) for number in _HELD_BACK}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-
-    def keep(number: int, frame: FrameType | None) -> None:
-        del frame
-        heard.append(number)
-
-    for number in before:
-        signal.signal(number, keep)
-    # Commands inherit the mask, not the handlers: a terminal sends its Ctrl-C to them as well.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(heard):
-            signal.raise_signal(number)
 
 
 def _submitted(request: Request) -> list[str]:

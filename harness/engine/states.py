@@ -139,7 +139,8 @@ def _needed(members: Mapping[str, Member], stored: Collection[str], leaves: Coll
 
 def freeing(jobs: Sequence[str]) -> str:
     """Say what frees jobs that are held."""
-    return f"`scontrol release {' '.join(jobs)}` frees it, or `harness cancel` and `harness retry`"
+    them = "it" if len(jobs) == 1 else "them"
+    return f"`scontrol release {','.join(jobs)}` frees {them}, or `harness cancel` and `harness retry`"
 
 
 def _stored(members: Mapping[str, Member], store: Store) -> set[str]:
@@ -279,7 +280,7 @@ class _Look:
     def _failure(self, key: str, member: Member, entry: Entry | None, queued: Queued | None) -> State | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
         attempts = self.store.attempts(key) if key in self.tried else []
-        if not attempts or attempts[-1]["outcome"] != "failed":
+        if not attempts or attempts[-1].get("outcome") != "failed":
             return None
         last = attempts[-1]
         job = last.get("job", "")

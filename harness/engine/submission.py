@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.engine.executor import Failure
+from harness.engine.interrupt import undisturbed
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.lines import Batch, batches_of
 from harness.engine.plan import Plan
 from harness.engine.retry import Advice, advice_on
-from harness.engine.scheduler import Queued, Request, Scheduler, undisturbed, user
+from harness.engine.scheduler import Queued, Request, Scheduler, user
 from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import State
