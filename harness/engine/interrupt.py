@@ -38,5 +38,5 @@ def undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(heard):
-            signal.raise_signal(number)
+        for told in dict.fromkeys(heard):
+            signal.raise_signal(told)
