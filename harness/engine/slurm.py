@@ -8,6 +8,7 @@ jobs that are already there.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,12 +94,15 @@ class SlurmExecutor:
             executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
             return Continuation(executor, store.root, store.allow, leaves)
 
+        rehearsing = self.scheduler.rehearsing
+
         def waiting(stage: Stage, why: str) -> None:
             self._tell("waiting", stage, plan, len(cached), message=why)
 
         try:
             while True:
-                with submitting(store, lambda why: waiting(pending[0], why)) as turn:
+                # Who only rehearses puts nothing into the queue, and waits for nobody.
+                with nullcontext() if rehearsing else submitting(store, lambda why: waiting(pending[0], why)) as turn:
                     submission = Submission(
                         site=self.site,
                         scheduler=self.scheduler,
@@ -107,7 +111,7 @@ class SlurmExecutor:
                         continuation=again,
                         only=self.only,
                         waiting=waiting,
-                        held=turn.held,
+                        held=turn.held if turn else _always,
                         code=code,
                         plan=plan,
                         store=store,
@@ -127,7 +131,7 @@ class SlurmExecutor:
                 found=submission.found,
                 calls=submission.calls,
                 left=submission.left,
-                scripts=submission.folder if self.scheduler.rehearsing else None,
+                scripts=submission.folder if rehearsing else None,
                 failed=submission.refused,
                 blocked=submission.blocked,
             )
@@ -220,6 +224,10 @@ class Continuation:
             # What needs another that is left is blocked by it.
             if stage.key in left and left.isdisjoint(other.key for other in lineage(stage.parents)):
                 record(stage, desk, Stopwatch(), {"outcome": "failed", "cause": DRIFT, "message": DRIFTED})
+
+
+def _always() -> bool:
+    return True
 
 
 def _failures(states: Mapping[str, State]) -> dict[str, Failure]:
