@@ -41,8 +41,9 @@ optuna-sweeper: $(OPTUNA_SWEEPER)
 demo: $(STAMP)
 	$(BIN)/harness -m +sweeps=demo
 
+# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	HARNESS_SLURM_BED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
