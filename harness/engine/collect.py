@@ -1,6 +1,5 @@
 """Collect: what of a store no sweep names any more, and removing it."""
 
-import json
 import os
 import shutil
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.claim import claimed
-from harness.engine.files import reading, writing
+from harness.engine.files import read_json, writing
 from harness.engine.manifest import NAME as MANIFEST
 from harness.engine.spec import STAGE
 from harness.engine.store import Store
@@ -82,8 +81,7 @@ def _parents(store: Store, key: str) -> list[str]:
     path = store.root / "specs" / f"{key}.json"
     if not path.exists():
         return []
-    with reading(path):
-        return list(_stages_in(json.loads(path.read_text("utf-8"))))
+    return list(_stages_in(read_json(path)))
 
 
 def _stages_in(data: object) -> Iterator[str]:

@@ -7,6 +7,7 @@ from harness.engine.ledger import Entry
 from harness.engine.provenance import source_digest
 from harness.engine.states import State
 from harness.engine.store import Store
+from harness.engine.surroundings import WORK, surroundings
 
 SAME_ERRORS = 3
 """How often a stage may fail with one traceback before it is no longer submitted with the same code."""
@@ -39,8 +40,10 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
     """
     if _stuck(key, store):
         return Advice(
-            refuse=f"failed {SAME_ERRORS} times with the same traceback. Mend the code, or the data that it reads; "
-            "it is submitted again as soon as the code is another."
+            refuse=f"failed {SAME_ERRORS} times with the same traceback, and since then nothing has changed: neither "
+            f"the code, nor what the stage reads, nor `{store.work(key)}`. `harness logs {key}` shows the traceback. "
+            "Fix the code, or remove that folder if a checkpoint in it is to blame, and it is submitted again; "
+            f"`harness stage {key}` runs it here as it is."
         )
     shrink = entry.shrink.get(key, 1) if entry else 1
     if on_oom == "shrink" and state.cause in (Cause.HOST_MEMORY, Cause.GPU_MEMORY):
@@ -52,7 +55,7 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
 
 
 def _stuck(key: str, store: Store) -> bool:
-    """Whether the last attempts all ended in one traceback, with the code that is here.
+    """Whether the last attempts all ended in one traceback, and the next one would meet what the last one left.
 
     Memory is no matter of the code alone: the next attempt may be given more, or need less.
     """
@@ -60,4 +63,7 @@ def _stuck(key: str, store: Store) -> bool:
     causes = {cause_of(attempt) for attempt in last}
     traces = {attempt.get("traceback", "") for attempt in last}
     codes, here = {attempt.get("code", "") for attempt in last}, source_digest(store.allow)
-    return len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {here}
+    alike = len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {here}
+    if not alike or (left := last[-1].get("left")) is None:
+        return alike
+    return bool(left == surroundings(store, key, left.keys() - {WORK}))

@@ -79,7 +79,8 @@ class SlurmExecutor:
                 f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
             )
         store.prepare()
-        store.register(plan.stages)
+        if not self.scheduler.rehearsing:
+            store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
         code = self.code or source_digest(store.allow)
 

@@ -20,6 +20,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from harness.errors import TrackingError
 from harness.mirror.entry import DIGEST, Entry, Parcel, Sheet
+from harness.mirror.naming import LONGEST_TAG, fitted
 from harness.tracking.jsonl import STEP
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ class Wire:
         with refusals():
             run = wandb.init(
                 id=entry.id,
-                name=entry.name,
+                name=fitted(entry.name),
                 job_type=entry.kind,
-                group=entry.group,
-                tags=entry.tags,
+                group=fitted(entry.group),
+                tags=[fitted(tag, LONGEST_TAG) for tag in entry.tags],
                 config={**entry.config, DIGEST: ""},
                 entity=self.entity,
                 project=self.project,
@@ -196,7 +197,7 @@ def refusals() -> Iterator[None]:
 
 
 def _artifact(parcel: Parcel) -> Any:
-    artifact = wandb.Artifact(parcel.name, type=parcel.kind, metadata=dict(parcel.metadata))
+    artifact = wandb.Artifact(fitted(parcel.name), type=parcel.kind, metadata=dict(parcel.metadata))
     if parcel.files.is_dir():
         artifact.add_dir(str(parcel.files))
     else:

@@ -70,6 +70,15 @@ class GgufModel:
         """
         return self._file()[1]
 
+    def ties_head(self) -> bool | None:
+        """Return whether the file has no output matrix; None if it cannot be read here."""
+        here = wheel.find(self.package)
+        if here is None or self.preflight():
+            return None
+        from gguf import GGUFReader
+
+        return all(tensor.name != "output.weight" for tensor in GGUFReader(self._path(here)).tensors)
+
     def write(self, out: Path) -> Mapping[str, object]:
         """Write the model in float32 and its tokenizer to ``out``; return facts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import Module
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoded
@@ -22,6 +22,14 @@ from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.processes import rank
+
+# Where this is set, transformers prints a line about W&B while it is imported. No stage knows of W&B.
+_mode = os.environ.pop("WANDB_MODE", None)
+try:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+finally:
+    if _mode is not None:
+        os.environ["WANDB_MODE"] = _mode
 
 ROWS_OF_HISTORY = 100
 """About how many rows of metrics a run keeps, whatever its length."""

@@ -26,12 +26,12 @@ from harness.errors import DataError
 from harness.protocols import HandsOver, TrainMethod
 from harness.tracking.tracker import Tracker
 from harness.training.budget import Budget, Portions
-from harness.training.checkpoint import KEPT, Checkpoints, Resumable, discard_incomplete, newest, restore
+from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.plain import PlainStep
-from harness.training.processes import rank, wait_for_all, world_size
+from harness.training.processes import rank, world_size
 from harness.training.shards import shard_frozen
 from harness.training.step_trainer import Pace, Rows, StepTrainer, collator
 
@@ -108,7 +108,7 @@ def train(
     """
     if not rows:
         raise DataError("there are no rows to train on; expected at least one with a supervised position")
-    folder = work / "checkpoints"
+    folder = work / FOLDER
     total_steps = budget.steps(len(rows))
     with _quiet(), _as_found(model):
         # Making the arguments joins the process group, which the learner, the draws and the order depend on.
@@ -156,10 +156,7 @@ def train(
             meter=meter,
             tracker=tracker,
         )
-        if rank() == 0:
-            discard_incomplete(folder)
-        wait_for_all()
-        checkpoint = newest(folder)
+        checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -78,7 +78,7 @@ def test_line_that_a_full_disk_cut_is_left_out(ledger):
 
 def test_ledger_that_cannot_be_read_is_named(ledger):
     folder = ledger.open("one")
-    (folder / NAME).write_text("nonsense\n")
+    (folder / NAME).symlink_to("/dev/zero")
 
     with pytest.raises(StoreError, match=NAME):
         list(ledger.entries())

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import submitit
 from fake_scheduler import FakeScheduler, FakeSite, submit
-from submitit.core.utils import DelayedSubmission
 from toys import ALLOW, Add, Mix, Number, Silent, chain
 
 from harness.engine.ledger import Ledger
@@ -76,11 +76,19 @@ def test_rehearsal_writes_the_scripts_that_a_cap_would_leave_for_later(store):
     assert outcome.left == 0
 
 
-def test_job_gives_up_by_itself_before_submitit_would(store):
-    outcome = rehearsed(store, [chain(1)], requeues=3)
+def test_job_gives_up_by_itself_before_submitit_would(store, monkeypatch):
+    asked = []
 
-    (pickled,) = outcome.scripts.glob("*_submitted.pkl")
-    assert DelayedSubmission.load(pickled)._timeout_countdown == 4
+    class Executor(submitit.SlurmExecutor):
+        def __init__(self, *args, max_num_timeout, **options):
+            asked.append(max_num_timeout)
+            super().__init__(*args, max_num_timeout=max_num_timeout, **options)
+
+    monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
+
+    rehearsed(store, [chain(1)], requeues=3)
+
+    assert asked == [4]
 
 
 def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):

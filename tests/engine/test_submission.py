@@ -1,6 +1,7 @@
 """Submissions: what Slurm is given, in which order and with which edges, and what a second submission adds."""
 
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -309,6 +310,37 @@ def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root
     assert not refused.complete
     monkeypatch.setattr("harness.engine.retry.source_digest", lambda _: "other code")
     assert set(submit(store, scheduler, [child, good]).submitted) == {bad.key, child.key}
+
+
+@pytest.mark.parametrize("cause", ["work folder", "checkpoint", "input"])
+def test_refusal_is_lifted_when_what_the_stage_meets_is_another(store, root, scheduler, cause):
+    _, (bad,) = fan([1])
+    store.prepare()
+    checkpoint = store.work(bad.key) / "checkpoints" / "checkpoint-3" / "method.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("damaged")
+    (root / "trouble-1.0").write_text("bug")
+    for _ in range(3):
+        submit(store, scheduler, [bad])
+        scheduler.work_off()
+    refused = submit(store, scheduler, [bad])
+    match cause:
+        case "work folder":
+            shutil.rmtree(store.work(bad.key))
+        case "checkpoint":
+            shutil.rmtree(checkpoint.parent)
+        case "input":
+            store.set_aside(bad.parent)
+            assert run(root, [bad.parent]).complete
+
+    again = submit(store, scheduler, [bad])
+    scheduler.work_off()
+
+    assert "neither the code, nor what the stage reads" in refused.failed[bad.key].message
+    assert str(store.work(bad.key)) in refused.failed[bad.key].message
+    assert set(again.submitted) == {bad.key}
+    # It met the same once more, and nothing has changed since.
+    assert set(submit(store, scheduler, [bad]).failed) == {bad.key}
 
 
 def test_two_same_tracebacks_and_another_are_not_refused(store, scheduler):

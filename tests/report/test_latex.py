@@ -11,7 +11,7 @@ from fabricated import Fabricator
 from harness.report.findings import gather
 from harness.report.render import render
 
-ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中"
+ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中\x7f\n\n\tend"
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_latex_notes_are_paragraphs_and_name_no_single_cell(table):
 
 def test_latex_labels_are_characters_that_pdflatex_knows(table):
     assert "a\\_b \\& 50\\% \\#\\{x\\} \\textasciitilde{}\\textasciicircum{}\\textbackslash{}" in table
-    assert "$\\lambda$ µ é $\\geq$ × “q” [x] U+4E2D" in table
+    assert "$\\lambda$ µ é $\\geq$ × “q” [x] U+4E2DU+007F end" in table
 
 
 def test_latex_table_with_two_footnotes_compiles(table, tmp_path):
