@@ -14,8 +14,8 @@ from harness.errors import ConfigError
 from harness.report.board import ALIGNED, AVERAGE, Board, Figure
 from harness.report.comparability import SHOWN
 from harness.report.findings import Findings
-from harness.report.markdown import literal
 from harness.report.losses import dropped_in
+from harness.report.markdown import literal
 from harness.report.rows import NOTES
 from harness.report.table import NOTE, records
 from harness.report.wording import HEADINGS, markers, number, one_line, remarks, score, value, varying
