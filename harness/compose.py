@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import ConfigError
+from harness.expansion import expanded
 from harness.overlay import assign, place_in
-from harness.refusal import REFUSALS, told
+from harness.refusal import composing
 from harness.slots import GROUP, SLOTS, settled
 
 PACKAGE = Path(__file__).resolve().parent
@@ -82,6 +81,7 @@ class Composer:
         self._parsed: dict[str, Override] = {}
         self._options = _options(loader, master.hydra)
 
+    @composing()
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Return the composition of one cell; values that fit nowhere are among its problems.
 
@@ -129,13 +129,15 @@ class Composer:
             return False
         if item.is_delete() or item.package is not None:
             return False
-        key = item.key_or_group
+        return not item.key_or_group.startswith("hydra.") and not self._is_group(item.key_or_group)
+
+    def _is_group(self, key: str) -> bool:
         if key not in self._groups:
             self._groups[key] = bool(self._loader.get_group_options(key))
-        return not key.startswith("hydra.") and not self._groups[key]
+        return self._groups[key]
 
     def _check_options(self, parsed: Sequence[Override]) -> None:
-        """Refuse a number where an option of a group is meant; Hydra would call it a bug.
+        """Refuse a number or a structure where an option of a group is meant; Hydra would call it a bug.
 
         Raises:
             ConfigError: with all of them.
@@ -145,18 +147,15 @@ class Composer:
             f"of {', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
             "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
             for item in parsed
-            if not self._is_value(item)
-            and isinstance(item.value(), int | float | None)
-            and self._groups.get(item.key_or_group)
+            if self._is_group(item.key_or_group)
+            and not _may_be_options(item.value())
+            and not (item.is_delete() and item.value_type is None)
         ]
         if wrong:
             raise ConfigError(wrong)
 
     def _by_hydra(self, structure: tuple[str, ...]) -> _Composed:
-        try:
-            composed = self._loader.load_sweep_config(self._master, list(structure))
-        except REFUSALS as error:
-            raise ConfigError([told(error)]) from error
+        composed = self._loader.load_sweep_config(self._master, list(structure))
         raw = _without_hydra(composed)
         return _Composed(
             raw=raw,
@@ -166,6 +165,7 @@ class Composer:
         )
 
 
+@composing()
 def composition_of(config: DictConfig) -> Composition:
     """Return the composition that Hydra already made for a single run.
 
@@ -201,6 +201,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
     return compose_each([overrides], config_dir)[0]
 
 
+@composing()
 def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
     """Compose the cells of several command lines; a choice of groups that they share is composed once.
 
@@ -218,13 +219,9 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
             loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
             # The sources were opened when the loader was made.
             loader.repository.initialize_sources(loader.get_search_path())
-        try:
-            master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
-            parser = OverridesParser.create(config_loader=loader)
-            parsed = [parser.parse_overrides(list(overrides)) for overrides in lines]
-            cells = [BasicSweeper.split_arguments(line, max_batch_size=None)[0] for line in parsed]
-        except REFUSALS as error:
-            raise ConfigError([told(error)]) from error
+        master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
+        parser = OverridesParser.create(config_loader=loader)
+        cells = [expanded(parser, overrides) for overrides in lines]
         composer = Composer(loader, master)
         return [[composer.compose(cell) for cell in line] for line in cells]
 
@@ -265,15 +262,7 @@ def _without_hydra(config: DictConfig) -> dict[str, Any]:
 
 
 def _resolved(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data with interpolations resolved.
-
-    Raises:
-        ConfigError: one of them cannot be.
-    """
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([told(error)]) from error
+    resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
     assert isinstance(resolved, dict), "a configuration is a mapping"
     return {str(key): value for key, value in resolved.items()}
 
@@ -287,6 +276,10 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner)
+
+
+def _may_be_options(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
 def _plain(value: object) -> object:

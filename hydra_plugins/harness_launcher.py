@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -68,9 +67,10 @@ class HarnessSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[float | None]:
         """Expand the arguments, the command line over the configuration, and launch all cells as one batch."""
+        from harness.expansion import expanded
+
         lines = [f"{key}={value}" for key, value in self._params.items()] + arguments
-        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(lines)
-        batch = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+        batch = expanded(OverridesParser.create(config_loader=self._loader), lines)
         jobs = self._launcher.launch(batch, initial_job_idx=0)
         # Reading the value of a failed job announces it once more; the harness has told of each failed stage.
         if failed := [job for job in jobs if job.status is JobStatus.FAILED]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from harness.engine.files import append_line, read_lines, reading, write_json, writing
@@ -17,7 +18,7 @@ NAME = "ledger.jsonl"
 CANCELLED = "cancelled"
 LEFT = "left.json"
 _SUBMISSION = "{}/2*"
-"""The folders of a sweep's submissions begin with the year; those of rehearsals do not."""
+"""The folders of a sweep's submissions begin with the year."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +63,16 @@ class Ledger:
         self._folder = root / "jobs"
 
     def open(self, sweep: str, *, rehearsing: bool = False) -> Path:
-        """Make the folder of a new submission of a sweep; a rehearsal has one of another name, and no ledger.
+        """Make the folder of a new submission of a sweep; that of a rehearsal is a temporary one outside of the store.
 
         Raises:
             StoreError: the store cannot be written.
         """
+        if rehearsing:
+            with writing(Path(gettempdir())):
+                return Path(mkdtemp(prefix=f"harness-dry-run-{sweep}-"))
         stamp = now().replace(":", "").replace("-", "").partition("+")[0]
-        folder = self._folder / sweep / (f"dry-run-{stamp}" if rehearsing else stamp)
+        folder = self._folder / sweep / stamp
         with writing(folder):
             folder.mkdir(parents=True)
         return folder

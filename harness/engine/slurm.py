@@ -8,7 +8,7 @@ jobs that are already there.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,8 +78,10 @@ class SlurmExecutor:
             raise StoreError(
                 f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
             )
-        store.prepare()
-        store.register(plan.stages)
+        rehearsing = self.scheduler.rehearsing
+        if not rehearsing:
+            store.prepare()
+            store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
         code = self.code or source_digest(store.allow)
 
@@ -100,7 +102,8 @@ class SlurmExecutor:
             store=store,
         )
         try:
-            with submitting(store):
+            # Who changes nothing waits for nobody.
+            with nullcontext() if rehearsing else submitting(store):
                 submission.run()
             told = {key: entry.job for key, entry in submission.jobs.items()}
             for stage in pending:
@@ -112,7 +115,7 @@ class SlurmExecutor:
                 found=submission.found,
                 calls=submission.calls,
                 left=submission.left,
-                scripts=submission.folder if self.scheduler.rehearsing else None,
+                scripts=submission.folder if rehearsing else None,
                 failed=submission.refused,
                 blocked=submission.blocked,
             )

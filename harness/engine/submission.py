@@ -180,7 +180,7 @@ class Submission:
                 job=job,
                 keys=tuple(stage.key for line in task for stage in line),
                 user=user(),
-                folder=str(self.folder.relative_to(self.store.root)),
+                folder=os.path.relpath(self.folder, self.store.root),
                 shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
                 excluded=tuple(exclude),
             )
@@ -223,7 +223,7 @@ class Submission:
         self.left = len(keys)
         if not self.scheduler.rehearsing:
             ledger.leave(self.folder, keys)
-        folder = str(self.folder.relative_to(self.store.root))
+        folder = os.path.relpath(self.folder, self.store.root)
         self._note(ledger, [Entry(job=job, keys=(), user=user(), folder=folder)])
 
     def _take_over(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
