@@ -8,8 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+from harness.engine.files import is_full
 from harness.errors import ConfigError, HarnessError, Interrupted
 from harness.folder import forget_empty_variables
 from harness.verbs import VERBS, parser_of
@@ -34,8 +36,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = _told(Interrupted("stopped; what was finished is stored. Run the same command again to go on."))
     except BrokenPipeError:
         # The reader (`| head`) has seen what it wanted; nothing may be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
+    except OSError as error:
+        # Streams have no name; a full disk under the store is told by who writes there.
+        if error.filename is not None or not is_full(error):
+            raise
+        _close_stdout()
+        code = _told(HarnessError(f"the output cannot be written: {error.strerror}."))
     sys.exit(code)
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -122,12 +134,14 @@ def _plan(arguments: list[str]) -> None:
 
     if "--help" in arguments or "-h" in arguments:
         parser_of("plan", "Say what a run would do: the arguments are those of a run.").parse_args(["--help"])
-    with session(PlanPrinter(as_json="--json" in arguments), "plan"):
-        _hydra([argument for argument in arguments if argument != "--json"])
+    printer = PlanPrinter(as_json="--json" in arguments)
+    # Hydra's own sweeper, and others, leave a folder for each sweep.
+    with session(printer, "plan"), TemporaryDirectory(prefix="harness-plan-") as folder:
+        _hydra([argument for argument in arguments if argument != "--json"], sweep_dir=folder)
 
 
 def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
-    """Refuse a folder that is not there, two sweep files at once, of which the grids would be lost, and a pickle.
+    """Refuse what Hydra takes without a word, or refuses so that `diagnosed` would look for a mistake elsewhere.
 
     Raises:
         ConfigError: with what is wrong.
@@ -136,6 +150,11 @@ def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
         raise ConfigError([f"`--config-dir`: there is no folder `{given.config_dir}`."])
     if given.experimental_rerun is not None:
         raise ConfigError(["`--experimental-rerun`: a pickle may run anything; run the command of that run again."])
+    asked = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
+    asked |= {"--shell-completion": given.shell_completion}
+    if len(chosen := [flag for flag, value in asked.items() if value]) > 1:
+        raise ConfigError([f"{' and '.join(chosen)}: a command does one thing; expected one of {', '.join(asked)}."])
+    # Two sweep files at once: the grid of one would be lost.
     for text in given.overrides:
         name, _, chosen = text.partition("=")
         if name.lstrip("+") == "sweeps" and "," in chosen:
@@ -143,8 +162,13 @@ def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
             raise ConfigError([f"`{text}`: a command takes one sweep file. {advice}"])
 
 
-def _hydra(arguments: list[str]) -> None:
-    """Give the command line to Hydra, which comes back through ``sweep.run`` or through the launcher plugin."""
+def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
+    """Give the command line to Hydra, which comes back through ``sweep.run`` or through the launcher plugin.
+
+    Args:
+        arguments: Hydra's flags, and overrides.
+        sweep_dir: where a sweeper shall leave what it leaves, unless the user says; None is as configured.
+    """
     import hydra
     from hydra._internal.utils import get_args_parser
     from omegaconf import DictConfig
@@ -169,14 +193,22 @@ def _hydra(arguments: list[str]) -> None:
 
     # Without this Hydra would turn every exception into a message of its own and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if sweep_dir is not None and given.multirun:
+        # Overrides stand together, or argparse does not see them.
+        place = arguments.index(given.overrides[0]) if given.overrides else len(arguments)
+        arguments = [*arguments[:place], f"hydra.sweep.dir='{sweep_dir}'", *arguments[place:]]
     sys.argv = [sys.argv[0], *arguments]
+    refused: list[Refusal] = []
     try:
         with composing():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)(task)()
     except Refusal as refusal:
-        raise diagnosed(refusal, given.overrides, given.config_dir) from refusal
+        refused.append(refusal)
     except SystemExit as left:
         # Hydra leaves with 1 when it has said what it does not find.
         sys.exit(2 if left.code == 1 else left.code)
+    # Not while the refusal is handled: OmegaConf would put its way here into the traceback of the next one.
+    if refused:
+        raise diagnosed(refused[0], given.overrides, given.config_dir)
     if errors:
         raise errors[0]

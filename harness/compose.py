@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from harness.engine.wording import quoted
 from harness.errors import ConfigError
 from harness.expansion import expanded
 from harness.overlay import assign, place_in
@@ -242,8 +243,10 @@ def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str,
     """Return the chosen option of each group.
 
     Raises:
-        ConfigError: the chosen defense does not exist.
+        ConfigError: the chosen defense does not exist, or `defense` is no group of slots.
     """
+    if not isinstance(data.get(GROUP), Mapping):
+        raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
     choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
     written = {text.partition("=")[0] for text in hydra.overrides.task}
     return settled(choices, options, data[GROUP], written)

@@ -105,7 +105,9 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
         # Somewhere in the sweep it has to mean something.
         problems |= dict.fromkeys(problem for name, problem in composition.idle.items() if name not in used)
         data = {key: value for key, value in composition.data.items() if key not in OUTSIDE}
-        allow = ("harness.", *composition.data.get("targets", ()))
+        targets = composition.data.get("targets")
+        # What is no list is told with the other settings of its kind.
+        allow = ("harness.", *(map(str, targets) if isinstance(targets, list) else ()))
         try:
             experiment = build(Experiment, data, allow=allow, where=place_in(composition.choices))
         except ConfigError as error:

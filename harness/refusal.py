@@ -5,7 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
@@ -61,6 +67,10 @@ def _told(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "Hydra cannot read the settings: they are nested too deeply, or refer to themselves."
     words = str(error)
+    if isinstance(error, OverrideParseException):
+        words = f"`{_shortened(error.override, 80)}`: {words}"
+    elif isinstance(error, OmegaConfBaseException) and error.full_key:
+        words = f"`{error.full_key}`: {words}"
     if isinstance(error, ConfigCompositionException) and error.__cause__:
         words += f": {error.__cause__}"
     if not isinstance(error, (*_REFUSALS, ValueError)):
@@ -115,5 +125,5 @@ def _way(error: BaseException) -> list[tuple[str, str]]:
     ]
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
+def _shortened(text: str, longest: int = _LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} ... ({len(text)} characters)"

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from fake_scheduler import FakeScheduler, FakeSite, submit
 from submitit.core.utils import DelayedSubmission
-from toys import ALLOW, Add, Mix, Number, Silent, chain
+from toys import Add, Mix, Number, Silent, chain
 
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
 from harness.engine.slurm import SlurmExecutor
-from harness.engine.store import Store
 from harness.errors import SchedulerError
 
 

@@ -11,22 +11,7 @@ import pytest
 from fake_scheduler import FakeScheduler
 from recorded import record
 
-from harness.cli import main
 from harness.engine.ledger import Ledger
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        code = left.value.code
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -209,7 +194,12 @@ def without_torch(tmp_path):
             [sys.executable, "-m", "harness", *arguments],
             cwd=tmp_path,
             env=inherited
-            | {"PYTHONPATH": path, "PATH": f"{commands}:{inherited['PATH']}", "COLUMNS": "200", "TMPDIR": str(temporary)},
+            | {
+                "PYTHONPATH": path,
+                "PATH": f"{commands}:{inherited['PATH']}",
+                "COLUMNS": "200",
+                "TMPDIR": str(temporary),
+            },
             capture_output=True,
             text=True,
             timeout=120,
