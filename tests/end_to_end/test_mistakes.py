@@ -106,7 +106,7 @@ def test_help_names_groups_and_verbs_and_leaves_with_zero(harness):
 
 
 def test_what_an_ascii_terminal_cannot_show_is_substituted(harness):
-    run = harness("plan", "store=für/alle", PYTHONIOENCODING="ascii")
+    run = harness("plan", "store='für/alle'", PYTHONIOENCODING="ascii")
 
     assert run.returncode == 0, run.stderr
     assert "/f\\xfcr/alle" in run.stdout

@@ -185,7 +185,9 @@ class Typist:
 
     def _run(self) -> Case:
         line = [self._flag() for _ in range(self._some(0.3))] + [self._override() for _ in range(1 + self._some(0.4))]
-        self._chance.shuffle(line)
+        # Overrides that do not stand together are refused by argparse already.
+        if self._chance.random() < 0.1:
+            self._chance.shuffle(line)
         return Case(self._harmless(line), environment=self._variables())
 
     def _run_with_files(self) -> Case:
@@ -202,7 +204,7 @@ class Typist:
         line += [self._override() for _ in range(self._some(0.3))]
         if self._chance.random() < 0.3:
             line.append("-m")
-        return Case(("--config-dir=mine", *self._harmless(line)), {name: content}, self._variables())
+        return Case(self._harmless(["--config-dir=mine", *line]), {name: content}, self._variables())
 
     def _verb(self) -> Case:
         verb = self._chance.choice(VERBS)
