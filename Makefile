@@ -31,8 +31,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 test: $(TOOLS)
 	$(PYTEST) -m 'not slow'
 
+# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
 test-all: $(TOOLS)
-	$(PYTEST)
+	HARNESS_SLURM_BED=1 $(PYTEST)
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -201,6 +201,12 @@ def print_error(text: str) -> None:
     sys.stderr.write(head + "\n  ".join(lines) + "\n")
 
 
+def print_note(text: str) -> None:
+    """Print what its reader should know beside the result; nothing has to be mended for that."""
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()
+
+
 def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")

@@ -7,6 +7,10 @@ from typing import NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness.engine.wording import quoted
+from harness.training.budget import Budget
+
+MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
+"""What to say of a setting that is elsewhere now, by the end of its dotted name."""
 
 
 class Misfit(NamedTuple):
@@ -59,6 +63,8 @@ def _names(node: object) -> list[str]:
 
 def _told(path: Sequence[str], names: Sequence[str]) -> str:
     *parents, name = path
+    if advice := MOVED.get(".".join(path[-2:])):
+        return f"`{'.'.join(path)}`: {advice}"
     known = [key for key in names if key != "_target_"]
     close = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean `{close[0]}`?)" if close else ""

@@ -45,7 +45,8 @@ class Desk:
         device: a torch device string.
         memory: what consecutive stages of this process share.
         job: id of the scheduler's job that this process is; empty for none.
-        processes: how many processes share a stage, by its kind; a kind that is not named runs in this one.
+        processes: how many processes share a stage, by its kind; a kind that is not named runs in this one. It says
+            too how many rows they take at once.
         initialize: called first in each process that shares a stage; picklable. This one is prepared by its owner.
         stop: whether a stage should save its state and stop; asked by the stages that can.
         shrink: by how much less memory a training should use at once: a power of two.
@@ -196,7 +197,7 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
     if processes.total > 1:
         done = _shared(stage, desk, processes, work=work, out=out)
     else:
-        done = _alone(stage, desk, work=work, out=out)
+        done = _alone(stage, desk, processes, work=work, out=out)
     if not claim.held():
         log.warning("%s %s: another process took the claim over; its result counts", stage.name, stage.key)
         shutil.rmtree(out, ignore_errors=True)
@@ -208,7 +209,7 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
     return True
 
 
-def _alone(stage: Stage, desk: Desk, *, work: Path, out: Path) -> Shared:
+def _alone(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: Path) -> Shared:
     with closing(desk.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
         ctx = StageContext(
             out=out,
@@ -218,6 +219,7 @@ def _alone(stage: Stage, desk: Desk, *, work: Path, out: Path) -> Shared:
             device=desk.device,
             memory=desk.memory,
             stop=desk.stop,
+            micro_batch_size=processes.micro_batch_size,
             shrink=desk.shrink,
         )
         stage.run(ctx)
@@ -245,6 +247,7 @@ def _shared(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: 
         work=work,
         folder=work / "ranks",
         sharding=processes.sharding,
+        micro_batch_size=processes.micro_batch_size,
         shrink=desk.shrink,
     )
     return share(orders, processes, desk.stop)

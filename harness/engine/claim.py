@@ -183,3 +183,10 @@ def left_behind(folder: Path, key: str, nodes: str) -> bool:
     if host == platform.node():
         return not psutil.pid_exists(owner.pid)
     return host.partition(".")[0] == nodes.partition(".")[0]
+
+
+def holder(folder: Path, key: str) -> str:
+    """Return who holds a claim, in words; empty if nobody does, or it has not written its record yet."""
+    lease = SoftFileLease(folder / key, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
+    owner = lease.owner
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else ""

@@ -19,13 +19,15 @@ class Advice:
 
     Attributes:
         refuse: why it should not be; empty if it may.
-        shrink: by how much to divide its micro-batch.
+        shrink: by how much to divide the rows that it takes through the model at once.
         exclude: the node to keep it from; empty if any will do.
+        tried: how many attempts of it are on record.
     """
 
     refuse: str = ""
     shrink: int = 1
     exclude: tuple[str, ...] = ()
+    tried: int = 0
 
 
 def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_oom: str) -> Advice:
@@ -36,7 +38,7 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
         key: its key.
         store: where its attempts are recorded.
         entry: the last job that was given it.
-        on_oom: ``shrink`` halves the micro-batch after an out-of-memory error, ``fail`` leaves it as it is.
+        on_oom: ``shrink`` halves the rows at once after an out-of-memory error, ``fail`` leaves it as it is.
     """
     if _stuck(key, store):
         return Advice(
@@ -51,7 +53,7 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
     exclude = entry.excluded if entry else ()
     if state.cause == Cause.NODE_FAILURE and state.node:
         exclude = (*exclude, state.node)
-    return Advice(shrink=shrink, exclude=tuple(dict.fromkeys(exclude)))
+    return Advice(shrink=shrink, exclude=tuple(dict.fromkeys(exclude)), tried=len(store.attempts(key)))
 
 
 def _stuck(key: str, store: Store) -> bool:

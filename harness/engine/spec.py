@@ -245,8 +245,13 @@ class _Builder:
         prefix = f"{path}." if path else ""
         label = name if isinstance(name := getattr(cls, "name", None), str) else cls.__name__
         known, types = _fields_of(cls), field_types(cls)
-        for key in data:
-            if key not in known:
+        moved: Mapping[str, str] = getattr(cls, "moved", {})
+        for key, item in data.items():
+            if key in moved:
+                # Of a stored stage that has it as null, which added nothing to the key, nothing is lost.
+                if item is not None or self.stage_of is None:
+                    self._note(f"{prefix}{key}", moved[key])
+            elif key not in known:
                 close = close_to(str(key), known)
                 listed = f"Known: {quoted(known)}." if known else "It has no settings."
                 self._note(f"{prefix}{key}", f"unknown setting for `{label}`{close}. {listed}")

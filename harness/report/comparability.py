@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
 from harness.report.losses import dropped_in
-from harness.report.rows import NOTES, PROTOCOL_PREFIX, protocol_in
+from harness.report.rows import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.setup import PROCESSES
 
 if TYPE_CHECKING:
@@ -76,6 +76,6 @@ def _unknown(name: str, *found: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value != value:  # noqa: PLR0124  (NaN is what pandas puts where a cell lacks a setting)
+    if lacks(value):
         return "unset"
     return f"{value:g}" if isinstance(value, float) else str(value)

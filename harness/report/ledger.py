@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def shrunk(self) -> bool:
-        """Whether memory ran out and the stage was run again with smaller micro-batches."""
+        """Whether memory ran out and the stage was run again with fewer rows at once."""
         return bool(self.facts.get("shrunk") or self.provenance.get("shrunk"))
 
     @property

@@ -175,20 +175,19 @@ def _escaped(text: str) -> str:
     return "".join(special.get(character) or _known_to_tex(character) for character in one_line(text))
 
 
+_NOT_IN_OT1 = "«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"
+"""The characters of Latin-1 and Latin Extended-A that pdflatex's own font encoding lacks."""
+
+
 def _known_to_tex(character: str) -> str:
     """Return a character as pdflatex can set it: Greek as mathematics, what no font of Latin text has by its number."""
-    # Above the controls, which no font has, and without the C1 ones.
-    if (
-        " " <= character < "\x7f"
-        or "\xa0" <= character < "\u0180"
-        or character in "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
-    ):
-        return character
-    name = unicodedata.name(character, "")
-    if name.startswith("GREEK SMALL LETTER ") and name.count(" ") == 3 and character not in "\u03bf\u03c2":
+    if "\u03b1" <= character <= "\u03c9" and character not in "\u03bf\u03c2":
         # Unicode writes LAMDA.
-        return f"$\\{name.rpartition(' ')[2].lower().replace('lamda', 'lambda')}$"
-    return f"U+{ord(character):04X}"
+        return f"$\\{unicodedata.name(character).rpartition(' ')[2].lower().replace('lamda', 'lambda')}$"
+    latin = " " <= character < "\x7f" or ("\xa0" <= character < "\u0180" and character not in _NOT_IN_OT1)
+    return (
+        character if latin or character in "\u2013\u2014\u2018\u2019\u201c\u201d\u2026" else f"U+{ord(character):04X}"
+    )
 
 
 def _tex_mean(figure: Figure | None) -> str:

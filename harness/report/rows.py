@@ -29,7 +29,7 @@ CATEGORY_PREFIX = "category."
 MISSING = "missing"
 """The column that names the grades that are not in the store, joined by commas; empty where nothing is missing."""
 NOTES = "notes"
-"""The column of what must be known of a single row: a damaged grade, rows that were dropped, a retry."""
+"""The column of what must be known of a single row: a damaged grade, dropped rows, a retry with fewer rows at once."""
 SECONDS = "seconds"
 """The column of the wall seconds of all stages of a cell, shared ones in full; empty while one is missing."""
 PREDICTED = "predicted_seconds"
@@ -133,6 +133,13 @@ def frame_of(described: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
     return frame
 
 
+def lacks(found: Any) -> bool:
+    """Return whether what stands in a row is nothing: None, NaN, or what pandas has beside whole numbers."""
+    import pandas as pd
+
+    return bool(pd.isna(found))
+
+
 def grading_keys(record: Mapping[str, Any]) -> list[str]:
     """Return the keys of a sweep's gradings."""
     wanted = (cell["keys"].get(grading.stage) for cell in record["cells"] for grading in GRADINGS)
@@ -166,7 +173,7 @@ def _row(
     row |= {PROTOCOL_PREFIX + name: value for name, value in protocol.items()}
     row |= _cost([ledger[key] for key in dict.fromkeys(keys.values()) if key is not None and key in ledger])
     missing = []
-    notes = [f"memory ran out in {part}: smaller micro-batches" for part, key in keys.items() if _shrunk(ledger, key)]
+    notes = [f"memory ran out in {part}: fewer rows at once" for part, key in keys.items() if _shrunk(ledger, key)]
     graded_here = {keys.get(grading.stage) for grading in GRADINGS}
     notes += [
         f"the manifest of {part} {key} cannot be read: what it cost and what it ran on is unknown"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.interval import LEVEL
-from harness.report.rows import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, swept_in
+from harness.report.rows import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, lacks, swept_in
 from harness.report.table import HIGH, LOW, NOTE, SIZE, records, telling
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MEANINGS = {
 
 def value(found: Any) -> str:
     """Return a label or a swept value as text; a dash for what a cell lacks."""
-    if found is None or found != found:  # noqa: PLR0124  (NaN: the cell lacks the setting)
+    if lacks(found):
         return "-"
     return f"{found:g}" if isinstance(found, float) else str(found)
 

@@ -46,10 +46,10 @@ def fit(
     """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
 
     Several processes may share the run: each calls this, and the first writes. Facts: steps; counts of rows by kind,
-    see ``tally``; the last row of the curve; where the micro-batch was shrunk, to what; ``lost_in_merge``, for each
-    adapter merged into a base the norm of what rounding took from it, as a share of its own norm;
-    ``damaged_checkpoints``, the step and the problem of each that was discarded, so that the training went on from an
-    earlier one or from the start.
+    see ``tally``; the last row of the curve; ``micro_batch_size``, the rows of a piece, where batches were cut; by what
+    they were ``shrunk`` after memory ran out; ``lost_in_merge``, for each adapter merged into a base the norm of what
+    rounding took from it, as a share of its own norm; ``damaged_checkpoints``, the step and the problem of each that
+    was discarded, so that the training went on from an earlier one or from the start.
 
     Args:
         ctx: of the stage.
@@ -96,6 +96,7 @@ def fit(
             tracker=ctx.tracker,
             device=ctx.device,
             sharded=sharded,
+            micro_batch_size=ctx.micro_batch_size,
             shrink=ctx.shrink,
             stop=ctx.stop,
         )
@@ -106,13 +107,7 @@ def fit(
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
-    if ctx.shrink > 1:
-        rows_at_once, micro_batches = report.portions
-        ctx.facts["shrunk"] = {
-            "factor": ctx.shrink,
-            "micro_batch_size": rows_at_once,
-            "micro_batches": micro_batches,
-        }
+    tell_pieces(ctx, report.rows_at_once)
     if ctx.rank == 0:
         _write_history(ctx.out, report)
 
@@ -121,6 +116,14 @@ def _write_history(out: Path, report: TrainReport) -> None:
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
         # Sorted, as rows are that come back from a checkpoint: a resumed run writes the same bytes.
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
+
+
+def tell_pieces(ctx: StageContext, rows_at_once: int | None) -> None:
+    """Note in the facts how many rows went through the model at once, if batches were cut, and why."""
+    if rows_at_once:
+        ctx.facts["micro_batch_size"] = rows_at_once
+    if ctx.shrink > 1:
+        ctx.facts["shrunk"] = {"factor": ctx.shrink, "micro_batch_size": rows_at_once}
 
 
 def adapter_seed(seed: int) -> int:

@@ -63,14 +63,13 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
         """Let the method leave its gradient in ``.grad``; the returned loss is not used."""
-        self._learner.micro_batches = self.current_gradient_accumulation_steps
         self._learner.steps_taken = self.state.global_step
         batch = {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
         self._meter.add(self._step.backward(batch))
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the micro-batches of this process; they are sliced by rank already."""
+        """Return the steps' batches, of which this process has its share already."""
         return DataLoader(self.train_dataset, batch_sampler=self._order, collate_fn=self.data_collator)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002

@@ -73,5 +73,5 @@ def test_cluster_of_a_site_is_named_by_path_in_yaml_and_by_name_in_a_record(opti
     recorded = json.loads(json.dumps({"cluster": describe(place.cluster), "tracker": describe(place.tracker)}))
     by_path = {**recorded, "cluster": {**recorded["cluster"], "_target_": path}}
 
-    assert recorded["cluster"]["_target_"] == f"settings/{option}@1"
+    assert recorded["cluster"]["_target_"] == f"settings/{option}@{type(place.cluster).version}"
     assert build(Place, recorded) == build(Place, by_path) == place

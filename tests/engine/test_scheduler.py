@@ -118,11 +118,15 @@ def test_rehearsal_gives_path_back(store, monkeypatch):
 
 
 def test_queue_is_asked_once_for_all_users(commands):
-    trace = commands("squeue", "printf '1|PENDING|Dependency|\\n2_0|RUNNING|None|n1\\n'")
+    lines = "1|PENDING|Dependency||7|/a store|x/1.sh\\n2_0|RUNNING|None|n1|9|\\nthe rest of a strange path\\n"
+    trace = commands("squeue", f"printf '{lines}'")
 
     queue = Slurm().queue({"me", "you"})
 
-    assert queue == {"1": Queued("PENDING", "Dependency", ""), "2_0": Queued("RUNNING", "None", "n1")}
+    assert queue == {
+        "1": Queued("PENDING", "Dependency", "", 7, "/a store|x/1.sh"),
+        "2_0": Queued("RUNNING", "None", "n1", 9, ""),
+    }
     (line,) = trace.read_text().splitlines()
     assert "--array" in line
     assert "--user me,you" in line
@@ -177,7 +181,7 @@ def test_queue_that_fails_says_so_in_slurms_words(commands):
 
 def test_questions_do_not_inherit_the_users_own_filters(commands, monkeypatch):
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}|"')
+    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}||1|"')
 
     assert Slurm().queue({"me"})["7"].reason == "none 0"
 
@@ -221,3 +225,26 @@ def test_store_with_spaces_reaches_the_script_quoted(store, root):
     (script,) = scripts(outcome)
     assert " " in str(outcome.scripts)
     assert re.search(r"#SBATCH --output=['\"]?.*a store with spaces", script)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "priority", "held"),
+    [
+        ("PENDING", "launch failed requeued held", 0, True),
+        ("PENDING", "launch failed requeued held", None, True),
+        ("PENDING", "job requeued in held state", 0, True),
+        ("PENDING", "JobHeldUser", 0, True),
+        ("PENDING", "JobHeldAdmin", 0, True),
+        ("PENDING", "JobHoldMaxRequeue", 0, True),
+        ("PENDING", "None", 0, True),
+        ("REQUEUE_HOLD", "None", 5, True),
+        ("SPECIAL_EXIT", "None", 5, True),
+        ("PENDING", "Priority", 5, False),
+        ("PENDING", "Dependency", 5, False),
+        ("PENDING", "BeginTime", None, False),
+        ("RUNNING", "None", 0, False),
+        ("COMPLETING", "JobHeldUser", 0, False),
+    ],
+)
+def test_job_that_waits_for_somebody_to_release_it_is_held(state, reason, priority, held):
+    assert Queued(state, reason, "", priority).held == held

@@ -5,10 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import ALLOW, Add, Booster, Colour, Kit, Mix, Number, Origin, Plain
 
+from harness.defenses.kl import KL
 from harness.defenses.panacea import Panacea, PanaceaRepair
 from harness.engine.moved import MOVED
 from harness.engine.spec import build, describe, rebuild
 from harness.errors import ConfigError
+from harness.judges.keywords import Keywords
 from harness.protocols import RepairMethod, TrainMethod
 from harness.training.budget import Budget
 
@@ -189,7 +191,7 @@ def test_moves_that_go_in_a_circle_end(monkeypatch) -> None:
 def test_class_of_the_package_goes_by_kind_name_and_version_and_one_of_another_by_its_path() -> None:
     named = describe(Budget(epochs=1, batch_size=2, learning_rate=0.5))
 
-    assert named["_target_"] == "settings/budget@1"
+    assert named["_target_"] == f"settings/budget@{Budget.version}"
     assert build(Budget, named) == build(Budget, {**named, "_target_": "harness.training.budget.Budget"})
     assert describe(Booster())["_target_"] == "toys.Booster"
 
@@ -198,10 +200,10 @@ def test_class_of_the_package_goes_by_kind_name_and_version_and_one_of_another_b
     ("target", "expected"),
     [
         ("defense/bosster@1", "`defense/bosster@1` is not known: the installed code has none"),
-        ("defense/booster@7", "`defense/booster@7` is not known: the installed code has version 1 of it"),
+        ("defense/kl@77", f"`defense/kl@77` is not known: the installed code has version {KL.version} of it"),
         ("stage/booster@1", "the installed code has none"),
         ("defense/booster", "'defense/booster' is not allowed"),
-        ("judge/keywords@1", "`judge/keywords@1` is not a `Method`: it lacks `lamb`, `start`"),
+        (f"judge/keywords@{Keywords.version}", "is not a `Method`: it lacks `lamb`, `start`"),
     ],
 )
 def test_name_that_no_installed_class_has_is_refused_with_the_reason(target: str, expected: str) -> None:
@@ -211,7 +213,7 @@ def test_name_that_no_installed_class_has_is_refused_with_the_reason(target: str
 
 
 def test_two_classes_of_one_name_are_told_apart_by_what_they_are_wanted_for() -> None:
-    panacea = {"_target_": "defense/panacea@1"}
+    panacea = {"_target_": f"defense/panacea@{Panacea.version}"}
 
     assert isinstance(build(TrainMethod, describe(Panacea())), Panacea)
     assert isinstance(build(RepairMethod, describe(PanaceaRepair())), PanaceaRepair)
