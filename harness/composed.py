@@ -12,8 +12,9 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
 from hydra.core.override_parser.types import Override
-from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,11 +38,13 @@ class Files:
     def __init__(self, loader: Any, name: str, hydra: Sequence[str]) -> None:
         """Open the folders."""
         self._loader, self._name = loader, name
-        self._hydra, self._read = loader._parse_overrides_and_create_caching_repo(name, list(hydra))
+        _, read = loader._parse_overrides_and_create_caching_repo(name, list(hydra))
+        self._repository = _Ours(read)
+        self._parts: dict[tuple[str, str], DictConfig] = {}
 
     def has_group(self, name: str) -> bool:
         """Whether a name is that of a config group."""
-        return bool(self._read.group_exists(name))
+        return bool(self._repository.group_exists(name))
 
     def compose(self, groups: Sequence[Override]) -> "Composed":
         """Compose a choice of groups.
@@ -49,39 +52,54 @@ class Files:
         Raises:
             ConfigError: Hydra cannot, for example because an option does not exist.
         """
+        config = OmegaConf.create()
         try:
             defaults = create_defaults_list(
-                repo=self._read,
+                repo=self._repository,
                 config_name=self._name,
-                overrides_list=[*self._hydra, *groups],
-                prepend_hydra=True,
+                overrides_list=list(groups),
+                prepend_hydra=False,
                 skip_missing=False,
             )
-            ours = [item for item in defaults.defaults if not str(item.config_path).startswith("hydra/")]
-            config = self._loader._compose_config_from_defaults_list(defaults=ours, repo=_Lent(self._read))
+            for default in defaults.defaults:
+                config.merge_with(self._part(default))
         except REFUSALS as error:
             raise ConfigError([told(error)]) from error
         config.pop("hydra", None)
         OmegaConf.set_struct(config, True)
         return Composed(config, {str(key): str(value) for key, value in defaults.overrides.known_choices.items()})
 
+    def _part(self, default: ResultDefault) -> DictConfig:
+        """Return what one file says, at its place in the configuration."""
+        key = default.config_path, default.package
+        if key not in self._parts:
+            self._parts[key] = self._loader._load_single_config(default, self._repository).config
+        return self._parts[key]
 
-class _Lent:
-    """Gives out copies of what was read: what Hydra merges, it takes apart."""
+
+class _Ours:
+    """What was read, each file once, without its choices of Hydra's own groups."""
 
     def __init__(self, read: Any) -> None:
         self._read = read
+        self._loaded: dict[str, ConfigResult | None] = {}
+        self.group_exists = read.group_exists
+        self.config_exists = read.config_exists
+        self.get_group_options = read.get_group_options
+        self.get_schema_source = read.get_schema_source
+        self.get_sources = read.get_sources
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        found = self._read.load_config(config_path)
-        if found is None:
-            return None
-        lent = copy(found)
-        lent.config = deepcopy(found.config)
-        return lent
+        if config_path not in self._loaded:
+            if (found := self._read.load_config(config_path)) is not None:
+                found = copy(found)
+                found.defaults_list = [item for item in found.defaults_list or [] if not _of_hydra(item)]
+            self._loaded[config_path] = found
+        return self._loaded[config_path]
 
-    def get_schema_source(self) -> ConfigSource:
-        return self._read.get_schema_source()
+
+def _of_hydra(default: InputDefault) -> bool:
+    return isinstance(default, GroupDefault) and str(default.group).lstrip("/").startswith("hydra/")
 
 
 class Composed:
