@@ -88,7 +88,9 @@ class Composer:
         asks_hydra = composed.asks_hydra or any(mentions(item.value(), ASKS_HYDRA) for item in values)
         with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
             data, wrong = composed.laid_over(values)
-        idle = {index: misfit for index, misfit in wrong.items() if _of_empty_slot(misfit.name, data)}
+        idle = {
+            index: misfit for index, misfit in wrong.items() if misfit.unknown and _of_empty_slot(misfit.name, data)
+        }
         passed_over = {id(values[index]) for index in idle}
         return self._composition(
             composed.choices,
@@ -112,7 +114,9 @@ class Composer:
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        return self._composition(chosen, resolved(config, without={"hydra"}), parsed)
+        return self._composition(
+            chosen, {str(name): resolved(config, str(name)) for name in config if name != "hydra"}, parsed
+        )
 
     def _composition(
         self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any

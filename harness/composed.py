@@ -5,7 +5,7 @@ read once and Hydra's own settings are left out. Values are laid over by Hydra's
 were written, and whatever could depend on them is resolved afterwards.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from typing import Any
@@ -52,7 +52,7 @@ class Files:
         Raises:
             ConfigError: Hydra cannot, for example because an option does not exist.
         """
-        config = OmegaConf.create()
+        config = _Watched()
         try:
             defaults = create_defaults_list(
                 repo=self._repository,
@@ -102,6 +102,24 @@ def _of_hydra(default: InputDefault) -> bool:
     return isinstance(default, GroupDefault) and str(default.group).lstrip("/").startswith("hydra/")
 
 
+class _Watched(DictConfig):  # type: ignore[misc]
+    """A configuration that remembers which of its top-level settings were read: interpolations start from here."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.__dict__["_read"] = set()
+
+    def _get_node(self, key: Any, *how: Any, **how_named: Any) -> Any:
+        self.__dict__["_read"].add(str(key))
+        return super()._get_node(key, *how, **how_named)
+
+    def read_since(self) -> frozenset[str]:
+        """Return what was read since the last time that somebody asked."""
+        read = frozenset(self.__dict__["_read"])
+        self.__dict__["_read"].clear()
+        return read
+
+
 class Composed:
     """A configuration of one choice of groups.
 
@@ -110,13 +128,11 @@ class Composed:
         choices: the chosen option of each group.
     """
 
-    def __init__(self, config: DictConfig, choices: Mapping[str, str]) -> None:
-        """Find out what no value can change except by its name."""
+    def __init__(self, config: _Watched, choices: Mapping[str, str]) -> None:
+        """Start with nothing resolved."""
         self._config, self.choices = config, choices
-        raw = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(raw, dict), "a configuration is a mapping"
-        self._fixed = {str(name): value for name, value in raw.items() if not mentions(value, "${")}
-        self.asks_hydra = mentions(raw, ASKS_HYDRA)
+        self.asks_hydra = mentions(OmegaConf.to_container(config, resolve=False), ASKS_HYDRA)
+        self._known: dict[str, tuple[frozenset[str], Any]] = {}
 
     def laid_over(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[int, Misfit]]:
         """Return the configuration with values laid over it, resolved, and the values that fit nowhere, by position.
@@ -166,23 +182,29 @@ class Composed:
                     self._config[name] = node
 
     def _resolved(self, touched: set[str]) -> dict[str, Any]:
-        """Resolve what could depend on a value; the rest is the same in every cell, and shared."""
-        fixed = {name: value for name, value in self._fixed.items() if name not in touched}
-        return fixed | resolved(self._config, without=fixed)
+        """Resolve each top-level setting; one that has read nothing that a value touches is the same in every cell."""
+        data: dict[str, Any] = {}
+        for name in map(str, self._config):
+            read, value = self._known.get(name, (frozenset(), None))
+            if not read or read & touched:
+                self._config.read_since()
+                value = resolved(self._config, name)
+                read = self._config.read_since()
+                if not self.asks_hydra and not read & touched:
+                    self._known[name] = read, value
+            data[name] = value
+        return data
 
 
-def resolved(config: DictConfig, *, without: Container[str] = ()) -> dict[str, Any]:
-    """Return the top-level settings as plain data with interpolations resolved.
-
-    Args:
-        config: the whole configuration.
-        without: names that are not wanted.
+def resolved(config: DictConfig, name: str) -> Any:
+    """Return a top-level setting as plain data with interpolations resolved.
 
     Raises:
         ConfigError: an interpolation cannot be resolved.
     """
     try:
-        return {str(name): _plain(config, name) for name in config if name not in without}
+        value = "???" if OmegaConf.is_missing(config, name) else config[name]
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
         raise ConfigError([told(error)]) from error
 
@@ -194,8 +216,3 @@ def mentions(config: object, words: str) -> bool:
     if isinstance(config, list):
         return any(mentions(inner, words) for inner in config)
     return isinstance(config, str) and words in config
-
-
-def _plain(config: DictConfig, name: str) -> Any:
-    value = "???" if OmegaConf.is_missing(config, name) else config[name]
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
