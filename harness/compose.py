@@ -91,7 +91,9 @@ class Composer:
         with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
             data, wrong = composed.laid_over(values)
         _check_slots(data)
-        idle = {index: misfit for index, misfit in wrong.items() if _of_empty_slot(misfit.name, data)}
+        idle = {
+            index: misfit for index, misfit in wrong.items() if misfit.unknown and _of_empty_slot(misfit.name, data)
+        }
         passed_over = {id(values[index]) for index in idle}
         return self._composition(
             composed.choices,
@@ -115,7 +117,7 @@ class Composer:
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        data = resolved(config, without={"hydra"})
+        data = {str(name): resolved(config, str(name)) for name in config if name != "hydra"}
         _check_slots(data)
         return self._composition(chosen, data, parsed)
 
