@@ -7,7 +7,6 @@ Submissions to a store take turns, so each takes the number after the last one's
 depend on anybody's clock. A line that is damaged is left out and told; its jobs are strays as well.
 """
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from harness.engine.files import append_line, read_lines, reading, write_json, writing
+from harness.engine.files import append_line, read_json, read_lines, write_json, writing
 from harness.engine.provenance import now
 from harness.engine.scheduler import Queued
 from harness.errors import StoreError
@@ -121,8 +120,7 @@ class Ledger:
         if not path.exists():
             return None
         try:
-            with reading(path):
-                return frozenset(json.loads(path.read_text("utf-8")))
+            return frozenset(read_json(path))
         except StoreError as error:
             self.damage[str(error)] = None
         except TypeError:

@@ -104,9 +104,11 @@ def test_line_that_is_damaged_is_left_out_and_named(ledger, kind):
     assert "left out" in told
 
 
-def test_ledger_that_cannot_be_read_is_named_and_stops_no_other(ledger):
+@pytest.mark.parametrize("kind", ["folder", "device"])
+def test_ledger_that_cannot_be_read_is_named_and_stops_no_other(ledger, kind):
     ledger.write(ledger.open("mine"), [entry("1", "a")])
-    (ledger.open("other") / NAME).mkdir()
+    path = ledger.open("other") / NAME
+    path.mkdir() if kind == "folder" else path.symlink_to("/dev/zero")
 
     assert [one.job for one in ledger.entries()] == ["1"]
     assert [NAME in told for told in ledger.damage] == [True]

@@ -60,11 +60,13 @@ alive() {
 
 # stop NAME...: by pid files; asks all of them, waits, then insists
 stop() {
-  local name pid
-  for name in "$@"; do ! alive "$name" || kill "$(cat "$run/$name.pid")"; done
+  local name pid pids=()
   for name in "$@"; do
-    alive "$name" || continue
-    pid=$(cat "$run/$name.pid")
+    # A daemon removes its file as it ends.
+    alive "$name" && pid=$(cat "$run/$name.pid" 2>/dev/null) && pids+=("$pid") || continue
+    kill "$pid" 2>/dev/null || true
+  done
+  for pid in ${pids[@]+"${pids[@]}"}; do
     until_ok 15 gone "$pid" || kill -9 "$pid" || true
   done
 }
