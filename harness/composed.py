@@ -15,11 +15,9 @@ from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from harness.errors import ConfigError
 from harness.overlay import Misfit, unknown_setting
-from harness.refusal import REFUSALS, told
+from harness.refusal import Refusal, composing
 
 ASKS_HYDRA = "${hydra:"
 """How a setting is computed from what Hydra knows of the run, such as the choices."""
@@ -43,24 +41,22 @@ class Files:
         """Whether a name is that of a config group."""
         return bool(self._read.group_exists(name))
 
+    @composing()
     def compose(self, groups: Sequence[Override]) -> "Composed":
         """Compose a choice of groups.
 
         Raises:
             ConfigError: Hydra cannot, for example because an option does not exist.
         """
-        try:
-            defaults = create_defaults_list(
-                repo=self._read,
-                config_name=self._name,
-                overrides_list=[*self._hydra, *groups],
-                prepend_hydra=True,
-                skip_missing=False,
-            )
-            ours = [item for item in defaults.defaults if not str(item.config_path).startswith("hydra/")]
-            config = self._loader._compose_config_from_defaults_list(defaults=ours, repo=_Lent(self._read))
-        except REFUSALS as error:
-            raise ConfigError([told(error)]) from error
+        defaults = create_defaults_list(
+            repo=self._read,
+            config_name=self._name,
+            overrides_list=[*self._hydra, *groups],
+            prepend_hydra=True,
+            skip_missing=False,
+        )
+        ours = [item for item in defaults.defaults if not str(item.config_path).startswith("hydra/")]
+        config = self._loader._compose_config_from_defaults_list(defaults=ours, repo=_Lent(self._read))
         config.pop("hydra", None)
         OmegaConf.set_struct(config, True)
         return Composed(config, {str(key): str(value) for key, value in defaults.overrides.known_choices.items()})
@@ -129,9 +125,10 @@ class Composed:
         if plainly and (misfit := unknown_setting(self._config, name, line)):
             return misfit
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
-        except (*REFUSALS, ValueError) as error:
-            return Misfit(name, line, f"`{line}`: {told(error)}")
+            with composing():
+                ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
+        except Refusal as refusal:
+            return Misfit(name, line, f"`{line}`: {refusal.problems[0]}")
         return None
 
     @contextmanager
@@ -153,6 +150,7 @@ class Composed:
         return fixed | resolved(self._config, without=fixed)
 
 
+@composing()
 def resolved(config: DictConfig, *, without: Container[str] = ()) -> dict[str, Any]:
     """Return the top-level settings as plain data with interpolations resolved.
 
@@ -163,10 +161,7 @@ def resolved(config: DictConfig, *, without: Container[str] = ()) -> dict[str, A
     Raises:
         ConfigError: an interpolation cannot be resolved.
     """
-    try:
-        return {str(name): _plain(config, name) for name in config if name not in without}
-    except OmegaConfBaseException as error:
-        raise ConfigError([told(error)]) from error
+    return {str(name): _plain(config, name) for name in config if name not in without}
 
 
 def mentions(config: object, words: str) -> bool:

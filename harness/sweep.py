@@ -27,6 +27,7 @@ from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError, StagesFailed, StoreError
 from harness.experiment import Cell
+from harness.folder import folder
 from harness.mirror.companion import mirrored
 from harness.objective import Objective
 from harness.outside import Locatable, fetchables
@@ -142,6 +143,8 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     Raises:
         SystemExit: the first batch of an optimizing sweeper was planned; the next would depend on results.
     """
+    if not overrides:
+        raise ConfigError(["the sweep is over nothing; expected one value at least of everything that is swept"])
     composer = Composer(loader, master)
     sweeper = get_class(master.hydra.sweeper["_target_"])
     ours = sweeper.__module__.startswith("hydra_plugins.harness")
@@ -270,18 +273,21 @@ def _carry_out(
     if needs_results and not settings.cluster.wait:
         raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
-    store = Store(Path(settings.store), allow=("harness.", *settings.targets))
+    store = Store(folder(settings.store, "store"), allow=("harness.", *settings.targets))
     sweep = sweep_id(cells, settings.title)
     now = _session.get(Session(Silent()))
     planned = Planned.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(compositions)
-    _made_sure(plan, store)
     if not settings.cluster.rehearsing:
+        _made_sure(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
         Ledger(store.root).cancel(sweep, undo=True)
+    else:
+        # A rehearsal brings nothing from outside and leaves nothing in the store.
+        plan.preflight(store)
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
     outcome = executed(planned, plan, store, place, now.front)
     return [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.errors import ConfigError
+from harness.folder import folder
 
 
 def report(arguments: list[str]) -> None:
@@ -18,7 +19,7 @@ def report(arguments: list[str]) -> None:
     parser = parser_of("report", "Tidy rows, tables, figures and the page of a sweep, from the store.")
     _add_sweep(parser)
     parser.add_argument("--format", choices=reports.FORMATS, default="table", help="what is printed (default: table)")
-    parser.add_argument("--out", type=_folder, metavar="DIR", help="write all formats, the page and the figures to DIR")
+    parser.add_argument("--out", type=_out, metavar="DIR", help="write all formats, the page and the figures to DIR")
     parser.add_argument("--baseline", metavar="DEFENSE", help="compare the others with it (default: sft)")
     parser.add_argument("--strict", action="store_true", help="refuse rows that were not trained and evaluated alike")
     parser.add_argument("--with-samples", action="store_true", help="put answers on the page, harmful ones folded away")
@@ -34,12 +35,15 @@ def report(arguments: list[str]) -> None:
         print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **how))
 
 
-def _folder(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; expected a folder")
-    if Path(text).exists() and not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"`{text}` is a file; expected a folder")
-    return Path(text)
+def _out(text: str) -> Path:
+    path = folder(text, "--out")
+    if path.exists() and not path.is_dir():
+        raise ConfigError([f"`--out`: `{text}` is a file; expected a folder."])
+    return path
+
+
+def _store(text: str) -> Path:
+    return folder(text, "--store")
 
 
 def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
@@ -184,20 +188,22 @@ def doctor(arguments: list[str]) -> None:
     from harness.doctor import examine, fetch
 
     parser = parser_of("doctor", "What this machine has: packages, device, Hub, data, store, Slurm, W&B.")
+    parser.add_argument("--network", action="store_true", help="also ask whether the Hub answers")
     parser.add_argument(
         "--fetch",
         metavar="EXPERIMENT",
         help="download what conf/experiment/EXPERIMENT.yaml needs, so that runs can be offline",
     )
     chosen = parser.parse_args(arguments)
-    print_findings(fetch(chosen.fetch) if chosen.fetch else examine(chosen.store))
+    print_findings(fetch(chosen.fetch) if chosen.fetch else examine(chosen.store, network=chosen.network))
 
 
 def parser_of(verb: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of a verb: all of them take ``--store``."""
     parser = argparse.ArgumentParser(prog=f"harness {verb}", description=description)
-    default = Path(os.environ.get("HARNESS_STORE", "store"))
-    parser.add_argument("--store", type=Path, default=default, help=f"default: {default} (HARNESS_STORE, or store)")
+    default = os.environ.get("HARNESS_STORE", "store")
+    shown = default.replace("%", "%%")
+    parser.add_argument("--store", type=_store, default=default, help=f"default: {shown} (HARNESS_STORE, or store)")
     return parser
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from tempfile import gettempdir, mkdtemp
 from typing import Any, NamedTuple
 
 from harness.engine.files import append_line, read_json, read_lines, write_json, writing
@@ -23,7 +24,7 @@ NAME = "ledger.jsonl"
 CANCELLED = "cancelled"
 LEFT = "left.json"
 _SUBMISSION = "{}/2*"
-"""The folders of a sweep's submissions begin with the year; those of rehearsals do not."""
+"""The folders of a sweep's submissions begin with the year."""
 _SERIAL = re.compile(r"-(\d+)$")
 
 
@@ -82,16 +83,19 @@ class Ledger:
         """What could not be read so far, a sentence each."""
 
     def open(self, sweep: str, *, rehearsing: bool = False) -> Path:
-        """Make the folder of a new submission of a sweep; a rehearsal has one of another name, and no ledger.
+        """Make the folder of a new submission of a sweep; that of a rehearsal is a temporary one outside of the store.
 
         Whoever opens one holds the claim that makes submissions take turns.
 
         Raises:
             StoreError: the store cannot be written.
         """
+        if rehearsing:
+            with writing(Path(gettempdir())):
+                return Path(mkdtemp(prefix=f"harness-dry-run-{sweep}-"))
         stamp = now().replace(":", "").replace("-", "").partition("+")[0]
         serial = 1 + max((_order(path)[0] for path in self._folder.glob(_SUBMISSION.format("*"))), default=0)
-        folder = self._folder / sweep / (f"dry-run-{stamp}" if rehearsing else f"{stamp}-{serial}")
+        folder = self._folder / sweep / f"{stamp}-{serial}"
         with writing(folder):
             folder.mkdir(parents=True)
         return folder

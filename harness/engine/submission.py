@@ -196,7 +196,7 @@ class Submission:
                     job="",
                     keys=tuple(stage.key for line in task for stage in line),
                     user=user(),
-                    folder=str(self.folder.relative_to(self.store.root)),
+                    folder=os.path.relpath(self.folder, self.store.root),
                     shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
                     excluded=tuple(exclude),
                     tried={
@@ -257,7 +257,7 @@ class Submission:
         )
         if not self.scheduler.rehearsing:
             ledger.leave(self.folder, keys)
-        folder = str(self.folder.relative_to(self.store.root))
+        folder = os.path.relpath(self.folder, self.store.root)
         self._called(request, ledger, [Entry(job="", keys=(), user=user(), folder=folder)])
         self.left = len(keys)
 

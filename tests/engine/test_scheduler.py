@@ -2,19 +2,27 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 import submitit
 from fake_scheduler import FakeScheduler, FakeSite, submit
-from toys import ALLOW, Add, Mix, Number, Silent, chain
+from toys import Add, Mix, Number, Silent, chain
 
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
 from harness.engine.slurm import SlurmExecutor
-from harness.engine.store import Store
 from harness.errors import SchedulerError
+
+
+@pytest.fixture(autouse=True)
+def _temporary_folder_with_spaces(tmp_path, monkeypatch):
+    """Where rehearsals write."""
+    folder = tmp_path / "for a while"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
 @pytest.fixture
@@ -96,7 +104,8 @@ def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
 
     assert not list(Ledger(root).entries())
     assert not Ledger(root).sweeps()
-    assert outcome.scripts.name.startswith("dry-run-")
+    assert outcome.scripts.name.startswith("harness-dry-run-")
+    assert not list(root.rglob("*"))
     scheduler = FakeScheduler()
     assert len(submit(store, scheduler, [chain(2)]).submitted) == 2
 
@@ -219,12 +228,12 @@ def test_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):
         Slurm().queue({"me"})
 
 
-def test_store_with_spaces_reaches_the_script_quoted(store, root):
-    outcome = rehearsed(Store(root, allow=ALLOW), [chain(1)])
+def test_folder_with_spaces_reaches_the_script_quoted(store):
+    outcome = rehearsed(store, [chain(1)])
 
     (script,) = scripts(outcome)
     assert " " in str(outcome.scripts)
-    assert re.search(r"#SBATCH --output=['\"]?.*a store with spaces", script)
+    assert re.search(r"#SBATCH --output=['\"]?.*for a while", script)
 
 
 @pytest.mark.parametrize(
