@@ -1,15 +1,14 @@
 """Compose: from override lists to plain data, one composition a cell.
 
-Hydra needs about a tenth of a second to compose a cell. The cells of a sweep differ mostly in plain values
-(``defense.align.lamb=5``), so every distinct choice of groups is composed once and the values are laid over it.
+A cell of a sweep is composed as a single run of the same words is. Only what cannot differ is shared: the cells of a
+sweep differ mostly in plain values (``defense.align.lamb=5``), so every distinct choice of groups is composed once.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,10 +18,11 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from harness.composed import ASKS_HYDRA, Composed, Files, mentions, resolved
 from harness.engine.wording import quoted
 from harness.errors import ConfigError
-from harness.expansion import expanded
-from harness.overlay import assign, place_in
+from harness.expansion import Options, expanded, options_of
+from harness.overlay import Misfit
 from harness.refusal import composing
 from harness.slots import GROUP, SLOTS, settled
 
@@ -42,26 +42,17 @@ class Composition:
         choices: the chosen option of each group.
         values: the plain values that the user set, by dotted name.
         overrides: what the user wrote.
-        problems: values that could not be laid over the rest.
-        idle: values for a slot of the defense that is empty in this cell, by name, and why each fits nowhere. A grid
-            over a method's settings may stand beside plain training, which has none.
+        misfits: values that could not be laid over the rest.
+        idle: values for a slot of the defense that is empty in this cell. A grid over a method's settings may stand
+            beside plain training, which has none.
     """
 
     data: Mapping[str, Any]
     choices: Mapping[str, str]
     values: Mapping[str, object]
     overrides: tuple[str, ...]
-    problems: tuple[str, ...] = ()
-    idle: Mapping[str, str] = field(default_factory=dict)
-
-
-class _Composed(NamedTuple):
-    """What Hydra made of one choice of groups, before values are laid over it."""
-
-    raw: dict[str, Any]
-    resolved: dict[str, Any]
-    choices: dict[str, str]
-    interpolations: tuple[str, ...]
+    misfits: tuple[Misfit, ...] = ()
+    idle: tuple[Misfit, ...] = ()
 
 
 class Composer:
@@ -74,70 +65,90 @@ class Composer:
 
     def __init__(self, loader: Any, master: DictConfig) -> None:
         """Start with nothing composed."""
-        self._loader = loader
-        self._master = master
-        self._parser = OverridesParser.create(config_loader=loader)
-        self._composed: dict[tuple[str, ...], _Composed] = {}
+        self._loader, self._master = loader, master
+        hydra = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
+        self._files = Files(loader, NAME, hydra)
+        self._options = options_of(loader, NAME, hydra)
+        self._composed: dict[tuple[str, ...], Composed] = {}
         self._groups: dict[str, bool] = {}
         self._parsed: dict[str, Override] = {}
-        self._options = _options(loader, master.hydra)
 
     @composing()
     def compose(self, overrides: Sequence[str]) -> Composition:
-        """Return the composition of one cell; values that fit nowhere are among its problems.
+        """Return the composition of one cell; values that fit nowhere are among its misfits.
 
         Raises:
             ConfigError: Hydra cannot compose it, for example because an option does not exist.
         """
         parsed = [self._parse(text) for text in overrides]
-        self._check_options(parsed)
-        values = [item for item in parsed if self._is_value(item)]
-        said = [item for item in parsed if self._is_value(item, added=True)]
-        structure = tuple(item.input_line or "" for item in parsed if not self._is_value(item))
+        groups, values = self._sorted(parsed)
+        self._check_options(groups)
+        structure = tuple(item.input_line or "" for item in groups)
         if structure not in self._composed:
-            self._composed[structure] = self._by_hydra(structure)
+            self._composed[structure] = self._files.compose(groups)
         composed = self._composed[structure]
-        # A value that an interpolation may read has to be in place before interpolations are resolved.
-        early = any(item.key_or_group in text for item in values for text in composed.interpolations)
-        data = copy.deepcopy(composed.raw if early else composed.resolved)
-        wrong = {
-            item.key_or_group: problem
-            for item in values
-            if (problem := assign(data, item.key_or_group, _plain(item.value()), place_in(composed.choices)))
-        }
-        idle = {name: problem for name, problem in wrong.items() if _of_empty_slot(name, data)}
+        asks_hydra = composed.asks_hydra or any(mentions(item.value(), ASKS_HYDRA) for item in values)
+        with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
+            data, wrong = composed.laid_over(values)
+        idle = {index: misfit for index, misfit in wrong.items() if _of_empty_slot(misfit.name, data)}
+        passed_over = {id(values[index]) for index in idle}
+        return self._composition(
+            composed.choices,
+            data,
+            [item for item in parsed if id(item) not in passed_over],
+            misfits=tuple(misfit for index, misfit in wrong.items() if index not in idle),
+            idle=tuple(idle.values()),
+        )
+
+    def composition_of(self, config: DictConfig, choices: Mapping[str, object]) -> Composition:
+        """Return the composition of a single run, which Hydra has made.
+
+        Args:
+            config: the configuration.
+            choices: the chosen option of each group.
+
+        Raises:
+            ConfigError: the chosen defense does not exist, or an interpolation cannot be resolved.
+        """
+        # Read as they are: an interpolation among them would be resolved.
+        overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
+        parsed = [self._parse(text) for text in overrides]
+        chosen = {group: str(choice) for group, choice in choices.items()}
+        return self._composition(chosen, resolved(config, without={"hydra"}), parsed)
+
+    def _composition(
+        self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
+    ) -> Composition:
+        if not isinstance(data.get(GROUP), Mapping):
+            raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
+        groups, values = self._sorted(parsed)
+        written = {item.key_or_group for item in groups}
+        emptied = {item.key_or_group for item in values}
+        said = [item for item in values if not item.is_delete()]
         return Composition(
-            data=_resolved(data) if early else data,
-            choices=composed.choices,
-            values={item.key_or_group: _plain(item.value()) for item in said if item.key_or_group not in idle},
-            overrides=tuple(item.input_line or "" for item in parsed if item.key_or_group not in idle),
-            problems=tuple(problem for name, problem in wrong.items() if name not in idle),
-            idle=idle,
+            data=data,
+            choices=settled(choices, self._options, data[GROUP], written, emptied),
+            values={item.key_or_group: _said(item.value(), data, item.key_or_group.split(".")) for item in said},
+            overrides=tuple(item.input_line or "" for item in parsed),
+            **problems,
         )
 
     def _parse(self, text: str) -> Override:
         """Parse an override; the cells of a sweep share most of theirs."""
         if text not in self._parsed:
-            (self._parsed[text],) = self._parser.parse_overrides([text])
+            (self._parsed[text],) = OverridesParser.create().parse_overrides([text])
         return self._parsed[text]
 
-    def _is_value(self, item: Override, *, added: bool = False) -> bool:
-        """Whether an override sets a plain value of ours: no group, no deletion, none of Hydra's; an addition if asked.
+    def _sorted(self, parsed: Sequence[Override]) -> tuple[list[Override], list[Override]]:
+        """Return the choices of groups and the values, as Hydra tells them apart: a mapping is always a value."""
+        for item in parsed:
+            if item.key_or_group not in self._groups:
+                self._groups[item.key_or_group] = self._files.has_group(item.key_or_group)
+        chosen = [self._groups[item.key_or_group] and not isinstance(item.value(), dict) for item in parsed]
+        groups = [item for item, is_choice in zip(parsed, chosen, strict=True) if is_choice]
+        return groups, [item for item, is_choice in zip(parsed, chosen, strict=True) if not is_choice]
 
-        An addition (``+`` or ``++``) is Hydra's to make, but it is as much a value that the user set.
-        """
-        if (item.is_add() or item.is_force_add()) and not added:
-            return False
-        if item.is_delete() or item.package is not None:
-            return False
-        return not item.key_or_group.startswith("hydra.") and not self._is_group(item.key_or_group)
-
-    def _is_group(self, key: str) -> bool:
-        if key not in self._groups:
-            self._groups[key] = bool(self._loader.get_group_options(key))
-        return self._groups[key]
-
-    def _check_options(self, parsed: Sequence[Override]) -> None:
+    def _check_options(self, groups: Sequence[Override]) -> None:
         """Refuse a number or a structure where an option of a group is meant; Hydra would call it a bug.
 
         Raises:
@@ -145,25 +156,24 @@ class Composer:
         """
         wrong = [
             f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
-            f"of {', '.join(f'`{name}`' for name in self._loader.get_group_options(item.key_or_group))}. "
+            f"of {', '.join(f'`{name}`' for name in self._options(item.key_or_group))}. "
             "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
-            for item in parsed
-            if self._is_group(item.key_or_group)
-            and not _may_be_options(item.value())
-            and not (item.is_delete() and item.value_type is None)
+            for item in groups
+            if not _may_be_options(item.value()) and not (item.is_delete() and item.value_type is None)
         ]
         if wrong:
             raise ConfigError(wrong)
 
-    def _by_hydra(self, structure: tuple[str, ...]) -> _Composed:
-        composed = self._loader.load_sweep_config(self._master, list(structure))
-        raw = _without_hydra(composed)
-        return _Composed(
-            raw=raw,
-            resolved=_resolved(raw),
-            choices=_choices(composed.hydra, self._options, raw),
-            interpolations=tuple(text for text in _texts(raw) if "${" in text),
-        )
+    @contextmanager
+    def _known_to_hydra(self, overrides: Sequence[str]) -> Iterator[None]:
+        """Let ``${hydra:...}`` read what Hydra would know in a single run of the cell."""
+        whole = self._loader.load_sweep_config(self._master, list(overrides))
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(whole)
+        try:
+            yield
+        finally:
+            HydraConfig.instance().cfg = before
 
 
 @composing()
@@ -171,22 +181,11 @@ def composition_of(config: DictConfig) -> Composition:
     """Return the composition that Hydra already made for a single run.
 
     Raises:
-        ConfigError: the chosen defense does not exist.
+        ConfigError: the chosen defense does not exist, or an interpolation cannot be resolved.
     """
     hydra = HydraConfig.get()
-    overrides = tuple(hydra.overrides.task)
-    data = _resolved(_without_hydra(config))
-    choices = _choices(hydra, _options(GlobalHydra.instance().config_loader(), hydra), data)
-    return Composition(
-        data=data,
-        choices=choices,
-        values={
-            item.key_or_group: _plain(item.value())
-            for item in OverridesParser.create().parse_overrides(list(overrides))
-            if item.key_or_group not in hydra.runtime.choices
-        },
-        overrides=overrides,
-    )
+    composer = Composer(GlobalHydra.instance().config_loader(), HydraConfig.instance().cfg)
+    return composer.composition_of(config, hydra.runtime.choices)
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Composition]:
@@ -220,70 +219,35 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
             loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
             # The sources were opened when the loader was made.
             loader.repository.initialize_sources(loader.get_search_path())
-        master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
-        parser = OverridesParser.create(config_loader=loader)
-        cells = [expanded(parser, overrides) for overrides in lines]
-        composer = Composer(loader, master)
-        return [[composer.compose(cell) for cell in line] for line in cells]
-
-
-def _options(loader: Any, hydra: Any) -> Callable[[str], list[str]]:
-    """Return a function that gives the options of a group, and remembers them."""
-
-    @cache
-    def options(group: str) -> list[str]:
-        # With the name and the overrides, folders of `hydra.searchpath` are searched as well.
-        found: list[str] = loader.get_group_options(group, config_name=NAME, overrides=list(hydra.overrides.hydra))
-        return found
-
-    return options
-
-
-def _choices(hydra: Any, options: Callable[[str], list[str]], data: Mapping[str, Any]) -> dict[str, str]:
-    """Return the chosen option of each group.
-
-    Raises:
-        ConfigError: the chosen defense does not exist, or `defense` is no group of slots.
-    """
-    if not isinstance(data.get(GROUP), Mapping):
-        raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
-    choices = {str(key): str(value) for key, value in hydra.runtime.choices.items()}
-    written = {text.partition("=")[0] for text in hydra.overrides.task}
-    return settled(choices, options, data[GROUP], written)
+        composers: dict[tuple[str, ...], tuple[Composer, Options]] = {}
+        composed = []
+        for line in lines:
+            parsed = OverridesParser.create().parse_overrides(list(line))
+            hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
+            if hydra not in composers:
+                master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
+                composers[hydra] = Composer(loader, master), options_of(loader, NAME, hydra)
+            composer, options = composers[hydra]
+            ours = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
+            composed.append([composer.compose(cell) for cell in expanded(ours, options)])
+        return composed
 
 
 def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
     group, slot, *_ = [*name.split("."), ""]
-    return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
-
-
-def _without_hydra(config: DictConfig) -> dict[str, Any]:
-    bare = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    data = OmegaConf.to_container(bare, resolve=False)
-    assert isinstance(data, dict), "a configuration is a mapping"
-    return {str(key): value for key, value in data.items()}
-
-
-def _resolved(data: dict[str, Any]) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
-    assert isinstance(resolved, dict), "a configuration is a mapping"
-    return {str(key): value for key, value in resolved.items()}
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner)
+    return group == GROUP and slot in SLOTS and isinstance(data.get(GROUP), Mapping) and data[GROUP].get(slot) is None
 
 
 def _may_be_options(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
-def _plain(value: object) -> object:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def _said(value: object, data: object, path: Sequence[str]) -> object:
+    """Return a value as it was written, except where it was an interpolation: there, what it became."""
+    if not mentions(value, "${"):
+        return value
+    for step in path:
+        data = data[int(step)] if isinstance(data, list) else data.get(step) if isinstance(data, Mapping) else None
+    if isinstance(value, Mapping):
+        return {key: _said(inner, data, [str(key)]) for key, inner in value.items()}
+    return data

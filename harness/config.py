@@ -1,7 +1,8 @@
 """From composed plain data to objects: everything is built and checked before anything runs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
@@ -13,7 +14,7 @@ from harness.engine.spec import build
 from harness.errors import ConfigError
 from harness.experiment import Cell, Experiment
 from harness.objective import Objective
-from harness.overlay import place_in
+from harness.overlay import Misfit, place_in
 from harness.protocols import Named
 from harness.refusal import Refusal, unreadable
 from harness.slots import GROUP, label
@@ -101,15 +102,12 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     cells: list[Cell | Skipped] = []
     used = {name for composition in compositions for name in composition.values}
     for composition in compositions:
-        problems |= dict.fromkeys(composition.problems)
+        problems |= dict.fromkeys(_explained(misfit, composition) for misfit in composition.misfits)
         # Somewhere in the sweep it has to mean something.
-        problems |= dict.fromkeys(problem for name, problem in composition.idle.items() if name not in used)
+        problems |= dict.fromkeys(_explained(idle, composition) for idle in composition.idle if idle.name not in used)
         data = {key: value for key, value in composition.data.items() if key not in OUTSIDE}
-        targets = composition.data.get("targets")
-        # What is no list is told with the other settings of its kind.
-        allow = ("harness.", *(map(str, targets) if isinstance(targets, list) else ()))
         try:
-            experiment = build(Experiment, data, allow=allow, where=place_in(composition.choices))
+            experiment = build(Experiment, data, allow=_allowed(composition), where=place_in(composition.choices))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
@@ -128,6 +126,41 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     if problems:
         raise ConfigError(list(problems))
     return cells
+
+
+def _explained(misfit: Misfit, composition: Composition) -> str:
+    """Return what is wrong with a value that fits nowhere; a setting that a class has, but no file sets, is added."""
+    if misfit.unknown is None:
+        return misfit.problem
+    where = place_in(composition.choices)
+    data = deepcopy(dict(composition.data))
+    *parents, last = misfit.name.split(".")
+    node: object = data
+    for step in parents:
+        node = node.get(step) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node[last] = None
+        refusals = [problem for cls in (Experiment, Settings) for problem in _refusals(cls, data, composition)]
+        if not any(problem.startswith(f"`{misfit.name}`: unknown setting") for problem in refusals):
+            advice = f"no file sets it, so it is added and not changed: `+{misfit.line}`"
+            return f"`{misfit.name}`: {advice}. Or set it in `{where(misfit.name)}`."
+    return f"{misfit.problem} Set in `{where(misfit.unknown)}`."
+
+
+def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[str, ...]:
+    ours = {name: value for name, value in data.items() if (name in OUTSIDE - {TUNED}) == (cls is Settings)}
+    ours.pop(TUNED, None)
+    try:
+        build(cls, ours, allow=_allowed(composition))
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _allowed(composition: Composition) -> tuple[str, ...]:
+    targets = composition.data.get("targets")
+    # What is no list is told with the other settings of its kind.
+    return ("harness.", *(map(str, targets) if isinstance(targets, list) else ()))
 
 
 def _namesakes(experiment: Experiment) -> list[str]:

@@ -1,10 +1,32 @@
-"""Overlay: plain values by dotted name, laid over a composed configuration, and where each is set."""
+"""Overlay: values laid over a composed configuration by dotted name, where each is set, and which fit nowhere."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness.engine.wording import quoted
+from harness.training.budget import Budget
+
+MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
+"""What to say of a setting that is elsewhere now, by the end of its dotted name."""
+
+
+class Misfit(NamedTuple):
+    """A value that could not be laid over the rest.
+
+    Attributes:
+        name: its dotted name.
+        line: as it was written.
+        problem: what is wrong, in a line.
+        unknown: how far its name leads nowhere: no file sets it, though the class that reads it may have it.
+    """
+
+    name: str
+    line: str
+    problem: str
+    unknown: str | None = None
 
 
 def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
@@ -19,31 +41,33 @@ def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
     return place
 
 
-def assign(data: dict[str, Any], name: str, value: object, place: Callable[[str], str]) -> str | None:
-    """Lay one value over plain data; return the problem if the name does not exist.
-
-    Args:
-        data: the configuration, changed in place.
-        name: the dotted name.
-        value: plain data.
-        place: says in which file the setting at a dotted path is set.
-    """
+def unknown_setting(config: DictConfig, name: str, line: str) -> Misfit | None:
+    """Return that a configuration has nothing of a dotted name, and what it has there; None if it has."""
     path = name.split(".")
-    node: Any = data
+    node: object = config
     for depth, step in enumerate(path, start=1):
-        if not isinstance(node, dict) or step not in node:
-            return _unknown(path[:depth], node, place)
-        if depth < len(path):
-            node = node[step]
-    node[path[-1]] = value
+        if isinstance(node, ListConfig) and step.isdigit() and int(step) < len(node):
+            node = node[int(step)]
+        elif step in (known := _names(node)):
+            node = OmegaConf.select(node, step) if depth < len(path) else None
+        else:
+            return Misfit(name, line, _told(path[:depth], known), unknown=".".join(path[:depth]))
     return None
 
 
-def _unknown(path: Sequence[str], node: object, place: Callable[[str], str]) -> str:
+def _names(node: object) -> list[str]:
+    if isinstance(node, DictConfig):
+        return [str(key) for key in node]
+    return [str(index) for index in range(len(node))] if isinstance(node, ListConfig) else []
+
+
+def _told(path: Sequence[str], names: Sequence[str]) -> str:
     *parents, name = path
-    known = [str(key) for key in node if key != "_target_"] if isinstance(node, dict) else []
+    if advice := MOVED.get(".".join(path[-2:])):
+        return f"`{'.'.join(path)}`: {advice}"
+    known = [key for key in names if key != "_target_"]
     close = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean `{close[0]}`?)" if close else ""
     owner = f" of `{'.'.join(parents)}`" if parents else ""
     listed = quoted(known) or "none"
-    return f"`{'.'.join(path)}`: unknown setting{owner}{guess}. Known: {listed}. Set in `{place('.'.join(path))}`."
+    return f"`{'.'.join(path)}`: unknown setting{owner}{guess}. Known: {listed}."

@@ -27,14 +27,16 @@ def settled(
     options: Callable[[str], Sequence[str]],
     chosen: Mapping[str, object],
     written: Collection[str],
+    emptied: Collection[str] = (),
 ) -> dict[str, str]:
     """Return the choices without those of a defense's groups that stand for nothing.
 
     Args:
         choices: the chosen option of each group.
         options: the options of a group.
-        chosen: the composed settings of the defense, by slot, before values are laid over them.
+        chosen: the composed settings of the defense, by slot.
         written: the groups for which the user wrote an option.
+        emptied: the dotted names that the user set or deleted: a slot that is empty through one of them may be.
 
     Raises:
         ConfigError: an option does not exist, or a preset empties a slot that was chosen for.
@@ -51,7 +53,8 @@ def settled(
         passed_over = choice == defense and group not in written
         if choice not in (*names, PLAIN) and not passed_over:
             problems.append(f"{unknown(group, choice, names)} `{PLAIN}` leaves the slot empty.")
-        if choice in names and chosen.get(slot) is None:
+        by_hand = GROUP in emptied or f"{GROUP}.{slot}" in emptied
+        if choice in names and chosen.get(slot) is None and not by_hand:
             problems.append(
                 f"`{group}`: `{choice}` is chosen, but `{defense}` empties the slot; expected a preset that leaves out "
                 f"what it does not fill. Remove `{slot}: null` from `conf/{GROUP}/{defense}.yaml`."

@@ -69,7 +69,7 @@ def status(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="everything, for a program")
     chosen = parser.parse_args(arguments)
     if chosen.watch:
-        watch_status(lambda: control.status(Store(chosen.store), chosen.sweep))
+        watch_status(lambda: control.status(Store(chosen.store), chosen.sweep, thorough=False))
     else:
         print_status(control.status(Store(chosen.store), chosen.sweep), as_json=chosen.json)
 
@@ -109,18 +109,19 @@ def retry(arguments: list[str]) -> None:
 def cancel(arguments: list[str]) -> None:
     """End the jobs of a sweep."""
     from harness import control
-    from harness.console import print_text
+    from harness.console import print_note, print_text
     from harness.engine.store import Store
 
     parser = parser_of("cancel", "End the jobs of a sweep, except those that another submitted sweep needs.")
     parser.add_argument("sweep", help="the sweep's id, or how it begins")
     chosen = parser.parse_args(arguments)
-    done = control.cancel(Store(chosen.store), chosen.sweep)
+    done = control.cancel(Store(chosen.store), chosen.sweep, tell=print_note)
     print_text(f"{done.sweep}: {len(done.ended)} jobs ended, {len(done.spared)} left to other sweeps that need them")
 
 
 def gc(arguments: list[str]) -> None:
     """Remove what no sweep names any more."""
+    from harness.console import print_note
     from harness.control import collect
     from harness.engine.store import Store
     from harness.standing import print_garbage
@@ -129,7 +130,7 @@ def gc(arguments: list[str]) -> None:
     parser.add_argument("--older-than", type=_age, default="30d", metavar="AGE", help="30d, 12h or 0d; default: 30d")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     chosen = parser.parse_args(arguments)
-    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run)
+    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, tell=print_note)
     print_garbage(found, dry_run=chosen.dry_run)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -13,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from harness.errors import StagesFailed
+from harness.expansion import expanded, options_of
 
 
 @dataclass
@@ -60,17 +60,16 @@ class HarnessSweeper(Sweeper):
         """Make the launcher."""
         from hydra.core.plugins import Plugins
 
-        self._loader = hydra_context.config_loader
+        hydra = list(config.hydra.overrides.hydra)
+        self._options = options_of(hydra_context.config_loader, config.hydra.job.config_name, hydra)
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[float | None]:
         """Expand the arguments, the command line over the configuration, and launch all cells as one batch."""
-        from harness.expansion import expanded
-
-        lines = [f"{key}={value}" for key, value in self._params.items()] + arguments
-        batch = expanded(OverridesParser.create(config_loader=self._loader), lines)
+        lines = [f"{key}={value}" for key, value in self._params.items()]
+        batch = expanded(arguments, self._options, lines)
         jobs = self._launcher.launch(batch, initial_job_idx=0)
         # Reading the value of a failed job announces it once more; the harness has told of each failed stage.
         if failed := [job for job in jobs if job.status is JobStatus.FAILED]:

@@ -156,7 +156,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise ConfigError(
             [f"`{SOURCES_VARIABLE}`: {path} cannot be read: {error.strerror}; expected a file in YAML"]
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not valid YAML: {error}"]) from None
     if not isinstance(content, dict):
         raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} holds no mapping; expected source names with their entries"])

@@ -1,5 +1,6 @@
 """Every file under conf/ and sweeps/ composes, builds and plans."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,14 @@ def test_option_of_a_group_composes_and_plans(group, option):
 
     (cell,) = cells_of([composition])
 
-    assert len({stage.key for stage in Plan.of(cell.leaves).stages}) >= 8
+    known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
+    assert len(known) >= 8
     assert composition.choices[group] == option
+    for stage in known.values():
+        # As it is written into a store, without a word about modules.
+        spec = json.dumps(describe(stage))
+        assert "harness." not in spec
+        assert rebuild(json.loads(spec), known.__getitem__).key == stage.key
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)

@@ -32,7 +32,7 @@ def test_values_laid_over_a_composition_are_those_of_hydra(overrides):
     (ours,) = compose(overrides)
 
     assert ours.data == by_hydra(overrides)
-    assert not ours.problems
+    assert not ours.misfits
 
 
 def test_published_value_is_used_where_the_size_of_model_has_none_of_its_own():

@@ -189,7 +189,7 @@ def test_sweep_of_impossible_cells_alone_is_refused_and_so_is_a_mistake():
         examined(compose(["on_invalid=perhaps"]))
 
 
-PAIRS = "corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source: beavertails_train}"
+PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source: beavertails_train}"
 """A corpus in which no prompt has both answers."""
 
 

@@ -1,0 +1,44 @@
+"""The same words twice: as a single run, which Hydra composes, and as a sweep, which the harness does."""
+
+from contextlib import contextmanager
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from harness.compose import CONF, NAME, Composer, composition_of
+from harness.config import cells_of
+from harness.errors import ConfigError
+from harness.expansion import expanded, options_of
+from harness.refusal import REFUSALS, told
+
+
+class Both:
+    """Both ways, on one loader, as Hydra has one for all jobs of a sweep."""
+
+    def __init__(self, loader):
+        master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
+        self._loader, self._composer, self._options = loader, Composer(loader, master), options_of(loader, NAME, [])
+
+    def single(self, overrides):
+        """Return the cell of a single run."""
+        try:
+            config = self._loader.load_configuration(NAME, list(overrides), run_mode=RunMode.RUN)
+        except (*REFUSALS, ValueError, TypeError) as error:
+            raise ConfigError([told(error)]) from error
+        HydraConfig.instance().set_config(config)
+        (cell,) = cells_of([composition_of(config)])
+        return cell
+
+    def swept(self, overrides):
+        """Return the compositions of a sweep."""
+        return [self._composer.compose(cell) for cell in expanded(overrides, self._options)]
+
+
+@contextmanager
+def both():
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
+        yield Both(GlobalHydra.instance().config_loader())
+    HydraConfig.instance().cfg = None
