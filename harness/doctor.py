@@ -127,8 +127,8 @@ def _wandb() -> Finding:
     from harness.mirror.wire import address
 
     # What the library would talk to: its default is not the same in all versions.
-    place = address()
     try:
+        place = address()
         login(place)
     except TrackingError as error:
         return Finding("wandb", False, f"{metadata.version('wandb')}. {error}")

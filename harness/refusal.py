@@ -21,6 +21,8 @@ from harness.slots import unknown
 _REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
 """What these libraries raise on purpose."""
 _LIBRARIES = frozenset({"hydra", "omegaconf", "yaml", "antlr4"})
+_AT_WORK = "harness.sweep"
+"""The module that Hydra hands over to: what comes from there was composed, or is refused by a boundary of its own."""
 _LONGEST = 500
 """Characters of a library's words that are told; they repeat values of the user's, which may be of any length."""
 
@@ -96,17 +98,15 @@ def unreadable(folder: str | None) -> list[str]:
 
 
 def _of_a_library(error: BaseException) -> bool:
-    """Say whether Hydra or what it stands on raised the error by itself, not out of code of ours that it called."""
+    """Say whether Hydra or what it stands on raised the error, not code of ours nor what that does beyond composing."""
     names = [name for name, _ in _way(error)]
-    first = next((place for place, name in enumerate(names) if name.partition(".")[0] in _LIBRARIES), None)
-    if first is None:
-        return False
-    below = names[first:]
-    if any(name.partition(".")[0] == "harness" or name.startswith("hydra_plugins.harness_") for name in below):
+    ours = [place for place, name in enumerate(names) if name.partition(".")[0] == "harness"]
+    below = names[ours[-1] + 1 :] if ours else names
+    if _AT_WORK in names or not any(name.partition(".")[0] in _LIBRARIES for name in below):
         return False
     # What another plugin raises while it works may be a bug of its own, which wants its traceback.
-    at_work = any(name.startswith("hydra_plugins.") for name in below) and not _of_a_broken_plugin(error)
-    return isinstance(error, _REFUSALS) or not at_work
+    plugin_at_work = any(name.startswith("hydra_plugins.") for name in below) and not _of_a_broken_plugin(error)
+    return isinstance(error, _REFUSALS) or not plugin_at_work
 
 
 def _of_a_broken_plugin(error: BaseException) -> str:

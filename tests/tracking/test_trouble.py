@@ -21,7 +21,7 @@ from harness.mirror.contents import Contents
 from harness.mirror.entry import Entry
 from harness.mirror.remote import Busy, Remote
 from harness.mirror.sync import sync
-from harness.mirror.wire import Wire, reset
+from harness.mirror.wire import Wire, address, reset
 from harness.tracking.wandb import Wandb
 
 
@@ -155,6 +155,16 @@ def test_key_is_sent_as_it_is(elsewhere):
 def test_address_where_nobody_answers_is_told(address):
     with pytest.raises(TrackingError, match=r"does not answer: \S"):
         Remote(address=address, key="k", project="p").owner()
+
+
+@pytest.mark.parametrize(("name", "text"), [("WANDB_MODE", "sideways"), ("WANDB_BASE_URL", "no address")])
+def test_variable_that_wandb_does_not_take_is_told(monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+
+    with pytest.raises(TrackingError, match=r"W&B's own settings .* are wrong: .*Settings") as told:
+        address()
+
+    assert "\n" not in str(told.value)
 
 
 def test_run_whose_companion_cannot_be_started_goes_on(tmp_path, monkeypatch):
