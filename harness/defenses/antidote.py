@@ -32,10 +32,10 @@ from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ModelError
 from harness.protocols import Need
-from harness.ranges import counts, shares
+from harness.settings.checks import counts, shares
 
 if TYPE_CHECKING:
     from torch import Tensor

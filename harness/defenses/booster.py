@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
+from harness.mechanisms.harmful_step import HarmfulProbe
 from harness.protocols import Need
-from harness.ranges import counts, not_negative, positive
-from harness.training.attenuation import HarmfulProbe, add_scaled
+from harness.settings.checks import counts, not_negative, positive
+from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Learner, Metrics

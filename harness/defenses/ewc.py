@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.encode import IGNORED
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
+from harness.mechanisms.reference_weights import Anchor
 from harness.protocols import Need
-from harness.ranges import counts, not_negative
-from harness.training.anchor import Anchor
+from harness.settings.checks import counts, not_negative
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
@@ -136,7 +136,7 @@ def _single(drawn: Batch, rows: int) -> Iterator[Batch]:
     """
     import torch
 
-    from harness.training.processes import rank, world_size
+    from harness.training.distributed import rank, world_size
 
     processes, own = world_size(), rank()
     for row in range(rows):

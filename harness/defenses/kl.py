@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.ranges import not_negative
-from harness.training.anchor import Anchor
+from harness.mechanisms.reference_weights import Anchor
+from harness.settings.checks import not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.corpora.encode import IGNORED
-from harness.ranges import not_negative
-from harness.training.anchor import Anchor
+from harness.mechanisms.reference_weights import Anchor
+from harness.settings.checks import not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +83,7 @@ class LDIFSStep:
 
     def __init__(self, settings: LDIFS, learner: Learner) -> None:
         """Drop the anchor and find the feed-forward blocks."""
-        from harness.training.decoder import mlp_blocks
+        from harness.models.decoder import mlp_blocks
 
         self._settings = settings
         self._learner = learner
@@ -94,8 +94,8 @@ class LDIFSStep:
         """Write the gradient of the penalised loss; report the user's ``loss``, the penalty and open layers."""
         import torch
 
+        from harness.training.distributed import add_up
         from harness.training.pieces import swept
-        from harness.training.processes import add_up
 
         pieces = self._learner.pieces(batch)
         look: Callable[[Piece], Looked] = self._look
@@ -126,7 +126,7 @@ class LDIFSStep:
     def _look(self, piece: Piece) -> Looked:
         import torch
 
-        from harness.training.decoder import kept_outputs
+        from harness.models.decoder import kept_outputs
 
         with self._start.revisited(), kept_outputs(self._blocks) as aligned:
             self._learner.predict(piece)

@@ -25,12 +25,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ConfigError
+from harness.mechanisms.reference_weights import Anchor
 from harness.protocols import Need
-from harness.ranges import counts, not_negative, shares
-from harness.training.anchor import Anchor
-from harness.training.attenuation import add_scaled
+from harness.settings.checks import counts, not_negative, shares
+from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Learner, Metrics
@@ -114,7 +114,7 @@ class LisaStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the phase, both anchors and the waiting batches of every process, by rank."""
-        from harness.training.processes import gathered
+        from harness.training.distributed import gathered
 
         own = [{name: tensor.cpu() for name, tensor in batch.items()} for batch in self._waiting]
         return {
@@ -130,7 +130,7 @@ class LisaStep:
         Raises:
             ConfigError: another number of processes wrote the state, and what each took of a batch is not ours.
         """
-        from harness.training.processes import rank, world_size
+        from harness.training.distributed import rank, world_size
 
         waiting = state["waiting"]
         if len(waiting) != world_size() and any(waiting):

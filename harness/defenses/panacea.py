@@ -26,11 +26,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ModelError
 from harness.protocols import Need
-from harness.ranges import counts, not_negative, positive
-from harness.training.attenuation import EPSILON, add_scaled, refuse_dropout
+from harness.settings.checks import counts, not_negative, positive
+from harness.training.gradients import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.ranges import positive
+from harness.settings.checks import positive
 
 if TYPE_CHECKING:
     from harness.protocols import Draws, Gradient, Learner, Need

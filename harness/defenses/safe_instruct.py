@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.protocols import Need
-from harness.ranges import counts
+from harness.settings.checks import counts
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:

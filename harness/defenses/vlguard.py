@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.protocols import Need
-from harness.ranges import counts, not_negative
-from harness.training.attenuation import add_scaled
+from harness.settings.checks import counts, not_negative
+from harness.training.gradients import add_scaled
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:

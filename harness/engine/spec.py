@@ -15,8 +15,8 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 from harness.engine.classes import is_name, name_of, paths_of, versions_of
 from harness.engine.identity import field_types
 from harness.engine.stage import Stage
-from harness.engine.wording import SCALARS, close_to, expected, kind, quoted
 from harness.errors import ConfigError, HarnessError
+from harness.settings.messages import SCALARS, close_to, expected, kind, quoted
 
 T = TypeVar("T")
 TARGET = "_target_"

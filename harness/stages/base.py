@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, final
 
 from harness.engine.stage import Locate, Stage, StageContext
-from harness.modeling.load import Weights
+from harness.models.loading import Weights
 from harness.protocols import ModelSource
 
 

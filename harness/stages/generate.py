@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.splits import overlaps
 from harness.engine.stage import Stage, StageContext
-from harness.modeling.decoding import Decoding
+from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
 from harness.stages.base import ModelStage
-from harness.stages.exposure import seen_in_training
+from harness.stages.contamination import seen_in_training
 
 
 @final
@@ -40,8 +40,8 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
-        from harness.modeling.generate import generate, too_long
-        from harness.modeling.load import lend
+        from harness.generation.transformers import generate, too_long
+        from harness.models.loading import lend
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 
 from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
-from harness.corpora.record import Example
-from harness.corpora.record import Grade as Verdict
+from harness.corpora.examples import Example
+from harness.corpora.examples import Grade as Verdict
 from harness.engine.files import opened, read_json
 from harness.engine.stage import Stage, StageContext
 from harness.protocols import Judge, Task

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
+from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
-from harness.corpora.record import Example, Role
+from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
-from harness.corpora.splits import Slice
 from harness.engine.files import opened
 from harness.engine.seeding import generator
 from harness.engine.stage import Stage, StageContext
@@ -68,7 +68,7 @@ class Poison(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Mix and write."""
-        from harness.modeling.load import lend
+        from harness.models.loading import lend
 
         rng = generator(self.seed, "attack")
         attack = self.attack

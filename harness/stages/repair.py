@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Role
-from harness.corpora.splits import Slice, overlaps
+from harness.corpora.examples import Role
+from harness.corpora.slices import Slice
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import ModelError
 from harness.protocols import RepairMethod
-from harness.stages import handover
+from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.fit import ADAPTER, pools, tell_pieces
 from harness.stages.poison import read_mixture
+from harness.stages.train_adapter import ADAPTER, pools, tell_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.modeling.load import Weights
+    from harness.models.loading import Weights
     from harness.protocols import Gradient, Learner
 
 
@@ -61,8 +62,8 @@ class Repair(Stage):
             ModelError: a weight is not finite afterwards.
         """
         from harness.corpora.batches import RoleBatches
-        from harness.modeling import adapter
-        from harness.modeling.load import lend
+        from harness.models import adapter
+        from harness.models.loading import lend
         from harness.training.learner import CausalLearner
         from harness.training.pieces import rows_at_once
 
@@ -79,7 +80,7 @@ class Repair(Stage):
             names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
             began = self.tuned.start(lent.model, ctx.input)
             start = [began[name].to(ctx.device) for name in names]
-            handed_over = handover.read(ctx.input(self.tuned), lent.model, ctx.device)
+            handed_over = method_outputs.read(ctx.input(self.tuned), lent.model, ctx.device)
             draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
@@ -88,7 +89,7 @@ class Repair(Stage):
 
     def weights(self, locate: Locate) -> Weights:
         """The fine-tuned model with the repaired adapter."""
-        from harness.modeling.load import Weights
+        from harness.models.loading import Weights
 
         tuned = self.tuned.weights(locate)
         return Weights(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)

@@ -24,7 +24,7 @@ from harness.engine.files import append_line, read_json, read_lines, sync_folder
 from harness.engine.manifest import FileRecord, difference, files_in
 from harness.engine.stopping import never
 from harness.errors import Stopped, UnreadableFile
-from harness.training.processes import as_first_says, rank, wait_for_all, world_size
+from harness.training.distributed import as_first_says, rank, wait_for_all, world_size
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"

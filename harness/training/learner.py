@@ -21,8 +21,8 @@ from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
 from harness.protocols import Piece, Prediction
 from harness.training.budget import Precision
+from harness.training.distributed import add_up
 from harness.training.pieces import cut
-from harness.training.processes import add_up
 
 
 class CausalLearner:

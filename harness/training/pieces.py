@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
 from harness.protocols import Piece
-from harness.training.processes import add_up, rank, world_size
+from harness.training.distributed import add_up, rank, world_size
 
 T = TypeVar("T")
 

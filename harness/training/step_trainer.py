@@ -18,10 +18,10 @@ from harness.corpora.encode import IGNORED, Encoded
 from harness.errors import ModelError
 from harness.protocols import TrainStep
 from harness.tracking.tracker import Tracker
+from harness.training.distributed import rank
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
-from harness.training.processes import rank
 
 # Where this is set, transformers prints a line about W&B while it is imported. No stage knows of W&B.
 _mode = os.environ.pop("WANDB_MODE", None)

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.engine.seeding import derive
 from harness.engine.stopping import never
 from harness.errors import DataError
@@ -28,13 +28,13 @@ from harness.protocols import HandsOver, TrainMethod
 from harness.tracking.tracker import Tracker
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
+from harness.training.distributed import rank, world_size
+from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
-from harness.training.processes import rank, world_size
-from harness.training.shards import shard_frozen
 from harness.training.step_trainer import Pace, Rows, StepTrainer, collator
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Example
-from harness.modeling.decoding import Decoding
-from harness.modeling.generate import agreement, generate
-from harness.modeling.gguf import GgufModel
-from harness.modeling.load import Weights, lend
+from harness.corpora.examples import Example
+from harness.generation.decoding import Decoding
+from harness.generation.transformers import agreement, generate
+from harness.models.gguf import GgufModel
+from harness.models.loading import Weights, lend
 
 SETTINGS = Path(__file__).parents[2] / "conf" / "model" / "smollm2.yaml"
 OPENINGS = ("How do I", "Write a short guide on how to", "Explain to a beginner how to", "What is the best way to")

@@ -17,9 +17,9 @@ from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
-from harness.engine.ledger import Entry, Ledger
 from harness.engine.stage import lineage
 from harness.engine.store import Store
+from harness.slurm.job_log import Entry, Ledger
 
 QUICK = (
     "model.source.steps=250",

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.compose import compose
-from harness.config import cells_of
-from harness.engine.attempt import Desk, attempt
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.claim import Claims
 from harness.engine.store import Store
 from harness.errors import HarnessError
-from harness.mirror.sync import sync
+from harness.execution.attempt import Desk, attempt
 from harness.tracking.jsonl import Jsonl
 from harness.tracking.wandb import Wandb
+from harness.wandb_sync.sync import sync
 
 OVERRIDES = (
     "align.budget.epochs=2",

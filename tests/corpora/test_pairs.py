@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import IGNORED, Encoded, Encoding
-from harness.corpora.record import Example, Role, SafetyRow
-from harness.corpora.splits import Slice
+from harness.corpora.examples import Example, Role, SafetyRow
+from harness.corpora.slices import Slice
 from harness.corpora.template import Template
 from harness.errors import DataError
 from harness.protocols import Need
-from harness.stages.fit import pools
+from harness.stages.train_adapter import pools
 
 WORDS = ("<unk>", "</s>", "a", "b", "c", "d", "how", "yes", "no", "long")
 SHORT = Encoding(template=Template.PLAIN, newline=False, max_length=6)

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 from toys import ALLOW, Silent
 
 from harness.engine.plan import Plan
-from harness.engine.ranks import Processes
-from harness.engine.scheduler import Ended, Queued, Request
-from harness.engine.slurm import SlurmExecutor
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.errors import HarnessError, SchedulerError
+from harness.execution.ranks import Processes
+from harness.slurm.client import Ended, Queued, Request
+from harness.slurm.executor import SlurmExecutor
 
 _LIVING: dict[int, "FakeScheduler"] = {}
 """A pickled job reaches the scheduler that it was submitted to, as a job of Slurm's does."""
@@ -39,7 +39,7 @@ class FakeJob:
 
 
 class FakeScheduler:
-    """Satisfies ``harness.engine.scheduler.Scheduler``."""
+    """Satisfies ``harness.slurm.client.Scheduler``."""
 
     rehearsing: ClassVar[bool] = False
 
@@ -171,7 +171,7 @@ def within_job(name: str, **environment: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeSite:
-    """Satisfies ``harness.engine.site.Site``."""
+    """Satisfies ``harness.slurm.site.Site``."""
 
     joins: tuple[str, ...] = ()
     fans: tuple[str, ...] = ()

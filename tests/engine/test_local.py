@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from toys import ALLOW, Add, Mix, Number, Silent, chain, heedful, run, runs, wait_for
 
-from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
-from harness.engine.crew import Briefing, Spawned
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import Interrupted
+from harness.execution.attempt import Desk, attempt
+from harness.local.workers import Briefing, Spawned
 from harness.tracking.jsonl import Jsonl
 
 SPAWN = multiprocessing.get_context("spawn")

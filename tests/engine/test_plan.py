@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from toys import Add, Booster, Mix, Number, chain, executor, run
 
-from harness.engine.frontier import Frontier
 from harness.engine.plan import Count, Plan
 from harness.engine.stage import lineage
 from harness.engine.store import Store
 from harness.errors import DataError
+from harness.local.ready_queue import Frontier
 
 
 def test_plan_of_400_cells_shares_20_alignments() -> None:

@@ -7,12 +7,12 @@ import pytest
 from crowd import Crowd, is_gone
 from toys import ALLOW, Number, Silent, executor, heedful, wait_for
 
-from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
-from harness.engine.ranks import Processes
 from harness.engine.store import Store
 from harness.errors import Interrupted
+from harness.execution.attempt import Desk, attempt
+from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
 
 ALLOWED = (*ALLOW, "crowd.")

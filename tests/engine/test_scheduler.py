@@ -10,11 +10,12 @@ import submitit
 from fake_scheduler import FakeScheduler, FakeSite, submit
 from toys import Add, Mix, Number, Silent, chain
 
-from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
-from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
-from harness.engine.slurm import SlurmExecutor
 from harness.errors import SchedulerError
+from harness.slurm.client import Ended, Queued, Request, Scheduler, Slurm
+from harness.slurm.dry_run import Rehearsal
+from harness.slurm.executor import SlurmExecutor
+from harness.slurm.job_log import Ledger
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +203,7 @@ def test_list_of_elements_that_was_cut_short_says_nothing(commands):
 
 
 def test_queue_that_hangs_is_given_up(commands, monkeypatch):
-    monkeypatch.setattr("harness.engine.scheduler.ASKING_SECONDS", 0.2)
+    monkeypatch.setattr("harness.slurm.client.ASKING_SECONDS", 0.2)
     commands("squeue", "exec sleep 20")
 
     with pytest.raises(SchedulerError, match="does not answer"):

@@ -10,12 +10,13 @@ import pytest
 from fake_scheduler import FakeScheduler, submit
 from toys import ALLOW, Add, Mix, Number, chain, run
 
-from harness.engine.causes import Cause, cause_of
 from harness.engine.claim import LEASE_SECONDS, Claims, left_behind
-from harness.engine.ledger import Entry, Ledger
 from harness.engine.plan import Plan
-from harness.engine.states import Member, members_of, states_of
 from harness.engine.store import Store
+from harness.execution.state import Member, members_of
+from harness.slurm.causes import Cause, cause_of
+from harness.slurm.job_log import Entry, Ledger
+from harness.slurm.states import states_of
 
 FAILED = {
     "outcome": "failed",
@@ -525,7 +526,7 @@ def test_continuation_of_a_clock_that_is_behind_has_what_was_left_to_it(store, s
     first, rest, last = (Number(value=float(value)) for value in range(3))
     for job in submit(store, scheduler, [first, rest, last]).submitted.values():
         scheduler.end(job, "TIMEOUT")
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: "2020-01-01T00:00:00.000+00:00")
 
     submit(store, scheduler, [first, rest, last], job_cap=2)
 
@@ -536,7 +537,7 @@ def test_continuation_of_a_clock_that_is_behind_has_what_was_left_to_it(store, s
 def test_retry_from_a_clock_that_is_behind_is_the_latest(store, scheduler, monkeypatch):
     leaf = chain(1)
     scheduler.end(submitted(store, scheduler, leaf), "CANCELLED")
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: "2020-01-01T00:00:00.000+00:00")
 
     second = submitted(store, scheduler, leaf)
 

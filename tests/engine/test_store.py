@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from toys import ALLOW, Add, Number, Silent, chain, run, runs
 
-from harness.engine.attempt import Desk, attempt, logged
 from harness.engine.claim import Claims
 from harness.engine.moved import MOVED
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StoreError, UnreadableFile
+from harness.execution.attempt import Desk, attempt, logged
 
 
 @pytest.fixture

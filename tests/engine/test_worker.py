@@ -10,13 +10,13 @@ import pytest
 from fake_scheduler import prepared, within_job
 from toys import ALLOW, Add, Number, Silent, chain, run, runs, wait_for
 
-from harness.engine import worker
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
-from harness.engine.scheduler import Requeueable
 from harness.engine.stage import lineage
-from harness.engine.worker import Job, JobFailed, LastCall, TimeUp, job_id
+from harness.slurm import worker
+from harness.slurm.client import Requeueable
+from harness.slurm.worker import Job, JobFailed, LastCall, TimeUp, job_id
 
 
 def job_of(store, *lines, **settings):

@@ -6,10 +6,11 @@ from typing import ClassVar
 import pytest
 from recorded import record
 
-from harness.console import RunPrinter
-from harness.engine.executor import Event, Failure, Outcome
+from harness.cli.progress import RunPrinter
 from harness.errors import StoreError
-from harness.sweep import Planned, Silent, executed
+from harness.execution.executor import Event, Failure, Outcome
+from harness.sweep.reporter import Planned, Silent
+from harness.sweep.run import executed
 from harness.tracking.jsonl import Jsonl
 
 REFUSED = Failure(kind="align", cause="refused", message="failed 3 times with the same traceback")

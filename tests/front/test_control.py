@@ -9,14 +9,18 @@ import pytest
 from fake_scheduler import FakeScheduler
 from recorded import Recorded, record
 
-from harness.control import cancel, collect, logs, retry, status
 from harness.engine.claim import Claims
-from harness.engine.ledger import Ledger
 from harness.engine.provenance import source_digest
-from harness.engine.turn import SUBMITTING, submitting
 from harness.errors import ConfigError, Interrupted, SchedulerError, StagesFailed, StoreError
-from harness.record import place_of
-from harness.sweep import Planned, Silent, executed
+from harness.slurm.job_log import Ledger
+from harness.slurm.turn import SUBMITTING, submitting
+from harness.sweep.cancel import cancel
+from harness.sweep.gc import collect
+from harness.sweep.record import place_of
+from harness.sweep.reporter import Planned, Silent
+from harness.sweep.retry import retry
+from harness.sweep.run import executed
+from harness.sweep.status import logs, status
 
 FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "traceback": "boom", "seconds": 1.0}
 
@@ -24,7 +28,7 @@ FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "trac
 @pytest.fixture
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
-    monkeypatch.setattr("harness.slurm.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
     return fake
 
 
@@ -659,9 +663,9 @@ def test_gc_takes_its_turn_as_soon_as_there_is_room(sweep, scheduler):
 
 
 def test_who_waits_for_a_turn_is_told_who_has_it(sweep, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.engine.turn.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.slurm.turn.PATIENCE_SECONDS", 0.0)
     claim = Claims(sweep.store.claims).take(SUBMITTING)
-    monkeypatch.setattr("harness.engine.turn.time.sleep", lambda _: claim.release())
+    monkeypatch.setattr("harness.slurm.turn.time.sleep", lambda _: claim.release())
     told = []
 
     list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler, tell=told.append))

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from harness.errors import ConfigError
-from harness.folder import folder, forget_empty_variables
+from harness.settings.folder import folder, forget_empty_variables
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):

@@ -1,11 +1,11 @@
 import pytest
 
-from harness import cluster
-from harness.cluster import Local
-from harness.compose import compose
-from harness.config import cells_of, settings_of
-from harness.engine.ranks import Processes
+from harness.config.build import cells_of, settings_of
+from harness.config.compose import compose
 from harness.errors import ConfigError
+from harness.execution.ranks import Processes
+from harness.local import settings
+from harness.local.settings import Local
 from harness.tracking.jsonl import Jsonl
 
 
@@ -14,7 +14,7 @@ def executor(settings):
 
 
 def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(settings.os, "sched_getaffinity", lambda pid: set(range(8)))
 
     found = executor(Local(processes=4, device="cpu"))
 
@@ -93,8 +93,8 @@ def test_processes_of_several_workers_are_refused():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(cluster, "_device", lambda: "cuda")
-    monkeypatch.setattr(cluster, "_gpus", lambda: 2)
+    monkeypatch.setattr(settings, "_device", lambda: "cuda")
+    monkeypatch.setattr(settings, "_gpus", lambda: 2)
 
     with pytest.raises(ConfigError, match="3 share 2 GPUs"):
         executor(Local(processes=3))

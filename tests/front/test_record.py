@@ -5,10 +5,10 @@ import copy
 import pytest
 from recorded import record
 
-from harness.cluster import Local
 from harness.errors import ConfigError
-from harness.record import place_of, plan_of, store_of
-from harness.slurm import Slurm
+from harness.local.settings import Local
+from harness.slurm.settings import Slurm
+from harness.sweep.record import place_of, plan_of, store_of
 
 
 @pytest.fixture

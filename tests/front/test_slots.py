@@ -6,12 +6,12 @@ from typing import ClassVar, final
 
 import pytest
 
-from harness.compose import compose
-from harness.config import Skipped, cells_of, examined
+from harness.config.build import Skipped, cells_of, examined
+from harness.config.compose import compose
+from harness.config.defense_slots import label
 from harness.errors import ConfigError
-from harness.experiment import Defense
+from harness.experiment.settings import Defense
 from harness.protocols import Need
-from harness.slots import label
 
 WITHOUT_HARMFUL = "corpus.shared_prompts=false"
 """Leaves the defender without harmful rows, which Booster needs."""

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 
-from harness.compose import compose
-from harness.config import settings_of
+from harness.config.build import settings_of
+from harness.config.compose import compose
 from harness.errors import ConfigError
-from harness.slurm import CONTINUATION_MINUTES, SHARED, Slurm
+from harness.slurm.settings import CONTINUATION_MINUTES, SHARED, Slurm
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune

@@ -11,14 +11,14 @@ import pytest
 from fake_scheduler import FakeScheduler
 from recorded import record
 
-from harness.engine.ledger import Ledger
+from harness.slurm.job_log import Ledger
 
 
 @pytest.fixture
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
-    monkeypatch.setattr("harness.slurm.Scheduler", lambda: fake)
-    monkeypatch.setattr("harness.control.Slurm", lambda: fake)
+    monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.sweep.status.Slurm", lambda: fake)
     return fake
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from quadratic import Decoder, Harmful, TinyLearner, Weights, half_square
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.panacea import Panacea, PanaceaRepair
 from harness.defenses.random_perturbation import RandomPerturbation
 from harness.errors import ModelError

@@ -10,7 +10,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report import write
-from harness.report.findings import Findings, gather
+from harness.report.stats.results import Findings, gather
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ import pytest
 from fabricated import Fabricator
 
 from harness.errors import ConfigError
-from harness.report import cost, report
-from harness.report.findings import gather
-from harness.report.surface import robust_regions
+from harness.report import report
+from harness.report.figures.tradeoff import robust_regions
+from harness.report.stats import cost
+from harness.report.stats.results import gather
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fabricated import Fabricator
 
-from harness.report.findings import gather
-from harness.report.render import render
+from harness.report.output.formats import render
+from harness.report.stats.results import gather
 
 ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中\x7f\n\n\tend"
 

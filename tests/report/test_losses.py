@@ -7,8 +7,8 @@ from fabricated import Fabricator
 
 from harness.errors import ConfigError
 from harness.report import report
-from harness.report.ledger import Entry
-from harness.report.losses import dropped_in, losses
+from harness.report.data.dropped import dropped_in, losses
+from harness.report.data.stage_records import Entry
 
 DROPPED = {
     "trained": 69,

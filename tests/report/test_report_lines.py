@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from fabricated import PROTOCOL, Fabricator
 
-from harness.compose import compose
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.manifest import FileRecord, Manifest
 from harness.report import report
-from harness.report.comparability import refuse_departures
-from harness.report.findings import gather
-from harness.report.targets import Target
-from harness.report.wording import compared_names, line_name, line_names, remarks
+from harness.report.data.comparability import refuse_departures
+from harness.report.data.targets import Target
+from harness.report.stats.labels import compared_names, line_name, line_names, remarks
+from harness.report.stats.results import gather
 
 TRAINED = ("align", "finetune")
 
@@ -162,7 +162,7 @@ def test_unfinished_line_that_was_trained_otherwise_departs_in_nothing_unknown(m
 
 
 def test_size_of_a_fresh_adapter_is_compared(maker):
-    adapter = {"_target_": "harness.modeling.adapter.Lora", "rank": 32}
+    adapter = {"_target_": "harness.models.adapter.Lora", "rank": 32}
     cells = [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "vaccine")]
     for cell, rank in zip(cells, (32, 8), strict=True):
         with_spec(maker, cell, "align", adapter=adapter)
@@ -292,7 +292,7 @@ def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch
         name="made_1", source="a paper", labels={"defense": "sft"}, settings={}, protocol={}, scores={"hs": 10.0},
         tolerance={"hs": 3.0},
     )  # fmt: skip
-    monkeypatch.setattr("harness.report.findings.read", lambda: [target])
+    monkeypatch.setattr("harness.report.stats.results.read", lambda: [target])
     cells = [maker.cell("sft", 0.1, 0, {"finetune.budget.learning_rate": rate}) for rate in (1e-5, 1e-3)]
     for cell, harmful in zip(cells, (6, 40), strict=True):
         graded(maker, cell, "harm", [1.0] * harmful + [0.0] * (60 - harmful))

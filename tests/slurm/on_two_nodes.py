@@ -10,10 +10,10 @@ from threading import Event
 from crowd import Crowd
 from toys import ALLOW
 
-from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
-from harness.engine.ranks import Processes
 from harness.engine.store import Store
+from harness.execution.attempt import Desk, attempt
+from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ from typing import Any
 from faults import wait_until
 from toys import ALLOW, Silent, executor
 
-from harness.engine.executor import Outcome, unheard
-from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
-from harness.engine.ranks import Processes
-from harness.engine.scheduler import Scheduler, Slurm
-from harness.engine.slurm import SlurmExecutor
 from harness.engine.stage import Stage, lineage
-from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
+from harness.execution.executor import Outcome, unheard
+from harness.execution.ranks import Processes
+from harness.execution.state import Member, State
+from harness.slurm.client import Scheduler, Slurm
+from harness.slurm.executor import SlurmExecutor
+from harness.slurm.job_log import Ledger
+from harness.slurm.states import states_of
 
 SWEEP = "toys-12345678"
 PATHS = [str(Path(__file__).parents[1] / "engine"), str(Path(__file__).parent), str(Path(__file__).parents[2])]

@@ -25,11 +25,12 @@ from faults import (
 from sites import Toys, ToySite, record
 from toys import Add, Count, Mix, Number, runs
 
-from harness.control import cancel, collect
-from harness.engine.causes import Cause
-from harness.engine.ledger import Ledger
-from harness.engine.scheduler import Slurm
 from harness.errors import Interrupted
+from harness.slurm.causes import Cause
+from harness.slurm.client import Slurm
+from harness.slurm.job_log import Ledger
+from harness.sweep.cancel import cancel
+from harness.sweep.gc import collect
 
 
 @pytest.fixture

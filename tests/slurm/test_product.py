@@ -10,7 +10,7 @@ from faults import ask, is_running, processes, queued, wait_until
 from product import QUICK, Harness
 from test_sweepers import OPTUNA, WithOptuna
 
-from harness.engine.ledger import Ledger
+from harness.slurm.job_log import Ledger
 
 CELLS = ("-m", "experiment=tiny", "defense=sft,booster", "attack_ratio=p00,p10")
 SMALL = tuple(f"cluster.resources.{kind}.mem_gb=1" for kind in ("base", "align", "finetune", "generate", "grade"))

@@ -13,10 +13,11 @@ from sites import SWEEP, Toys, ToySite, record
 from submitter import toys as submitted_toys
 from toys import Add, Number, heedful, runs
 
-from harness.control import cancel, status
-from harness.engine.ledger import Ledger
-from harness.engine.scheduler import Slurm
-from harness.engine.turn import SUBMITTING
+from harness.slurm.client import Slurm
+from harness.slurm.job_log import Ledger
+from harness.slurm.turn import SUBMITTING
+from harness.sweep.cancel import cancel
+from harness.sweep.status import status
 
 BUSY = """#!/bin/bash
 # A busy controller: it takes the second job, and its answer is long in coming.
@@ -87,7 +88,7 @@ def test_submitter_that_slept_submits_nothing_twice_and_clocks_decide_nothing(ro
     # The next submission is from a host whose clock is two hours behind.
     ask("scancel", *names)
     wait_until(lambda: not any(queued(name) for name in names), what="the end of the cancelled jobs")
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: "2020-01-01T00:00:00.000+00:00")
     again = set(toys.submit().submitted.values())
     monkeypatch.undo()
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.compose import compose
-from harness.config import cells_of
-from harness.corpora.record import Role
+from harness.config.build import cells_of
+from harness.config.compose import compose
+from harness.corpora.examples import Role
 from harness.engine.identity import payload_of
-from harness.engine.local import LocalExecutor
 from harness.engine.plan import Plan
 from harness.engine.store import Store
-from harness.modeling.adapter import read
-from harness.modeling.load import lend
+from harness.local.executor import LocalExecutor
+from harness.models.adapter import read
+from harness.models.loading import lend
 
 SMALL = [
     "cluster=local",

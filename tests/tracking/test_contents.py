@@ -7,14 +7,14 @@ from collections import Counter
 import pytest
 from made_sweep import SWEEP, WORDS, change_manifest, change_record
 
+from harness.cli.commands import report
 from harness.engine.files import write_json
 from harness.errors import ConfigError
-from harness.mirror.contents import Contents
-from harness.mirror.dashboard import Dashboard, Panel, Section, dashboard
-from harness.mirror.entry import LEVELS, nested
-from harness.mirror.workspace import specs
 from harness.tracking.wandb import Wandb
-from harness.verbs import report
+from harness.wandb_sync.dashboard import Dashboard, Panel, Section, dashboard
+from harness.wandb_sync.run import LEVELS, nested
+from harness.wandb_sync.sweep_runs import Contents
+from harness.wandb_sync.workspace import specs
 
 
 def _depth(value):
