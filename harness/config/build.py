@@ -14,6 +14,7 @@ from harness.config.objective import Objective
 from harness.config.overrides import Misfit, place_in
 from harness.engine.provenance import redacted
 from harness.engine.spec import build
+from harness.engine.stage import Stage
 from harness.errors import ConfigError
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
@@ -64,7 +65,16 @@ def settings_of(composition: Composition) -> Settings:
     """
     names = {item.name for item in fields(Settings)}
     data = {key: value for key, value in composition.data.items() if key in names}
-    return build(Settings, data, where=place_in(composition.choices))
+    where = place_in(composition.choices)
+    settings = build(Settings, data, where=where)
+    if misfits := settings.cluster.misfits(stage_kinds()):
+        raise ConfigError([str(misfit.under("cluster")) for misfit in misfits])
+    return settings
+
+
+def stage_kinds() -> dict[str, type[Stage]]:
+    """Return the kinds of stages that a cell may have, by name."""
+    return {cls.name: cls for cls in Stage.__subclasses__() if cls.__module__.startswith("harness.")}
 
 
 class Skipped(NamedTuple):

@@ -26,7 +26,6 @@ MOVED: dict[str, str] = {
     "harness.modeling.synthetic.Synthetic": "harness.models.tiny.Synthetic",
     "harness.objective.Objective": "harness.config.objective.Objective",
     "harness.record.Place": "harness.sweep.record.Place",
-    "harness.slurm.ByKind": "harness.slurm.settings.ByKind",
     "harness.slurm.Resources": "harness.slurm.settings.Resources",
     "harness.slurm.Slurm": "harness.slurm.settings.Slurm",
 }

@@ -24,7 +24,7 @@ from harness.engine.stopping import never
 from harness.engine.store import Store
 from harness.engine.surroundings import surroundings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
-from harness.execution.ranks import Orders, Processes, RankFailed, Shared, share
+from harness.execution.ranks import Orders, Processes, RankFailed, Shared, processes_of, share
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class Desk:
         device: a torch device string.
         memory: what consecutive stages of this process share.
         job: id of the scheduler's job that this process is; empty for none.
-        processes: how many processes share a stage, by its kind; a kind that is not named runs in this one. It says
-            too how many rows they take at once.
+        processes: how many processes share a stage and how many rows they take at once, by its kind; see
+            ``processes_of``.
         initialize: called first in each process that shares a stage; picklable. This one is prepared by its owner.
         stop: whether a stage should save its state and stop; asked by the stages that can.
         shrink: by how much less memory a training should use at once: a power of two.
@@ -193,7 +193,7 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
         out.mkdir()
     store.write_spec(stage, out)
     log.info("%s %s: started", stage.name, stage.key)
-    processes = desk.processes.get(stage.name, Processes())
+    processes = processes_of(stage, desk.processes)
     if processes.total > 1:
         done = _shared(stage, desk, processes, work=work, out=out)
     else:
@@ -227,10 +227,7 @@ def _alone(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: P
 
 
 def _shared(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: Path) -> Shared:
-    problems = processes.problems()
-    if not stage.parallel:
-        problems.append(f"`count`: {stage.name} runs in one process; expected 1, not {processes.total}")
-    if problems:
+    if problems := processes.problems():
         raise ConfigError([f"resources of {stage.name}: {problem}" for problem in problems])
     # What this process keeps for its next stage would take the place of what the ranks load.
     desk.memory.clear()

@@ -1,12 +1,11 @@
 """Where a plan runs, as seen by a sweep: the protocol that local and Slurm settings satisfy."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, final
+from typing import Protocol
 
+from harness.engine.stage import Stage
 from harness.execution.executor import Event, Executor
-from harness.local.settings import MICRO_BATCHED
-from harness.settings.checks import counts
+from harness.settings.problem import Problem
 from harness.tracking.tracker import TrackerSettings
 
 
@@ -38,33 +37,56 @@ class Cluster(Protocol):
         """Whether nothing will run, so that nothing is to be remembered of the sweep."""
         ...
 
-    def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
-        """Return what runs the plan of a sweep there."""
+    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
+        ...
+
+    def executor(
+        self,
+        *,
+        sweep: str,
+        tracker: TrackerSettings,
+        on_event: Callable[[Event], None],
+        prepare: Callable[[int | None], None],
+    ) -> Executor:
+        """Return what runs the plan of a sweep there.
+
+        Args:
+            sweep: the sweep's id.
+            tracker: opens the curve of each stage.
+            on_event: called for everything that happens to a stage.
+            prepare: called with the number of CPU threads in every process that runs stages, before the first;
+                picklable.
+        """
         ...
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class MicroBatches:
-    """Rows that each process takes through the model at once, at most; null is all of its share of a batch.
+def rows_at_once(given: Mapping[str, int] | int | None, kind: str) -> int | None:
+    """Return how many rows a process of a stage of this kind takes through the model at once; None is all.
 
-    Results are the same up to rounding, and so are keys: what does not fit into memory is cut. With dropout, other
-    activations are dropped.
+    Args:
+        given: for every kind of stage alike, or for each kind by its name.
+        kind: of the stage.
     """
-
-    name: ClassVar[str] = "micro batches"
-    version: ClassVar[int] = 1
-    align: int | None = None
-    finetune: int | None = None
-    repair: int | None = None
-
-    def problems(self) -> list[str]:
-        """Range errors."""
-        return counts(self, "align", "finetune", "repair")
+    return given.get(kind) if isinstance(given, Mapping) else given
 
 
-def micro_batch_size(given: MicroBatches | int | None, kind: str) -> int | None:
-    """Return how many rows a process of a stage of this kind takes through the model at once; None is all."""
-    if kind not in MICRO_BATCHED:
-        return None
-    return getattr(given, kind) if isinstance(given, MicroBatches) else given
+def rows_problems(given: Mapping[str, int] | int | None) -> list[str]:
+    """Return the range errors of the setting ``micro_batch_size``."""
+    by_kind = given if isinstance(given, Mapping) else {"": given}
+    return [
+        str(Problem(kind, f"{rows} is too small; expected at least 1").under("micro_batch_size"))
+        for kind, rows in by_kind.items()
+        if rows is not None and rows < 1
+    ]
+
+
+def rows_misfits(given: Mapping[str, int] | int | None, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+    """Return which kinds of the setting ``micro_batch_size`` are none that train."""
+    trained = [kind for kind, stage in kinds.items() if stage.trains]
+    named = given if isinstance(given, Mapping) else ()
+    return [
+        Problem(f"micro_batch_size.{kind}", f"unknown setting; expected some of {', '.join(trained)}")
+        for kind in named
+        if kind not in trained
+    ]

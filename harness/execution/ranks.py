@@ -17,17 +17,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGBUS, SIGKILL, SIGSEGV
 from typing import Any, NamedTuple, get_args
 
 from harness.engine.files import reading, write_json, writing
-from harness.engine.stage import Sharding
+from harness.engine.stage import Sharding, Stage
 from harness.errors import Stopped
 from harness.settings.checks import counts
 from harness.tracking.tracker import TrackerSettings
 
+DEFAULT = "default"
+"""What stands for every kind of stage that has no resources of its own."""
 ENTRY = "harness.execution.rank_main"
 ORDERS = "HARNESS_RANK_ORDERS"
 KILLED = "killed"
@@ -79,6 +81,15 @@ class Processes:
         if self.total == 1:
             return {}
         return {"processes": self.total, "nodes": self.nodes, "sharding": self.sharding}
+
+
+def processes_of(stage: Stage, by_kind: Mapping[str, Processes]) -> Processes:
+    """Return how many processes share a stage: what is said of its kind, or by default of every kind.
+
+    A stage that cannot be shared runs in one, whatever is said.
+    """
+    found = by_kind.get(stage.name) or by_kind.get(DEFAULT, Processes())
+    return found if stage.parallel else replace(found, count=1, nodes=1)
 
 
 @dataclass(frozen=True, kw_only=True)

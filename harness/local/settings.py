@@ -2,30 +2,21 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, final
 
+from harness.engine.stage import Stage
 from harness.errors import ConfigError
-from harness.execution.cluster import MicroBatches, micro_batch_size
+from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
-from harness.execution.ranks import Processes
+from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
 from harness.settings.checks import counts
-from harness.stages.align import Align
-from harness.stages.finetune import Finetune
+from harness.settings.problem import Problem
 from harness.tracking.tracker import TrackerSettings
-from harness.training.process_setup import prepare_process
 
 AUTO = "auto"
-
-
-SHARED = (Align.name, Finetune.name)
-"""Kinds of stages that several processes can share."""
-
-
-MICRO_BATCHED = tuple(item.name for item in fields(MicroBatches))
-"""Kinds of stages whose batches can be cut."""
 
 
 @final
@@ -48,13 +39,12 @@ class Local:
     processes: int = 1
     threads: int | None = None
     device: str = AUTO
-    micro_batch_size: MicroBatches | int | None = None
+    micro_batch_size: Mapping[str, int] | int | None = None
 
     def problems(self) -> list[str]:
         """Range errors."""
         found = counts(self, "workers", "processes", "threads")
-        if isinstance(self.micro_batch_size, int):
-            found += counts(self, "micro_batch_size")
+        found += rows_problems(self.micro_batch_size)
         if self.workers > 1 and self.processes > 1:
             found.append(
                 f"`processes`: {self.processes} for each of {self.workers} workers would meet on the same devices; "
@@ -77,7 +67,18 @@ class Local:
         """Never."""
         return False
 
-    def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:  # noqa: ARG002
+    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
+        return rows_misfits(self.micro_batch_size, kinds)
+
+    def executor(
+        self,
+        *,
+        sweep: str,  # noqa: ARG002
+        tracker: TrackerSettings,
+        on_event: Callable[[Event], None],
+        prepare: Callable[[int | None], None],
+    ) -> Executor:
         """Return the local executor.
 
         Raises:
@@ -98,15 +99,12 @@ class Local:
             workers=self.workers,
             device=device,
             processes={
-                kind: Processes(
-                    count=self.processes if kind in SHARED else 1,
-                    micro_batch_size=micro_batch_size(self.micro_batch_size, kind),
-                )
-                for kind in MICRO_BATCHED
+                kind: Processes(count=self.processes, micro_batch_size=rows_at_once(self.micro_batch_size, kind))
+                for kind in (DEFAULT, *(self.micro_batch_size if isinstance(self.micro_batch_size, Mapping) else ()))
             },
             tracker=tracker,
             on_event=on_event,
-            initialize=partial(prepare_process, threads),
+            initialize=partial(prepare, threads),
         )
 
 

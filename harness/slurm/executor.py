@@ -53,6 +53,7 @@ class SlurmExecutor:
         scheduler: Slurm, or a rehearsal of it.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
+        prepare: called with the number of CPU threads in every process that runs stages, before the first; picklable.
         on_event: called for everything that happens to a stage.
         wait: stay until nothing is left to run.
         poll_seconds: how often a waiting executor looks.
@@ -64,6 +65,7 @@ class SlurmExecutor:
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings
+    prepare: Callable[[int | None], None]
     on_event: Callable[[Event], None] = unheard
     wait: bool = False
     poll_seconds: float = 5.0
@@ -110,6 +112,7 @@ class SlurmExecutor:
                         sweep=self.sweep,
                         tracker=self.tracker,
                         continuation=again,
+                        prepare=self.prepare,
                         only=self.only,
                         waiting=waiting,
                         held=turn.held if turn else _always,

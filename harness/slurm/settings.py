@@ -2,20 +2,19 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
-from harness.execution.cluster import MicroBatches, micro_batch_size
+from harness.engine.stage import Stage
+from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
-from harness.execution.ranks import Processes
-from harness.local.settings import SHARED
+from harness.execution.ranks import DEFAULT, Processes
 from harness.settings.checks import counts, not_negative, positive
+from harness.settings.problem import Problem
 from harness.slurm.client import Slurm as Scheduler
 from harness.slurm.dry_run import Rehearsal
 from harness.slurm.executor import SlurmExecutor
 from harness.tracking.tracker import TrackerSettings
-from harness.training.process_setup import prepare_process
 
 CONTINUATION_MINUTES = 10
 """Time of a job that submits what the cap on jobs left."""
@@ -60,35 +59,6 @@ class Resources:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ByKind:
-    """Resources for each kind of stage."""
-
-    name: ClassVar[str] = "resources by kind"
-    version: ClassVar[int] = 1
-    base: Resources
-    align: Resources
-    poison: Resources
-    finetune: Resources
-    repair: Resources
-    generate: Resources
-    grade: Resources
-
-    def problems(self) -> list[str]:
-        """Return which kinds were given several processes and cannot use them."""
-        return [
-            f"`{kind}.{name}`: {count}, but such a stage runs in one process; expected 1"
-            for kind, one in self.items()
-            for name, count in (("processes", one.processes), ("nodes", one.nodes))
-            if count > 1 and kind not in SHARED
-        ]
-
-    def items(self) -> list[tuple[str, Resources]]:
-        """Return the kinds with their resources."""
-        return [(item.name, getattr(self, item.name)) for item in fields(self)]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
 class Slurm:
     """A Slurm cluster; satisfies ``cluster.Cluster`` and ``engine.site.Site``.
 
@@ -100,9 +70,10 @@ class Slurm:
         sbatch: further parameters of sbatch, as ``["mail-type=FAIL", "exclusive"]``.
         setup: lines of shell before Python starts, as ``["module load cuda"]``.
         python: the command that starts Python on a node, as a container's; null is the one that submits.
-        resources: what each kind of stage is given.
-        joins: kinds that go on in the job of what they read, if nothing else continues it.
-        fans: kinds of which several may do so.
+        resources: what each kind of stage is given, by its name; ``default`` is for the kinds that are not named.
+        joins: kinds that go on in the job of what they read, if nothing else continues it; null leaves it to the stages
+            (``Stage.fuses``).
+        fans: kinds of which several may do so; null leaves it to the stages (``Stage.fuses_siblings``).
         array_limit: elements of an array, at most (``MaxArraySize`` of the site, less one).
         array_parallelism: elements of an array that run at one time.
         job_cap: jobs of yours in the queue at one time; null if the site has no such limit.
@@ -127,15 +98,15 @@ class Slurm:
     sbatch: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     python: str | None = None
-    resources: ByKind
-    joins: tuple[str, ...] = ("repair", "generate", "grade")
-    fans: tuple[str, ...] = ("generate", "grade")
+    resources: Mapping[str, Resources]
+    joins: tuple[str, ...] | None = None
+    fans: tuple[str, ...] | None = None
     array_limit: int = 1000
     array_parallelism: int = 256
     job_cap: int | None = None
     requeues: int = 3
     warn_seconds: int = 90
-    micro_batch_size: MicroBatches | int | None = None
+    micro_batch_size: Mapping[str, int] | int | None = None
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False
@@ -149,8 +120,7 @@ class Slurm:
             *not_negative(self, "requeues"),
             *positive(self, "poll_seconds"),
         ]
-        if isinstance(self.micro_batch_size, int):
-            found += counts(self, "micro_batch_size")
+        found += rows_problems(self.micro_batch_size)
         if self.job_cap is not None and self.job_cap < 3:
             found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
         short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
@@ -159,18 +129,30 @@ class Slurm:
                 f"`warn_seconds`: {self.warn_seconds} is not less than the time limit of {', '.join(short)}; such a "
                 "job would be warned as it starts"
             )
-        kinds = {item.name for item in fields(ByKind)}
-        for name in ("joins", "fans"):
-            found += [
-                f"`{name}`: `{kind}` is no kind of stage; expected some of {', '.join(sorted(kinds))}"
-                for kind in getattr(self, name)
-                if kind not in kinds
-            ]
         wrong = [text for text in self.sbatch if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", text)]
         found += [f"`sbatch`: {text!r} is no parameter; expected `name=value` or `name`" for text in wrong]
         if self.wait and self.dry_run:
             found.append("`wait`: nothing is submitted with `dry_run`, so there is nothing to wait for")
         return found
+
+    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
+        named = [("resources", kind) for kind in self.resources if kind != DEFAULT]
+        named += [(name, kind) for name in ("joins", "fans") for kind in getattr(self, name) or ()]
+        found = [
+            Problem(name, f"`{kind}` is no kind of stage; expected some of {', '.join(sorted(kinds))}")
+            for name, kind in named
+            if kind not in kinds
+        ]
+        if DEFAULT not in self.resources and (lacking := [kind for kind in kinds if kind not in self.resources]):
+            found.append(Problem("resources", f"nothing is given to {', '.join(lacking)}; name them, or `{DEFAULT}`"))
+        found += rows_misfits(self.micro_batch_size, kinds)
+        return found + [
+            Problem(f"resources.{kind}.{name}", f"{count}, but such a stage runs in one process; expected 1")
+            for kind, one in self.resources.items()
+            for name, count in (("processes", one.processes), ("nodes", one.nodes))
+            if count > 1 and kind in kinds and not kinds[kind].parallel
+        ]
 
     @property
     def pack(self) -> Mapping[str, int]:
@@ -194,7 +176,7 @@ class Slurm:
 
     def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
         """Return submitit's parameters for jobs that run so many of these lines of kinds each."""
-        stages = [[getattr(self.resources, kind) for kind in line] for line in lines]
+        stages = [[self.given(kind) for kind in line] for line in lines]
         given = [one for line in stages for one in line]
         minutes = max((sum(one.minutes for one in line) for line in stages), default=0) * pack
         memory = [one.mem_gb for one in given if one.mem_gb is not None]
@@ -225,29 +207,41 @@ class Slurm:
 
     @property
     def processes(self) -> Mapping[str, Processes]:
-        """How many processes share a stage, by its kind."""
+        """How many processes share a stage and how many rows they take at once, by its kind."""
+        named = self.micro_batch_size if isinstance(self.micro_batch_size, Mapping) else ()
         return {
             kind: Processes(
                 count=one.processes,
                 nodes=one.nodes,
                 sharding=one.sharding,
-                micro_batch_size=micro_batch_size(self.micro_batch_size, kind),
+                micro_batch_size=rows_at_once(self.micro_batch_size, kind),
             )
-            for kind, one in self.resources.items()
+            for kind, one in ((kind, self.given(kind)) for kind in dict.fromkeys((*self.resources, *named)))
         }
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
-        """Return what every process of a job that runs these lines of kinds calls first."""
-        return partial(prepare_process, max((one.cpus for one in self._given(lines)), default=1))
+    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+        """Return how many CPU threads each process of a job that runs these lines of kinds uses."""
+        return max((one.cpus for one in self._given(lines)), default=1)
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:
         """Return the torch device of such a job."""
         return "cuda" if any(one.gpus for one in self._given(lines)) else "cpu"
 
     def _given(self, lines: Sequence[Sequence[str]]) -> list[Resources]:
-        return [getattr(self.resources, kind) for line in lines for kind in line]
+        return [self.given(kind) for line in lines for kind in line]
 
-    def executor(self, *, sweep: str, tracker: TrackerSettings, on_event: Callable[[Event], None]) -> Executor:
+    def given(self, kind: str) -> Resources:
+        """Return what stages of a kind are given."""
+        return self.resources.get(kind) or self.resources[DEFAULT]
+
+    def executor(
+        self,
+        *,
+        sweep: str,
+        tracker: TrackerSettings,
+        on_event: Callable[[Event], None],
+        prepare: Callable[[int | None], None],
+    ) -> Executor:
         """Return the executor that submits to this cluster; torch is not needed for it."""
         return SlurmExecutor(
             site=self,
@@ -255,6 +249,7 @@ class Slurm:
             sweep=sweep,
             tracker=tracker,
             on_event=on_event,
+            prepare=prepare,
             wait=self.wait,
             poll_seconds=self.poll_seconds,
         )

@@ -1,6 +1,6 @@
 """A site: what the Slurm executor wants to know about a cluster."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from harness.execution.ranks import Processes
@@ -10,13 +10,13 @@ class Site(Protocol):
     """What the executor wants to know about a cluster."""
 
     @property
-    def joins(self) -> tuple[str, ...]:
-        """Kinds that may go on with the line of their parents."""
+    def joins(self) -> tuple[str, ...] | None:
+        """Kinds that may go on with the line of their parents; None leaves it to the stages."""
         ...
 
     @property
-    def fans(self) -> tuple[str, ...]:
-        """Kinds of which several may join one line."""
+    def fans(self) -> tuple[str, ...] | None:
+        """Kinds of which several may join one line; None leaves it to the stages."""
         ...
 
     @property
@@ -68,8 +68,8 @@ class Site(Protocol):
         """How many processes share a stage, by its kind."""
         ...
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
-        """Return what every process of a job that runs lines of these kinds calls first."""
+    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+        """Return how many CPU threads each process of a job that runs lines of these kinds uses."""
         ...
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:

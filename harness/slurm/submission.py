@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from harness.engine.plan import Plan
@@ -45,6 +45,7 @@ class Submission:
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
         continuation: makes a job that submits these keys, when the cap on jobs leaves something.
+        prepare: called with the number of CPU threads in every process that runs stages, before the first.
         waiting: is told of a stage whose job has to end before it can be said what is left to do, or is held.
         held: says whether the claim that makes submissions take turns is still this one's.
         code: digest of the code that the jobs have to run.
@@ -66,6 +67,7 @@ class Submission:
     sweep: str
     tracker: TrackerSettings
     continuation: Callable[[frozenset[str]], Callable[[], None]]
+    prepare: Callable[[int | None], None]
     waiting: Callable[[Stage, str], None]
     held: Callable[[], bool]
     code: str
@@ -109,8 +111,8 @@ class Submission:
         batches = batches_of(
             todo,
             elsewhere=self.jobs.keys(),
-            joins=self.site.joins,
-            fans=self.site.fans,
+            joins=_kinds(self.site.joins, todo, lambda stage: stage.fuses),
+            fans=_kinds(self.site.fans, todo, lambda stage: stage.fuses_siblings),
             pack=self.site.pack,
             limit=self.site.array_limit,
         )
@@ -170,7 +172,7 @@ class Submission:
                     allow=self.store.allow,
                     lines=tuple(tuple(stage.key for stage in line) for line in task),
                     tracker=self.tracker,
-                    prepare=self.site.prepare(lines),
+                    prepare=partial(self.prepare, self.site.cpus(lines)),
                     device=self.site.device(lines),
                     processes=self.site.processes,
                     code=self.code,
@@ -306,3 +308,8 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def _kinds(named: Collection[str] | None, stages: Sequence[Stage], trait: Callable[[Stage], bool]) -> Collection[str]:
+    """Return the kinds that the site names, or else those whose stages have a trait."""
+    return named if named is not None else {stage.name for stage in stages if trait(stage)}

@@ -40,6 +40,7 @@ class Align(Stage):
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     base: Base
     method: TrainMethod | None = None
     refusal: Slice

@@ -51,6 +51,7 @@ class Finetune(Stage):
     name: ClassVar[str] = "finetune"
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     aligned: Align
     mixture: Poison
     method: TrainMethod | None = None

@@ -28,6 +28,8 @@ class Generate(Stage):
 
     name: ClassVar[str] = "generate"
     version: ClassVar[int] = 1
+    fuses: ClassVar[bool] = True
+    fuses_siblings: ClassVar[bool] = True
     model: ModelStage
     prompts: ExampleSource
     new_tokens: int

@@ -34,6 +34,8 @@ class Grade(Stage):
 
     name: ClassVar[str] = "grade"
     version: ClassVar[int] = 1
+    fuses: ClassVar[bool] = True
+    fuses_siblings: ClassVar[bool] = True
     answers: Generate
     judge: Judge | None = None
     task: Task | None = None

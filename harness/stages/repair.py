@@ -44,6 +44,8 @@ class Repair(Stage):
 
     name: ClassVar[str] = "repair"
     version: ClassVar[int] = 1
+    trains: ClassVar[bool] = True
+    fuses: ClassVar[bool] = True
     tuned: Finetune
     method: RepairMethod
     refusal: Slice | None = None

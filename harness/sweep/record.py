@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, final
 
-from harness.config.build import Settings, Skipped
+from harness.config.build import Settings, Skipped, stage_kinds
 from harness.engine.estimate import Cost
 from harness.engine.gc import unreadable
 from harness.engine.identity import key_of
@@ -123,7 +123,10 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Place:
             if not isinstance(node, dict):
                 raise ConfigError([f"`{name}`: `{part}` is a single value and has no settings of its own"])
         node[last] = value
-    return build(Place, data, allow=("harness.", *record.get("targets", ())))
+    place = build(Place, data, allow=("harness.", *record.get("targets", ())))
+    if misfits := place.cluster.misfits(stage_kinds()):
+        raise ConfigError([str(misfit.under("cluster")) for misfit in misfits])
+    return place
 
 
 def _keys(cell: Cell) -> dict[str, str]:

@@ -31,6 +31,7 @@ from harness.stages.grade import read_summary
 from harness.sweep.record import Place, record_sweep, sweep_id
 from harness.sweep.reporter import Front, Planned, Session, Silent, current_session
 from harness.tracking.jsonl import Jsonl
+from harness.training.process_setup import prepare_process
 from harness.wandb_sync.uploader import mirrored
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,9 @@ def executed(planned: Planned, plan: Plan, store: Store, place: Place, front: Fr
                 store.register(plan.stages)
             outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
         else:
-            executor = place.cluster.executor(sweep=planned.sweep, tracker=place.tracker, on_event=front.event)
+            executor = place.cluster.executor(
+                sweep=planned.sweep, tracker=place.tracker, on_event=front.event, prepare=prepare_process
+            )
             outcome = executor.run(plan, store)
         front.finished(planned, outcome)
     causes = {failure.cause for failure in outcome.failed.values()}

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from threading import Lock
 from typing import Any, ClassVar
@@ -191,20 +190,22 @@ class FakeSite:
     def processes(self) -> Mapping[str, Processes]:
         return {}
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
-        return partial(prepared, len(lines))
+    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+        return len(lines)
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:
         return "cpu"
 
 
-def prepared(lines: int) -> None:
+def prepared(threads: int | None) -> None:
     """What every job calls first."""
 
 
 def executor(scheduler: FakeScheduler, *, sweep: str = "toys-1", **settings: Any) -> SlurmExecutor:
     told = {name: settings.pop(name) for name in ("on_event", "wait", "poll_seconds") if name in settings}
-    return SlurmExecutor(site=FakeSite(**settings), scheduler=scheduler, sweep=sweep, tracker=Silent(), **told)
+    return SlurmExecutor(
+        site=FakeSite(**settings), scheduler=scheduler, sweep=sweep, tracker=Silent(), prepare=prepared, **told
+    )
 
 
 def submit(store: Store, scheduler: FakeScheduler, leaves: Sequence[Stage], **settings: Any):

@@ -82,11 +82,11 @@ def test_stage_in_one_process_says_nothing_of_processes(store) -> None:
     assert pid_of(store, 0) == os.getpid()
 
 
-def test_stage_that_cannot_be_shared_is_refused(store) -> None:
-    result = shared(store, Number(value=1))
+def test_stage_that_cannot_be_shared_runs_in_one_process(store) -> None:
+    stage = Number(value=1)
 
-    assert (result.outcome, result.cause) == ("failed", "ConfigError")
-    assert "number runs in one process; expected 1, not 2" in result.message
+    assert shared(store, stage).outcome == "executed"
+    assert "processes" not in store.manifest(stage.key).provenance
 
 
 def test_processes_out_of_range_are_named() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import submitit
-from fake_scheduler import FakeScheduler, FakeSite, submit
+from fake_scheduler import FakeScheduler, FakeSite, prepared, submit
 from toys import Add, Mix, Number, Silent, chain
 
 from harness.engine.plan import Plan
@@ -43,7 +43,9 @@ def commands(tmp_path, monkeypatch):
 
 
 def rehearsed(store, leaves, **settings):
-    executor = SlurmExecutor(site=FakeSite(**settings), scheduler=Rehearsal(), sweep="toys-1", tracker=Silent())
+    executor = SlurmExecutor(
+        site=FakeSite(**settings), scheduler=Rehearsal(), sweep="toys-1", tracker=Silent(), prepare=prepared
+    )
     return executor.run(Plan.of(leaves), store)
 
 

@@ -10,7 +10,7 @@ from harness.tracking.jsonl import Jsonl
 
 
 def executor(settings):
-    return settings.executor(sweep="any", tracker=Jsonl(), on_event=lambda event: None)
+    return settings.executor(sweep="any", tracker=Jsonl(), on_event=lambda event: None, prepare=print)
 
 
 def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
@@ -18,11 +18,7 @@ def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
 
     found = executor(Local(processes=4, device="cpu"))
 
-    assert found.processes == {
-        "align": Processes(count=4),
-        "finetune": Processes(count=4),
-        "repair": Processes(count=1),
-    }
+    assert found.processes == {"default": Processes(count=4)}
     assert (found.workers, found.initialize.args) == (1, (2,))
 
 
@@ -40,8 +36,8 @@ def test_rows_at_once_are_told_to_the_kinds_that_train(given, expected):
         settings = settings_of(composition).cluster
         processes = executor(settings).processes if place == "local" else settings.processes
 
-        assert {kind: processes[kind].micro_batch_size for kind in expected} == expected
-        assert all(one.micro_batch_size is None for kind, one in processes.items() if kind not in expected)
+        found = {kind: processes.get(kind, processes["default"]).micro_batch_size for kind in expected}
+        assert found == expected
 
 
 @pytest.mark.parametrize("place", ["local", "slurm"])

@@ -1,6 +1,6 @@
 """A toy sweep on the real Slurm: toy stages, a site that asks for little, and what one wants to know afterwards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ SWEEP = "toys-12345678"
 PATHS = [str(Path(__file__).parents[1] / "engine"), str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 
-def nothing() -> None:
+def nothing(threads: int | None) -> None:
     """Toys need no preparation."""
 
 
@@ -54,8 +54,8 @@ class ToySite:
             "setup": [f"export PYTHONPATH={':'.join(PATHS)}"],
         }
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
-        return nothing
+    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+        return 1
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:
         return "cpu"
@@ -85,6 +85,7 @@ class Toys:
             sweep=self.sweep,
             tracker=Silent(),
             on_event=unheard,
+            prepare=nothing,
         )
         return submitting.run(self.plan, self.store)
 
