@@ -1,6 +1,7 @@
 """The rules of the house that a linter does not know."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,9 @@ def test_planning_imports_nothing_heavy(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "align" in done.stdout
     assert not list(tmp_path.iterdir()), "planning writes nothing"
+
+
+def test_picture_of_the_layers_is_what_the_contract_says():
+    script = runpy.run_path(str(ROOT / "docs" / "architecture.py"))
+
+    assert script["PICTURE"].read_text("utf-8") == script["draw"]()

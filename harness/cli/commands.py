@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness.engine.folder import folder
 from harness.errors import ConfigError
-from harness.settings.folder import folder
 
 
 def report(arguments: list[str]) -> None:

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from harness.cli.commands import VERBS, parser_of
 from harness.engine.files import is_full
+from harness.engine.folder import forget_empty_variables
 from harness.errors import ConfigError, HarnessError, Interrupted
-from harness.settings.folder import forget_empty_variables
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -11,9 +11,9 @@ import yaml
 
 from harness.corpora.examples import Role
 from harness.corpora.formats import Format
+from harness.engine.folder import folder as folder_of
 from harness.engine.spec import build
 from harness.errors import ConfigError
-from harness.settings.folder import folder as folder_of
 from harness.settings.messages import close_to, quoted
 
 DATA_VARIABLE = "HARNESS_DATA"

@@ -16,6 +16,7 @@ from harness.config.build import Skipped, examined, settings_of
 from harness.config.compose import Composer, Composition, composition_of
 from harness.config.objective import Objective
 from harness.engine.files import writing
+from harness.engine.folder import folder
 from harness.engine.lookup import key_named
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
@@ -25,7 +26,6 @@ from harness.execution.attempt import LOG
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
-from harness.settings.folder import folder
 from harness.slurm.job_log import Ledger
 from harness.stages.grade import read_summary
 from harness.sweep.record import Place, record_sweep, sweep_id
