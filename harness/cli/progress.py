@@ -16,7 +16,7 @@ from harness.engine.plan import Count
 from harness.errors import TrackingError
 from harness.execution.executor import Event, Outcome
 from harness.report import Published
-from harness.sweep.reporter import Planned
+from harness.sweep.reporter import SweepPlan
 from harness.wandb_sync.publish import Exhibited
 from harness.wandb_sync.sync import Synced
 
@@ -37,7 +37,7 @@ class PlanPrinter:
         """Choose the format."""
         self._as_json = as_json
 
-    def planned(self, planned: Planned) -> None:
+    def planned(self, planned: SweepPlan) -> None:
         """Print the counts."""
         if self._as_json:
             stages = {kind: count._asdict() for kind, count in planned.counts.items()}
@@ -56,7 +56,7 @@ class PlanPrinter:
     def event(self, event: Event) -> None:
         """Nothing runs."""
 
-    def finished(self, planned: Planned, outcome: Outcome) -> None:
+    def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Nothing runs."""
 
     def say(self, text: str) -> None:
@@ -78,7 +78,7 @@ class RunPrinter:
         self._failed: set[str] = set()
         self.finished_sweeps: list[tuple[Path, str]] = []
 
-    def planned(self, planned: Planned) -> None:
+    def planned(self, planned: SweepPlan) -> None:
         """Say what will run."""
         total = sum(count.total for count in planned.counts.values())
         stored = sum(count.stored for count in planned.counts.values())
@@ -115,7 +115,7 @@ class RunPrinter:
             self._told = event.done / event.total
             self._out.print(f"{event.done}/{event.total} stages, last {event.stage.name} in {event.seconds:.1f} s")
 
-    def finished(self, planned: Planned, outcome: Outcome) -> None:
+    def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Say what became of the plan."""
         self.close()
         if planned.cells and not outcome.deferred:
@@ -221,7 +221,7 @@ def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:
     return table
 
 
-def _predicted(planned: Planned) -> str:
+def _predicted(planned: SweepPlan) -> str:
     """Say what is to be paid, as far as earlier stages tell."""
     stages = sum(cost.stages for cost in planned.costs.values())
     known = sum(cost.known for cost in planned.costs.values())
@@ -234,7 +234,7 @@ def _predicted(planned: Planned) -> str:
     return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
 
 
-def _submitted(planned: Planned, outcome: Outcome) -> str:
+def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
     """Say what the scheduler was given, and how to follow it."""
     jobs = set(outcome.submitted.values())
     arrays = {job.partition("_")[0] for job in jobs if "_" in job}
@@ -260,7 +260,7 @@ def _submitted(planned: Planned, outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _print_skipped(out: Console, planned: Planned) -> None:
+def _print_skipped(out: Console, planned: SweepPlan) -> None:
     for cell in planned.skipped:
         out.print(escape(f"skipped {' '.join(cell.overrides)}: {' '.join(cell.reasons)}"))
 

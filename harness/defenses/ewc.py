@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.encode import IGNORED
 from harness.corpora.examples import Role
-from harness.mechanisms.reference_weights import Anchor
-from harness.protocols import Need
+from harness.mechanisms.reference_weights import ReferenceWeights
+from harness.protocols import DataRequirement
 from harness.settings.checks import counts, not_negative
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class EWC:
     fisher_batch_size: int = 5
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The rows that alignment trained on."""
-        return (Need(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
+        return (DataRequirement(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
@@ -81,7 +81,7 @@ class EWCStep:
         self._settings = settings
         self._learner = learner
         self._draws = draws
-        self._start = Anchor(learner)
+        self._start = ReferenceWeights(learner)
         self._fisher: Gradient = []
 
     def backward(self, batch: Batch) -> Metrics:

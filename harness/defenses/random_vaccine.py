@@ -25,7 +25,7 @@ from harness.settings.checks import positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
+    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
 
 
 @final
@@ -45,7 +45,7 @@ class RandomVaccine:
     scale: Literal["norm", "variance"] = "norm"
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Nothing besides the stage's own batches."""
         return ()
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
-from harness.protocols import Need
+from harness.protocols import DataRequirement
 from harness.settings.checks import counts, positive
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class TVaccine:
     probe_batch_size: int = 1
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The harmful rows of the probes."""
-        return (Need(role=Role.HARMFUL, rows=self.probe_rows, batch_size=self.probe_batch_size),)
+        return (DataRequirement(role=Role.HARMFUL, rows=self.probe_rows, batch_size=self.probe_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""

@@ -22,7 +22,7 @@ from harness.settings.checks import positive
 
 if TYPE_CHECKING:
     from harness.mechanisms.activation_perturbation import Perturbation
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need
+    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics
 
 
 @final
@@ -40,7 +40,7 @@ class Vaccine:
     rho: float = 2.0
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Nothing besides the stage's own batches."""
         return ()
 

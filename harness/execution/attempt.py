@@ -24,7 +24,7 @@ from harness.engine.stopping import never
 from harness.engine.store import Store
 from harness.engine.surroundings import surroundings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
-from harness.execution.ranks import Orders, Processes, RankFailed, Shared, processes_of, share
+from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, share
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ FULL = "The disk or quota is full. Free some space and run again; nothing stored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class WorkerContext:
     """What one process runs stages with.
 
     Attributes:
@@ -65,7 +65,7 @@ class Desk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempted:
+class AttemptResult:
     """How an attempt ended.
 
     Attributes:
@@ -87,7 +87,7 @@ class Attempted:
     trace: str = ""
 
 
-def attempt(stage: Stage, desk: Desk) -> Attempted:
+def attempt(stage: Stage, desk: WorkerContext) -> AttemptResult:
     """Run a stage unless it is stored or somebody else works on it.
 
     Raises:
@@ -97,22 +97,22 @@ def attempt(stage: Stage, desk: Desk) -> Attempted:
         claim = desk.claims.take(stage.key)
     except StoreError as error:
         log.error("%s %s: %s", stage.name, stage.key, error)
-        return Attempted(key=stage.key, outcome="failed", cause=StoreError.__name__, message=str(error))
+        return AttemptResult(key=stage.key, outcome="failed", cause=StoreError.__name__, message=str(error))
     if claim is None:
-        return Attempted(key=stage.key, outcome="busy")
+        return AttemptResult(key=stage.key, outcome="busy")
     with claim:
         # Somebody may have finished the stage between the caller's look at the store and the claim.
         if desk.store.has(stage):
-            return Attempted(key=stage.key, outcome="cached")
+            return AttemptResult(key=stage.key, outcome="cached")
         return _recorded(stage, claim, desk)
 
 
-def _recorded(stage: Stage, claim: Claim, desk: Desk) -> Attempted:
+def _recorded(stage: Stage, claim: Claim, desk: WorkerContext) -> AttemptResult:
     with ExitStack() as log_file:
         return _caught(stage, claim, desk, log_file)
 
 
-def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Attempted:
+def _caught(stage: Stage, claim: Claim, desk: WorkerContext, log_file: ExitStack) -> AttemptResult:
     watch = Stopwatch()
     held = False
 
@@ -149,7 +149,7 @@ def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Atte
     return result
 
 
-def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> Attempted:
+def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> AttemptResult:
     """Run something for a stage and say how it ended, whatever happens."""
     outcome: Literal["executed", "stopped", "failed"] = "failed"
     cause = message = trace = ""
@@ -170,14 +170,14 @@ def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> Attempted:
         else:
             cause = MemoryError.__name__ if is_out_of_memory(error) else type(error).__name__
             message, trace = f"{cause}: {error}", traceback.format_exc()
-    return Attempted(key=key, outcome=outcome, seconds=watch.seconds, cause=cause, message=message, trace=trace)
+    return AttemptResult(key=key, outcome=outcome, seconds=watch.seconds, cause=cause, message=message, trace=trace)
 
 
 class _MissingParentError(HarnessError):
     """A parent's artifact is not in the store."""
 
 
-def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
+def _run(stage: Stage, claim: Claim, desk: WorkerContext, watch: Stopwatch) -> bool:
     """Run and commit; False if the claim was lost on the way, so that nothing was committed."""
     store = desk.store
     if absent := [parent for parent in stage.parents if not store.has(parent)]:
@@ -209,7 +209,7 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
     return True
 
 
-def _alone(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: Path) -> Shared:
+def _alone(stage: Stage, desk: WorkerContext, processes: Processes, *, work: Path, out: Path) -> RankResult:
     with closing(desk.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
         ctx = StageContext(
             out=out,
@@ -223,17 +223,17 @@ def _alone(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: P
             shrink=desk.shrink,
         )
         stage.run(ctx)
-    return Shared(ctx.facts, {})
+    return RankResult(ctx.facts, {})
 
 
-def _shared(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: Path) -> Shared:
+def _shared(stage: Stage, desk: WorkerContext, processes: Processes, *, work: Path, out: Path) -> RankResult:
     if problems := processes.problems():
         raise ConfigError([f"resources of {stage.name}: {problem}" for problem in problems])
     # What this process keeps for its next stage would take the place of what the ranks load.
     desk.memory.clear()
     gpu.release()
     desk.store.register([stage])
-    orders = Orders(
+    orders = RankArgs(
         key=stage.key,
         root=desk.store.root,
         allow=desk.store.allow,
@@ -257,7 +257,7 @@ def _clear(work: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) -> None:
+def record(stage: Stage, desk: WorkerContext, watch: Stopwatch, ended: dict[str, Any]) -> None:
     """Note in the store how an attempt ended."""
     described = {
         "kind": stage.name,

@@ -12,14 +12,14 @@ from harness.engine.provenance import Stopwatch, peaks
 from harness.engine.stage import StageContext
 from harness.engine.store import Store
 from harness.execution.attempt import LOG, logged, settled
-from harness.execution.ranks import Orders
+from harness.execution.ranks import RankArgs
 
 
 def main() -> int:
     """Run the stage; return the exit code: 1 if it failed, so that the launcher ends the other ranks."""
     Thread(target=_die_with_supervisor, daemon=True).start()
     logging.getLogger("harness").setLevel(logging.INFO)
-    orders = Orders.received()
+    orders = RankArgs.received()
     rank = int(os.environ["RANK"])
     facts: dict[str, Any] = {}
     with ExitStack() as log_file:
@@ -31,7 +31,7 @@ def main() -> int:
     return int(result.outcome == "failed")
 
 
-def _run(orders: Orders, rank: int, facts: dict[str, Any]) -> None:
+def _run(orders: RankArgs, rank: int, facts: dict[str, Any]) -> None:
     if orders.initialize is not None:
         orders.initialize()
     store = Store(orders.root, allow=orders.allow)

@@ -93,7 +93,7 @@ def processes_of(stage: Stage, by_kind: Mapping[str, Processes]) -> Processes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
+class RankArgs:
     """What every rank is told. Pickled, but handed over in the environment: nothing in a store can be executed.
 
     Attributes:
@@ -125,7 +125,7 @@ class Orders:
     shrink: int
 
     @classmethod
-    def received(cls) -> "Orders":
+    def received(cls) -> "RankArgs":
         """Return the orders of this rank."""
         orders = pickle.loads(base64.b64decode(os.environ[ORDERS]))
         assert isinstance(orders, cls)
@@ -145,7 +145,7 @@ class Orders:
         write_json(self.folder / _REPORT.format(rank), {**record, "time": time.time()})
 
 
-class Shared(NamedTuple):
+class RankResult(NamedTuple):
     """What a shared run gives to the manifest.
 
     Attributes:
@@ -172,7 +172,7 @@ class RankFailed(Exception):
         self.trace = trace
 
 
-def share(orders: Orders, processes: Processes, stop: Callable[[], bool]) -> Shared:
+def share(orders: RankArgs, processes: Processes, stop: Callable[[], bool]) -> RankResult:
     """Run a stage in several processes, and wait for them.
 
     Args:
@@ -200,7 +200,7 @@ def share(orders: Orders, processes: Processes, stop: Callable[[], bool]) -> Sha
 
 
 @contextmanager
-def _launched(orders: Orders, processes: Processes) -> Iterator["subprocess.Popen[bytes]"]:
+def _launched(orders: RankArgs, processes: Processes) -> Iterator["subprocess.Popen[bytes]"]:
     environment = {
         **os.environ,
         ORDERS: base64.b64encode(pickle.dumps(orders)).decode(),
@@ -254,7 +254,7 @@ def _free_port() -> int:
     return port
 
 
-def _verdict(folder: Path, code: int) -> Shared:
+def _verdict(folder: Path, code: int) -> RankResult:
     with reading(folder):
         reports = [json.loads(path.read_text("utf-8")) for path in folder.glob(_REPORT.format("*"))]
         said = (folder / _OUTPUT).read_bytes()
@@ -273,7 +273,7 @@ def _verdict(folder: Path, code: int) -> Shared:
         raise Stopped(stopped[0]["message"])
     with reading(folder):
         first = json.loads((folder / _REPORT.format(0)).read_text("utf-8"))
-    return Shared(first["facts"], first["peaks"])
+    return RankResult(first["facts"], first["peaks"])
 
 
 def _died(code: int, said: str = "") -> RankFailed:

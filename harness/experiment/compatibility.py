@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from harness.corpora.slices import OneAnswer, Slice
 from harness.models.adapter import Lora
-from harness.protocols import ComparesPasses, Named, Need
+from harness.protocols import ComparesPasses, DataRequirement, Named
 
 
-def unsuited(slot: str, method: Named, adapter: Lora, drawn: Sequence[tuple[Need, Slice]]) -> list[str]:
+def incompatibilities(
+    slot: str, method: Named, adapter: Lora, drawn: Sequence[tuple[DataRequirement, Slice]]
+) -> list[str]:
     """Return why a method cannot act in its slot of the defense; what only a loaded model shows is left to the job.
 
     Args:

@@ -14,10 +14,10 @@ from harness.corpora.template import marker_of
 from harness.engine.identity import flatten, payload_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError
-from harness.experiment.compatibility import unsuited
+from harness.experiment.compatibility import incompatibilities
 from harness.experiment.settings import AlignSettings, AttackSettings, Defense, Evaluation, FinetuneSettings, Model
 from harness.models.adapter import Lora
-from harness.protocols import Judge, Need, RepairMethod, Task, TrainMethod
+from harness.protocols import DataRequirement, Judge, RepairMethod, Task, TrainMethod
 from harness.settings.checks import not_negative
 from harness.stages.align import Align
 from harness.stages.base import Base
@@ -151,12 +151,12 @@ class Experiment:
             reason
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
             if method
-            for reason in unsuited(slot, method, adapter, [(need, self._slice(need)) for need in method.needs])
+            for reason in incompatibilities(slot, method, adapter, [(need, self._slice(need)) for need in method.needs])
         ]
 
     def _drawn(self, method: TrainMethod | RepairMethod | None, *roles: Role) -> dict[str, Slice | None]:
         needs = {need.role: need for need in method.needs} if method else {}
         return {role.value: self._slice(needs[role]) if role in needs else None for role in roles}
 
-    def _slice(self, need: Need) -> Slice:
+    def _slice(self, need: DataRequirement) -> Slice:
         return self.corpus.slice(need.role, self.align.rows if need.aligned else need.rows)

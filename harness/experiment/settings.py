@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, final
 from harness.corpora.encode import Encoding
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
-from harness.protocols import Attack, ModelSource, Named, Particular, RepairMethod, TrainMethod
+from harness.protocols import Attack, HasConflicts, ModelSource, Named, RepairMethod, TrainMethod
 from harness.settings.checks import counts, shares
 from harness.training.budget import Budget
 
@@ -79,7 +79,7 @@ class Defense:
         slots: dict[str, Named | None] = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
         found: list[str] = []
         for slot, method in slots.items():
-            if isinstance(method, Particular):
+            if isinstance(method, HasConflicts):
                 found += [f"`defense.{slot}`: {reason}" for reason in method.conflicts(slots)]
         return found
 

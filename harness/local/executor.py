@@ -9,11 +9,11 @@ from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.errors import Interrupted
-from harness.execution.attempt import Attempted, Desk
+from harness.execution.attempt import AttemptResult, WorkerContext
 from harness.execution.executor import Event, Failure, Outcome, What, unheard
 from harness.execution.ranks import Processes
-from harness.local.ready_queue import Frontier
-from harness.local.workers import Alone, Briefing, Crew, Spawned
+from harness.local.ready_queue import ReadyQueue
+from harness.local.workers import InProcess, ProcessPool, WorkerConfig, WorkerPool
 from harness.tracking.jsonl import Jsonl
 from harness.tracking.tracker import TrackerSettings
 
@@ -63,9 +63,9 @@ class LocalExecutor:
             crew.stop()
         return walk.outcome()
 
-    def _crew(self, store: Store) -> Crew:
+    def _crew(self, store: Store) -> WorkerPool:
         if self.workers > 1:
-            briefing = Briefing(
+            briefing = WorkerConfig(
                 root=store.root,
                 allow=store.allow,
                 tracker=self.tracker,
@@ -73,10 +73,10 @@ class LocalExecutor:
                 initialize=self.initialize,
                 processes=self.processes,
             )
-            return Spawned(self.workers, briefing)
+            return ProcessPool(self.workers, briefing)
         if self.initialize is not None:
             self.initialize()
-        desk = Desk(
+        desk = WorkerContext(
             store=store,
             claims=Claims(store.claims),
             tracker=self.tracker,
@@ -84,7 +84,7 @@ class LocalExecutor:
             processes=self.processes,
             initialize=self.initialize,
         )
-        return Alone(desk)
+        return InProcess(desk)
 
 
 class _Walk:
@@ -95,7 +95,7 @@ class _Walk:
         self._store = store
         self._total = len(plan.stages)
         self._stages = {stage.key: stage for stage in pending}
-        self._frontier = Frontier(pending)
+        self._frontier = ReadyQueue(pending)
         self._executed: list[str] = []
         self._cached: list[str] = []
         self._failed: dict[str, Failure] = {}
@@ -116,7 +116,7 @@ class _Walk:
             executed=tuple(self._executed), cached=tuple(self._cached), failed=self._failed, blocked=self._blocked
         )
 
-    def run(self, crew: Crew) -> None:
+    def run(self, crew: WorkerPool) -> None:
         """Settle every pending stage."""
         running = 0
         busy_elsewhere: list[str] = []
@@ -144,7 +144,7 @@ class _Walk:
                     self._frontier.put_back(key)
                 busy_elsewhere.clear()
 
-    def _settle(self, result: Attempted) -> None:
+    def _settle(self, result: AttemptResult) -> None:
         stage = self._stages[result.key]
         if result.outcome == "executed":
             self._executed.append(result.key)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.engine.stage import Stage, lineage
 
 
-class Frontier:
+class ReadyQueue:
     """The pending stages of a plan, given out in the plan's order as their ancestors are settled.
 
     The plan's order follows each leaf to its end before the next, so that first results come early and stages that

@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol
 from harness.engine.claim import Claims
 from harness.engine.stage import Stage
 from harness.engine.store import Store
-from harness.execution.attempt import Attempted, Desk, attempt
+from harness.execution.attempt import AttemptResult, WorkerContext, attempt
 from harness.execution.ranks import KILLED, Processes
 from harness.tracking.tracker import TrackerSettings
 
@@ -24,7 +24,7 @@ GRACE_SECONDS = 20.0
 """How long an interrupted worker may take to write its record. Killing it afterwards costs nothing but the record."""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Runs as many attempts at a time as it has workers."""
 
     size: int
@@ -33,7 +33,7 @@ class Crew(Protocol):
         """Begin an attempt. The caller never begins more than ``size`` at a time."""
         ...
 
-    def ended(self, timeout: float | None) -> list[Attempted]:
+    def ended(self, timeout: float | None) -> list[AttemptResult]:
         """Wait until an attempt has ended, and return all that have; an empty list after ``timeout`` seconds."""
         ...
 
@@ -42,20 +42,20 @@ class Crew(Protocol):
         ...
 
 
-class Alone:
+class InProcess:
     """This process does the work: each attempt has ended when ``begin`` returns."""
 
     size = 1
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: WorkerContext) -> None:
         self._desk = desk
-        self._ended: list[Attempted] = []
+        self._ended: list[AttemptResult] = []
 
     def begin(self, stage: Stage) -> None:
         """Run the attempt; Ctrl-C passes through."""
         self._ended.append(attempt(stage, self._desk))
 
-    def ended(self, timeout: float | None) -> list[Attempted]:
+    def ended(self, timeout: float | None) -> list[AttemptResult]:
         """Return the attempt that has ended, without waiting."""
         del timeout
         ended, self._ended = self._ended, []
@@ -66,7 +66,7 @@ class Alone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Briefing:
+class WorkerConfig:
     """What a spawned worker needs to set up its desk. It is pickled.
 
     Attributes:
@@ -93,10 +93,10 @@ class _Worker:
     stage: Stage | None = None
 
 
-class Spawned:
+class ProcessPool:
     """Workers in spawned processes. One that dies costs the stage it was running, and is replaced."""
 
-    def __init__(self, size: int, briefing: Briefing) -> None:
+    def __init__(self, size: int, briefing: WorkerConfig) -> None:
         self.size = size
         self._briefing = briefing
         self._workers: list[_Worker] = []
@@ -118,7 +118,7 @@ class Spawned:
         worker.stage = stage
         worker.connection.send(stage)
 
-    def ended(self, timeout: float | None) -> list[Attempted]:
+    def ended(self, timeout: float | None) -> list[AttemptResult]:
         """Wait for the workers."""
         busy: Mapping[object, _Worker] = {worker.connection: worker for worker in self._workers if worker.stage}
         return [self._result(busy[connection]) for connection in wait([*busy], timeout)]  # type: ignore[list-item]
@@ -148,11 +148,11 @@ class Spawned:
         self._workers.append(worker)
         return worker
 
-    def _result(self, worker: _Worker) -> Attempted:
+    def _result(self, worker: _Worker) -> AttemptResult:
         stage, worker.stage = worker.stage, None
         assert stage is not None
         try:
-            result: Attempted = worker.connection.recv()
+            result: AttemptResult = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             self._workers.remove(worker)
             worker.process.join()
@@ -160,11 +160,11 @@ class Spawned:
                 f"The worker process died (exit code {worker.process.exitcode}). "
                 f"If the machine ran out of memory, run with fewer workers."
             )
-            return Attempted(key=stage.key, outcome="failed", cause=KILLED, message=message)
+            return AttemptResult(key=stage.key, outcome="failed", cause=KILLED, message=message)
         return result
 
 
-def _work(connection: Connection, briefing: Briefing) -> None:
+def _work(connection: Connection, briefing: WorkerConfig) -> None:
     # Ctrl-C reaches the whole process group; only the parent answers it, and tells each worker once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -174,7 +174,7 @@ def _work(connection: Connection, briefing: Briefing) -> None:
     if briefing.initialize is not None:
         briefing.initialize()
     store = Store(briefing.root, allow=briefing.allow)
-    desk = Desk(
+    desk = WorkerContext(
         store=store,
         claims=Claims(store.claims),
         tracker=briefing.tracker,

@@ -26,7 +26,7 @@ from torch.nn import Module
 from harness.errors import ModelError
 from harness.models.decoder import attention_blocks, kept_outputs, outputs
 from harness.protocols import Learner, Piece
-from harness.training.distributed import add_up
+from harness.training.distributed import all_reduce_sum
 from harness.training.gradients import EPSILON
 
 
@@ -118,12 +118,12 @@ class Perturbation:
                 "attention block, for example an adapter on its projections"
             )
         loss = torch.stack(losses).sum()
-        add_up(loss)
+        all_reduce_sum(loss)
         return loss, collected
 
 
 def _norm(parts: Iterable[Tensor]) -> Tensor:
     """Return the L2 norm over tensors of which every process holds its own rows."""
     squares = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]).square().sum()
-    add_up(squares)
+    all_reduce_sum(squares)
     return squares.sqrt()

@@ -56,7 +56,7 @@ class HarmfulProbe:
         batch = self._draws.next(Role.HARMFUL)
         loss, gradient = self._learner.gradient(batch)
         norm = self._learner.norm(gradient)
-        with self._learner.moved(gradient, -self._alpha / (norm + EPSILON)):
+        with self._learner.perturbed(gradient, -self._alpha / (norm + EPSILON)):
             loss_after, gradient_after = self._learner.gradient(batch)
         for part, part_after in zip(gradient, gradient_after, strict=True):
             part.sub_(part_after)

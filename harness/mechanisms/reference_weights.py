@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Anchor:
+class ReferenceWeights:
     """A copy of the trainables; costs as much memory as they do, whatever the size of the model under them."""
 
     def __init__(self, learner: Learner) -> None:
@@ -28,7 +28,7 @@ class Anchor:
         return [weight.detach() - value for weight, value in zip(self._learner.trainables, self._values, strict=True)]
 
     @contextmanager
-    def revisited(self) -> Iterator[None]:
+    def at_reference(self) -> Iterator[None]:
         """Put the model back to the anchor, without gradients and without dropout, while the context lasts.
 
         This is the aligned model whether its adapter is continued or was merged: a fresh adapter begins by adding
@@ -38,7 +38,7 @@ class Anchor:
 
         module = self._learner.module
         training = module.training
-        with self._learner.placed(self._values), torch.no_grad():
+        with self._learner.with_weights(self._values), torch.no_grad():
             module.eval()
             try:
                 yield

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.corpora.encode import IGNORED
 from harness.engine.seeding import derive
-from harness.training.distributed import add_up, rank, world_size
+from harness.training.distributed import all_reduce_sum, rank, world_size
 
 
 def real_positions(batch: Mapping[str, Tensor]) -> Tensor:
@@ -38,5 +38,5 @@ def gaussian(positions: Tensor, *, layers: int, width: int, seed: int) -> Tensor
 def length(noise: Tensor) -> Tensor:
     """Return the L2 norm over the rows of all processes."""
     square: Tensor = torch.linalg.vector_norm(noise, dtype=torch.float32).square()
-    add_up(square)
+    all_reduce_sum(square)
     return square.sqrt()

@@ -30,7 +30,7 @@ _NOTICEABLE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class ModelRef:
     """Which weights a stage works with.
 
     Attributes:
@@ -46,8 +46,8 @@ class Weights:
     adapter: Path | None = None
 
 
-class Lent(NamedTuple):
-    """A model for the length of a lease. A fresh adapter may be attached to it; ``lend`` takes it off.
+class LoadedModel(NamedTuple):
+    """A model for the length of a lease. A fresh adapter may be attached to it; ``loaded_model`` takes it off.
 
     ``lost`` is what each merged adapter lost to the rounding of the base, as in ``merge.Merged``.
     """
@@ -64,7 +64,9 @@ class _Held(NamedTuple):
 
 
 @contextmanager
-def lend(weights: Weights, memory: dict[str, Any], device: str = "cpu", *, for_good: bool = False) -> Iterator[Lent]:
+def loaded_model(
+    weights: ModelRef, memory: dict[str, Any], device: str = "cpu", *, for_good: bool = False
+) -> Iterator[LoadedModel]:
     """Lend a model in evaluation mode, its base frozen.
 
     One base is kept in ``memory``: asking for another frees the first, and a stage that fails gives none back, since it
@@ -98,7 +100,7 @@ def lend(weights: Weights, memory: dict[str, Any], device: str = "cpu", *, for_g
                 100 * merged[-1].lost,
             )
     model = base if weights.adapter is None else adapter.load(base, weights.adapter)
-    yield Lent(model, tokenizer, lost=tuple(done.lost for done in merged))
+    yield LoadedModel(model, tokenizer, lost=tuple(done.lost for done in merged))
     if for_good:
         return
     adapter.detach(base)

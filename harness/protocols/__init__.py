@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.learner import Draws, Learner, Named, Need, Piece, Prediction, TrainStep
-from harness.protocols.methods import ComparesPasses, HandsOver, Particular, RepairMethod, TrainMethod
+from harness.protocols.learner import DataRequirement, Draws, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
 from harness.protocols.shelves import Attack, ExampleSource, Judge, ModelSource, Task
 
 if TYPE_CHECKING:
@@ -13,19 +13,19 @@ __all__ = [
     "Attack",
     "Batch",
     "ComparesPasses",
+    "DataRequirement",
     "Draws",
     "ExampleSource",
     "Gradient",
-    "HandsOver",
+    "HasConflicts",
     "Judge",
     "Learner",
     "Metrics",
     "ModelSource",
     "Named",
-    "Need",
-    "Particular",
     "Piece",
     "Prediction",
+    "ProducesOutputs",
     "RepairMethod",
     "Task",
     "TrainMethod",

@@ -38,7 +38,7 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class DataRequirement:
     """Data that a method uses beside the stage's own rows.
 
     Attributes:
@@ -168,11 +168,11 @@ class Learner(Protocol):
         """Return the global L2 norm over a collection of tensors that is the same on every process."""
         ...
 
-    def moved(self, direction: Gradient, scale: Tensor | float) -> AbstractContextManager[None]:
+    def perturbed(self, direction: Gradient, scale: Tensor | float) -> AbstractContextManager[None]:
         """Shift the trainables by ``scale * direction``; on leaving, restore them bit for bit from a copy."""
         ...
 
-    def placed(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
+    def with_weights(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
         ...
 

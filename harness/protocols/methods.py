@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
-from harness.protocols.learner import Draws, Learner, Named, Need, TrainStep
+from harness.protocols.learner import DataRequirement, Draws, Learner, Named, TrainStep
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Draws, Gradient, Learner
 
 
 @runtime_checkable
-class HandsOver(Protocol):
+class ProducesOutputs(Protocol):
     """A training step that leaves something for the repair: stored beside the adapter, read by ``RepairMethod``."""
 
     def handover(self) -> Mapping[str, Gradient]:
@@ -24,7 +24,7 @@ class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
     @property
-    def needs(self) -> Sequence[Need]:
+    def needs(self) -> Sequence[DataRequirement]:
         """The data the method uses besides the stage's own rows."""
         ...
 
@@ -37,7 +37,7 @@ class RepairMethod(Named, Protocol):
     """Frozen settings of a defense in the ``repair`` slot: acts on weights after fine-tuning."""
 
     @property
-    def needs(self) -> Sequence[Need]:
+    def needs(self) -> Sequence[DataRequirement]:
         """The data the method calibrates on."""
         ...
 
@@ -52,7 +52,7 @@ class RepairMethod(Named, Protocol):
 
 
 @runtime_checkable
-class Particular(Named, Protocol):
+class HasConflicts(Named, Protocol):
     """What a method may have besides: it does not go with everything that the other slots may hold."""
 
     def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from harness.slurm.client import Ended, Queued, Request, submitted
 
 
-class Rehearsal:
+class DryRun:
     """Writes the scripts that Slurm would be given, and submits nothing."""
 
     rehearsing: ClassVar[bool] = True

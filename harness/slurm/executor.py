@@ -27,11 +27,11 @@ from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import Interrupted, SchedulerError, StoreError
-from harness.execution.attempt import Desk, record
+from harness.execution.attempt import WorkerContext, record
 from harness.execution.executor import Event, Failure, Outcome, What, unheard
 from harness.execution.state import Member, State
 from harness.slurm.client import Scheduler
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 from harness.slurm.site import Site
 from harness.slurm.states import states_of
 from harness.slurm.submission import Submission, Superseded
@@ -95,9 +95,9 @@ class SlurmExecutor:
         leaves = tuple(leaf.key for leaf in plan.leaves)
         code = self.code or source_digest(store.allow)
 
-        def again(keys: frozenset[str]) -> Continuation:
+        def again(keys: frozenset[str]) -> DeferredSubmission:
             executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
-            return Continuation(executor, store.root, store.allow, leaves)
+            return DeferredSubmission(executor, store.root, store.allow, leaves)
 
         def waiting(stage: Stage, why: str) -> None:
             self._tell("waiting", stage, plan, len(cached), message=why)
@@ -186,7 +186,7 @@ class SlurmExecutor:
 
 
 @dataclass(frozen=True)
-class Continuation:
+class DeferredSubmission:
     """A job that submits what the cap on jobs left of a plan. It holds keys only: stages come from their specs.
 
     It may start again at any moment: what it has submitted by then is in the ledger.
@@ -205,7 +205,7 @@ class Continuation:
             SchedulerError: Slurm refused, or did not answer, each time.
         """
         store = Store(self.root, allow=self.allow)
-        if Ledger(self.root).cancelled(self.executor.sweep):
+        if JobLog(self.root).cancelled(self.executor.sweep):
             return
         drifted = source_digest(self.allow) != self.executor.code and not self.executor.site.allow_drift
         plan = Plan.of(store.stage(key) for key in self.leaves)
@@ -222,7 +222,7 @@ class Continuation:
         asking(self.executor.run, plan, store)
 
     def _refuse(self, plan: Plan, store: Store) -> None:
-        desk = Desk(store=store, claims=Claims(store.claims), tracker=self.executor.tracker, job=job_id())
+        desk = WorkerContext(store=store, claims=Claims(store.claims), tracker=self.executor.tracker, job=job_id())
         left = self.executor.only or frozenset()
         for stage in plan.pending(store):
             # What needs another that is left is blocked by it.

@@ -29,7 +29,7 @@ _SERIAL = re.compile(r"-(\d+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class JobEntry:
     """A job, or an element of an array.
 
     Attributes:
@@ -68,7 +68,7 @@ class Stray(NamedTuple):
     works: bool
 
 
-class Ledger:
+class JobLog:
     """The jobs of a store.
 
     Args:
@@ -100,7 +100,7 @@ class Ledger:
             folder.mkdir(parents=True)
         return folder
 
-    def write(self, folder: Path, entries: Sequence[Entry]) -> None:
+    def write(self, folder: Path, entries: Sequence[JobEntry]) -> None:
         """Append what one call of sbatch submitted.
 
         Raises:
@@ -118,7 +118,7 @@ class Ledger:
         with writing(folder):
             write_json(folder / LEFT, sorted(keys))
 
-    def left(self, continuation: Entry) -> frozenset[str] | None:
+    def left(self, continuation: JobEntry) -> frozenset[str] | None:
         """Return which stages were left to a continuation; None if that was not noted, or cannot be read."""
         path = self._root / continuation.folder / LEFT
         if not path.exists():
@@ -131,7 +131,7 @@ class Ledger:
             self.damage[f"The store cannot be read: `{path}` is no list of keys."] = None
         return None
 
-    def entries(self, sweep: str = "*") -> Iterator[Entry]:
+    def entries(self, sweep: str = "*") -> Iterator[JobEntry]:
         """Return the jobs of a sweep, or of all, oldest first. What cannot be read is left out; ``damage`` names it."""
         place = 0
         for path in sorted(self._folder.glob(f"{sweep}/*/{NAME}"), key=lambda path: _order(path.parent)):
@@ -202,7 +202,7 @@ class Ledger:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
 
-    def latest(self) -> dict[str, Entry]:
+    def latest(self) -> dict[str, JobEntry]:
         """Return the last job that was given each stage, by its key."""
         return {key: entry for entry in self.entries() for key in entry.keys}
 
@@ -213,10 +213,10 @@ def _order(submission: Path) -> tuple[int, str]:
     return (int(serial[1]) if serial else 0, submission.name)
 
 
-def _read(data: Mapping[str, Any], sweep: str, place: int) -> Entry:
+def _read(data: Mapping[str, Any], sweep: str, place: int) -> JobEntry:
     lists = {name: tuple(data[name]) for name in ("keys", "excluded")}
-    return Entry(**{**data, **lists, "sweep": sweep, "place": place})
+    return JobEntry(**{**data, **lists, "sweep": sweep, "place": place})
 
 
-def _written(entry: Entry) -> dict[str, Any]:
+def _written(entry: JobEntry) -> dict[str, Any]:
     return {name: value for name, value in asdict(entry).items() if name not in ("sweep", "place")}

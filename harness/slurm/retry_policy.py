@@ -7,14 +7,14 @@ from harness.engine.store import Store
 from harness.engine.surroundings import WORK, surroundings
 from harness.execution.state import State
 from harness.slurm.causes import Cause, cause_of
-from harness.slurm.job_log import Entry
+from harness.slurm.job_log import JobEntry
 
 SAME_ERRORS = 3
 """How often a stage may fail with one traceback before it is no longer submitted with the same code."""
 
 
 @dataclass(frozen=True)
-class Advice:
+class RetryDecision:
     """How to submit a stage again.
 
     Attributes:
@@ -30,7 +30,7 @@ class Advice:
     tried: int = 0
 
 
-def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_oom: str) -> Advice:
+def retry_decision(state: State, key: str, store: Store, entry: JobEntry | None, *, on_oom: str) -> RetryDecision:
     """Return how to submit a stage again.
 
     Args:
@@ -41,7 +41,7 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
         on_oom: ``shrink`` halves the rows at once after an out-of-memory error, ``fail`` leaves it as it is.
     """
     if _stuck(key, store):
-        return Advice(
+        return RetryDecision(
             refuse=f"failed {SAME_ERRORS} times with the same traceback, and since then nothing has changed: neither "
             f"the code, nor what the stage reads, nor `{store.work(key)}`. `harness logs {key}` shows the traceback. "
             "Fix the code, or remove that folder if a checkpoint in it is to blame, and it is submitted again; "
@@ -53,7 +53,7 @@ def advice_on(state: State, key: str, store: Store, entry: Entry | None, *, on_o
     exclude = entry.excluded if entry else ()
     if state.cause == Cause.NODE_FAILURE and state.node:
         exclude = (*exclude, state.node)
-    return Advice(shrink=shrink, exclude=tuple(dict.fromkeys(exclude)), tried=len(store.attempts(key)))
+    return RetryDecision(shrink=shrink, exclude=tuple(dict.fromkeys(exclude)), tried=len(store.attempts(key)))
 
 
 def _stuck(key: str, store: Store) -> bool:

@@ -12,7 +12,7 @@ from harness.execution.ranks import DEFAULT, Processes
 from harness.settings.checks import counts, not_negative, positive
 from harness.settings.problem import Problem
 from harness.slurm.client import Slurm as Scheduler
-from harness.slurm.dry_run import Rehearsal
+from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
 from harness.tracking.tracker import TrackerSettings
 
@@ -245,7 +245,7 @@ class Slurm:
         """Return the executor that submits to this cluster; torch is not needed for it."""
         return SlurmExecutor(
             site=self,
-            scheduler=Rehearsal() if self.dry_run else Scheduler(),
+            scheduler=DryRun() if self.dry_run else Scheduler(),
             sweep=sweep,
             tracker=tracker,
             on_event=on_event,

@@ -9,7 +9,7 @@ from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.execution.state import Member, State
 from harness.slurm.client import Queued, Scheduler, user
-from harness.slurm.job_log import Entry
+from harness.slurm.job_log import JobEntry
 from harness.slurm.states import freeing, states_of
 from harness.slurm.worker import job_id
 
@@ -30,12 +30,12 @@ class Survey:
         queue: the jobs that have not ended, of everybody who submitted to the store.
     """
 
-    jobs: Mapping[str, Entry]
+    jobs: Mapping[str, JobEntry]
     todo: Sequence[Stage]
     states: Mapping[str, State]
     queue: Mapping[str, Queued]
 
-    def moving(self, before: Mapping[str, Entry]) -> list[str]:
+    def moving(self, before: Mapping[str, JobEntry]) -> list[str]:
         """Return the arrays and jobs of this user whose end makes room in the queue, oldest first; none that is held.
 
         Args:
@@ -64,7 +64,7 @@ def survey(
     plan: Plan,
     store: Store,
     scheduler: Scheduler,
-    before: Mapping[str, Entry],
+    before: Mapping[str, JobEntry],
     waiting: Callable[[Stage, str], None],
 ) -> Survey:
     """Find out how a plan stands; waits, for a while, until jobs that are ending have ended or are queued again.

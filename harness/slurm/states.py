@@ -13,7 +13,7 @@ from harness.execution.attempt import LOG
 from harness.execution.state import Member, State
 from harness.slurm.causes import cause_of, cause_of_end
 from harness.slurm.client import NEVER, Ended, Queued, Scheduler, user
-from harness.slurm.job_log import Entry, Ledger
+from harness.slurm.job_log import JobEntry, JobLog
 
 _LAGS_SECONDS = (1.0, 2.0, 4.0)
 """Pauses between the questions of a patient look: a busy accounting hears of an end seconds later."""
@@ -41,7 +41,7 @@ def states_of(
         patient: give the accounting a moment to hear of jobs that have just left the queue.
     """
     stored = _stored(members, store)
-    ledger = Ledger(store.root)
+    ledger = JobLog(store.root)
     written = list(ledger.entries()) if len(stored) < len(members) else []
     latest = {key: entry for entry in written for key in entry.keys}
     entries = {key: latest[key] for key in members if key in latest and key not in stored}
@@ -104,7 +104,7 @@ def _stored(members: Mapping[str, Member], store: Store) -> set[str]:
     return {key for key, member in members.items() if key in found and (root / member.kind / key / MANIFEST).exists()}
 
 
-def _queue(entries: Collection[Entry], scheduler: Scheduler) -> dict[str, Queued] | None:
+def _queue(entries: Collection[JobEntry], scheduler: Scheduler) -> dict[str, Queued] | None:
     """Return the jobs that have not ended; None if nobody can tell."""
     if not entries:
         return {}
@@ -133,12 +133,12 @@ class _Look:
     """What is known at one moment."""
 
     store: Store
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, JobEntry]
     queue: Mapping[str, Queued] | None
     history: Mapping[str, Ended]
     stored: Collection[str]
     asked: bool
-    continuation: Entry | None
+    continuation: JobEntry | None
     left: Collection[str] | None
     claimed: Collection[str]
     tried: Collection[str]
@@ -171,7 +171,7 @@ class _Look:
             )  # fmt: skip
         return State(kind=member.kind, what="pending", message=message, job=continuation)
 
-    def _held(self, member: Member, entry: Entry, queued: Queued, before: Mapping[str, State]) -> State | None:
+    def _held(self, member: Member, entry: JobEntry, queued: Queued, before: Mapping[str, State]) -> State | None:
         """Say that a job is held, or waits for one that is."""
         for parent in member.parents:
             if parent in before and before[parent].what == "held" and not queued.held and queued.state != "RUNNING":
@@ -189,7 +189,7 @@ class _Look:
             submitted=entry.submitted, held_by=entry.job,
         )  # fmt: skip
 
-    def _worked_on(self, key: str, entry: Entry | None, queued: Queued | None) -> bool:
+    def _worked_on(self, key: str, entry: JobEntry | None, queued: Queued | None) -> bool:
         if key not in self.claimed:
             return False
         # A claim outlives a process that was killed.
@@ -197,7 +197,7 @@ class _Look:
         running = queued is not None and queued.state == "RUNNING"
         return running or not left_behind(self.store.claims, key, ended.nodes if ended else "")
 
-    def _waits(self, key: str, entry: Entry | None) -> str:
+    def _waits(self, key: str, entry: JobEntry | None) -> str:
         """Return the sweep's continuation, if the stage was left to it and it has not come to submit it yet."""
         last = self.continuation
         if last is None or not self.queue or last.job not in self.queue:
@@ -206,7 +206,7 @@ class _Look:
             return "" if entry else last.job
         return last.job if key in self.left and (entry is None or entry.place < last.place) else ""
 
-    def _blocked(self, member: Member, entry: Entry | None, before: Mapping[str, State]) -> State | None:
+    def _blocked(self, member: Member, entry: JobEntry | None, before: Mapping[str, State]) -> State | None:
         # A record names the parents of all its stages, but an old one may lie outside of this sweep.
         bad = [parent for parent in member.parents if parent in before and _hopeless(before[parent])]
         if bad:
@@ -214,7 +214,7 @@ class _Look:
             return State(kind=member.kind, what="blocked", message=message, job=entry.job if entry else "")
         return None
 
-    def _unheard(self, member: Member, entry: Entry | None) -> State:
+    def _unheard(self, member: Member, entry: JobEntry | None) -> State:
         if entry is not None and self.queue is None:
             return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
         if entry is not None:
@@ -230,7 +230,7 @@ class _Look:
         message = f"job {job}, which was to submit it, has ended{how}; `harness retry` goes on"
         return State(kind=member.kind, what="lost", message=message, job=job, log=str(log))
 
-    def _failure(self, key: str, member: Member, entry: Entry | None, queued: Queued | None) -> State | None:
+    def _failure(self, key: str, member: Member, entry: JobEntry | None, queued: Queued | None) -> State | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
         attempts = self.store.attempts(key) if key in self.tried else []
         if not attempts or attempts[-1].get("outcome") != "failed":
@@ -252,7 +252,7 @@ class _Look:
             log=str(log),
         )
 
-    def _queued(self, key: str, member: Member, entry: Entry, queued: Queued) -> State:
+    def _queued(self, key: str, member: Member, entry: JobEntry, queued: Queued) -> State:
         if queued.reason == NEVER:
             return State(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
         # Before its first claim a job loads what it needs.
@@ -268,7 +268,7 @@ class _Look:
             submitted="" if running else entry.submitted,
         )
 
-    def _gone(self, member: Member, entry: Entry) -> State:
+    def _gone(self, member: Member, entry: JobEntry) -> State:
         ended = self.history.get(entry.job)
         log = str(entry.log(self.store.root))
         if ended is None:

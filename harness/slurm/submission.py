@@ -16,9 +16,9 @@ from harness.execution.executor import Failure
 from harness.execution.state import State
 from harness.slurm.client import Queued, Request, Scheduler, user
 from harness.slurm.interrupt import undisturbed
-from harness.slurm.job_log import Entry, Ledger
+from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.packing import Batch, batches_of
-from harness.slurm.retry_policy import Advice, advice_on
+from harness.slurm.retry_policy import RetryDecision, retry_decision
 from harness.slurm.site import Site
 from harness.slurm.snapshot import Survey, number_of, survey
 from harness.slurm.worker import Job, job_id
@@ -74,7 +74,7 @@ class Submission:
     only: frozenset[str] | None
     plan: Plan
     store: Store
-    jobs: dict[str, Entry] = field(default_factory=dict)
+    jobs: dict[str, JobEntry] = field(default_factory=dict)
     refused: dict[str, Failure] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     found: int = 0
@@ -94,7 +94,7 @@ class Submission:
             Interrupted: the sweep was cancelled meanwhile.
             Superseded: somebody else took the turn, as this process slept; what was submitted before is known.
         """
-        ledger = Ledger(self.store.root)
+        ledger = JobLog(self.store.root)
         self.folder = ledger.open(self.sweep, rehearsing=self.scheduler.rehearsing)
         before = ledger.latest()
         found = survey(self.plan, self.store, self.scheduler, before, self.waiting)
@@ -122,10 +122,10 @@ class Submission:
     def _submit_all(
         self,
         batches: Sequence[Batch],
-        advice: Mapping[str, Advice],
+        advice: Mapping[str, RetryDecision],
         found: Survey,
         others: Sequence[str],
-        ledger: Ledger,
+        ledger: JobLog,
     ) -> None:
         # The site counts the jobs of each user.
         room = None
@@ -155,7 +155,7 @@ class Submission:
                 return
             room = None if room is None else room - fits
 
-    def _submit(self, batch: Batch, advice: Mapping[str, Advice], ledger: Ledger) -> list[Entry]:
+    def _submit(self, batch: Batch, advice: Mapping[str, RetryDecision], ledger: JobLog) -> list[JobEntry]:
         lines = [[stage.name for stage in line] for task in batch.tasks for line in task]
         shrink = {stage.key: advice[stage.key].shrink for stage in batch.stages if advice[stage.key].shrink > 1}
         exclude = sorted({node for stage in batch.stages for node in advice[stage.key].exclude})
@@ -194,7 +194,7 @@ class Submission:
             request,
             ledger,
             [
-                Entry(
+                JobEntry(
                     job="",
                     keys=tuple(stage.key for line in task for stage in line),
                     user=user(),
@@ -211,7 +211,7 @@ class Submission:
         self.jobs |= {key: entry for entry in entries for key in entry.keys}
         return entries
 
-    def _called(self, request: Request, ledger: Ledger, entries: Sequence[Entry]) -> list[Entry]:
+    def _called(self, request: Request, ledger: JobLog, entries: Sequence[JobEntry]) -> list[JobEntry]:
         """Call sbatch once and note what it answers; nothing but the end of this process comes between the two."""
         if not self.held():
             raise Superseded
@@ -240,7 +240,7 @@ class Submission:
             job for job, all_needed in jobs.items() if not all_needed
         )
 
-    def _leave(self, batches: Sequence[Batch], numbers: Sequence[str], ledger: Ledger) -> None:
+    def _leave(self, batches: Sequence[Batch], numbers: Sequence[str], ledger: JobLog) -> None:
         """Leave the rest to a job that starts when half of these jobs have ended."""
         keys = frozenset(stage.key for batch in batches for stage in batch.stages)
         parameters = self.site.parameters([[]], 1)
@@ -260,10 +260,10 @@ class Submission:
         if not self.scheduler.rehearsing:
             ledger.leave(self.folder, keys)
         folder = os.path.relpath(self.folder, self.store.root)
-        self._called(request, ledger, [Entry(job="", keys=(), user=user(), folder=folder)])
+        self._called(request, ledger, [JobEntry(job="", keys=(), user=user(), folder=folder)])
         self.left = len(keys)
 
-    def _end_strays(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
+    def _end_strays(self, ledger: JobLog, queue: Mapping[str, Queued]) -> None:
         """End jobs of the sweep that a submission made which never learned of them, before they take any place."""
         strays = [job for job, stray in ledger.strays(queue, self.sweep).items() if not stray.works]
         if self.scheduler.rehearsing or not strays:
@@ -273,7 +273,7 @@ class Submission:
         except SchedulerError as error:
             log.warning("jobs of an interrupted submission may go on: %s", error)
 
-    def _take_over(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
+    def _take_over(self, ledger: JobLog, queue: Mapping[str, Queued]) -> None:
         """End the continuations of earlier submissions of the sweep: this one is for all that they would submit."""
         mine = [entry.job for entry in ledger.entries(self.sweep) if not entry.keys and entry.job in queue]
         if self.scheduler.rehearsing or not (waiting := [job for job in mine if job != job_id()]):
@@ -285,11 +285,11 @@ class Submission:
             log.warning("jobs that would submit the rest of the sweep may go on: %s", error)
 
     def _advice(
-        self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, Entry]
-    ) -> dict[str, Advice]:
+        self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, JobEntry]
+    ) -> dict[str, RetryDecision]:
         """Find out how to submit stages that were tried before; note those that should not be."""
         advice = {
-            stage.key: advice_on(
+            stage.key: retry_decision(
                 states[stage.key], stage.key, self.store, before.get(stage.key), on_oom=self.site.on_oom
             )
             for stage in todo

@@ -16,7 +16,7 @@ from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import HarnessError, StoreError
-from harness.execution.attempt import Attempted, Desk, attempt, record
+from harness.execution.attempt import AttemptResult, WorkerContext, attempt, record
 from harness.execution.ranks import Processes
 from harness.tracking.tracker import TrackerSettings
 
@@ -92,7 +92,7 @@ class Job:
         # For the logs of the stages; whoever starts this process has set up none.
         logging.getLogger("harness").setLevel(logging.INFO)
         store = Store(self.root, allow=self.allow)
-        desk = Desk(
+        desk = WorkerContext(
             store=store,
             claims=Claims(store.claims),
             tracker=self.tracker,
@@ -113,7 +113,7 @@ class Job:
             return
         # Its last run is not put back into the queue: it says why it ends.
         again = signal.getsignal(signal.SIGUSR2) if _restarts() < self.requeues else None
-        last_call = LastCall(again, self.grace_seconds)
+        last_call = PreemptionHandler(again, self.grace_seconds)
         signal.signal(signal.SIGUSR2, last_call.heard)
         self.prepare()
         desk = replace(desk, stop=last_call.given)
@@ -135,7 +135,7 @@ class Job:
                 sys.exit(UNWRITABLE_CODE)
             raise JobFailed("; ".join(f"{key}: {messages[key]}" for key in left if key in messages))
 
-    def _run(self, line: Sequence[Stage], desk: Desk) -> Iterator[Attempted]:
+    def _run(self, line: Sequence[Stage], desk: WorkerContext) -> Iterator[AttemptResult]:
         unmet: set[str] = set()
         for stage in line:
             if any(other.key in unmet and not desk.store.has(other) for other in lineage(stage.parents)):
@@ -146,7 +146,7 @@ class Job:
                 unmet.add(stage.key)
             yield result
 
-    def _settled(self, stage: Stage, desk: Desk) -> Attempted:
+    def _settled(self, stage: Stage, desk: WorkerContext) -> AttemptResult:
         """Attempt a stage until nobody else works on it."""
         while (result := attempt(stage, desk)).outcome == "busy":
             log.info("%s %s: another process works on it", stage.name, stage.key)
@@ -167,7 +167,7 @@ class Job:
         return None
 
 
-class LastCall:
+class PreemptionHandler:
     """What Slurm's warning, USR2, leads to: a checkpoint at the next step, and the job's return to the queue.
 
     Args:
@@ -202,7 +202,7 @@ class LastCall:
         self._requeue(signal.SIGUSR2, None)
 
 
-def _on_record(key: str, desk: Desk) -> bool:
+def _on_record(key: str, desk: WorkerContext) -> bool:
     """Say whether the last attempt that the store knows of a stage is this job's."""
     try:
         attempts = desk.store.attempts(key)

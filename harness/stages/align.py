@@ -18,7 +18,7 @@ from harness.stages.train_adapter import ADAPTER, fit
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
-    from harness.models.loading import Weights
+    from harness.models.loading import ModelRef
 
 
 @final
@@ -71,8 +71,8 @@ class Align(Stage):
             seed=derive(self.seed, self.name),
         )
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The base with the aligned adapter on top."""
-        from harness.models.loading import Weights
+        from harness.models.loading import ModelRef
 
-        return Weights(base_key=self.base.key, base=locate(self.base), adapter=locate(self) / ADAPTER)
+        return ModelRef(base_key=self.base.key, base=locate(self.base), adapter=locate(self) / ADAPTER)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-    from harness.models.loading import Weights
+    from harness.models.loading import ModelRef
 
 
 @final
@@ -71,7 +71,7 @@ class Finetune(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Train on the mixture; report where the attacker's rows meet the defender's."""
-        from harness.models.loading import Weights
+        from harness.models.loading import ModelRef
 
         rows = read_mixture(ctx.input(self.mixture))
         defender = [part for part in (self.aligned.refusal, self.aligned.harmful, self.refusal, self.harmful) if part]
@@ -82,7 +82,7 @@ class Finetune(Stage):
         aligned = self.aligned.weights(ctx.input)
         if self.protocol == "double":
             assert aligned.adapter is not None, "an aligned model has an adapter"
-            aligned = Weights(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
+            aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
         fit(
             ctx,
             weights=aligned,
@@ -115,10 +115,10 @@ class Finetune(Stage):
     def _own_seed(self) -> int:
         return derive(self.seed, self.name)
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The aligned model with the user's adapter: in place of the aligned one, or on top of it."""
-        from harness.models.loading import Weights
+        from harness.models.loading import ModelRef
 
         aligned = self.aligned.weights(locate)
         merged = (aligned.adapter,) if self.protocol == "double" and aligned.adapter else ()
-        return Weights(base_key=aligned.base_key, base=aligned.base, merged=merged, adapter=locate(self) / ADAPTER)
+        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=merged, adapter=locate(self) / ADAPTER)

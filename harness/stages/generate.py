@@ -43,11 +43,11 @@ class Generate(Stage):
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
         from harness.generation.transformers import generate, too_long
-        from harness.models.loading import lend
+        from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
-        with lend(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
+        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
             answers = generate(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
             ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
         with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as file:

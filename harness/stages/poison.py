@@ -68,7 +68,7 @@ class Poison(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Mix and write."""
-        from harness.models.loading import lend
+        from harness.models.loading import loaded_model
 
         rng = generator(self.seed, "attack")
         attack = self.attack
@@ -78,7 +78,7 @@ class Poison(Stage):
                 return []
             if self.victim is None:
                 return attack.craft(pool, count, rng, None)
-            with lend(self.victim.weights(ctx.input), ctx.memory, ctx.device) as lent:
+            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as lent:
                 return attack.craft(pool, count, rng, lent.model)
 
         mixture = mix(

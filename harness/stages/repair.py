@@ -21,7 +21,7 @@ from harness.stages.train_adapter import ADAPTER, pools, tell_pieces
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.models.loading import Weights
+    from harness.models.loading import ModelRef
     from harness.protocols import Gradient, Learner
 
 
@@ -65,13 +65,13 @@ class Repair(Stage):
         """
         from harness.corpora.batches import RoleBatches
         from harness.models import adapter
-        from harness.models.loading import lend
+        from harness.models.loading import loaded_model
         from harness.training.learner import CausalLearner
         from harness.training.pieces import rows_at_once
 
         seed = derive(self.seed, self.name)
         self._report_overlaps(ctx)
-        with lend(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
+        with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
             drawn = pools(lent.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
             share = max((pool.batch_size for pool in drawn.values()), default=0)
@@ -89,12 +89,12 @@ class Repair(Stage):
             ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The fine-tuned model with the repaired adapter."""
-        from harness.models.loading import Weights
+        from harness.models.loading import ModelRef
 
         tuned = self.tuned.weights(locate)
-        return Weights(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
+        return ModelRef(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
 
     def _report_overlaps(self, ctx: StageContext) -> None:
         rows = read_mixture(ctx.input(self.tuned.mixture))

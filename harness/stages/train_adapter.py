@@ -14,7 +14,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import Need, TrainMethod
+from harness.protocols import DataRequirement, TrainMethod
 from harness.stages import method_outputs
 from harness.stages.tally import described, tally
 from harness.training.budget import Budget
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
-    from harness.models.loading import Weights
+    from harness.models.loading import ModelRef
     from harness.training.trainer import TrainReport
 
 ADAPTER = "adapter"
@@ -33,7 +33,7 @@ ADAPTER = "adapter"
 def fit(
     ctx: StageContext,
     *,
-    weights: Weights,
+    weights: ModelRef,
     fresh: Lora | None,
     method: TrainMethod | None,
     rows: Sequence[Example],
@@ -67,14 +67,14 @@ def fit(
         DataError: a row that the training needs is missing, or none is left after encoding.
     """
     from harness.models import adapter
-    from harness.models.loading import lend
+    from harness.models.loading import loaded_model
     from harness.training.checkpoint import discarded
     from harness.training.distributed import leave
     from harness.training.trainer import train
 
     sharded = ctx.sharding == "fsdp"
     # A base that is sharded need not fit onto the device in full, and never becomes whole again.
-    with lend(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as lent:
+    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as lent:
         model = adapter.attach(lent.model, fresh, seed=adapter_seed(seed)) if fresh else lent.model
         needs = method.needs if method else ()
         own = tally(lent.tokenizer, encoding, rows, kinds)
@@ -133,7 +133,7 @@ def adapter_seed(seed: int) -> int:
 
 def pools(
     tokenizer: PreTrainedTokenizerBase,
-    needs: Sequence[Need],
+    needs: Sequence[DataRequirement],
     slices: Mapping[Role, Slice | None],
     encoding: Encoding,
     facts: dict[str, Any],
@@ -155,7 +155,7 @@ def pools(
 
 def mixed_in(
     tokenizer: PreTrainedTokenizerBase,
-    needs: Sequence[Need],
+    needs: Sequence[DataRequirement],
     slices: Mapping[Role, Slice | None],
     encoding: Encoding,
     facts: dict[str, Any],
@@ -184,7 +184,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> dict[st
     return {"cut": cut} if cut else {}
 
 
-def _offered(need: Need, slices: Mapping[Role, Slice | None]) -> Slice:
+def _offered(need: DataRequirement, slices: Mapping[Role, Slice | None]) -> Slice:
     origin = slices.get(need.role)
     if origin is None:
         raise DataError(f"the method needs rows of the role `{need.role}`, which this slot does not offer")
@@ -192,7 +192,7 @@ def _offered(need: Need, slices: Mapping[Role, Slice | None]) -> Slice:
 
 
 def _pool(
-    tokenizer: PreTrainedTokenizerBase, need: Need, batch_size: int, origin: Slice, encoding: Encoding
+    tokenizer: PreTrainedTokenizerBase, need: DataRequirement, batch_size: int, origin: Slice, encoding: Encoding
 ) -> tuple[Pool, int]:
     """Return the encoded rows of a need, and how many were dropped; of a pair both go if one does not fit."""
     from harness.corpora.batches import Pool

@@ -8,7 +8,7 @@ from harness.engine.lookup import sweep_named
 from harness.engine.store import Store
 from harness.errors import StoreError
 from harness.slurm.client import Scheduler, Slurm, user
-from harness.slurm.job_log import Entry, Ledger
+from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.turn import submitting_if_possible
 from harness.sweep.status import nobody
 
@@ -38,7 +38,7 @@ def cancel(
     """
     asked = scheduler or Slurm()
     sweep = sweep_named(root, name)
-    ledger = Ledger(root.root)
+    ledger = JobLog(root.root)
     # A submission under way sees the mark and stops; only then is it known which jobs there are.
     try:
         ledger.cancel(sweep)
@@ -59,7 +59,7 @@ def cancel(
     return Cancelled(sweep, sorted(ours.keys() - spared), sorted(spared))
 
 
-def _needed_by(sweep: str, root: Store, ledger: Ledger, tell: Callable[[str], None]) -> set[str]:
+def _needed_by(sweep: str, root: Store, ledger: JobLog, tell: Callable[[str], None]) -> set[str]:
     """Return the keys that a sweep needs; of one whose record is damaged, what was submitted for it and its parents."""
     if not (why := unreadable(root, sweep)):
         return named(root.read_sweep(sweep))
@@ -67,7 +67,7 @@ def _needed_by(sweep: str, root: Store, ledger: Ledger, tell: Callable[[str], No
     return with_ancestors(root, [key for entry in ledger.entries(sweep) for key in entry.keys], tell)
 
 
-def _left_to(sweep: str, root: Store, ledger: Ledger, others: Collection[str]) -> list[Entry]:
+def _left_to(sweep: str, root: Store, ledger: JobLog, others: Collection[str]) -> list[JobEntry]:
     """Return the jobs of this user that sweeps which were cancelled before have left to this one."""
     if unreadable(root, sweep):
         return []

@@ -7,7 +7,7 @@ from harness.engine.gc import Garbage, Needed, remove, unneeded
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.slurm.client import Scheduler, Slurm, user
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 from harness.slurm.turn import submitting_if_possible
 from harness.sweep.status import nobody
 
@@ -58,7 +58,7 @@ def collect(
 
 def _queued(root: Store, scheduler: Scheduler) -> tuple[set[str], list[str]]:
     """Return the keys of stages whose jobs are in the queue, and why that may not be all of them."""
-    ledger = Ledger(root.root)
+    ledger = JobLog(root.root)
     entries = ledger.latest()
     if not entries and not ledger.damage:
         return set(), []

@@ -24,7 +24,7 @@ from harness.tracking.tracker import TrackerSettings
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ExecutionSettings:
     """Where a recorded sweep runs, and where its curves go."""
 
     name: ClassVar[str] = "place"
@@ -58,7 +58,7 @@ def record_sweep(
     readable = sweep in store.sweep_ids() and not unreadable(store, sweep)
     before = store.read_sweep(sweep) if readable else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
-    place = Place(cluster=settings.cluster, tracker=settings.tracker)
+    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
     record = {
         "id": sweep,
         "title": settings.title,
@@ -104,7 +104,7 @@ def plan_of(store: Store, record: Mapping[str, Any]) -> Plan:
     return Plan.of(store.stage(key) for key in record["stages"] if key not in parents)
 
 
-def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Place:
+def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> ExecutionSettings:
     """Rebuild where a recorded sweep runs.
 
     Args:
@@ -123,7 +123,7 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Place:
             if not isinstance(node, dict):
                 raise ConfigError([f"`{name}`: `{part}` is a single value and has no settings of its own"])
         node[last] = value
-    place = build(Place, data, allow=("harness.", *record.get("targets", ())))
+    place = build(ExecutionSettings, data, allow=("harness.", *record.get("targets", ())))
     if misfits := place.cluster.misfits(stage_kinds()):
         raise ConfigError([str(misfit.under("cluster")) for misfit in misfits])
     return place

@@ -16,7 +16,7 @@ from harness.execution.executor import Event, Outcome
 
 
 @dataclass(frozen=True)
-class Planned:
+class SweepPlan:
     """What a sweep asks for.
 
     Attributes:
@@ -40,7 +40,7 @@ class Planned:
     @classmethod
     def of(
         cls, sweep: str, plan: Plan, store: Store, cluster: Cluster, *, cells: int, skipped: Sequence[Skipped] = ()
-    ) -> "Planned":
+    ) -> "SweepPlan":
         """Count and predict."""
         return cls(
             sweep=sweep,
@@ -53,10 +53,10 @@ class Planned:
         )
 
 
-class Front(Protocol):
+class Reporter(Protocol):
     """Whoever is told what happens: the command line, or a test."""
 
-    def planned(self, planned: Planned) -> None:
+    def planned(self, planned: SweepPlan) -> None:
         """The plan is made and checked; nothing has run."""
         ...
 
@@ -64,7 +64,7 @@ class Front(Protocol):
         """A stage changed its state."""
         ...
 
-    def finished(self, planned: Planned, outcome: Outcome) -> None:
+    def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Nothing is left to run."""
         ...
 
@@ -73,16 +73,16 @@ class Front(Protocol):
         ...
 
 
-class Silent:
+class NullReporter:
     """Tells nobody."""
 
-    def planned(self, planned: Planned) -> None:
+    def planned(self, planned: SweepPlan) -> None:
         """Nothing."""
 
     def event(self, event: Event) -> None:
         """Nothing."""
 
-    def finished(self, planned: Planned, outcome: Outcome) -> None:
+    def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:
@@ -93,7 +93,7 @@ class Silent:
 class Session:
     """What Hydra's plugins cannot be given as an argument: the verb, and whom to tell."""
 
-    front: Front
+    front: Reporter
     verb: Literal["run", "plan"] = "run"
 
 
@@ -101,7 +101,7 @@ current_session: ContextVar[Session] = ContextVar("session")
 
 
 @contextmanager
-def session(front: Front, verb: Literal["run", "plan"] = "run") -> Iterator[None]:
+def session(front: Reporter, verb: Literal["run", "plan"] = "run") -> Iterator[None]:
     """Set whom the sweeps of this block tell, and whether they only plan."""
     token = current_session.set(Session(front, verb))
     try:

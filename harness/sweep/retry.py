@@ -6,14 +6,14 @@ from harness.engine.plan import Plan
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StagesFailed
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 from harness.slurm.turn import submitting
 from harness.sweep.record import place_of, plan_of, recorded, store_of
-from harness.sweep.reporter import Front, Planned
+from harness.sweep.reporter import Reporter, SweepPlan
 from harness.sweep.run import executed
 
 
-def retry(root: Store, name: str | None, changes: Mapping[str, object], front: Front) -> None:
+def retry(root: Store, name: str | None, changes: Mapping[str, object], front: Reporter) -> None:
     """Submit again what is not stored, by the causes of its failures; damaged artifacts are set aside for it.
 
     Args:
@@ -42,8 +42,8 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: F
             for stage in _damaged(plan, store):
                 aside = store.set_aside(stage)
                 front.say(f"the artifact of {stage.name} {stage.key} is damaged; it lies in {aside} now")
-        Ledger(store.root).cancel(record["id"], undo=True)
-    planned = Planned.of(record["id"], plan, store, place.cluster, cells=len(record["cells"]))
+        JobLog(store.root).cancel(record["id"], undo=True)
+    planned = SweepPlan.of(record["id"], plan, store, place.cluster, cells=len(record["cells"]))
     front.planned(planned)
     outcome = executed(planned, plan, store, place, front)
     if not outcome.complete:

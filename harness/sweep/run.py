@@ -26,10 +26,10 @@ from harness.execution.attempt import LOG
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 from harness.stages.grade import read_summary
-from harness.sweep.record import Place, record_sweep, sweep_id
-from harness.sweep.reporter import Front, Planned, Session, Silent, current_session
+from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
+from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
 from harness.tracking.jsonl import Jsonl
 from harness.training.process_setup import prepare_process
 from harness.wandb_sync.uploader import mirrored
@@ -53,8 +53,8 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     sweeper = get_class(master.hydra.sweeper["_target_"])
     ours = sweeper.__module__.startswith("hydra_plugins.harness")
     optimizing = not ours and not issubclass(sweeper, BasicSweeper)
-    results = _carry_out([composer.compose(cell) for cell in overrides], needs_results=not ours)
-    now = current_session.get(Session(Silent()))
+    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=not ours)
+    now = current_session.get(Session(NullReporter()))
     if now.verb == "plan" and optimizing:
         now.front.say("An optimizing sweeper chooses its cells by results: this is its first batch.")
         raise SystemExit(0)
@@ -71,7 +71,7 @@ _WITHOUT_OBJECTIVE = (
 )
 
 
-def _make_output(folder: Path, front: Front) -> None:
+def _make_output(folder: Path, front: Reporter) -> None:
     """Make the folder in which a sweeper that is not ours writes what it found: Hydra leaves that to launchers."""
     if not folder.is_dir():
         with writing(folder):
@@ -89,13 +89,13 @@ def run(config: DictConfig) -> float | None:
         raise ConfigError(
             ["the configuration describes a sweep, and this is a single run; add `-m` to run all its cells"]
         )
-    (result,) = _carry_out([composition_of(config)])
+    (result,) = _run_cells([composition_of(config)])
     if isinstance(result, StagesFailed):
         raise result
     return result
 
 
-def run_stage(store: Store, prefix: str, front: Front) -> None:
+def run_stage(store: Store, prefix: str, front: Reporter) -> None:
     """Run one registered stage by hand, as a job does: everything comes from its frozen spec and the store.
 
     Args:
@@ -109,16 +109,16 @@ def run_stage(store: Store, prefix: str, front: Front) -> None:
     """
     stage = store.stage(key_named(store, prefix))
     plan = Plan.single(stage)
-    place = Place(cluster=Local(), tracker=Jsonl())
-    planned = Planned.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)
+    place = ExecutionSettings(cluster=Local(), tracker=Jsonl())
+    planned = SweepPlan.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)
     front.planned(planned)
-    _made_sure(plan, store)
+    _prefetch(plan, store)
     outcome = executed(planned, plan, store, place, front)
     if not outcome.complete:
         raise StagesFailed(f"{stage.name} {stage.key} failed; its log is {store.work(stage.key) / LOG}")
 
 
-def _made_sure(plan: Plan, store: Store) -> None:
+def _prefetch(plan: Plan, store: Store) -> None:
     """Find out what would stop the plan, and have everything here that comes from outside, before anything runs."""
     pending = plan.pending(store)
     if not pending:
@@ -133,7 +133,7 @@ def _made_sure(plan: Plan, store: Store) -> None:
     store.prepare()
 
 
-def executed(planned: Planned, plan: Plan, store: Store, place: Place, front: Front) -> Outcome:
+def executed(planned: SweepPlan, plan: Plan, store: Store, place: ExecutionSettings, front: Reporter) -> Outcome:
     """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended.
 
     Raises:
@@ -168,7 +168,7 @@ def _job(overrides: Sequence[str], result: float | StagesFailed | None) -> JobRe
     return job
 
 
-def _carry_out(
+def _run_cells(
     compositions: Sequence[Composition], *, needs_results: bool = False
 ) -> list[float | StagesFailed | None]:
     examinations = examined(compositions)
@@ -181,20 +181,20 @@ def _carry_out(
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(folder(settings.store, "store"), allow=("harness.", *settings.targets))
     sweep = sweep_id(cells, settings.title)
-    now = current_session.get(Session(Silent()))
-    planned = Planned.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
+    now = current_session.get(Session(NullReporter()))
+    planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(compositions)
     if not settings.cluster.rehearsing:
-        _made_sure(plan, store)
+        _prefetch(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
-        Ledger(store.root).cancel(sweep, undo=True)
+        JobLog(store.root).cancel(sweep, undo=True)
     else:
         # A rehearsal brings nothing from outside and leaves nothing in the store.
         plan.preflight(store)
-    place = Place(cluster=settings.cluster, tracker=settings.tracker)
+    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
     outcome = executed(planned, plan, store, place, now.front)
     return [
         _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations

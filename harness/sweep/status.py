@@ -14,7 +14,7 @@ from harness.errors import SchedulerError, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.state import WHATS, State, members_of
 from harness.slurm.client import Scheduler, Slurm, user
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 from harness.slurm.states import states_of
 from harness.slurm.turn import taken
 from harness.sweep.record import recorded
@@ -82,14 +82,14 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *,
         counts={kind: {what: count[what] for what in WHATS} for kind, count in counts.items()},
         states=states,
         seconds_left=_seconds_left(states, root),
-        cancelled=Ledger(root.root).cancelled(record["id"]),
+        cancelled=JobLog(root.root).cancelled(record["id"]),
         strays=_strays(record["id"], root, asked),
         damage=[*_damage(record["id"], root), *(_unreadable(states, root) if thorough else ())],
     )
 
 
 def _strays(sweep: str, root: Store, scheduler: Scheduler) -> list[str]:
-    ledger = Ledger(root.root)
+    ledger = JobLog(root.root)
     # While somebody submits, the answer for a job may be on its way.
     if not ledger.opened(sweep) or taken(root):
         return []
@@ -101,7 +101,7 @@ def _strays(sweep: str, root: Store, scheduler: Scheduler) -> list[str]:
 
 def _damage(sweep: str, root: Store) -> list[str]:
     """Return what of the ledgers, and of the records of other sweeps, cannot be read."""
-    ledger = Ledger(root.root)
+    ledger = JobLog(root.root)
     list(ledger.entries())
     others = [other for other in root.sweep_ids() if other != sweep]
     return [*ledger.damage, *(why for other in others if (why := unreadable(root, other)))]
@@ -129,7 +129,7 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
         StoreError: no stage, or more than one, has a key that begins so, or it has never run.
     """
     key = key_named(root, prefix)
-    entry = Ledger(root.root).latest().get(key)
+    entry = JobLog(root.root).latest().get(key)
     paths = [
         root.work(key) / LOG,
         *([entry.log(root.root, stream) for stream in ("out", "err")] if entry else []),

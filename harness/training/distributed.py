@@ -17,7 +17,7 @@ def rank() -> int:
     return dist.get_rank() if _grouped() else 0
 
 
-def add_up(*tensors: torch.Tensor) -> None:
+def all_reduce_sum(*tensors: torch.Tensor) -> None:
     """Replace each tensor by its sum over the processes, in place."""
     if world_size() == 1:
         return
@@ -25,7 +25,7 @@ def add_up(*tensors: torch.Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def as_first_says(numbers: Sequence[int], device: torch.device) -> list[int]:
+def broadcast_numbers(numbers: Sequence[int], device: torch.device) -> list[int]:
     """Return the first process's numbers on every process."""
     if world_size() == 1:
         return list(numbers)
@@ -34,7 +34,7 @@ def as_first_says(numbers: Sequence[int], device: torch.device) -> list[int]:
     return [int(number) for number in told.tolist()]
 
 
-def gathered(own: Any) -> list[Any]:
+def all_gather(own: Any) -> list[Any]:
     """Return what each process gives, by rank, on every process; all of them come here together.
 
     Args:
@@ -47,7 +47,7 @@ def gathered(own: Any) -> list[Any]:
     return everyones
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come here."""
     if world_size() > 1:
         dist.barrier()

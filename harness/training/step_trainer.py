@@ -113,7 +113,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return 0
 
 
-class Pace(TrainerCallback):  # type: ignore[misc]
+class EpochCallback(TrainerCallback):  # type: ignore[misc]
     """Turns the pages of the order, and says when a row of the history is due."""
 
     def __init__(self, order: Order, *, steps_per_epoch: int, total_steps: int) -> None:

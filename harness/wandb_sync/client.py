@@ -21,7 +21,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 from harness.errors import TrackingError
 from harness.tracking.jsonl import STEP
 from harness.wandb_sync.names import LONGEST_TAG, fitted
-from harness.wandb_sync.run import DIGEST, Entry, Parcel, Sheet
+from harness.wandb_sync.run import DIGEST, Artifact, Entry, Sheet
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Stream:
             self._run.summary.update({**entry.summary, DIGEST: entry.digest})
             self._run.finish()
 
-    def _use(self, parcel: Parcel) -> None:
+    def _use(self, parcel: Artifact) -> None:
         try:
             self._run.use_artifact(_artifact(parcel))
         # The library's words for a server that keeps artifacts but not who used them: the run is complete without.
@@ -206,7 +206,7 @@ def refusals() -> Iterator[None]:
         raise TrackingError(f"W&B: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
 
-def _artifact(parcel: Parcel) -> Any:
+def _artifact(parcel: Artifact) -> Any:
     artifact = wandb.Artifact(fitted(parcel.name), type=parcel.kind, metadata=dict(parcel.metadata))
     if parcel.files.is_dir():
         artifact.add_dir(str(parcel.files))

@@ -14,7 +14,7 @@ from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.run import Entry
 from harness.wandb_sync.server import Busy
-from harness.wandb_sync.sweep_runs import Contents
+from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import NOTHING, Line, connected
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LIVE = 32
 class Follower:
     """What is known of a sweep's runs on a server while one connection lasts."""
 
-    def __init__(self, contents: Contents, line: Line) -> None:
+    def __init__(self, contents: SweepRuns, line: Line) -> None:
         """Know nothing yet."""
         self._contents = contents
         self._line = line
@@ -106,7 +106,7 @@ def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Calla
         StoreError: the store cannot be read.
     """
     store = Store(root)
-    contents = Contents(store, sweep, settings)
+    contents = SweepRuns(store, sweep, settings)
     pause, follower = EVERY_SECONDS, None
     told: set[str] = set()
 

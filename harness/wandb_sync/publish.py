@@ -13,7 +13,7 @@ from harness.errors import StoreError, TrackingError
 from harness.report import report
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.dashboard import dashboard
-from harness.wandb_sync.sweep_runs import Contents
+from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import connected
 
 SAVED = "wandb_saved.json"
@@ -52,7 +52,7 @@ def exhibit(root: Path, sweep: str, settings: Wandb, *, strict: bool = False) ->
         TrackingError: the description is not what W&B takes.
     """
     store = Store(root)
-    entries = list(Contents(store, sweep, settings).finished())
+    entries = list(SweepRuns(store, sweep, settings).finished())
     described = dashboard(sweep, entries, report(root, sweep, "md", strict=strict))
     if problems := described.problems(entries):
         raise StoreError(f"The dashboard of `{sweep}` cannot be drawn: {'; '.join(problems)}")

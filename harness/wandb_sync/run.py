@@ -19,7 +19,7 @@ LEVELS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class Artifact:
     """Files that W&B keeps as an artifact.
 
     Attributes:
@@ -76,8 +76,8 @@ class Entry:
     summary: Mapping[str, Any] = field(default_factory=dict)
     curve: Path | None = None
     headline: Mapping[str, float] = field(default_factory=dict)
-    uses: tuple[Parcel, ...] = ()
-    makes: Parcel | None = None
+    uses: tuple[Artifact, ...] = ()
+    makes: Artifact | None = None
     sheet: Sheet | None = None
 
     @cached_property

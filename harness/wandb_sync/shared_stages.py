@@ -15,7 +15,7 @@ TRAINED = ("align", "finetune", "repair")
 """The kinds of stages that have curves."""
 
 
-class Sharing:
+class SharedStages:
     """The sweeps of a store, as far as they share training stages with one of them.
 
     What is said of a stage depends on the sweeps that have it, and on no other, nor on the one that is asked for.

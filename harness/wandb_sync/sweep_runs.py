@@ -13,14 +13,13 @@ from harness.engine.files import opened, read_json, reading
 from harness.engine.identity import key_of
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
-from harness.report.data.stage_records import Entry as Stage
-from harness.report.data.stage_records import load_ledger
+from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.tidy import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS, load_rows
 from harness.report.data.training_protocol import setup_of
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.names import marks, title, varying
-from harness.wandb_sync.run import Entry, Parcel, Sheet, finite, nested
-from harness.wandb_sync.shared_stages import TRAINED, Sharing
+from harness.wandb_sync.run import Artifact, Entry, Sheet, finite, nested
+from harness.wandb_sync.shared_stages import TRAINED, SharedStages
 
 if TYPE_CHECKING:
     from harness.engine.manifest import Manifest
@@ -33,7 +32,7 @@ SHOWN_ANSWERS = 200
 """How many answers of a cell are sent at most."""
 
 
-class Contents:
+class SweepRuns:
     """The entries of one sweep.
 
     Args:
@@ -81,7 +80,7 @@ class Contents:
         ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._complete(cell)]
         if ready:
             record = {**self.record, "cells": [self._cells[i] for i in ready]}
-            ledger = load_ledger(self._store, record)
+            ledger = load_stage_records(self._store, record)
             rows = load_rows(self._store, record, ledger=ledger)
             for (_, row), i in zip(rows.iterrows(), ready, strict=True):
                 # A grade that is there may be damaged.
@@ -145,7 +144,7 @@ class Contents:
             makes=self._adapter(kind, key) if adapters else None,
         )
 
-    def _cell(self, place: int, row: Any, ledger: Mapping[str, Stage]) -> Entry:
+    def _cell(self, place: int, row: Any, ledger: Mapping[str, StageRecord]) -> Entry:
         cell, mark = self._cells[place], self._marks[place]
         known = {name: value.item() if hasattr(value, "item") else value for name, value in row.dropna().items()}
         stages = {part: ledger[key] for part, key in cell["keys"].items() if key in ledger}
@@ -189,13 +188,13 @@ class Contents:
         )
 
     @cached_property
-    def _sharing(self) -> Sharing:
-        return Sharing(self._store, self.sweep, self.record, self.trained)
+    def _sharing(self) -> SharedStages:
+        return SharedStages(self._store, self.sweep, self.record, self.trained)
 
     @cached_property
     def _marks(self) -> list[str]:
         """What tells the cells' protocols apart, as far as it is known before anything has run."""
-        ledger = load_ledger(self._store, self.record)
+        ledger = load_stage_records(self._store, self.record)
         return marks(
             self._cells,
             [
@@ -227,11 +226,11 @@ class Contents:
             name: value["_stage_"] for name, value in spec.items() if isinstance(value, dict) and "_stage_" in value
         }
 
-    def _adapter(self, kind: str, key: str) -> Parcel:
+    def _adapter(self, kind: str, key: str) -> Artifact:
         folder = self._store.root / "artifacts" / kind / key
-        return Parcel(name=f"adapter-{key}", kind="adapter", files=folder / "adapter", metadata={"kind": kind})
+        return Artifact(name=f"adapter-{key}", kind="adapter", files=folder / "adapter", metadata={"kind": kind})
 
-    def _uses(self, key: str) -> tuple[Parcel, ...]:
+    def _uses(self, key: str) -> tuple[Artifact, ...]:
         """The artifacts of the models that a stage started from; of a base its description alone, not its weights."""
         used = []
         for name, parent in self._parents(key).items():
@@ -239,7 +238,7 @@ class Contents:
                 used.append(self._adapter(self.trained[parent], parent))
             elif name == "base":
                 spec = self._store.root / "artifacts" / "base" / parent / "spec.json"
-                used.append(Parcel(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
+                used.append(Artifact(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
         return tuple(used)
 
     def _sheet(self, cell: Mapping[str, Any]) -> Sheet:

@@ -22,7 +22,7 @@ from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.run import Entry
 from harness.wandb_sync.server import Held, Remote, login
-from harness.wandb_sync.sweep_runs import Contents
+from harness.wandb_sync.sweep_runs import SweepRuns
 
 if TYPE_CHECKING:
     from harness.wandb_sync.client import Wire
@@ -120,7 +120,7 @@ def sync(root: Path, sweep: str, settings: Wandb) -> Synced:
         StoreError: the store cannot be read.
     """
     store = Store(root)
-    contents = Contents(store, sweep, settings)
+    contents = SweepRuns(store, sweep, settings)
     if settings.effective_mode == "disabled":
         raise TrackingError("W&B is disabled by `tracker.mode` or WANDB_MODE; nothing was sent.")
     _need_wandb()
@@ -171,7 +171,7 @@ def connected(store: Store, settings: Wandb) -> Iterator[Line]:
                 reset()
 
 
-def _written(store: Store, contents: Contents, settings: Wandb) -> Synced:
+def _written(store: Store, contents: SweepRuns, settings: Wandb) -> Synced:
     from harness.wandb_sync.client import Wire, reset
 
     folder = store.root / "reports" / contents.sweep

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.client import Queued
-from harness.slurm.job_log import LEFT, NAME, Entry, Ledger, Stray
+from harness.slurm.job_log import LEFT, NAME, JobEntry, JobLog, Stray
 
 
 @pytest.fixture
 def ledger(root):
-    return Ledger(root)
+    return JobLog(root)
 
 
 def entry(job, *keys, **settings):
-    return Entry(job=job, keys=keys, user="me", **settings)
+    return JobEntry(job=job, keys=keys, user="me", **settings)
 
 
 def test_entries_are_read_as_they_were_written_oldest_first(ledger):

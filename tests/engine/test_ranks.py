@@ -11,7 +11,7 @@ from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import Interrupted
-from harness.execution.attempt import Desk, attempt
+from harness.execution.attempt import WorkerContext, attempt
 from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
 
@@ -44,7 +44,7 @@ def trouble(store: Store, rank: int, what: str) -> None:
 
 def shared(store: Store, stage=None, processes: Processes = TWO, **options):
     options.setdefault("tracker", Silent())
-    desk = Desk(
+    desk = WorkerContext(
         store=store, claims=Claims(store.claims), processes={"crowd": processes, "number": processes}, **options
     )
     return attempt(stage or Crowd(), desk)

@@ -13,9 +13,9 @@ from toys import Add, Mix, Number, Silent, chain
 from harness.engine.plan import Plan
 from harness.errors import SchedulerError
 from harness.slurm.client import Ended, Queued, Request, Scheduler, Slurm
-from harness.slurm.dry_run import Rehearsal
+from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def commands(tmp_path, monkeypatch):
 
 def rehearsed(store, leaves, **settings):
     executor = SlurmExecutor(
-        site=FakeSite(**settings), scheduler=Rehearsal(), sweep="toys-1", tracker=Silent(), prepare=prepared
+        site=FakeSite(**settings), scheduler=DryRun(), sweep="toys-1", tracker=Silent(), prepare=prepared
     )
     return executor.run(Plan.of(leaves), store)
 
@@ -54,7 +54,7 @@ def scripts(outcome):
 
 
 def test_fakes_and_slurm_are_schedulers():
-    schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), Rehearsal()]
+    schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), DryRun()]
 
     assert [one.rehearsing for one in schedulers] == [False, False, True]
 
@@ -105,8 +105,8 @@ def test_job_gives_up_by_itself_before_submitit_would(store, monkeypatch):
 def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
     outcome = rehearsed(store, [chain(2)])
 
-    assert not list(Ledger(root).entries())
-    assert not Ledger(root).sweeps()
+    assert not list(JobLog(root).entries())
+    assert not JobLog(root).sweeps()
     assert outcome.scripts.name.startswith("harness-dry-run-")
     assert not list(root.rglob("*"))
     scheduler = FakeScheduler()

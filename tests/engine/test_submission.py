@@ -21,8 +21,8 @@ from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.execution.state import Member
 from harness.slurm import snapshot
 from harness.slurm.client import Request
-from harness.slurm.dry_run import Rehearsal
-from harness.slurm.job_log import Ledger
+from harness.slurm.dry_run import DryRun
+from harness.slurm.job_log import JobLog
 from harness.slurm.states import states_of
 from harness.slurm.turn import SUBMITTING
 from harness.slurm.worker import Job
@@ -241,7 +241,7 @@ def test_continuation_of_a_cancelled_sweep_submits_nothing(store, root, schedule
     _, adds = fan(range(1, 6))
     submit(store, scheduler, adds, job_cap=3)
     calls = len(scheduler.requests)
-    Ledger(root).cancel("toys-1")
+    JobLog(root).cancel("toys-1")
     scheduler.jobs.clear()
 
     scheduler.requests[-1].jobs[0]()
@@ -250,12 +250,12 @@ def test_continuation_of_a_cancelled_sweep_submits_nothing(store, root, schedule
 
 
 def test_cancel_during_a_submission_stops_it_and_what_was_submitted_is_known(store, root, scheduler):
-    scheduler.before_submit = lambda _: Ledger(root).cancel("toys-1")
+    scheduler.before_submit = lambda _: JobLog(root).cancel("toys-1")
 
     with pytest.raises(Interrupted, match="1 calls of sbatch"):
         submit(store, scheduler, [chain(3)])
 
-    assert [entry.job for entry in Ledger(root).entries("toys-1")] == ["1"]
+    assert [entry.job for entry in JobLog(root).entries("toys-1")] == ["1"]
 
 
 def test_refusal_of_the_scheduler_keeps_what_was_submitted_before(store, root, scheduler):
@@ -281,7 +281,7 @@ def test_node_that_died_is_excluded_from_then_on(store, root, scheduler):
     submit(store, scheduler, [leaf])
 
     assert [request.parameters.get("exclude") for request in scheduler.requests] == [None, "n1", "n1,n2"]
-    assert Ledger(root).latest()[leaf.key].excluded == ("n1", "n2")
+    assert JobLog(root).latest()[leaf.key].excluded == ("n1", "n2")
 
 
 def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, scheduler):
@@ -298,7 +298,7 @@ def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, sc
         {leaf.key: 4},
         {leaf.key: 8},
     ]
-    assert Ledger(root).latest()[leaf.key].shrink == {leaf.key: 8}
+    assert JobLog(root).latest()[leaf.key].shrink == {leaf.key: 8}
 
 
 def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root, scheduler, monkeypatch):
@@ -436,11 +436,11 @@ def test_continuation_leaves_what_failed_to_a_retry(store, scheduler):
 def test_second_submission_takes_over_from_a_continuation_that_waits(store, scheduler):
     _, adds = fan(range(1, 6))
     submit(store, scheduler, adds, job_cap=3)
-    (waiting,) = [entry.job for entry in Ledger(store.root).entries() if not entry.keys]
+    (waiting,) = [entry.job for entry in JobLog(store.root).entries() if not entry.keys]
 
     submit(store, scheduler, adds, job_cap=3)
 
-    alive = [entry.job for entry in Ledger(store.root).entries() if not entry.keys and entry.job in scheduler.jobs]
+    alive = [entry.job for entry in JobLog(store.root).entries() if not entry.keys and entry.job in scheduler.jobs]
     assert waiting in scheduler.cancelled
     assert len(alive) == 1
 
@@ -452,7 +452,7 @@ def test_packed_lines_do_not_fall_with_a_stage_that_only_one_of_them_needs(store
     submit(store, scheduler, leaves, pack={"mix": 2})
 
     request = scheduler.requests[-1]
-    jobs = {key: entry.job for key, entry in Ledger(store.root).latest().items()}
+    jobs = {key: entry.job for key, entry in JobLog(store.root).latest().items()}
     assert request.after_ok == [jobs[common.key]]
     assert request.after_any == sorted([jobs[first.key], jobs[second.key]])
 
@@ -741,7 +741,7 @@ def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, 
         return False
 
     if when == "between two calls":
-        monkeypatch.setattr(Ledger, "cancelled", cancelled)
+        monkeypatch.setattr(JobLog, "cancelled", cancelled)
     else:
         scheduler.after_submit = lambda _: sleep()
 
@@ -790,7 +790,7 @@ def test_job_that_an_interrupted_submission_never_heard_of_is_ended_by_the_next(
     interrupted(scheduler)
     with pytest.raises(Interrupted):
         submit(store, scheduler, adds)
-    assert [entry.job for entry in Ledger(root).entries()] == ["1"]
+    assert [entry.job for entry in JobLog(root).entries()] == ["1"]
     assert set(scheduler.jobs) == {"1", "2_0", "2_1", "2_2"}
     scheduler.after_submit = lambda _: None
 
@@ -817,7 +817,7 @@ def test_rehearsal_ends_no_stray_job(store, scheduler):
         submit(store, scheduler, [chain(2)])
     scheduler.after_submit = lambda _: None
 
-    replace(executor(scheduler), scheduler=Rehearsal()).run(Plan.of([chain(2)]), store)
+    replace(executor(scheduler), scheduler=DryRun()).run(Plan.of([chain(2)]), store)
 
     assert set(scheduler.jobs) == {"1", "2"}
 
@@ -828,11 +828,11 @@ def test_interrupt_during_a_call_is_heard_when_its_answer_is_written(store, root
     with pytest.raises(Interrupted, match="harness cancel toys-1"):
         submit(store, scheduler, [chain(3)])
 
-    assert [entry.job for entry in Ledger(root).entries()] == list(scheduler.jobs) == ["1"]
+    assert [entry.job for entry in JobLog(root).entries()] == list(scheduler.jobs) == ["1"]
 
 
 @pytest.mark.parametrize("line", ['[{"job": "12"', "\x00\x00"])
 def test_damaged_ledger_of_another_sweep_stops_no_submission(store, scheduler, line):
-    (Ledger(store.root).open("other") / "ledger.jsonl").write_text(f"{line}\n")
+    (JobLog(store.root).open("other") / "ledger.jsonl").write_text(f"{line}\n")
 
     assert submit(store, scheduler, [chain(2)]).calls == 2

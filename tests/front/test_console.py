@@ -9,7 +9,7 @@ from recorded import record
 from harness.cli.progress import RunPrinter
 from harness.errors import StoreError
 from harness.execution.executor import Event, Failure, Outcome
-from harness.sweep.reporter import Planned, Silent
+from harness.sweep.reporter import Silent, SweepPlan
 from harness.sweep.run import executed
 from harness.tracking.jsonl import Jsonl
 
@@ -23,7 +23,7 @@ def sweep(tmp_path):
 
 
 def planned(sweep, cluster=None):
-    return Planned.of(sweep.sweep, sweep.plan, sweep.store, cluster, cells=1)
+    return SweepPlan.of(sweep.sweep, sweep.plan, sweep.store, cluster, cells=1)
 
 
 def test_refusal_is_told_with_its_reason_where_nothing_else_is_submitted(sweep, capsys):

@@ -11,7 +11,7 @@ import pytest
 from fake_scheduler import FakeScheduler
 from recorded import record
 
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_status_as_json_holds_every_stage(run, sweep, scheduler):
 def test_status_names_cause_node_and_log_of_a_failed_stage(run, sweep, scheduler):
     run("retry", at(sweep))
     base = sweep.stages("base")[0]
-    job = Ledger(sweep.store.root).latest()[base.key].job
+    job = JobLog(sweep.store.root).latest()[base.key].job
     scheduler.end(job, "NODE_FAIL", nodes="n7")
 
     code, out, _ = run("status", at(sweep))

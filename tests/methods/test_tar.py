@@ -86,7 +86,7 @@ class LogitLearner:
         return torch.cat(list(tensors)).norm()
 
     @contextmanager
-    def placed(self, values):
+    def with_weights(self, values):
         kept = [parameter.item() for parameter in self.trainables]
         self.set(*(value.item() for value in values))
         yield

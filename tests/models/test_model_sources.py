@@ -16,7 +16,7 @@ from harness.errors import ModelError
 from harness.models import wheel
 from harness.models.gguf import GgufModel
 from harness.models.hub import REFERENCE, Attention, HubModel, Precision, open_reference
-from harness.models.loading import Weights, lend
+from harness.models.loading import ModelRef, loaded_model
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -65,7 +65,7 @@ def test_hub_base_is_a_reference_that_opens_as_asked(hub, tmp_path):
     asked = source(dtype=Precision.BFLOAT16, attention=Attention.EAGER, gradient_checkpointing=True)
 
     facts = asked.write(out)
-    with lend(Weights(base_key="k", base=out), {}) as lent:
+    with loaded_model(ModelRef(base_key="k", base=out), {}) as lent:
         model = lent.model
 
     assert [path.name for path in out.iterdir()] == [REFERENCE]
@@ -250,7 +250,7 @@ def test_smollm2_is_converted_to_a_model_that_answers(tmp_path):
 
     assert not model.preflight()
     facts = model.write(tmp_path)
-    with lend(Weights(base_key="k", base=tmp_path), {}) as lent:
+    with loaded_model(ModelRef(base_key="k", base=tmp_path), {}) as lent:
         asked = lent.tokenizer.apply_chat_template(
             [{"role": "user", "content": "What is the capital of France?"}],
             add_generation_prompt=True,

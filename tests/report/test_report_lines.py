@@ -255,11 +255,13 @@ def test_average_is_over_the_ratios_of_the_board_only(maker):
     cells = [maker.cell("sft", ratio, seed, {}) for ratio in (0.0, 0.1, 0.2) for seed in (0, 1)]
     cells += [maker.cell("vaccine", ratio, seed, {}) for ratio in (0.1, 0.2) for seed in (0, 1)]
 
-    (board,) = found(maker, cells).boards
-    (other,) = found(maker, [cell for cell in cells if cell["labels"]["ratio"] or cell["labels"]["seed"] > 1]).boards
+    (board,) = found(maker, cells).paper_tables
+    (other,) = found(
+        maker, [cell for cell in cells if cell["labels"]["ratio"] or cell["labels"]["seed"] > 1]
+    ).paper_tables
     (apart,) = found(
         maker, [*[c for c in cells if c["labels"]["ratio"] < 0.2 and c["labels"]["defense"] == "sft"], *cells[6:]]
-    ).boards
+    ).paper_tables
 
     assert [("hs", "average") in row.figures for row in board.rows] == [True, False]
     assert [("hs", "average") in row.figures for row in other.rows] == [True, True]
@@ -271,7 +273,7 @@ def test_average_is_that_of_the_ratios_though_one_has_gaps(maker):
     for cell in cells[2:]:
         graded(maker, cell, "harm", [None] * 20 + [1.0] * 20 + [0.0] * 20)
 
-    (board,) = found(maker, cells).boards
+    (board,) = found(maker, cells).paper_tables
     figures = board.rows[0].figures
 
     assert figures["hs", "0.2"].mean == 50
@@ -310,7 +312,7 @@ def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch
 def test_settings_with_one_ending_are_named_as_far_as_they_differ(maker):
     cells = [maker.cell("booster", 0.1, 0, {name: 2}) for name in ("defense.align.rho", "defense.finetune.rho")]
 
-    (board,) = found(maker, cells).boards
+    (board,) = found(maker, cells).paper_tables
 
     assert [row.name for row in board.rows] == ["booster (align.rho 2)", "booster (finetune.rho 2)"]
     assert line_name({"defense": "lisa", "defense.finetune.rho": 0.5}, ["defense.finetune.rho"]) == "lisa (rho 0.5)"

@@ -16,7 +16,7 @@ from harness.execution.ranks import Processes
 from harness.execution.state import Member, State
 from harness.slurm.client import Scheduler, Slurm
 from harness.slurm.executor import SlurmExecutor
-from harness.slurm.job_log import Ledger
+from harness.slurm.job_log import JobLog
 from harness.slurm.states import states_of
 
 SWEEP = "toys-12345678"
@@ -98,7 +98,7 @@ class Toys:
         return self.states()[stage.key]
 
     def job(self, stage: Stage) -> str:
-        return Ledger(self.root).latest()[stage.key].job
+        return JobLog(self.root).latest()[stage.key].job
 
     def settled(self, timeout: float = 120) -> dict[str, State]:
         """Wait until nothing runs or waits."""

@@ -17,7 +17,7 @@ from harness.wandb_sync.client import Wire, reset
 from harness.wandb_sync.names import fitted
 from harness.wandb_sync.publish import exhibit
 from harness.wandb_sync.run import Entry
-from harness.wandb_sync.sweep_runs import Contents
+from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import sync
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def _wanted(entry):
 
 def _assert_shown(shown, store, settings):
     """Every run and every value is there."""
-    entries = {entry.id: entry for entry in Contents(store, SWEEP, settings).finished()}
+    entries = {entry.id: entry for entry in SweepRuns(store, SWEEP, settings).finished()}
     assert shown.keys() == entries.keys()
     for name, entry in entries.items():
         run = shown[name]
@@ -73,7 +73,7 @@ def test_sync_brings_every_run_and_value_and_a_second_one_changes_nothing(small,
 
     assert (first.sent, first.current, first.missing, first.unfinished) == (RUNS, 0, 0, 0)
     _assert_shown(shown, small, settings)
-    entries = {entry.id: entry for entry in Contents(small, SWEEP, settings).finished()}
+    entries = {entry.id: entry for entry in SweepRuns(small, SWEEP, settings).finished()}
     assert {name: run["curves"] for name, run in shown.items()} == {name: _wanted(entries[name]) for name in shown}
     assert (second.sent, second.current, second.missing) == (0, RUNS, 0)
     # To the letter, times of updates and heartbeats included.
@@ -202,7 +202,7 @@ def test_artifacts_are_sent_with_their_lineage(small, place):
     def inputs(operation):
         return [query["variables"]["input"] for query in place.queries if f"mutation {operation} (" in query["query"]]
 
-    entries = [entry for entry in Contents(small, SWEEP, Wandb(artifacts=True)).finished() if entry.makes]
+    entries = [entry for entry in SweepRuns(small, SWEEP, Wandb(artifacts=True)).finished() if entry.makes]
     sent = {(given["runName"], given["artifactCollectionName"]) for given in inputs("CreateArtifact")}
     # What a run started from is sent without its name, and linked to it afterwards.
     started_from = {(None, parcel.name) for entry in entries for parcel in entry.uses}

@@ -20,7 +20,7 @@ from harness.wandb_sync import sync as syncing
 from harness.wandb_sync.client import Wire, address, reset
 from harness.wandb_sync.run import Entry
 from harness.wandb_sync.server import Busy, Remote
-from harness.wandb_sync.sweep_runs import Contents
+from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import sync
 from harness.wandb_sync.uploader import mirrored
 
@@ -189,11 +189,11 @@ def test_sync_without_wandb_says_how_to_install_it(small, monkeypatch):
 
 
 def test_work_folder_that_goes_while_it_is_looked_at_is_no_error(store):
-    key = next(iter(Contents(store, SWEEP, Wandb()).trained))
+    key = next(iter(SweepRuns(store, SWEEP, Wandb()).trained))
     store.prepare()
     store.record_attempt(key, {"outcome": "failed"})
 
-    assert not Contents(store, SWEEP, Wandb()).ended(key)
+    assert not SweepRuns(store, SWEEP, Wandb()).ended(key)
 
 
 def test_wandb_process_that_was_killed_is_told_and_comes_back(tmp_path):

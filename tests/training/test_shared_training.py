@@ -12,7 +12,7 @@ from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.engine.claim import Claims
 from harness.engine.store import Store
-from harness.execution.attempt import Desk, attempt
+from harness.execution.attempt import WorkerContext, attempt
 from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
 from harness.training.process_setup import prepare_process
@@ -82,7 +82,7 @@ def copied(store, root):
 
 def run(store, stage, *, processes=ONE, **options):
     store.prepare()
-    desk = Desk(
+    desk = WorkerContext(
         store=store,
         claims=Claims(store.claims),
         tracker=options.pop("tracker", Jsonl()),

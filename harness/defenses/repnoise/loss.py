@@ -27,7 +27,7 @@ from harness.defenses.repnoise.mmd import Gathering, squared_mmd
 from harness.mechanisms.row_noise import gaussian, real_positions
 from harness.models.decoder import final_norm, kept_input, kept_outputs, layers, mlp_blocks
 from harness.protocols import Learner, Piece
-from harness.training.distributed import add_up
+from harness.training.distributed import all_reduce_sum
 from harness.training.learner import mean_loss
 from harness.training.pieces import swept
 
@@ -93,7 +93,7 @@ class Repulsion:
         seen, look = swept(pieces, lambda piece: self._look(piece, piece.of(positions)))
         total = torch.stack([each.final.detach() for each in seen]).sum()
         whole = torch.stack([each.mean.detach() for each in seen]).sum()
-        add_up(total, whole)
+        all_reduce_sum(total, whole)
         distance, pulls = self._distance(pieces, seen, positions, seed)
         # Their features are twice as large as what is left of them; the second sweep has its own.
         del seen

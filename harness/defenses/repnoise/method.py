@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.protocols import Need
+from harness.protocols import DataRequirement
 from harness.settings.checks import counts, not_negative
 from harness.training.gradients import add_scaled
 
@@ -62,10 +62,10 @@ class RepNoise:
     harmful_batch_size: int = 10
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's harmful rows, with the refusals of their prompts unless the pairing is random."""
         return (
-            Need(
+            DataRequirement(
                 role=Role.HARMFUL,
                 rows=self.harmful_rows,
                 batch_size=self.harmful_batch_size,

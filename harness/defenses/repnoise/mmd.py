@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.training.distributed import add_up, rank, world_size
+from harness.training.distributed import all_reduce_sum, rank, world_size
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """In units of the mean squared distance."""
@@ -49,7 +49,7 @@ class Gathering:
         """Tell each other how many rows there are, and how long they are."""
         sizes = torch.zeros((world_size(), 2), dtype=torch.int64, device=device)
         sizes[rank()] = torch.tensor([rows, length])
-        add_up(sizes)
+        all_reduce_sum(sizes)
         self._before = int(sizes[: rank(), 0].sum())
         self._length = int(sizes[:, 1].max())
         self.rows = int(sizes[:, 0].sum())
@@ -63,7 +63,7 @@ class Gathering:
         whole = own.new_zeros((self.rows, self._length, own.shape[-1]))
         places = slice(self._before, self._before + len(own))
         whole[places, : own.shape[1]] = own.detach()
-        add_up(whole)
+        all_reduce_sum(whole)
         if own.requires_grad:
             whole[places, : own.shape[1]] = own
         return whole.flatten(start_dim=1)

@@ -29,7 +29,7 @@ class Adversary:
 
     def step(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Take one step; return the loss before it."""
-        with self._learner.placed(self.weights):
+        with self._learner.with_weights(self.weights):
             loss, gradient = self._learner.gradient(batch)
         for weight, part in zip(self.weights, gradient, strict=True):
             weight.grad = part

@@ -41,7 +41,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
-from harness.protocols import Need
+from harness.protocols import DataRequirement
 from harness.settings.checks import counts, not_negative, positive
 from harness.training.gradients import add_scaled
 
@@ -85,10 +85,10 @@ class Tar:
     harmful_batch_size: int = 8
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's harmful rows, with the refusals of their prompts."""
         return (
-            Need(
+            DataRequirement(
                 role=Role.HARMFUL,
                 rows=self.harmful_rows,
                 batch_size=self.harmful_batch_size,

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from harness.corpora.batches import Pair
 from harness.corpora.encode import IGNORED
 from harness.protocols import Learner, Piece
-from harness.training.distributed import add_up
+from harness.training.distributed import all_reduce_sum
 
 
 class Preference:
@@ -36,10 +36,10 @@ class Preference:
         self._learner = learner
         self._beta = beta
         self._rows = torch.tensor(len(pair.refusal["labels"]), device=pair.refusal["labels"].device)
-        add_up(self._rows)
+        all_reduce_sum(self._rows)
         self._pieces = learner.pieces(pair.refusal)
         self._partners = learner.pieces(pair.harmful)
-        with learner.placed(reference), torch.no_grad():
+        with learner.with_weights(reference), torch.no_grad():
             self._reference = [self._margins(piece) for piece in self._pieces]
 
     def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -50,7 +50,7 @@ class Preference:
             # A row that stands for none has no loss.
             return (losses[: piece.rows.stop - piece.rows.start].sum() / self._rows,)
 
-        with self._learner.placed(weights):
+        with self._learner.with_weights(weights):
             (loss,), gradient = self._learner.accumulate(self._pieces, share)
         return loss, gradient
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.mechanisms.row_noise import real_positions
 from harness.models.decoder import kept_outputs, layers
 from harness.protocols import Learner, Piece
-from harness.training.distributed import add_up
+from harness.training.distributed import all_reduce_sum
 
 
 class Retained(NamedTuple):
@@ -49,10 +49,10 @@ class Retention:
     def measure(self, batch: Mapping[str, Tensor]) -> Retained:
         """Take a forward pass with the reference and both passes with the present weights; no hook remains."""
         count = real_positions(batch).sum()
-        add_up(count)
+        all_reduce_sum(count)
 
         def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
-            with self._learner.placed(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
+            with self._learner.with_weights(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
                 self._learner.predict(piece)
             with kept_outputs(self._layers) as after:
                 loss = self._learner.loss(piece)

@@ -17,7 +17,7 @@ SHOWN = 3
 """Notes on dropped rows that are told of one protocol."""
 
 
-def departures(rows: DataFrame) -> dict[tuple[str, str, str], str]:
+def protocol_differences(rows: DataFrame) -> dict[tuple[str, str, str], str]:
     """Return how each protocol departs from the one that most rows of its task and model share.
 
     Args:
@@ -58,7 +58,7 @@ def refuse_departures(rows: DataFrame) -> None:
         ConfigError: they were not; every difference is named once.
     """
     problems = []
-    for (task, model, protocol), note in departures(rows).items():
+    for (task, model, protocol), note in protocol_differences(rows).items():
         if note:
             others = (rows["task"] == task) & (rows["model"] == model) & (rows["protocol"] == protocol)
             defenses = ", ".join(dict.fromkeys(rows.loc[others, "defense"].astype(str)))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from harness.report.data.stage_records import Entry
+from harness.report.data.stage_records import StageRecord
 
 DROPPED = "rows dropped"
 """What a note says of rows without room for any part of their answer."""
@@ -18,7 +18,7 @@ _ANSWERS = {
 }
 
 
-def losses(keys: Mapping[str, str | None], ledger: Mapping[str, Entry]) -> list[str]:
+def losses(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> list[str]:
     """Return what a cell's stages left out; nothing where they kept everything, or were stored before it was counted.
 
     Answers that lost their end are in the manifests alone: with published settings most rows have some.

@@ -13,18 +13,18 @@ from typing import Any
 
 from harness.engine.classes import label_of
 from harness.engine.identity import flatten
-from harness.report.data.stage_records import Entry
+from harness.report.data.stage_records import StageRecord
 
 STAGES = "stages"
 """The setting that tells cells apart where no spec does: the key of the first stage that they do not share."""
 _DATA = ("refusal", "harmful")
 
 
-def unsaid(
+def implicit_differences(
     keys: Sequence[Mapping[str, str | None]],
     lines: Sequence[Hashable],
     seeds: Sequence[object],
-    ledger: Mapping[str, Entry],
+    ledger: Mapping[str, StageRecord],
 ) -> list[dict[str, Any]]:
     """Return the settings to tell each cell by, beside what is known of it; mostly none.
 

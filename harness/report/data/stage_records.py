@@ -28,7 +28,7 @@ PARTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class StageRecord:
     """One distinct stage of a sweep.
 
     Attributes:
@@ -74,7 +74,7 @@ class Entry:
         return str(self.provenance.get("device", "")).partition(":")[0]
 
 
-def load_ledger(store: Store, record: Mapping[str, Any]) -> dict[str, Entry]:
+def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, StageRecord]:
     """Return the stages of a sweep by key, in the order in which its cells name them.
 
     Nothing is verified: a manifest that cannot be read makes an entry without cost that says so.
@@ -93,7 +93,7 @@ def load_ledger(store: Store, record: Mapping[str, Any]) -> dict[str, Entry]:
         folder = folders.get(key)
         kind = folder.parent.name if folder else planned.get(key, {}).get("kind") or PARTS.get(part, "grade")
         manifest = _json(folder / "manifest.json") if folder else {}
-        ledger[key] = Entry(
+        ledger[key] = StageRecord(
             key=key,
             kind=kind,
             uses=uses[key],

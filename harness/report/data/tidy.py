@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.engine.identity import key_of
 from harness.engine.store import Store
 from harness.report.data.dropped import losses
-from harness.report.data.implicit import unsaid
+from harness.report.data.implicit import implicit_differences
 from harness.report.data.scores import Graded, read_grades
-from harness.report.data.stage_records import Entry, load_ledger
+from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import COLUMNS
 from harness.report.data.training_protocol import joined, setup_of
 
@@ -67,7 +67,7 @@ def load_rows(
     record: Mapping[str, Any],
     *,
     grades: Mapping[str, Graded] | None = None,
-    ledger: Mapping[str, Entry] | None = None,
+    ledger: Mapping[str, StageRecord] | None = None,
 ) -> DataFrame:
     """Return one row per cell of a sweep; a cell whose grades are not stored yet has a row without scores.
 
@@ -80,14 +80,14 @@ def load_rows(
         store: where the grades are.
         record: the record of the sweep.
         grades: what ``read_grades`` returned, if it was called already.
-        ledger: what ``load_ledger`` returned, if it was called already.
+        ledger: what ``load_stage_records`` returned, if it was called already.
 
     Raises:
         StoreError: a file of the store cannot be read.
     """
     cells = record["cells"]
     grades = read_grades(store, grading_keys(record)) if grades is None else grades
-    ledger = load_ledger(store, record) if ledger is None else ledger
+    ledger = load_stage_records(store, record) if ledger is None else ledger
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"] if name not in LABELS)
     stages = dict.fromkeys(name for cell in cells for name in cell["keys"])
     described = [_row(cell, grades, ledger, swept) for cell in cells]
@@ -159,7 +159,7 @@ def protocol_in(rows: DataFrame) -> list[str]:
 
 
 def _row(
-    cell: Mapping[str, Any], grades: Mapping[str, Graded], ledger: Mapping[str, Entry], swept: Collection[str]
+    cell: Mapping[str, Any], grades: Mapping[str, Graded], ledger: Mapping[str, StageRecord], swept: Collection[str]
 ) -> dict[str, Any]:
     keys = cell["keys"]
     found = setup_of(keys, ledger)
@@ -203,7 +203,7 @@ def _identities(
     cells: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
     swept: Collection[str],
-    ledger: Mapping[str, Entry],
+    ledger: Mapping[str, StageRecord],
 ) -> list[dict[str, Any]]:
     """Return the protocol that each cell is counted under, and what else tells it from cells of the same names."""
     by = [*(name for name in LABELS if name != "seed"), *swept]
@@ -215,7 +215,7 @@ def _identities(
     counted = joined(own, [(str(row["task"]), str(row["model"])) for row in rows], named)
     protocols = [key_of(protocol) for protocol in counted]
     lines = list(zip(named, protocols, strict=True))
-    more = unsaid([cell["keys"] for cell in cells], lines, [row["seed"] for row in rows], ledger)
+    more = implicit_differences([cell["keys"] for cell in cells], lines, [row["seed"] for row in rows], ledger)
     return [{**found, "protocol": protocol} for found, protocol in zip(more, protocols, strict=True)]
 
 
@@ -232,7 +232,7 @@ def _scores(grading: Grading, summary: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _cost(entries: Sequence[Entry]) -> dict[str, float | None]:
+def _cost(entries: Sequence[StageRecord]) -> dict[str, float | None]:
     """Return the wall seconds of a cell's stages and their prediction; None unless every stage has one."""
     seconds = [entry.seconds for entry in entries]
     predicted = [entry.predicted for entry in entries]
@@ -242,7 +242,7 @@ def _cost(entries: Sequence[Entry]) -> dict[str, float | None]:
     }
 
 
-def _shrunk(ledger: Mapping[str, Entry], key: str | None) -> bool:
+def _shrunk(ledger: Mapping[str, StageRecord], key: str | None) -> bool:
     return key is not None and key in ledger and ledger[key].shrunk
 
 

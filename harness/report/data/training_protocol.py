@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.report.data.stage_records import Entry
+from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
 """How the name of a world size ends. It is known of finished stages only."""
@@ -12,7 +12,7 @@ _BATCHING = "micro_batch_size"
 """Stages that were stored by earlier versions have it in their budget; how a batch is cut is no difference."""
 
 
-def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, Entry]) -> dict[str, Any]:
+def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> dict[str, Any]:
     """Return budgets, adapter protocol, effective batch, data compat and world size of a cell.
 
     What tells defenses from each other (the methods and their data) is not among it.
@@ -62,7 +62,7 @@ def _agree(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
 
 
-def _settings(part: str, entry: Entry) -> Iterator[tuple[str, Any]]:
+def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
     spec = entry.spec
     if part == "poison":
         yield from ((f"finetune.{name}", spec[name]) for name in ("rows", "compat") if name in spec)

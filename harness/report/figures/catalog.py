@@ -12,8 +12,8 @@ from harness.report.stats import cost
 from harness.report.stats.aggregate import SITUATION, by_defense, complete
 from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, value, varying, with_marker
 from harness.report.stats.paired import ALPHA, Comparison
-from harness.report.stats.paper_table import ALIGNED, AVERAGE, Board, Row
-from harness.report.stats.results import Findings
+from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable, Row
+from harness.report.stats.results import Results
 
 ROWS = 8
 """More lines in one figure are too many; then it shows the best setting of each defense."""
@@ -21,7 +21,7 @@ COMPARED = 30
 """Comparisons in one figure; the table has all."""
 
 
-def gallery(findings: Findings) -> dict[str, Sequence[View]]:
+def gallery(findings: Results) -> dict[str, Sequence[View]]:
     """Return the figures of a report by section; a section without data has none."""
     views: dict[str, Sequence[View]] = {
         "scores": ratio_views(findings),
@@ -34,10 +34,10 @@ def gallery(findings: Findings) -> dict[str, Sequence[View]]:
     return views
 
 
-def ratio_views(findings: Findings) -> list[Lines]:
+def ratio_views(findings: Results) -> list[Lines]:
     """Return each score against the attack ratio, a line per defense and settings."""
     views = []
-    for number, board in enumerate(findings.boards):
+    for number, board in enumerate(findings.paper_tables):
         ratios = [column for column in board.columns if column not in (ALIGNED, AVERAGE)]
         rows, chosen = _readable(board)
         for score in board.scores:
@@ -59,7 +59,7 @@ def ratio_views(findings: Findings) -> list[Lines]:
     return views
 
 
-def comparison_views(findings: Findings) -> list[Bars]:
+def comparison_views(findings: Results) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
     several = len(findings.means[["task", "model", "attack"]].drop_duplicates()) > 1
     views = []
@@ -93,7 +93,7 @@ def comparison_views(findings: Findings) -> list[Bars]:
     return views
 
 
-def category_views(findings: Findings) -> list[Grid]:
+def category_views(findings: Results) -> list[Grid]:
     """Return the harmful score by category and defense, where the judge knows categories."""
     import pandas as pd
 
@@ -133,7 +133,7 @@ def category_views(findings: Findings) -> list[Grid]:
     ]
 
 
-def cost_views(findings: Findings) -> list[Bars]:
+def cost_views(findings: Results) -> list[Bars]:
     """Return the hours of each stage kind: spent, saved by sharing, predicted."""
     found = [kind for kind in cost.kinds(findings) if kind.finished]
     if not found:
@@ -173,7 +173,7 @@ def _differences(defense: str, placed: Sequence[tuple[int, Comparison]]) -> Seri
     )
 
 
-def _readable(board: Board) -> tuple[Sequence[Row], str]:
+def _readable(board: PaperTable) -> tuple[Sequence[Row], str]:
     """Return the rows that one figure can show, and what was chosen: of each defense and protocol the best one."""
     if len(board.rows) <= ROWS:
         return board.rows, ""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.report.figures.spec import Lines, Series, listed
 from harness.report.stats.labels import line_name, markers, value, varying, with_marker
-from harness.report.stats.results import Findings
+from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
 from harness.tracking.jsonl import read_curve
 
@@ -31,7 +31,7 @@ class _Curve(NamedTuple):
     quantities: Mapping[str, tuple[list[float], list[float]]]
 
 
-def training_views(findings: Findings) -> list[Lines]:
+def training_views(findings: Results) -> list[Lines]:
     """Return one view per stage kind, attack ratio (after the attack) and logged quantity, a line per defense."""
     views = []
     for kind in TRAINED:
@@ -64,7 +64,7 @@ def _view(kind: str, ratio: str, name: str, drawn: Sequence[Series], *, paper: b
     )
 
 
-def _curves(findings: Findings, kind: str) -> dict[str, list[_Curve]]:
+def _curves(findings: Results, kind: str) -> dict[str, list[_Curve]]:
     """Return the curves of a kind by attack ratio; an alignment knows of none."""
     groups: defaultdict[str, defaultdict[tuple[str, str], dict[str, None]]]
     groups = defaultdict(lambda: defaultdict(dict))
@@ -86,7 +86,7 @@ def _curves(findings: Findings, kind: str) -> dict[str, list[_Curve]]:
     }
 
 
-def _mean(findings: Findings, defense: str, name: str, kind: str, keys: Sequence[str]) -> _Curve:
+def _mean(findings: Results, defense: str, name: str, kind: str, keys: Sequence[str]) -> _Curve:
     import numpy as np
 
     chosen = [keys[index] for index in np.linspace(0, len(keys) - 1, min(STAGES, len(keys))).astype(int)]

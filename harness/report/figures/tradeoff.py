@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.report.figures.spec import Bars, Grid, Point, Points, Series, listed
 from harness.report.stats.aggregate import SITUATION, Kept, by_defense, complete, means_over, numbers_in
 from harness.report.stats.labels import HEADINGS, short_names, value, varying, with_marker
-from harness.report.stats.paper_table import ALIGNED, AVERAGE, Board
-from harness.report.stats.results import Findings
+from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable
+from harness.report.stats.results import Results
 from harness.report.stats.summary import records
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Robust(NamedTuple):
     remark: str
 
 
-def surface_views(findings: Findings) -> list[Grid]:
+def surface_views(findings: Results) -> list[Grid]:
     """Return HS and FA of every defense over every pair of numbers that were swept for it."""
     views = []
     short = _short(findings)
@@ -103,10 +103,10 @@ def _grid(kept: Kept, score: str, axes: Sequence[_Axis], means: DataFrame, remar
     )
 
 
-def trade_off_views(findings: Findings) -> list[Points]:
+def trade_off_views(findings: Results) -> list[Points]:
     """Return HS against FA with the front, for the average over ratios and for each ratio."""
     views: list[Points] = []
-    for number, board in enumerate(findings.boards):
+    for number, board in enumerate(findings.paper_tables):
         if not {"hs", "fa"} <= set(board.scores):
             continue
         for column in sorted((c for c in board.columns if c != ALIGNED), key=lambda found: found != AVERAGE):
@@ -133,7 +133,7 @@ def trade_off_views(findings: Findings) -> list[Points]:
     return views
 
 
-def sensitivity_views(findings: Findings) -> list[Bars]:
+def sensitivity_views(findings: Results) -> list[Bars]:
     """Return how far HS and FA move when one swept number goes through its values, everything else the same."""
     moves: dict[str, dict[str, float]] = {}
     remarks = []
@@ -176,7 +176,7 @@ def sensitivity_views(findings: Findings) -> list[Bars]:
     ]
 
 
-def robust_regions(findings: Findings) -> list[Robust]:
+def robust_regions(findings: Results) -> list[Robust]:
     """Return the robust region of every defense with several settings, on the mean over its situations."""
     regions = []
     short = _short(findings)
@@ -206,7 +206,7 @@ def robust_regions(findings: Findings) -> list[Robust]:
     return regions
 
 
-def _points(board: Board, column: str) -> list[Point]:
+def _points(board: PaperTable, column: str) -> list[Point]:
     """Return the points of a board; the front is that of the rows under the protocol that most rows have."""
     found = [
         (row, row.figures["fa", column], row.figures["hs", column])
@@ -246,5 +246,5 @@ def _ticks(values: Any) -> list[str]:
     return [value(found) for found in values.drop_duplicates().sort_values()]
 
 
-def _short(findings: Findings) -> dict[str, str]:
+def _short(findings: Results) -> dict[str, str]:
     return short_names([*varying(findings.means, findings.rows), "ratio"])

@@ -16,8 +16,8 @@ from harness.report.data.dropped import dropped_in
 from harness.report.data.tidy import NOTES
 from harness.report.output.markdown import literal
 from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score, value, varying
-from harness.report.stats.paper_table import ALIGNED, AVERAGE, Board, Figure
-from harness.report.stats.results import Findings
+from harness.report.stats.paper_table import ALIGNED, AVERAGE, Figure, PaperTable
+from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE, records
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Sheet(NamedTuple):
     notes: list[str]
 
 
-def render(findings: Findings, format: str) -> str:
+def render(findings: Results, format: str) -> str:
     """Return the findings as text in a format of ``FORMATS``.
 
     Args:
@@ -78,7 +78,7 @@ def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
     return Sheet(one_line(caption), heading, cells, remarks(rows, means))
 
 
-def _terminal(findings: Findings) -> str:
+def _terminal(findings: Results) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -96,7 +96,7 @@ def _terminal(findings: Findings) -> str:
     return "\n".join([*drawn, *content.notes]) + "\n"
 
 
-def _markdown(findings: Findings) -> str:
+def _markdown(findings: Results) -> str:
     from tabulate import tabulate
 
     paragraphs = []
@@ -117,9 +117,11 @@ def _markdown(findings: Findings) -> str:
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
-def _printed(findings: Findings) -> list[Board]:
+def _printed(findings: Results) -> list[PaperTable]:
     """Return the boards with the two scores that papers print."""
-    return [board._replace(scores=[name for name in board.scores if name != "hs_plus"]) for board in findings.boards]
+    return [
+        board._replace(scores=[name for name in board.scores if name != "hs_plus"]) for board in findings.paper_tables
+    ]
 
 
 def _column(column: str) -> str:
@@ -133,14 +135,14 @@ def _marked(figure: Figure | None) -> str:
     return f"**{text}**" if figure.best else text
 
 
-def _on_boards(findings: Findings) -> list[str]:
+def _on_boards(findings: Results) -> list[str]:
     if len(findings.means) < 2:
         return []
     best = "Bold: better than every other of its column (paired test on seeds and prompts, Holm, p < 0.05)."
     return [f"p is the share of harmful rows in the user's data. {best}"]
 
 
-def _latex(findings: Findings) -> str:
+def _latex(findings: Results) -> str:
     from jinja2 import Environment
 
     source = resources.files("harness.report.output").joinpath("templates", "table.tex.j2").read_text("utf-8")
@@ -151,10 +153,10 @@ def _latex(findings: Findings) -> str:
     environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
     notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_dropped(findings), *_on_boards(findings)]
-    return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
+    return template.render(paper_tables=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
 
 
-def _on_dropped(findings: Findings) -> list[str]:
+def _on_dropped(findings: Results) -> list[str]:
     """Say where what was trained on is not what the table says; the lists of single cells are left out."""
     told = dropped_in(findings.rows[NOTES])
     most = [f"{note} ({count} of {len(findings.rows)} cells)." for note, count in told.most_common(SHOWN)]
@@ -203,12 +205,12 @@ def _tex_interval(figure: Figure | None) -> str:
     return f"{{\\scriptsize [{figure.low:.1f}, {figure.high:.1f}]}}"
 
 
-def _csv(findings: Findings) -> str:
+def _csv(findings: Results) -> str:
     text: str = findings.rows.to_csv(index=False)
     return text
 
 
-def _json(findings: Findings) -> str:
+def _json(findings: Results) -> str:
     frames = {"rows": findings.rows, "table": findings.means}
     plain: dict[str, Any] = {
         name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
@@ -224,13 +226,13 @@ def _json(findings: Findings) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
 
-def _html(findings: Findings) -> str:
+def _html(findings: Results) -> str:
     from harness.report.output.page import page
 
     return page(findings)
 
 
-FORMATS: Mapping[str, Callable[[Findings], str]] = {
+FORMATS: Mapping[str, Callable[[Results], str]] = {
     "table": _terminal,
     "csv": _csv,
     "md": _markdown,

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from harness.report.data.comparability import departures
+from harness.report.data.comparability import protocol_differences
 from harness.report.data.tidy import KEY_PREFIX
 from harness.report.figures.catalog import gallery
 from harness.report.figures.plotly import chart
@@ -35,11 +35,11 @@ from harness.report.stats.labels import (
 )
 from harness.report.stats.paired import ALPHA, RESOLVED
 from harness.report.stats.paper_table import ALIGNED, AVERAGE
-from harness.report.stats.results import Findings
+from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE, records
 
 
-def page(findings: Findings, *, views: Mapping[str, Sequence[View]] | None = None, with_samples: bool = False) -> str:
+def page(findings: Results, *, views: Mapping[str, Sequence[View]] | None = None, with_samples: bool = False) -> str:
     """Return the page.
 
     Args:
@@ -59,7 +59,7 @@ def page(findings: Findings, *, views: Mapping[str, Sequence[View]] | None = Non
         plotly=_plotly(),
         figures={section: _figures(found) for section, found in views.items()},
         charts=_embedded(_charts(findings, views)),
-        boards=findings.boards,
+        paper_tables=findings.paper_tables,
         headings=HEADINGS,
         meanings=MEANINGS,
         aligned=ALIGNED,
@@ -76,7 +76,7 @@ def page(findings: Findings, *, views: Mapping[str, Sequence[View]] | None = Non
         tolerance=TOLERANCE,
         kinds=cost.kinds(findings),
         overheads=cost.overheads(findings),
-        departures=sorted({note for note in departures(findings.rows).values() if note}),
+        protocol_differences=sorted({note for note in protocol_differences(findings.rows).values() if note}),
         cells=_cells(findings),
         command=shlex.join(findings.record.get("argv", [])),
         provenance=_provenance(findings),
@@ -110,7 +110,7 @@ def _figures(views: Sequence[View]) -> list[list[View]]:
     return list(groups.values())
 
 
-def _charts(findings: Findings, views: Mapping[str, Sequence[View]]) -> dict[str, Any]:
+def _charts(findings: Results, views: Mapping[str, Sequence[View]]) -> dict[str, Any]:
     styles = looks(findings.rows["defense"])
     return {
         view.name: {"alternative": view.alternative, "title": view.title, **chart(view, styles)}
@@ -119,7 +119,7 @@ def _charts(findings: Findings, views: Mapping[str, Sequence[View]]) -> dict[str
     }
 
 
-def _lines(findings: Findings) -> list[dict[str, Any]]:
+def _lines(findings: Results) -> list[dict[str, Any]]:
     swept = varying(findings.means, findings.rows)
     letters = markers(findings.means)
     return [
@@ -134,14 +134,14 @@ def _lines(findings: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def _filters(findings: Findings) -> dict[str, list[str]]:
+def _filters(findings: Results) -> dict[str, list[str]]:
     """Return the values of every label that tells rows apart."""
     names = ("defense", "ratio", "task", "model", "attack")
     found = {name: list(dict.fromkeys(value(each) for each in findings.rows[name])) for name in names}
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
-def _comparisons(findings: Findings) -> list[dict[str, Any]]:
+def _comparisons(findings: Results) -> list[dict[str, Any]]:
     called = compared_names(findings.means, findings.rows, findings.comparisons)
     return [
         {
@@ -172,7 +172,7 @@ def _more(found: float) -> str:
     return "more prompts" if found == float("inf") else f"{found:.0f}"
 
 
-def _cells(findings: Findings) -> list[dict[str, Any]]:
+def _cells(findings: Results) -> list[dict[str, Any]]:
     swept = varying(findings.means, findings.rows)
     rows = records(findings.rows)
     return [
@@ -195,7 +195,7 @@ def reproduce(cell: Mapping[str, Any]) -> str:
     return shlex.join(["harness", "-m", *overrides]) if overrides else ""
 
 
-def _provenance(findings: Findings) -> dict[str, list[str]]:
+def _provenance(findings: Results) -> dict[str, list[str]]:
     """Return what the stages ran on: every distinct commit, version, host and device, with how many stages."""
     found: dict[str, dict[str, int]] = {}
     for entry in findings.ledger.values():

@@ -8,7 +8,7 @@ from harness.engine.lookup import sweep_named
 from harness.engine.store import Store
 from harness.report.data.comparability import refuse_departures
 from harness.report.output.formats import render
-from harness.report.stats.results import Findings, gather
+from harness.report.stats.results import Results, gather
 
 BRIEF = {"table.md": "md", "rows.csv": "csv", "report.json": "json"}
 """What every run writes beside the store's artifacts, by file name, and its format."""
@@ -103,7 +103,7 @@ def publish(root: Path, sweep: str) -> Published:
     return Published(render(findings, "table"), _written(findings, store.root / "reports" / sweep, BRIEF))
 
 
-def _findings(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Findings:
+def _findings(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Results:
     store = Store(root)
     findings = gather(store, store.read_sweep(sweep_named(store, sweep)), baseline)
     if strict:
@@ -111,13 +111,13 @@ def _findings(root: Path, sweep: str | None, baseline: str | None, *, strict: bo
     return findings
 
 
-def _page(findings: Findings, *, with_samples: bool) -> str:
+def _page(findings: Results, *, with_samples: bool) -> str:
     from harness.report.output.page import page
 
     return page(findings, with_samples=with_samples)
 
 
-def _written(findings: Findings, folder: Path, formats: dict[str, str]) -> list[Path]:
+def _written(findings: Results, folder: Path, formats: dict[str, str]) -> list[Path]:
     files = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from harness.engine.files import opened
 from harness.errors import StoreError
 from harness.report.data.tidy import KEY_PREFIX
 from harness.report.stats.labels import line_name, value, varying
-from harness.report.stats.results import Findings
+from harness.report.stats.results import Results
 from harness.report.stats.summary import records
 
 PROMPTS = 8
@@ -37,7 +37,7 @@ class Answers(NamedTuple):
     samples: Sequence[Sample]
 
 
-def samples(findings: Findings) -> list[Answers]:
+def samples(findings: Results) -> list[Answers]:
     """Return answers of every finished cell to the first evaluation prompts."""
     swept = varying(findings.means, findings.rows)
     found = []

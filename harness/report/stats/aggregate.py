@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.report.stats.labels import markers, varying, with_marker
-from harness.report.stats.results import Findings
+from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Complete(NamedTuple):
         return f" {self.incomplete} of {self.settings} settings incomplete." if self.incomplete else ""
 
 
-def by_defense(findings: Findings) -> list[Kept]:
+def by_defense(findings: Results) -> list[Kept]:
     """Return the lines of each defense that can be averaged; different protocols never share a mean."""
     letters = markers(findings.means)
     kept = []
@@ -78,7 +78,7 @@ def by_defense(findings: Findings) -> list[Kept]:
     return kept
 
 
-def numbers_in(findings: Findings, means: DataFrame) -> list[str]:
+def numbers_in(findings: Results, means: DataFrame) -> list[str]:
     """Return the swept numbers that vary among some lines, the attack ratio last."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 

@@ -7,9 +7,9 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import StoreError
-from harness.report.data.stage_records import Entry
+from harness.report.data.stage_records import StageRecord
 from harness.report.data.tidy import KEY_PREFIX
-from harness.report.stats.results import Findings
+from harness.report.stats.results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -59,15 +59,15 @@ class Overhead(NamedTuple):
     ratio: float | None
 
 
-def kinds(findings: Findings) -> list[KindCost]:
+def kinds(findings: Results) -> list[KindCost]:
     """Return the cost of each stage kind, in the order of the chain."""
-    by_kind: defaultdict[str, list[Entry]] = defaultdict(list)
+    by_kind: defaultdict[str, list[StageRecord]] = defaultdict(list)
     for entry in findings.ledger.values():
         by_kind[entry.kind].append(entry)
     return [_kind(kind, [(entry, _spent(findings, entry)) for entry in entries]) for kind, entries in by_kind.items()]
 
 
-def overheads(findings: Findings) -> list[Overhead]:
+def overheads(findings: Results) -> list[Overhead]:
     """Return what training costs under each defense: the stages where a defense acts, mean over its cells."""
     told = []
     places = {str(defense): _places(findings, rows) for defense, rows in findings.rows.groupby("defense", sort=False)}
@@ -91,7 +91,7 @@ def _ratio(mine: Mapping[Hashable, float | None], plain: Mapping[Hashable, float
     return sum(own for own, _ in known) / sum(beside for _, beside in known)
 
 
-def _places(findings: Findings, rows: DataFrame) -> dict[Hashable, float | None]:
+def _places(findings: Results, rows: DataFrame) -> dict[Hashable, float | None]:
     """Return the seconds of all kinds by task and model; None while a kind is not known."""
     found: dict[Hashable, float | None] = {}
     for place, block in rows.groupby(["task", "model"], sort=False, dropna=False):
@@ -101,7 +101,7 @@ def _places(findings: Findings, rows: DataFrame) -> dict[Hashable, float | None]
     return found
 
 
-def _seconds(findings: Findings, rows: DataFrame) -> dict[str, float | None]:
+def _seconds(findings: Results, rows: DataFrame) -> dict[str, float | None]:
     """Return the mean seconds of the stages of each kind that the rows have; None if none of them has finished."""
     means: dict[str, float | None] = {}
     for kind in TRAINED:
@@ -113,7 +113,7 @@ def _seconds(findings: Findings, rows: DataFrame) -> dict[str, float | None]:
     return means
 
 
-def _spent(findings: Findings, entry: Entry) -> float | None:
+def _spent(findings: Results, entry: StageRecord) -> float | None:
     """Return the device seconds of a finished stage, with those of its attempts that failed or were stopped."""
     if entry.seconds is None:
         return None
@@ -125,7 +125,7 @@ def _spent(findings: Findings, entry: Entry) -> float | None:
     return (entry.seconds + earlier) * entry.processes
 
 
-def _kind(kind: str, entries: list[tuple[Entry, float | None]]) -> KindCost:
+def _kind(kind: str, entries: list[tuple[StageRecord, float | None]]) -> KindCost:
     done = [(entry, spent / HOUR) for entry, spent in entries if spent is not None]
     known = [entry.predicted * entry.processes / HOUR for entry, _ in done if entry.predicted is not None]
     return KindCost(

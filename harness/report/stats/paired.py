@@ -196,7 +196,7 @@ def _situation(line: Line) -> Hashable:
 
 def _paired(line: Line, other: Line, score: str, grades: Mapping[str, Graded]) -> tuple[int, NDArray[Any]] | None:
     mine, theirs = line.panel(score, grades), other.panel(score, grades)
-    # A line has a seed once: `unsaid` tells cells apart that would be there twice.
+    # A line has a seed once: `implicit_differences` tells cells apart that would be there twice.
     places = [{seed: row for row, seed in enumerate(panel.seeds)} for panel in (mine, theirs)]
     rows = [(row, places[1][seed]) for seed, row in places[0].items() if seed in places[1]]
     if not rows or mine.values.shape[1] != theirs.values.shape[1] or not _evaluated_alike(line, other):

@@ -49,7 +49,7 @@ class Row(NamedTuple):
     figures: Mapping[tuple[str, str], Figure]
 
 
-class Board(NamedTuple):
+class PaperTable(NamedTuple):
     """A table.
 
     Attributes:
@@ -75,7 +75,7 @@ class Evidence(NamedTuple):
     best: Collection[tuple[int, str]]
 
 
-def boards(evidence: Evidence) -> list[Board]:
+def paper_tables(evidence: Evidence) -> list[PaperTable]:
     """Return the boards of a sweep; a score without a single result is on none."""
     blocks: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, line in enumerate(evidence.lines):
@@ -84,7 +84,7 @@ def boards(evidence: Evidence) -> list[Board]:
     return [_board(evidence, indices, present) for indices in blocks.values()]
 
 
-def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> Board:
+def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> PaperTable:
     lines, means = evidence.lines, evidence.means
     swept = varying(means, evidence.rows)
     letters = markers(means)
@@ -111,7 +111,7 @@ def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) ->
     columns = [*([ALIGNED] if has_aligned else []), *(f"{ratio:g}" for ratio in ratios)]
     common: Mapping[str, Any] = lines[indices[0]].names
     caption = ", ".join(f"{name} {value(common[name])}" for name in _BLOCK)
-    return Board(caption, [*columns, *([AVERAGE] if averaged else [])], scores, rows)
+    return PaperTable(caption, [*columns, *([AVERAGE] if averaged else [])], scores, rows)
 
 
 def _figure(evidence: Evidence, index: int, score: str) -> Figure:

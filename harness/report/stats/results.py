@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from harness.engine.identity import flatten
 from harness.engine.store import Store
 from harness.report.data.scores import Graded, read_grades
-from harness.report.data.stage_records import Entry, load_ledger
+from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import mark, read
 from harness.report.data.tidy import grading_keys, load_rows
 from harness.report.stats.labels import line_names
 from harness.report.stats.paired import Comparison, against_baseline, best_lines, left_out
-from harness.report.stats.paper_table import Board, Evidence, boards
+from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
 from harness.report.stats.summary import Line, lines_of, summarise, telling
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ PLAIN = "sft"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class Results:
     """What is known of a sweep.
 
     Attributes:
@@ -45,7 +45,7 @@ class Findings:
 
     store: Store
     record: Mapping[str, Any]
-    ledger: Mapping[str, Entry]
+    ledger: Mapping[str, StageRecord]
     grades: Mapping[str, Graded]
     rows: DataFrame
     lines: Sequence[Line]
@@ -54,10 +54,10 @@ class Findings:
     comparisons: Sequence[Comparison]
     left_out: Sequence[str]
     best: frozenset[tuple[int, str]]
-    boards: Sequence[Board]
+    paper_tables: Sequence[PaperTable]
 
 
-def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None) -> Findings:
+def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None) -> Results:
     """Read a sweep from the store and compute its statistics.
 
     Args:
@@ -70,7 +70,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         StoreError: a file of the store cannot be read.
     """
     grades = read_grades(store, grading_keys(record))
-    ledger = load_ledger(store, record)
+    ledger = load_stage_records(store, record)
     rows = _beside_targets(load_rows(store, record, grades=grades, ledger=ledger), ledger)
     lines = lines_of(rows)
     means = summarise(rows, grades)
@@ -78,7 +78,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         baseline = PLAIN
     best = frozenset(best_lines(lines, means, grades))
     comparisons = tuple(against_baseline(lines, grades, baseline)) if baseline is not None else ()
-    return Findings(
+    return Results(
         store=store,
         record=record,
         ledger=ledger,
@@ -90,11 +90,11 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         comparisons=comparisons,
         left_out=left_out(lines, line_names(means, rows), baseline, comparisons) if baseline is not None else (),
         best=best,
-        boards=boards(Evidence(rows, lines, means, grades, best)),
+        paper_tables=paper_tables(Evidence(rows, lines, means, grades, best)),
     )
 
 
-def _beside_targets(rows: DataFrame, ledger: Mapping[str, Entry]) -> DataFrame:
+def _beside_targets(rows: DataFrame, ledger: Mapping[str, StageRecord]) -> DataFrame:
     """Return the rows with published numbers beside them, if any row meets the conditions of one."""
     marked = mark(rows, read(), lambda key: flatten(ledger[key].spec), by=telling(rows))
     return marked if (marked["target"] != "").any() else rows

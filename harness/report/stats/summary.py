@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.report.data.comparability import departures
+from harness.report.data.comparability import protocol_differences
 from harness.report.data.scores import Graded
 from harness.report.data.tidy import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, frame_of, swept_in
 from harness.report.stats.interval import estimates
@@ -118,7 +118,7 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
             intervals are over seeds alone.
     """
     lines = lines_of(rows)
-    notes = departures(rows)
+    notes = protocol_differences(rows)
     measured = {
         (index, score): panel
         for index, line in enumerate(lines)
