@@ -25,7 +25,7 @@ MOVED: dict[str, str] = {
     "harness.modeling.hub.HubModel": "harness.models.hub.HubModel",
     "harness.modeling.synthetic.Synthetic": "harness.models.tiny.Synthetic",
     "harness.objective.Objective": "harness.config.objective.Objective",
-    "harness.record.Place": "harness.sweep.record.Place",
+    "harness.record.Place": "harness.sweep.record.ExecutionSettings",
     "harness.slurm.Resources": "harness.slurm.settings.Resources",
     "harness.slurm.Slurm": "harness.slurm.settings.Slurm",
 }
