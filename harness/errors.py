@@ -17,6 +17,8 @@ HarnessError                 printed without a traceback, exit code 2
 from collections.abc import Sequence
 from typing import ClassVar
 
+from harness.settings.problem import Problem
+
 
 class HarnessError(Exception):
     """A mistake that its reader can mend: the message says what, expected, and where to fix."""
@@ -28,13 +30,16 @@ class ConfigError(HarnessError):
     """One or more settings are wrong.
 
     Args:
-        problems: one sentence each, starting with the dotted path of the setting in backticks.
+        problems: each with the path of the setting it is about, or a whole sentence.
+
+    Attributes:
+        problems: the same; a sentence is a problem without a path.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[Problem | str]) -> None:
         """Keep the problems for callers that collect them further."""
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
+        self.problems = tuple(map(Problem.of, problems))
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class DataError(HarnessError):

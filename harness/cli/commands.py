@@ -172,6 +172,7 @@ def sync(arguments: list[str]) -> None:
 def stage(arguments: list[str]) -> None:
     """Run one stage of the store by hand."""
     from harness.cli.progress import RunPrinter
+    from harness.engine.build import allowed
     from harness.engine.store import Store
     from harness.sweep.run import run_stage
 
@@ -179,7 +180,7 @@ def stage(arguments: list[str]) -> None:
     _add_key(parser)
     parser.add_argument("--target", action="append", default=[], help="as `targets` of the configuration; repeatable")
     chosen = parser.parse_args(arguments)
-    run_stage(Store(chosen.store, allow=("harness.", *chosen.target)), chosen.key, RunPrinter())
+    run_stage(Store(chosen.store, allow=allowed(chosen.target)), chosen.key, RunPrinter())
 
 
 def doctor(arguments: list[str]) -> None:

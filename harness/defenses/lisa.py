@@ -30,6 +30,7 @@ from harness.errors import ConfigError
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
 from harness.settings.checks import counts, not_negative, shares
+from harness.settings.problem import Problem
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Lisa:
         """The defender's alignment rows."""
         return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [
             *not_negative(self, "rho"),

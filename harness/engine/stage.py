@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
-from harness.engine.stopping import never
 from harness.tracking.tracker import Tracker
 
 Sharding = Literal["ddp", "fsdp"]
@@ -24,6 +23,11 @@ class Locate(Protocol):
     def __call__(self, stage: "Stage", /) -> Path:
         """Return the folder of the stage's complete artifact."""
         ...
+
+
+def never() -> bool:
+    """Say that a stage should not stop: what one is given that nobody will ask to."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine import manifest as manifests
+from harness.engine.build import OURS
 from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.manifest import FileRecord, Manifest, files_in
-from harness.engine.spec import OURS, describe, rebuild
+from harness.engine.spec import describe, rebuild
 from harness.engine.stage import Stage, origin_of
 from harness.errors import ConfigError, StoreError, UnreadableFile
 

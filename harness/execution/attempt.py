@@ -19,8 +19,7 @@ from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
 from harness.engine.files import is_full, is_out_of_memory, refusal, writing
 from harness.engine.provenance import Stopwatch, source_digest
-from harness.engine.stage import Stage, StageContext
-from harness.engine.stopping import never
+from harness.engine.stage import Stage, StageContext, never
 from harness.engine.store import Store
 from harness.engine.surroundings import surroundings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError

@@ -26,6 +26,7 @@ from harness.engine.files import reading, write_json, writing
 from harness.engine.stage import Sharding, Stage
 from harness.errors import Stopped
 from harness.settings.checks import counts
+from harness.settings.problem import Problem
 from harness.tracking.tracker import TrackerSettings
 
 DEFAULT = "default"
@@ -69,11 +70,11 @@ class Processes:
         """All processes together."""
         return self.count * self.nodes
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         found = counts(self, "count", "nodes", "micro_batch_size")
         if self.sharding not in get_args(Sharding):
-            found.append(f"`sharding`: `{self.sharding}` is unknown; expected ddp or fsdp")
+            found.append(Problem("sharding", f"`{self.sharding}` is unknown; expected ddp or fsdp"))
         return found
 
     def provenance(self) -> dict[str, Any]:

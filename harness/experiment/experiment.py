@@ -19,6 +19,7 @@ from harness.experiment.settings import AlignSettings, AttackSettings, Defense, 
 from harness.models.adapter import Lora
 from harness.protocols import DataRequirement, Judge, RepairMethod, Task, TrainMethod
 from harness.settings.checks import not_negative
+from harness.settings.problem import Problem
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
@@ -46,7 +47,7 @@ class Experiment:
     evaluation: Evaluation
     seed: int
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         return not_negative(self, "seed")
 
@@ -71,14 +72,14 @@ class Experiment:
             encoding=encoding,
             seed=self.seed,
         )
-        attack = self.attack.method if self.attack.ratio > 0 else None
+        attack = self.attack.acting
         poison = Poison(
             task=self.task.train,
             attack=attack,
             harmful=self.corpus.slice(Role.ATTACK) if attack else None,
             victim=aligned if attack and attack.needs_victim else None,
             rows=finetune.rows,
-            ratio=self.attack.ratio if attack else 0.0,
+            ratio=self.attack.acting_ratio,
             compat=finetune.compat,
             seed=self.seed,
         )
@@ -144,7 +145,7 @@ class Experiment:
         fresh = self.finetune.fresh if self.finetune.adapter == "double" else None
         return fresh or self.align.adapter
 
-    def _unsuited(self) -> list[str]:
+    def _unsuited(self) -> list[Problem]:
         defense, tuned = self.defense, self._tuned_adapter
         slots = (("align", defense.align, self.align.adapter), ("finetune", defense.finetune, tuned))
         return [

@@ -21,6 +21,7 @@ from typing import ClassVar, final
 from harness.corpora.examples import Example, Grade
 from harness.errors import ModelError
 from harness.settings.checks import below_one, counts
+from harness.settings.problem import Problem
 
 CATEGORIES = (
     "animal_abuse",
@@ -75,11 +76,11 @@ class BeaverDam:
     max_tokens: int = 256
     dtype: Precision = Precision.FLOAT32
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting out of range."""
         found = []
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            found.append(f"`revision`: {self.revision} is not a commit; expected 40 hexadecimal digits")
+            found.append(Problem("revision", f"{self.revision} is not a commit; expected 40 hexadecimal digits"))
         return [*found, *below_one(self, "threshold"), *counts(self, "max_tokens")]
 
     def preflight(self) -> list[str]:

@@ -41,14 +41,17 @@ class Local:
     device: str = AUTO
     micro_batch_size: Mapping[str, int] | int | None = None
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         found = counts(self, "workers", "processes", "threads")
         found += rows_problems(self.micro_batch_size)
         if self.workers > 1 and self.processes > 1:
             found.append(
-                f"`processes`: {self.processes} for each of {self.workers} workers would meet on the same devices; "
-                "expected 1, or `workers` 1"
+                Problem(
+                    "processes",
+                    f"{self.processes} for each of {self.workers} workers would meet on the same devices; "
+                    "expected 1, or `workers` 1",
+                )
             )
         return found
 

@@ -1,9 +1,10 @@
 """A problem of a setting: where it is, and what is wrong with it."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True)
+class Problem:
     """What is wrong with one setting.
 
     Attributes:
@@ -17,6 +18,11 @@ class Problem(NamedTuple):
     def under(self, prefix: str) -> "Problem":
         """Return the same problem as seen from a parent that holds the object under a name."""
         return Problem(".".join(filter(None, (prefix, self.path))), self.text)
+
+    @classmethod
+    def of(cls, stated: "Problem | str") -> "Problem":
+        """Return a problem as it is, and a sentence as a problem of the object itself."""
+        return stated if isinstance(stated, Problem) else cls("", stated)
 
     def __str__(self) -> str:
         """The line that a user reads."""

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
-from harness.config.build import Settings, Skipped, stage_kinds
+from harness.config.build import Settings, Skipped, check_kinds
+from harness.engine.build import allowed, build
 from harness.engine.estimate import Cost
 from harness.engine.gc import unreadable
 from harness.engine.identity import key_of
 from harness.engine.lookup import sweep_named
 from harness.engine.plan import Plan
 from harness.engine.provenance import redacted
-from harness.engine.spec import build, describe
+from harness.engine.spec import describe
 from harness.engine.store import Store
 from harness.errors import ConfigError, StoreError
 from harness.execution.cluster import Cluster
@@ -31,6 +32,11 @@ class ExecutionSettings:
     version: ClassVar[int] = 1
     cluster: Cluster
     tracker: TrackerSettings
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the part of a run's settings that the record of its sweep keeps under ``place``."""
+        return cls(cluster=settings.cluster, tracker=settings.tracker)
 
 
 def sweep_id(cells: Sequence[Cell], title: str) -> str:
@@ -58,13 +64,12 @@ def record_sweep(
     readable = sweep in store.sweep_ids() and not unreadable(store, sweep)
     before = store.read_sweep(sweep) if readable else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
-    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
     record = {
         "id": sweep,
         "title": settings.title,
         "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": redacted(sys.argv),
-        "place": describe(place),
+        "place": describe(ExecutionSettings.of(settings)),
         "targets": list(settings.targets),
         "predicted": {
             **rates,
@@ -91,7 +96,7 @@ def record_sweep(
 
 def store_of(root: Store, record: Mapping[str, Any]) -> Store:
     """Return the store as the sweep sees it: with the classes that its configuration allowed."""
-    return Store(root.root, allow=("harness.", *record.get("targets", ())))
+    return Store(root.root, allow=allowed(record.get("targets", ())))
 
 
 def plan_of(store: Store, record: Mapping[str, Any]) -> Plan:
@@ -123,9 +128,8 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Execut
             if not isinstance(node, dict):
                 raise ConfigError([f"`{name}`: `{part}` is a single value and has no settings of its own"])
         node[last] = value
-    place = build(ExecutionSettings, data, allow=("harness.", *record.get("targets", ())))
-    if misfits := place.cluster.misfits(stage_kinds()):
-        raise ConfigError([str(misfit.under("cluster")) for misfit in misfits])
+    place = build(ExecutionSettings, data, allow=allowed(record.get("targets", ())))
+    check_kinds(place.cluster)
     return place
 
 

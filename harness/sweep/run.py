@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from harness.config.build import Skipped, examined, settings_of
 from harness.config.compose import Composer, Composition, composition_of
 from harness.config.objective import Objective
+from harness.engine.build import allowed
 from harness.engine.files import writing
 from harness.engine.folder import folder
 from harness.engine.lookup import key_named
@@ -179,7 +180,7 @@ def _run_cells(
     if needs_results and not settings.cluster.wait:
         raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
-    store = Store(folder(settings.store, "store"), allow=("harness.", *settings.targets))
+    store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)
     now = current_session.get(Session(NullReporter()))
     planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
@@ -194,8 +195,7 @@ def _run_cells(
     else:
         # A rehearsal brings nothing from outside and leaves nothing in the store.
         plan.preflight(store)
-    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
-    outcome = executed(planned, plan, store, place, now.front)
+    outcome = executed(planned, plan, store, ExecutionSettings.of(settings), now.front)
     return [
         _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations
     ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
+from harness.settings.problem import Problem
 from harness.tracking.jsonl import Jsonl, JsonlTracker
 
 PROJECT = "harness"
@@ -39,11 +40,11 @@ class Wandb:
     samples: bool = False
     redact: bool = True
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         named = (("project", self.project), ("entity", self.entity))
         return [
-            f"`{name}`: {value!r} cannot name one; expected up to 128 characters without / \\ # ? % : or spaces"
+            Problem(name, f"{value!r} cannot name one; expected up to 128 characters without / \\ # ? % : or spaces")
             for name, value in named
             if value is not None and not re.fullmatch(r"[^/\\#?%:\s]{1,128}", value)
         ]

@@ -22,7 +22,7 @@ from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.engine.seeding import derive
-from harness.engine.stopping import never
+from harness.engine.stage import never
 from harness.errors import DataError
 from harness.protocols import ProducesOutputs, TrainMethod
 from harness.tracking.tracker import Tracker

@@ -7,8 +7,9 @@ from toys import ALLOW, Add, Booster, Colour, Kit, Mix, Number, Origin, Plain
 
 from harness.defenses.kl import KL
 from harness.defenses.panacea import Panacea, PanaceaRepair
+from harness.engine.build import build
 from harness.engine.moved import MOVED
-from harness.engine.spec import build, describe, rebuild
+from harness.engine.spec import describe, rebuild
 from harness.errors import ConfigError
 from harness.judges.keywords import Keywords
 from harness.protocols import RepairMethod, TrainMethod
@@ -40,7 +41,7 @@ KITS = st.builds(
 def problems(cls: type, data: object, **more: object) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         build(cls, data, **{"path": "kit", "allow": ALLOW, **more})
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 @given(KITS)

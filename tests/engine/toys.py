@@ -15,6 +15,8 @@ from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import DataError, Stopped
 from harness.local.executor import LocalExecutor
+from harness.settings.checks import not_negative
+from harness.settings.problem import Problem
 
 ALLOW = ("toys.",)
 
@@ -46,9 +48,8 @@ class Booster:
     def start(self) -> int:
         return 1
 
-    def problems(self) -> list[str]:
-        named = {"lamb": self.lamb, "alpha": self.alpha}
-        return [f"`{name}`: {value} is negative; expected a number >= 0" for name, value in named.items() if value < 0]
+    def problems(self) -> list[Problem]:
+        return not_negative(self, "lamb", "alpha")
 
 
 @final

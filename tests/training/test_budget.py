@@ -3,7 +3,8 @@ from typing import ClassVar, final
 
 import pytest
 
-from harness.engine.spec import build, describe, rebuild
+from harness.engine.build import build
+from harness.engine.spec import describe, rebuild
 from harness.engine.stage import Stage
 from harness.errors import ConfigError
 from harness.training.budget import Budget, Scheduler
@@ -41,7 +42,7 @@ def test_budget_out_of_range_reports_every_setting_at_once():
         scheduler=Scheduler.COSINE,
     )
 
-    assert {problem.split(":")[0] for problem in budget.problems()} == {
+    assert {problem.path for problem in budget.problems()} == {
         f"`{name}`"
         for name in (
             "epochs",
