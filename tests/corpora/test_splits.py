@@ -100,7 +100,7 @@ def test_corpus_shuffled_takes_other_rows_by_seed() -> None:
 def test_corpus_with_meeting_ranges_reports_both_roles() -> None:
     corpus = _corpus(attack=Span(rows=10, start=5), refusal=Span(rows=10, start=0))
 
-    assert corpus.problems() == [
+    assert list(map(str, corpus.problems())) == [
         "`attack`: unsafe rows 5 to 14 meet `refusal` (unsafe rows 0 to 9); expected ranges that do not touch, over "
         "rows kept alike. Leave out `start` to have them laid out one after the other"
     ]

@@ -43,18 +43,15 @@ def test_budget_out_of_range_reports_every_setting_at_once():
     )
 
     assert {problem.path for problem in budget.problems()} == {
-        f"`{name}`"
-        for name in (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "weight_decay",
-            "warmup_ratio",
-            "max_grad_norm",
-            "adam_beta1",
-            "adam_beta2",
-            "adam_epsilon",
-        )
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "warmup_ratio",
+        "max_grad_norm",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
     }
 
 
@@ -65,7 +62,7 @@ def test_budget_with_numbers_that_are_not_numbers_is_out_of_range():
 def test_budget_with_warmup_and_constant_schedule_is_refused():
     (problem,) = Budget(warmup_ratio=0.1).problems()
 
-    assert problem.startswith("`warmup_ratio`: 0.1 has no effect with the scheduler `constant`")
+    assert str(problem).startswith("`warmup_ratio`: 0.1 has no effect with the scheduler `constant`")
     assert Budget(warmup_ratio=0.1, scheduler=Scheduler.CONSTANT_WITH_WARMUP).problems() == []
 
 
