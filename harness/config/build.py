@@ -18,6 +18,7 @@ from harness.engine.stage import Stage
 from harness.errors import ConfigError
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
+from harness.experiment.chain import chain_of
 from harness.experiment.experiment import Experiment
 from harness.protocols import Named
 from harness.settings.problem import Problem
@@ -235,6 +236,6 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
             if key not in named and key.split(".")[0] not in OUTSIDE - {TUNED}
         },
         protocol=experiment.protocol(),
-        stages=experiment.stages(),
+        stages=chain_of(experiment),
         overrides=composition.overrides,
     )
