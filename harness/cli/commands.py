@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.engine.folder import folder
 from harness.errors import ConfigError
+from harness.settings.problem import Problem
 
 
 def report(arguments: list[str]) -> None:
@@ -242,7 +243,7 @@ def _changes(texts: Sequence[str]) -> dict[str, object]:
             changes[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(
-                [f"`{name}`: {value!r} is not valid YAML; expected a value as in a file of conf/"]
+                [Problem(name, f"{value!r} is not valid YAML; expected a value as in a file of conf/")]
             ) from None
     return changes
 

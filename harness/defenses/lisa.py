@@ -137,9 +137,12 @@ class LisaStep:
         if len(waiting) != world_size() and any(waiting):
             raise ConfigError(
                 [
-                    f"`processes`: {world_size()}, but the checkpoint was written by {len(waiting)}, each of which "
-                    f"holds its share of {len(waiting[0])} user batches that wait; expected {len(waiting)} again. "
-                    "Give the stage as many processes as before in the settings of the `cluster`"
+                    Problem(
+                        "processes",
+                        f"{world_size()}, but the checkpoint was written by {len(waiting)}, each of which "
+                        f"holds its share of {len(waiting[0])} user batches that wait; expected {len(waiting)} again. "
+                        "Give the stage as many processes as before in the settings of the `cluster`",
+                    )
                 ]
             )
         self._aligning = state["aligning"]

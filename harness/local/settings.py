@@ -89,11 +89,18 @@ class Local:
         """
         if self.device.startswith("cuda") and _device() != "cuda":
             raise ConfigError(
-                [f"`cluster.device`: {self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`."]
+                [
+                    Problem(
+                        "cluster.device",
+                        f"{self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`.",
+                    )
+                ]
             )
         device = _device() if self.device == AUTO else self.device
         if self.processes > 1 and device.startswith("cuda") and (gpus := _gpus()) < self.processes:
-            raise ConfigError([f"`cluster.processes`: {self.processes} share {gpus} GPUs; expected at most {gpus}."])
+            raise ConfigError(
+                [Problem("cluster.processes", f"{self.processes} share {gpus} GPUs; expected at most {gpus}.")]
+            )
         threads = self.threads
         together = self.workers * self.processes
         if threads is None and together > 1:

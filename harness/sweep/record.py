@@ -20,6 +20,7 @@ from harness.engine.store import Store
 from harness.errors import ConfigError, StoreError
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
+from harness.settings.problem import Problem
 from harness.tracking.tracker import TrackerSettings
 
 
@@ -126,7 +127,7 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Execut
         for part in path:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError([f"`{name}`: `{part}` is a single value and has no settings of its own"])
+                raise ConfigError([Problem(name, f"`{part}` is a single value and has no settings of its own")])
         node[last] = value
     place = build(ExecutionSettings, data, allow=allowed(record.get("targets", ())))
     check_kinds(place.cluster)

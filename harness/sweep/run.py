@@ -27,6 +27,7 @@ from harness.execution.attempt import LOG
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
+from harness.settings.problem import Problem
 from harness.slurm.job_log import JobLog
 from harness.stages.grade import read_summary
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
@@ -178,7 +179,9 @@ def _run_cells(
     skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     if needs_results and not settings.cluster.wait:
-        raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
+        raise ConfigError(
+            [Problem("cluster.wait", "an optimizing sweeper needs results to go on; set `cluster.wait=true`")]
+        )
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)

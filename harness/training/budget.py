@@ -99,8 +99,11 @@ class Budget:
         if self.batch_size < processes:
             raise ConfigError(
                 [
-                    f"`batch_size`: {self.batch_size} cannot be shared by {processes} processes; expected at least one "
-                    "row for each"
+                    Problem(
+                        "batch_size",
+                        f"{self.batch_size} cannot be shared by {processes} processes; expected at least one "
+                        "row for each",
+                    )
                 ]
             )
         return math.ceil(self.batch_size / processes)
