@@ -32,8 +32,9 @@ PYTEST := HARNESS_SLURM_BED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numpro
 test: $(TOOLS)
 	$(PYTEST) -m 'not slow'
 
+# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
 test-all: $(TOOLS)
-	$(PYTEST)
+	HARNESS_SLURM_BED=1 $(PYTEST)
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -90,7 +90,10 @@ class Composer:
         asks_hydra = composed.asks_hydra or any(mentions(item.value(), ASKS_HYDRA) for item in values)
         with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
             data, wrong = composed.laid_over(values)
-        idle = {index: misfit for index, misfit in wrong.items() if _of_empty_slot(misfit.name, data)}
+        _check_slots(data)
+        idle = {
+            index: misfit for index, misfit in wrong.items() if misfit.unknown and _of_empty_slot(misfit.name, data)
+        }
         passed_over = {id(values[index]) for index in idle}
         return self._composition(
             composed.choices,
@@ -114,13 +117,13 @@ class Composer:
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        return self._composition(chosen, resolved(config, without={"hydra"}), parsed)
+        data = {str(name): resolved(config, str(name)) for name in config if name != "hydra"}
+        _check_slots(data)
+        return self._composition(chosen, data, parsed)
 
     def _composition(
         self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
     ) -> Composition:
-        if not isinstance(data.get(GROUP), Mapping):
-            raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
         groups, values = self._sorted(parsed)
         written = {item.key_or_group for item in groups}
         emptied = {item.key_or_group for item in values}
@@ -233,13 +236,23 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
         return composed
 
 
-def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
-    group, slot, *_ = [*name.split("."), ""]
-    return group == GROUP and slot in SLOTS and isinstance(data.get(GROUP), Mapping) and data[GROUP].get(slot) is None
+def _check_slots(data: Mapping[str, Any]) -> None:
+    """Refuse a defense that is no group of slots.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(data.get(GROUP), Mapping):
+        raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
 
 
 def _may_be_options(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+
+def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
+    group, slot, *_ = [*name.split("."), ""]
+    return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
 
 
 def _said(value: object, data: object, path: Sequence[str]) -> object:

@@ -5,15 +5,16 @@ read once and Hydra's own settings are left out. Values are laid over by Hydra's
 were written, and whatever could depend on them is resolved afterwards.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
 from hydra.core.override_parser.types import Override
-from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
 from harness.overlay import Misfit, unknown_setting
@@ -35,11 +36,13 @@ class Files:
     def __init__(self, loader: Any, name: str, hydra: Sequence[str]) -> None:
         """Open the folders."""
         self._loader, self._name = loader, name
-        self._hydra, self._read = loader._parse_overrides_and_create_caching_repo(name, list(hydra))
+        _, read = loader._parse_overrides_and_create_caching_repo(name, list(hydra))
+        self._repository = _Ours(read)
+        self._parts: dict[tuple[str, str], DictConfig] = {}
 
     def has_group(self, name: str) -> bool:
         """Whether a name is that of a config group."""
-        return bool(self._read.group_exists(name))
+        return bool(self._repository.group_exists(name))
 
     @composing()
     def compose(self, groups: Sequence[Override]) -> "Composed":
@@ -48,36 +51,69 @@ class Files:
         Raises:
             ConfigError: Hydra cannot, for example because an option does not exist.
         """
+        config = _Watched()
         defaults = create_defaults_list(
-            repo=self._read,
+            repo=self._repository,
             config_name=self._name,
-            overrides_list=[*self._hydra, *groups],
-            prepend_hydra=True,
+            overrides_list=list(groups),
+            prepend_hydra=False,
             skip_missing=False,
         )
-        ours = [item for item in defaults.defaults if not str(item.config_path).startswith("hydra/")]
-        config = self._loader._compose_config_from_defaults_list(defaults=ours, repo=_Lent(self._read))
+        for default in defaults.defaults:
+            config.merge_with(self._part(default))
         config.pop("hydra", None)
         OmegaConf.set_struct(config, True)
         return Composed(config, {str(key): str(value) for key, value in defaults.overrides.known_choices.items()})
 
+    def _part(self, default: ResultDefault) -> DictConfig:
+        """Return what one file says, at its place in the configuration."""
+        key = default.config_path, default.package
+        if key not in self._parts:
+            self._parts[key] = self._loader._load_single_config(default, self._repository).config
+        return self._parts[key]
 
-class _Lent:
-    """Gives out copies of what was read: what Hydra merges, it takes apart."""
+
+class _Ours:
+    """What was read, each file once, without its choices of Hydra's own groups."""
 
     def __init__(self, read: Any) -> None:
         self._read = read
+        self._loaded: dict[str, ConfigResult | None] = {}
+        self.group_exists = read.group_exists
+        self.config_exists = read.config_exists
+        self.get_group_options = read.get_group_options
+        self.get_schema_source = read.get_schema_source
+        self.get_sources = read.get_sources
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        found = self._read.load_config(config_path)
-        if found is None:
-            return None
-        lent = copy(found)
-        lent.config = deepcopy(found.config)
-        return lent
+        if config_path not in self._loaded:
+            if (found := self._read.load_config(config_path)) is not None:
+                found = copy(found)
+                found.defaults_list = [item for item in found.defaults_list or [] if not _of_hydra(item)]
+            self._loaded[config_path] = found
+        return self._loaded[config_path]
 
-    def get_schema_source(self) -> ConfigSource:
-        return self._read.get_schema_source()
+
+def _of_hydra(default: InputDefault) -> bool:
+    return isinstance(default, GroupDefault) and str(default.group).lstrip("/").startswith("hydra/")
+
+
+class _Watched(DictConfig):  # type: ignore[misc]
+    """A configuration that remembers which of its top-level settings were read: interpolations start from here."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.__dict__["_read"] = set()
+
+    def _get_node(self, key: Any, *how: Any, **how_named: Any) -> Any:
+        self.__dict__["_read"].add(str(key))
+        return super()._get_node(key, *how, **how_named)
+
+    def read_since(self) -> frozenset[str]:
+        """Return what was read since the last time that somebody asked."""
+        read = frozenset(self.__dict__["_read"])
+        self.__dict__["_read"].clear()
+        return read
 
 
 class Composed:
@@ -88,13 +124,11 @@ class Composed:
         choices: the chosen option of each group.
     """
 
-    def __init__(self, config: DictConfig, choices: Mapping[str, str]) -> None:
-        """Find out what no value can change except by its name."""
+    def __init__(self, config: _Watched, choices: Mapping[str, str]) -> None:
+        """Start with nothing resolved."""
         self._config, self.choices = config, choices
-        raw = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(raw, dict), "a configuration is a mapping"
-        self._fixed = {str(name): value for name, value in raw.items() if not mentions(value, "${")}
-        self.asks_hydra = mentions(raw, ASKS_HYDRA)
+        self.asks_hydra = mentions(OmegaConf.to_container(config, resolve=False), ASKS_HYDRA)
+        self._known: dict[str, tuple[frozenset[str], Any]] = {}
 
     def laid_over(self, values: Sequence[Override]) -> tuple[dict[str, Any], dict[int, Misfit]]:
         """Return the configuration with values laid over it, resolved, and the values that fit nowhere, by position.
@@ -128,7 +162,7 @@ class Composed:
             with composing():
                 ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
         except Refusal as refusal:
-            return Misfit(name, line, f"`{line}`: {refusal}")
+            return Misfit(name, line, f"`{line}`: {refusal.problems[0]}")
         return None
 
     @contextmanager
@@ -145,23 +179,29 @@ class Composed:
                     self._config[name] = node
 
     def _resolved(self, touched: set[str]) -> dict[str, Any]:
-        """Resolve what could depend on a value; the rest is the same in every cell, and shared."""
-        fixed = {name: value for name, value in self._fixed.items() if name not in touched}
-        return fixed | resolved(self._config, without=fixed)
+        """Resolve each top-level setting; one that has read nothing that a value touches is the same in every cell."""
+        data: dict[str, Any] = {}
+        for name in map(str, self._config):
+            read, value = self._known.get(name, (frozenset(), None))
+            if not read or read & touched:
+                self._config.read_since()
+                value = resolved(self._config, name)
+                read = self._config.read_since()
+                if not self.asks_hydra and not read & touched:
+                    self._known[name] = read, value
+            data[name] = value
+        return data
 
 
 @composing()
-def resolved(config: DictConfig, *, without: Container[str] = ()) -> dict[str, Any]:
-    """Return the top-level settings as plain data with interpolations resolved.
-
-    Args:
-        config: the whole configuration.
-        without: names that are not wanted.
+def resolved(config: DictConfig, name: str) -> Any:
+    """Return a top-level setting as plain data with interpolations resolved.
 
     Raises:
         ConfigError: an interpolation cannot be resolved.
     """
-    return {str(name): _plain(config, name) for name in config if name not in without}
+    value = "???" if OmegaConf.is_missing(config, name) else config[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def mentions(config: object, words: str) -> bool:
@@ -171,8 +211,3 @@ def mentions(config: object, words: str) -> bool:
     if isinstance(config, list):
         return any(mentions(inner, words) for inner in config)
     return isinstance(config, str) and words in config
-
-
-def _plain(config: DictConfig, name: str) -> Any:
-    value = "???" if OmegaConf.is_missing(config, name) else config[name]
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

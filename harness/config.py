@@ -100,7 +100,12 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     problems: dict[str, None] = {}
     impossible: dict[str, None] = {}
     cells: list[Cell | Skipped] = []
-    used = {name for composition in compositions for name in composition.values}
+    idle_names = [{misfit.name for misfit in composition.idle} for composition in compositions]
+    used = {
+        name
+        for idle, composition in zip(idle_names, compositions, strict=True)
+        for name in composition.values.keys() - idle
+    }
     for composition in compositions:
         problems |= dict.fromkeys(_explained(misfit, composition) for misfit in composition.misfits)
         # Somewhere in the sweep it has to mean something.

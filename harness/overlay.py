@@ -51,6 +51,8 @@ def unknown_setting(config: DictConfig, name: str, line: str) -> Misfit | None:
         elif step in (known := _names(node)):
             node = OmegaConf.select(node, step) if depth < len(path) else None
         else:
+            if advice := MOVED.get(".".join(path[-2:])):
+                return Misfit(name, line, f"`{name}`: {advice}")
             return Misfit(name, line, _told(path[:depth], known), unknown=".".join(path[:depth]))
     return None
 
@@ -63,8 +65,6 @@ def _names(node: object) -> list[str]:
 
 def _told(path: Sequence[str], names: Sequence[str]) -> str:
     *parents, name = path
-    if advice := MOVED.get(".".join(path[-2:])):
-        return f"`{'.'.join(path)}`: {advice}"
     known = [key for key in names if key != "_target_"]
     close = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean `{close[0]}`?)" if close else ""

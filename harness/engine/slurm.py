@@ -85,7 +85,8 @@ class SlurmExecutor:
             raise StoreError(
                 f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
             )
-        if not self.scheduler.rehearsing:
+        rehearsing = self.scheduler.rehearsing
+        if not rehearsing:
             store.prepare()
             store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
@@ -94,8 +95,6 @@ class SlurmExecutor:
         def again(keys: frozenset[str]) -> Continuation:
             executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
             return Continuation(executor, store.root, store.allow, leaves)
-
-        rehearsing = self.scheduler.rehearsing
 
         def waiting(stage: Stage, why: str) -> None:
             self._tell("waiting", stage, plan, len(cached), message=why)

@@ -97,7 +97,6 @@ class Harness:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_heedful,  # noqa: PLW1509
         )
 
     def __call__(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -113,8 +112,3 @@ class Harness:
             timeout=TIMEOUT_SECONDS,
             check=False,
         )
-
-
-def _heedful() -> None:
-    """Let the command hear Ctrl-C, also if whoever runs the tests does not: a shell hides it from `make test &`."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

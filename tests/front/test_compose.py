@@ -12,6 +12,7 @@ from harness.config import cells_of, settings_of
 from harness.defenses import lisa
 from harness.engine.plan import Plan
 from harness.errors import ConfigError
+from harness.expansion import expanded
 
 COMMANDS = [
     ["defense=booster", "defense.align.lamb=3", "attack.ratio=0.12", "seed=4"],
@@ -149,3 +150,134 @@ def test_class_outside_of_the_allowed_prefixes_is_refused():
         cells_of(compose(["judge._target_=os.system"]))
 
     assert "not allowed" in str(caught.value)
+
+
+def at(composition, name):
+    value = composition.data
+    for step in name.split("."):
+        value = value[int(step) if isinstance(value, list) else step]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["finetune.budget={epochs: 1}"],
+            {"finetune.budget.epochs": 1, "finetune.budget.learning_rate": 1.5e-3, "finetune.budget.batch_size": 10},
+        ),
+        (
+            ["finetune={rows: 50, budget: {epochs: 1}}", "finetune.budget.epochs=2"],
+            {"finetune.rows": 50, "finetune.budget.epochs": 2, "finetune.budget.learning_rate": 1.5e-3},
+        ),
+        (
+            ["finetune.budget.epochs=2", "finetune.budget={epochs: 1}", "finetune.budget={batch_size: 5}"],
+            {"finetune.budget.epochs": 1, "finetune.budget.batch_size": 5},
+        ),
+        (
+            ["model.encoding={max_length: 100}"],
+            {"model.encoding.max_length": 100, "model.encoding.template": "plain"},
+        ),
+        (
+            ["corpus=beavertails_pairs", "corpus.refusal={rows: 100}"],
+            {"corpus.refusal.rows": 100, "corpus.refusal.keep": "safe", "corpus.refusal.start": 0},
+        ),
+        (
+            ["defense=booster", "defense.align={lamb: 1}"],
+            {"defense.align.lamb": 1, "defense.align._target_": "harness.defenses.booster.Booster"},
+        ),
+        (["align.adapter.targets.0=o_proj"], {"align.adapter.targets": ["o_proj", "k_proj", "v_proj"]}),
+        (["align.adapter.targets=[o_proj]"], {"align.adapter.targets": ["o_proj"]}),
+        (["title=mine", "tracker=wandb", "tracker.project=${title}"], {"tracker.project": "mine"}),
+        (["defense=booster", "defense.align.lamb=${seed}", "seed=4"], {"defense.align.lamb": 4}),
+        (["attack_ratio=p20", "title=${hydra:runtime.choices.attack_ratio}"], {"title": "p20"}),
+        (["experiment=tvaccine_paper", "tuned.published.of.plain.batch_size=7"], {"finetune.budget.batch_size": 7}),
+        (["~attack.method"], {"attack": {"ratio": 0.1}}),
+    ],
+    ids=" ".join,
+)
+def test_value_of_a_sweep_does_what_it_does_in_a_single_run(overrides, expected):
+    (composition,) = compose(overrides)
+
+    assert {name: at(composition, name) for name in expected} == expected
+    assert not composition.misfits
+
+
+def test_swept_value_reaches_what_is_computed_from_it_through_others():
+    cells = cells_of(compose(["experiment=tvaccine_paper", "tuned.published.of.plain.batch_size=5,7,9"]))
+
+    assert [cell.stages["finetune"].budget.batch_size for cell in cells] == [5, 7, 9]
+
+
+def test_interpolation_follows_the_swept_value_that_it_names_and_is_told_as_what_it_became():
+    cells = cells_of(compose(["align.rows=100,200", "finetune.rows=${align.rows}"]))
+
+    assert [(cell.stages["align"].refusal.rows, cell.stages["poison"].rows) for cell in cells] == [
+        (100, 100),
+        (200, 200),
+    ]
+    assert [cell.swept for cell in cells] == [{"align.rows": n, "finetune.rows": n} for n in (100, 200)]
+
+
+def test_cells_that_share_what_no_value_touches_do_not_see_each_others_values():
+    sweep = ["defense=booster,sft", "++mine.a=1,2", "finetune.budget={epochs: 1},{batch_size: 5}", "~corpus.attack"]
+
+    compositions = compose(sweep)
+
+    assert len(compositions) == 8
+    assert [composition.data for composition in compositions] == [
+        compose(list(composition.overrides))[0].data for composition in compositions
+    ]
+
+
+def test_choice_of_all_defenses_is_every_option_that_the_choice_takes():
+    offered = {path.stem for path in (CONF / "defense").rglob("*.yaml")}
+
+    cells = cells_of(compose(["defense=glob(*)"]))
+    some = compose(["defense=glob([vaccine*,lisa],exclude=vaccine_l*)"])
+
+    assert len(cells) == len(offered) >= 22
+    assert [composition.overrides for composition in some] == [
+        (f"defense={name}",) for name in ("lisa", "vaccine", "vaccine_antidote", "vaccine_ewc")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=range(0)", "`seed=range(0)`: a sweep over nothing"),
+        ("defense.repair=glob(*)", "`defense.repair` matches; it is no config group"),
+        ("task=glob(x*)", "no option of `task` matches; its options are agnews"),
+        ("attack.ratio=interval(0,1)", "expected values, as `attack.ratio=1,2,5`"),
+    ],
+)
+def test_sweep_without_values_is_refused_with_the_reason(override, said):
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "finetune.budget.micro_batch_size=1",
+        "finetune.fresh={rank: 2}",
+        "task.instruction='a, b'",
+        "corpus.harmful=null",
+    ],
+)
+def test_setting_that_a_class_has_and_no_file_sets_is_refused_with_the_sign_that_adds_it(override):
+    with pytest.raises(ConfigError) as caught:
+        cells_of(compose([override, "task=sst2"]))
+
+    assert f"no file sets it, so it is added and not changed: `+{override}`" in str(caught.value)
+    assert cells_of(compose([f"+{override}", "task=sst2"]))
+
+
+def test_command_line_takes_the_place_of_what_a_sweep_file_sweeps():
+    params = ["defense=sft,lisa", "attack_ratio=p00,p10", "seed=0,1"]
+
+    cells = expanded(["attack_ratio=p20", "+seed=3"], lambda group: [], params)
+
+    assert cells == [("defense=sft", "attack_ratio=p20", "+seed=3"), ("defense=lisa", "attack_ratio=p20", "+seed=3")]

@@ -13,7 +13,7 @@ MISTYPED = {
     "a pickle to run": (["--experimental-rerun", "job.pickle"], ["--experimental-rerun"]),
     "a range with steps of nothing": (["plan", "-m", "seed=range(0,5,0)"], ["range() arg 3 must not be zero"]),
     "a sweep over nothing": (["plan", "-m", "seed=range(0)"], ["`seed=range(0)`: a sweep over nothing"]),
-    "a glob that matches nothing": (["plan", "-m", "defense.repair=glob(*)"], ["no option of `defense.repair`"]),
+    "a glob that matches nothing": (["plan", "-m", "defense.repair=glob(*)"], ["it is no config group"]),
     "a sweep over nothing by another sweeper": (
         ["plan", "-m", "hydra/sweeper=basic", "seed=range(0)"],
         ["the sweep is over nothing"],

@@ -133,3 +133,17 @@ def ways():
 @given(command=a_command())
 def test_sweep_and_single_run_of_the_same_words_are_the_same_cell(ways, command):
     check(ways, command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [["defense=lisa"], ["defense.finetune=null"]],
+        [["finetune.budget=${align.budget}"], ["finetune.budget.epochs=1", "finetune.budget.epochs=2"]],
+        [["defense=booster", "defense=lisa"], ["defense.align=null"]],
+        [["~attack.method"], ["attack_ratio=p00"]],
+    ],
+)
+def test_words_that_once_were_told_apart_are_accepted_in_both_ways(ways, command):
+    assert all(told(lambda cell=cell: ways.single(cell)) != "refused" for cell in product(*command))
+    check(ways, command)

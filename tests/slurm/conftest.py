@@ -32,7 +32,7 @@ def slurm() -> None:
 def _why_not() -> str:
     """Say why there is no Slurm to maltreat: only the throw-away one will do, and only if whoever tests asks for it."""
     if os.environ.get(ASKED) != "1":
-        return f"{ASKED} is not 1; `make test` sets it"
+        return f"{ASKED} is not 1; `make test-all` sets it"
     if not UP.exists():
         return f"there is no {UP}, which tests/slurm/cluster.sh writes"
     if not shutil.which("scontrol"):
