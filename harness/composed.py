@@ -164,7 +164,7 @@ class Composed:
             return misfit
         try:
             ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
-        except (*REFUSALS, ValueError) as error:
+        except (*REFUSALS, ValueError, TypeError) as error:
             return Misfit(name, line, f"`{line}`: {told(error)}")
         return None
 
