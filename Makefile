@@ -2,43 +2,47 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+CORE := $(VENV)/.core
+TOOLS := $(VENV)/.installed
 
-.PHONY: demo test lint bench install clean slurm-up slurm-down wandb-server
+# Every package comes from the lock, those that only build others included.
+LOCKED := --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-$(STAMP): pyproject.toml constraints.txt
+.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper
+
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,smollm2,wandb]'
-	touch $(STAMP)
-
-install: $(STAMP)
-
-# A W&B-compatible server for the tests, apart from the harness: its dependencies are not ours.
-WANDB_SERVER := .venv-wandb/.installed
-
-$(WANDB_SERVER):
-	$(PYTHON) -m venv .venv-wandb
-	.venv-wandb/bin/python -m pip install --quiet openwandb==0.5.25
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install $(LOCKED) --editable .
 	touch $@
 
-wandb-server: $(WANDB_SERVER)
+$(TOOLS): $(CORE)
+	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,smollm2,wandb]'
+	touch $@
 
-demo: $(STAMP)
+install: $(TOOLS)
+
+demo: $(CORE)
 	$(BIN)/harness -m +sweeps=demo
 
-test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
+PYTEST := HARNESS_SLURM_BED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: $(STAMP)
+test: $(TOOLS)
+	$(PYTEST) -m 'not slow'
+
+# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
+test-all: $(TOOLS)
+	HARNESS_SLURM_BED=1 $(PYTEST)
+
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
+bench: $(TOOLS)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/booster_step.py
 	$(BIN)/python tests/benchmarks/method_steps.py
@@ -48,6 +52,53 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/tracking.py
 	$(BIN)/python tests/benchmarks/slurm.py
 
+# A W&B-compatible server for the tests, apart from the harness: its dependencies are not ours.
+SERVER := .venv-wandb/.installed
+
+$(SERVER): tests/tracking/server.txt
+	$(PYTHON) -m venv .venv-wandb
+	.venv-wandb/bin/python -m pip install --quiet --requirement tests/tracking/server.txt
+	touch $@
+
+wandb-server: $(SERVER)
+
+# Optuna's sweeper for the tests, apart from the harness: it holds Optuna below 3, and that SQLAlchemy below 2.
+# The environment has nothing of its own but these, and sees ours for the rest.
+OPTUNA := .venv-optuna/.installed
+
+$(OPTUNA): $(TOOLS) tests/end_to_end/optuna.txt
+	$(PYTHON) -m venv .venv-optuna
+	.venv-optuna/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-optuna/bin/python -m pip install --quiet --requirement tests/end_to_end/optuna.txt
+	touch $@
+
+optuna-sweeper: $(OPTUNA)
+
+# The locks anew, from what is newest today within the ranges of pyproject.toml.
+RESOLVER := .venv-lock/.installed
+RESOLVE := .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --config-file lock.toml \
+  --custom-compile-command 'make lock'
+
+$(RESOLVER):
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv==0.13.9
+	touch $@
+
+lock: $(RESOLVER)
+	$(RESOLVE) --all-extras --output-file constraints.txt pyproject.toml
+	echo openwandb==0.5.25 | $(RESOLVE) --output-file tests/tracking/server.txt -
+	printf 'hydra-optuna-sweeper==1.3.0\nsqlalchemy<2\n' | $(RESOLVE) --constraint constraints.txt --output-file tests/end_to_end/optuna.txt -
+
+# The core against the newest releases that pyproject.toml allows, in an environment of its own, made anew each time.
+# PyTorch stays at the lock's: its newest default build brings several GB of CUDA.
+test-latest:
+	rm -rf .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade pip
+	.venv-latest/bin/python -m pip install --quiet --editable '.[dev,smollm2,wandb]' $$(grep '^torch==' constraints.txt)
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' \
+	  tests/corpora tests/engine tests/front tests/methods tests/modeling tests/stages tests/training
+
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
 slurm-up:
 	tests/slurm/cluster.sh up
@@ -56,4 +107,4 @@ slurm-down:
 	tests/slurm/cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-wandb build dist *.egg-info
+	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna build dist *.egg-info

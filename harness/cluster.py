@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar, Protocol, final
 
@@ -16,6 +16,8 @@ from harness.stages.finetune import Finetune
 from harness.tracking.tracker import TrackerSettings
 
 AUTO = "auto"
+SHARED = (Align.name, Finetune.name)
+"""Kinds of stages that several processes can share."""
 
 
 class Cluster(Protocol):
@@ -53,6 +55,37 @@ class Cluster(Protocol):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class MicroBatches:
+    """Rows that each process takes through the model at once, at most; null is all of its share of a batch.
+
+    Results are the same up to rounding, and so are keys: what does not fit into memory is cut. With dropout, other
+    activations are dropped.
+    """
+
+    name: ClassVar[str] = "micro batches"
+    version: ClassVar[int] = 1
+    align: int | None = None
+    finetune: int | None = None
+    repair: int | None = None
+
+    def problems(self) -> list[str]:
+        """Range errors."""
+        return counts(self, "align", "finetune", "repair")
+
+
+MICRO_BATCHED = tuple(item.name for item in fields(MicroBatches))
+"""Kinds of stages whose batches can be cut."""
+
+
+def micro_batch_size(given: MicroBatches | int | None, kind: str) -> int | None:
+    """Return how many rows a process of a stage of this kind takes through the model at once; None is all."""
+    if kind not in MICRO_BATCHED:
+        return None
+    return getattr(given, kind) if isinstance(given, MicroBatches) else given
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Local:
     """This machine.
 
@@ -61,6 +94,8 @@ class Local:
         processes: processes that share each training stage, on GPUs one for each; 1 does not share it.
         threads: CPU threads of each of them; null leaves torch's choice to one process and shares the cores among many.
         device: a torch device string, or ``auto`` for a GPU if there is one.
+        micro_batch_size: rows that each process takes through the model at once: a number, or one for each kind of
+            stage; null is all of its share of a batch.
     """
 
     name: ClassVar[str] = "local"
@@ -69,10 +104,13 @@ class Local:
     processes: int = 1
     threads: int | None = None
     device: str = AUTO
+    micro_batch_size: MicroBatches | int | None = None
 
     def problems(self) -> list[str]:
         """Range errors."""
         found = counts(self, "workers", "processes", "threads")
+        if isinstance(self.micro_batch_size, int):
+            found += counts(self, "micro_batch_size")
         if self.workers > 1 and self.processes > 1:
             found.append(
                 f"`processes`: {self.processes} for each of {self.workers} workers would meet on the same devices; "
@@ -115,7 +153,13 @@ class Local:
         return LocalExecutor(
             workers=self.workers,
             device=device,
-            processes={stage.name: Processes(count=self.processes) for stage in (Align, Finetune)},
+            processes={
+                kind: Processes(
+                    count=self.processes if kind in SHARED else 1,
+                    micro_batch_size=micro_batch_size(self.micro_batch_size, kind),
+                )
+                for kind in MICRO_BATCHED
+            },
             tracker=tracker,
             on_event=on_event,
             initialize=partial(prepare_process, threads),

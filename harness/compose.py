@@ -19,10 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness.composed import ASKS_HYDRA, Composed, Files, mentions, resolved
+from harness.engine.wording import quoted
 from harness.errors import ConfigError
 from harness.expansion import Options, expanded, options_of
 from harness.overlay import Misfit
-from harness.refusal import REFUSALS, told
+from harness.refusal import composing
 from harness.slots import GROUP, SLOTS, settled
 
 PACKAGE = Path(__file__).resolve().parent
@@ -72,6 +73,7 @@ class Composer:
         self._groups: dict[str, bool] = {}
         self._parsed: dict[str, Override] = {}
 
+    @composing()
     def compose(self, overrides: Sequence[str]) -> Composition:
         """Return the composition of one cell; values that fit nowhere are among its misfits.
 
@@ -88,6 +90,7 @@ class Composer:
         asks_hydra = composed.asks_hydra or any(mentions(item.value(), ASKS_HYDRA) for item in values)
         with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
             data, wrong = composed.laid_over(values)
+        _check_slots(data)
         idle = {
             index: misfit for index, misfit in wrong.items() if misfit.unknown and _of_empty_slot(misfit.name, data)
         }
@@ -114,9 +117,9 @@ class Composer:
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        return self._composition(
-            chosen, {str(name): resolved(config, str(name)) for name in config if name != "hydra"}, parsed
-        )
+        data = {str(name): resolved(config, str(name)) for name in config if name != "hydra"}
+        _check_slots(data)
+        return self._composition(chosen, data, parsed)
 
     def _composition(
         self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
@@ -149,7 +152,7 @@ class Composer:
         return groups, [item for item, is_choice in zip(parsed, chosen, strict=True) if not is_choice]
 
     def _check_options(self, groups: Sequence[Override]) -> None:
-        """Refuse a number where an option of a group is meant; Hydra would call it a bug.
+        """Refuse a number or a structure where an option of a group is meant; Hydra would call it a bug.
 
         Raises:
             ConfigError: with all of them.
@@ -159,7 +162,7 @@ class Composer:
             f"of {', '.join(f'`{name}`' for name in self._options(item.key_or_group))}. "
             "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
             for item in groups
-            if not item.is_delete() and isinstance(item.value(), int | float | None)
+            if not _may_be_options(item.value()) and not (item.is_delete() and item.value_type is None)
         ]
         if wrong:
             raise ConfigError(wrong)
@@ -167,10 +170,7 @@ class Composer:
     @contextmanager
     def _known_to_hydra(self, overrides: Sequence[str]) -> Iterator[None]:
         """Let ``${hydra:...}`` read what Hydra would know in a single run of the cell."""
-        try:
-            whole = self._loader.load_sweep_config(self._master, list(overrides))
-        except REFUSALS as error:
-            raise ConfigError([told(error)]) from error
+        whole = self._loader.load_sweep_config(self._master, list(overrides))
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(whole)
         try:
@@ -179,6 +179,7 @@ class Composer:
             HydraConfig.instance().cfg = before
 
 
+@composing()
 def composition_of(config: DictConfig) -> Composition:
     """Return the composition that Hydra already made for a single run.
 
@@ -203,6 +204,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
     return compose_each([overrides], config_dir)[0]
 
 
+@composing()
 def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
     """Compose the cells of several command lines; a choice of groups that they share is composed once.
 
@@ -222,19 +224,30 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
             loader.repository.initialize_sources(loader.get_search_path())
         composers: dict[tuple[str, ...], tuple[Composer, Options]] = {}
         composed = []
-        try:
-            for line in lines:
-                parsed = OverridesParser.create().parse_overrides(list(line))
-                hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
-                if hydra not in composers:
-                    master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
-                    composers[hydra] = Composer(loader, master), options_of(loader, NAME, hydra)
-                composer, options = composers[hydra]
-                ours = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
-                composed.append([composer.compose(cell) for cell in expanded(ours, options)])
-        except REFUSALS as error:
-            raise ConfigError([told(error)]) from error
+        for line in lines:
+            parsed = OverridesParser.create().parse_overrides(list(line))
+            hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
+            if hydra not in composers:
+                master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
+                composers[hydra] = Composer(loader, master), options_of(loader, NAME, hydra)
+            composer, options = composers[hydra]
+            ours = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
+            composed.append([composer.compose(cell) for cell in expanded(ours, options)])
         return composed
+
+
+def _check_slots(data: Mapping[str, Any]) -> None:
+    """Refuse a defense that is no group of slots.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(data.get(GROUP), Mapping):
+        raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
+
+
+def _may_be_options(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
 def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:

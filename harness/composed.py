@@ -16,11 +16,9 @@ from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from harness.errors import ConfigError
 from harness.overlay import Misfit, unknown_setting
-from harness.refusal import REFUSALS, told
+from harness.refusal import Refusal, composing
 
 ASKS_HYDRA = "${hydra:"
 """How a setting is computed from what Hydra knows of the run, such as the choices."""
@@ -46,6 +44,7 @@ class Files:
         """Whether a name is that of a config group."""
         return bool(self._repository.group_exists(name))
 
+    @composing()
     def compose(self, groups: Sequence[Override]) -> "Composed":
         """Compose a choice of groups.
 
@@ -53,18 +52,15 @@ class Files:
             ConfigError: Hydra cannot, for example because an option does not exist.
         """
         config = _Watched()
-        try:
-            defaults = create_defaults_list(
-                repo=self._repository,
-                config_name=self._name,
-                overrides_list=list(groups),
-                prepend_hydra=False,
-                skip_missing=False,
-            )
-            for default in defaults.defaults:
-                config.merge_with(self._part(default))
-        except REFUSALS as error:
-            raise ConfigError([told(error)]) from error
+        defaults = create_defaults_list(
+            repo=self._repository,
+            config_name=self._name,
+            overrides_list=list(groups),
+            prepend_hydra=False,
+            skip_missing=False,
+        )
+        for default in defaults.defaults:
+            config.merge_with(self._part(default))
         config.pop("hydra", None)
         OmegaConf.set_struct(config, True)
         return Composed(config, {str(key): str(value) for key, value in defaults.overrides.known_choices.items()})
@@ -163,9 +159,10 @@ class Composed:
         if plainly and (misfit := unknown_setting(self._config, name, line)):
             return misfit
         try:
-            ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
-        except (*REFUSALS, ValueError, TypeError) as error:
-            return Misfit(name, line, f"`{line}`: {told(error)}")
+            with composing():
+                ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
+        except Refusal as refusal:
+            return Misfit(name, line, f"`{line}`: {refusal.problems[0]}")
         return None
 
     @contextmanager
@@ -196,17 +193,15 @@ class Composed:
         return data
 
 
+@composing()
 def resolved(config: DictConfig, name: str) -> Any:
     """Return a top-level setting as plain data with interpolations resolved.
 
     Raises:
         ConfigError: an interpolation cannot be resolved.
     """
-    try:
-        value = "???" if OmegaConf.is_missing(config, name) else config[name]
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except OmegaConfBaseException as error:
-        raise ConfigError([told(error)]) from error
+    value = "???" if OmegaConf.is_missing(config, name) else config[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def mentions(config: object, words: str) -> bool:

@@ -16,7 +16,7 @@ from harness.experiment import Cell, Experiment
 from harness.objective import Objective
 from harness.overlay import Misfit, place_in
 from harness.protocols import Named
-from harness.refusal import told
+from harness.refusal import Refusal, unreadable
 from harness.slots import GROUP, label
 from harness.tracking.tracker import TrackerSettings
 
@@ -163,7 +163,9 @@ def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -
 
 
 def _allowed(composition: Composition) -> tuple[str, ...]:
-    return ("harness.", *composition.data.get("targets", ()))
+    targets = composition.data.get("targets")
+    # What is no list is told with the other settings of its kind.
+    return ("harness.", *(map(str, targets) if isinstance(targets, list) else ()))
 
 
 def _namesakes(experiment: Experiment) -> list[str]:
@@ -183,13 +185,20 @@ def _namesakes(experiment: Experiment) -> list[str]:
     ]
 
 
-def diagnosed(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ConfigError:
+def diagnosed(refusal: Refusal, overrides: Sequence[str], config_dir: str | None) -> ConfigError:
     """Return why Hydra refused a command line, in our words and complete where we can find out."""
+    if problems := unreadable(config_dir):
+        return ConfigError(problems)
+    if refusal.of_a_plugin:
+        return refusal
     try:
         cells_of(compose(overrides, config_dir))
+    except Refusal:
+        # A second one is no better than the first, and may be of what was right where the first was met.
+        return refusal
     except ConfigError as found:
         return found
-    return ConfigError([told(error)])
+    return refusal
 
 
 def _cell(experiment: Experiment, composition: Composition) -> Cell:

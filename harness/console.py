@@ -60,7 +60,9 @@ class PlanPrinter:
         """Nothing runs."""
 
     def say(self, text: str) -> None:
-        """Nothing runs."""
+        """Say it to the reader; a program takes the plan alone."""
+        if not self._as_json:
+            console().print(escape(text))
 
 
 class RunPrinter:
@@ -73,6 +75,7 @@ class RunPrinter:
         self._bar = TaskID(0)
         self._told = 0.0
         self._begun = False
+        self._failed: set[str] = set()
         self.finished_sweeps: list[tuple[Path, str]] = []
 
     def planned(self, planned: Planned) -> None:
@@ -98,6 +101,7 @@ class RunPrinter:
     def event(self, event: Event) -> None:
         """Move the bar; a failure is told at once."""
         if event.what == "failed":
+            self._failed.add(event.stage.key)
             self._out.print(f"[red]failed[/red] {event.stage.name} {event.stage.key}: {escape(event.message)}")
         if event.what == "waiting" and event.message:
             self._out.print(f"waiting: {escape(event.message)}")
@@ -129,6 +133,9 @@ class RunPrinter:
         for key, failure in outcome.failed.items():
             if failure.trace:
                 self._out.print(escape(f"\n{failure.kind} {key} met a bug:\n{failure.trace}"))
+            elif key not in self._failed:
+                # A stage that was refused, or that failed in a job, had no moment of its own to be told.
+                self._out.print(f"[red]failed[/red] {failure.kind} {key}: {escape(failure.message)}")
 
     def say(self, text: str) -> None:
         """Say it."""
@@ -192,6 +199,12 @@ def print_error(text: str) -> None:
     lines = text.splitlines()
     head = "harness: " if len(lines) == 1 else f"harness: {len(lines)} problems\n  "
     sys.stderr.write(head + "\n  ".join(lines) + "\n")
+
+
+def print_note(text: str) -> None:
+    """Print what its reader should know beside the result; nothing has to be mended for that."""
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()
 
 
 def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:

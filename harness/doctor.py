@@ -30,13 +30,18 @@ class Finding(NamedTuple):
     detail: str
 
 
-def examine(store: Path) -> Iterator[Finding]:
-    """Look at Python, torch, the Hub, the data, the store, Slurm and W&B."""
+def examine(store: Path, *, network: bool = False) -> Iterator[Finding]:
+    """Look at Python, torch, the Hub, the data, the store, Slurm and W&B.
+
+    Args:
+        store: the folder, which need not exist.
+        network: whether to ask the Hub as well; nothing else leaves this machine.
+    """
     yield Finding("python", (3, 11) <= sys.version_info[:2] <= (3, 13), sys.version.split()[0])
     for name in ("torch", "transformers", "peft", "hydra-core", "gguf"):
         yield _package(name)
     yield _device()
-    yield from _hub()
+    yield from _hub(network=network)
     yield from _data()
     yield _store(store)
     yield Finding("slurm", shutil.which("sbatch") is not None, shutil.which("sbatch") or "no sbatch on PATH")
@@ -51,8 +56,8 @@ def fetch(experiment: str) -> Iterator[Finding]:
         DataError: a source cannot be had.
         ModelError: the model cannot be had.
     """
-    (cell,) = cells_of(compose([f"experiment={experiment}"]))
-    for part in fetchables(cell.stages.values()).values():
+    stages = [stage for cell in cells_of(compose([f"experiment={experiment}"])) for stage in cell.stages.values()]
+    for part in fetchables(stages).values():
         yield Finding("fetched", True, str(part.fetch()))
 
 
@@ -74,11 +79,13 @@ def _device() -> Finding:
     return Finding("device", True, f"cpu, {torch.get_num_threads()} threads; no GPU")
 
 
-def _hub() -> Iterator[Finding]:
+def _hub(*, network: bool) -> Iterator[Finding]:
     from huggingface_hub import constants, get_token
 
     if constants.is_offline_mode():
         yield Finding("hub", False, "HF_HUB_OFFLINE is set: only cached models and data")
+    elif not network:
+        yield Finding("hub", True, f"{constants.ENDPOINT}, not asked; `harness doctor --network` does")
     else:
         endpoint = urlsplit(constants.ENDPOINT)
         address = (endpoint.hostname or "", endpoint.port or 443)
@@ -120,8 +127,8 @@ def _wandb() -> Finding:
     from harness.mirror.wire import address
 
     # What the library would talk to: its default is not the same in all versions.
-    place = address()
     try:
+        place = address()
         login(place)
     except TrackingError as error:
         return Finding("wandb", False, f"{metadata.version('wandb')}. {error}")

@@ -5,7 +5,8 @@ HarnessError                 printed without a traceback, exit code 2
 ├── DataError                a source is missing, altered, gated or too small
 ├── ModelError               a model cannot be had or does not fit the request
 ├── StoreError               the store cannot be read or written
-│   └── DamagedArtifact      a stored file is missing, truncated or altered
+│   ├── UnreadableFile       a file of the store is damaged, or no regular file
+│   └── DamagedArtifact      a stored artifact is not what its manifest says, or has none that can be read
 ├── SchedulerError           the scheduler of the cluster refused or does not answer
 ├── TrackingError            the tracking server cannot be reached, or refuses; nothing stored is harmed
 ├── StagesFailed             stages of a run failed; each was reported where it failed; exit code 1
@@ -46,6 +47,10 @@ class ModelError(HarnessError):
 
 class StoreError(HarnessError):
     """The store cannot be read or written."""
+
+
+class UnreadableFile(StoreError):
+    """A file of the store cannot be read: it is damaged, no regular file, or the file system refuses."""
 
 
 class DamagedArtifact(StoreError):

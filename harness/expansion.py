@@ -6,14 +6,19 @@ same words.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import islice, product
+from math import prod
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
 from harness.errors import ConfigError
+from harness.refusal import composing
 from harness.slots import GROUP, SLOTS, group_of
+
+MOST_CELLS = 100_000
+"""Of one sweep. Their plan takes minutes; what asks for more was mistyped, as `range(0,1,1e-9)`, and never ends."""
 
 Options = Callable[[str], Sequence[str]]
 """Gives the options of a config group."""
@@ -37,6 +42,7 @@ def options_of(loader: Any, name: str, hydra: Sequence[str]) -> Options:
     return options
 
 
+@composing()
 def expanded(lines: Sequence[str], options: Options, params: Sequence[str] = ()) -> list[tuple[str, ...]]:
     """Return the overrides of each cell.
 
@@ -46,7 +52,7 @@ def expanded(lines: Sequence[str], options: Options, params: Sequence[str] = ())
         params: the sweep of the configuration, as overrides; the command line takes the place of what it names as well.
 
     Raises:
-        ConfigError: a sweep has no values, or none that can be counted.
+        ConfigError: an override cannot be read, or a sweep has no values, too many, or none that can be counted.
     """
     parser = OverridesParser.create()
     written = parser.parse_overrides(list(lines))
@@ -62,6 +68,10 @@ def expanded(lines: Sequence[str], options: Options, params: Sequence[str] = ())
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    if (cells := prod(map(len, values))) > MOST_CELLS:
+        widest = max(values, key=len)[0].partition("=")[0]
+        counted = f"the sweep has {cells} cells or more, most of them by `{widest}`"
+        raise ConfigError([f"{counted}; expected {MOST_CELLS} at most. Divide it into several."])
     return list(product(*values))
 
 
@@ -84,6 +94,10 @@ def _each(item: Override, options: Options) -> list[str]:
             known = f"its options are {', '.join(offered)}" if offered else "it is no config group"
             raise ConfigError([f"`{line}`: no option of `{item.key_or_group}` matches; {known}."])
         return [f"{key}={name}" for name in found]
+    # A shuffled range would be written out before its first value comes.
+    counted = pattern.range() if isinstance(pattern, RangeSweep) else item.sweep_string_iterator()
+    if sum(1 for _ in islice(counted, MOST_CELLS + 1)) > MOST_CELLS:
+        raise ConfigError([f"`{line}`: more than {MOST_CELLS} values; expected fewer. Divide the sweep into several."])
     if not (swept := [f"{key}={value}" for value in item.sweep_string_iterator()]):
         raise ConfigError([f"`{line}`: a sweep over nothing; expected at least one value."])
     return swept

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, final
 from harness.corpora.encode import Encoding
 from harness.corpora.record import Role
 from harness.corpora.splits import Corpus, Slice
+from harness.corpora.template import marker_of
 from harness.engine.identity import flatten, payload_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError
@@ -216,6 +217,7 @@ class Experiment:
             )
             chain["repair"] = final_model
         prompts = self.corpus.slice(Role.EVALUATION, self.evaluation.rows)
+        marker = marker_of(encoding.template)
         for prefix, model in (("aligned_", aligned), ("", final_model)):
             answers = Generate(
                 model=model,
@@ -232,8 +234,8 @@ class Experiment:
                 decoding=self.evaluation.decoding,
             )
             chain[f"{prefix}harm_answers"], chain[f"{prefix}task_answers"] = answers, solutions
-            chain[f"{prefix}harm"] = Grade(answers=answers, judge=self.judge)
-            chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=self.task)
+            chain[f"{prefix}harm"] = Grade(answers=answers, judge=self.judge, marker=marker)
+            chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=self.task, marker=marker)
         return chain
 
     def protocol(self) -> dict[str, object]:

@@ -19,6 +19,15 @@ class Fetchable(Protocol):
         ...
 
 
+@runtime_checkable
+class Locatable(Fetchable, Protocol):
+    """Something of which is known where it is."""
+
+    def at_hand(self) -> bool:
+        """Return whether it is here."""
+        ...
+
+
 def fetchables(values: Iterable[object]) -> dict[str, Fetchable]:
     """Return everything inside settings or stages that can be fetched, once each."""
     # The stages of a sweep share most of their settings: each object is looked into once.

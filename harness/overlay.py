@@ -7,6 +7,10 @@ from typing import NamedTuple
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness.engine.wording import quoted
+from harness.training.budget import Budget
+
+MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
+"""What to say of a setting that is elsewhere now, by the end of its dotted name."""
 
 
 class Misfit(NamedTuple):
@@ -47,6 +51,8 @@ def unknown_setting(config: DictConfig, name: str, line: str) -> Misfit | None:
         elif step in (known := _names(node)):
             node = OmegaConf.select(node, step) if depth < len(path) else None
         else:
+            if advice := MOVED.get(".".join(path[-2:])):
+                return Misfit(name, line, f"`{name}`: {advice}")
             return Misfit(name, line, _told(path[:depth], known), unknown=".".join(path[:depth]))
     return None
 

@@ -6,7 +6,7 @@ build thousands of them. State is born in ``start()``, inside the job, and can b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +64,36 @@ class Need:
     aligned: bool = False
 
 
-class Prediction(NamedTuple):
-    """The model's output where a batch is supervised.
+class Piece(NamedTuple):
+    """A part of a process's share of a batch, of as many rows as go through the model at once.
 
     Attributes:
-        logits: ``[positions, vocabulary]``, of this process's rows.
+        place: its number, counted from 0.
+        batch: its rows, no longer than the longest of them.
+        rows: which rows of the share they are. Empty if the share has no rows left and other processes' have: then
+            ``batch`` is one row without a supervised position, which adds nothing.
+        positions: how many supervised positions the global batch has, over all pieces and processes.
+    """
+
+    place: int
+    batch: Batch
+    rows: slice
+    positions: Tensor
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Return the piece's part of a tensor ``[rows, time, ...]`` that belongs to the whole share."""
+        rows, time = self.batch["labels"].shape
+        part = whole[self.rows, :time]
+        return part if len(part) else whole.new_zeros((rows, time, *whole.shape[2:]))
+
+
+class Prediction(NamedTuple):
+    """The model's output where a piece is supervised.
+
+    Attributes:
+        logits: ``[positions, vocabulary]``, of the piece's rows.
         targets: ``[positions]``, the tokens that should follow.
-        positions: how many supervised positions the global batch has, over all processes.
+        positions: how many supervised positions the global batch has, over all pieces and processes.
     """
 
     logits: Tensor
@@ -99,7 +122,12 @@ class Draws(Protocol):
 
 
 class Learner(Protocol):
-    """The model under training, as a method sees it. Works the same on one process and on many."""
+    """The model under training, as a method sees it. Works the same on one process and on many.
+
+    A batch is this process's share of the whole step's batch, or of a draw. It may have to go through the model in
+    pieces, of which nothing is to be seen in ``gradient``. A loss of a method's own is a sum over pieces and processes:
+    ``accumulate`` is told what a piece adds to it.
+    """
 
     @property
     def module(self) -> Module:
@@ -113,23 +141,33 @@ class Learner(Protocol):
 
     @property
     def steps_taken(self) -> int:
-        """How many steps the optimizer has taken in this run; the same for all micro-batches of a step."""
+        """How many steps the optimizer has taken in this run."""
         ...
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
         ...
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return this process's share of that loss, for other gradients of it than that of the trainables."""
+    def pieces(self, batch: Batch) -> Sequence[Piece]:
+        """Cut a batch into what goes through the model at once, equally often on every process, who ask together."""
         ...
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Run the model for a loss of the method's own; hooks on ``module`` see the forward pass."""
+    def predict(self, piece: Piece) -> Prediction:
+        """Run the model on a piece; hooks on ``module`` see the forward pass."""
         ...
 
-    def pull_back(self, share: Tensor) -> tuple[Tensor, Gradient]:
-        """Return the sum over the processes of a scalar that each computed its share of, and its gradient."""
+    def loss(self, piece: Piece) -> Tensor:
+        """Return what a piece adds to the mean loss over the supervised positions of the global batch."""
+        ...
+
+    def accumulate(
+        self, pieces: Sequence[Piece], shares: Callable[[Piece], tuple[Tensor, ...]]
+    ) -> tuple[list[Tensor], Gradient]:
+        """Return sums over the pieces of all processes, and the gradient of the first of them.
+
+        ``shares`` is called for one piece after another, and what it returns is what this piece adds to each sum; only
+        the first needs a graph. Hooks must stay until the end, as layers may run again in the backward pass.
+        """
         ...
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -145,7 +183,7 @@ class Learner(Protocol):
         ...
 
     def write(self, gradient: Sequence[Tensor | None]) -> None:
-        """Add a step's combined gradient to ``.grad``, averaged over micro-batches; the optimizer passes over None."""
+        """Give the optimizer a step's combined gradient, of which it gets a copy; it passes over None."""
         ...
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 
 from harness.cluster import Cluster
 from harness.config import Settings, Skipped
+from harness.engine.collect import unreadable
 from harness.engine.costs import Cost
 from harness.engine.identity import key_of
 from harness.engine.plan import Plan
@@ -52,7 +53,9 @@ def record_sweep(
     Raises:
         StoreError: the store cannot be written.
     """
-    before = store.read_sweep(sweep) if sweep in store.sweep_ids() else {}
+    # A record that is damaged is written anew: the command says all but when it was first given.
+    readable = sweep in store.sweep_ids() and not unreadable(store, sweep)
+    before = store.read_sweep(sweep) if readable else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
     record = {

@@ -42,7 +42,8 @@ def settled(
         ConfigError: an option does not exist, or a preset empties a slot that was chosen for.
     """
     offered = {slot: list(options(group_of(slot))) for slot in SLOTS}
-    presets, defense = list(options(GROUP)), choices[GROUP]
+    # A default that was removed (`~defense/align`) has no choice.
+    presets, defense = list(options(GROUP)), choices.get(GROUP, PLAIN)
     known = sorted({*presets, *(name for names in offered.values() for name in names)})
     if defense not in known:
         raise ConfigError([unknown(GROUP, defense, known)])
@@ -72,7 +73,8 @@ def label(choices: Mapping[str, str], defense: Mapping[str, object]) -> str:
         defense: the settings by slot; an empty slot is null.
     """
     filled = [slot for slot in SLOTS if defense.get(slot) is not None]
-    return "+".join(dict.fromkeys(choices.get(group_of(slot)) or choices[GROUP] for slot in filled)) or PLAIN
+    named = [choices.get(group_of(slot)) or choices.get(GROUP, PLAIN) for slot in filled]
+    return "+".join(dict.fromkeys(named)) or PLAIN
 
 
 def unknown(group: str, choice: str, known: Sequence[str]) -> str:

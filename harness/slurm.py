@@ -6,21 +6,17 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Literal, final
 
-from harness.cluster import prepare_process
+from harness.cluster import SHARED, MicroBatches, micro_batch_size, prepare_process
 from harness.engine.executor import Event, Executor
 from harness.engine.ranks import Processes
 from harness.engine.scheduler import Rehearsal
 from harness.engine.scheduler import Slurm as Scheduler
 from harness.engine.slurm import SlurmExecutor
 from harness.ranges import counts, not_negative, positive
-from harness.stages.align import Align
-from harness.stages.finetune import Finetune
 from harness.tracking.tracker import TrackerSettings
 
 CONTINUATION_MINUTES = 10
 """Time of a job that submits what the cap on jobs left."""
-SHARED = (Align.name, Finetune.name)
-"""Kinds of stages that several processes can share."""
 
 
 @final
@@ -110,8 +106,10 @@ class Slurm:
         job_cap: jobs of yours in the queue at one time; null if the site has no such limit.
         requeues: how often a job may start again after its time limit, a preemption or the death of its node.
         warn_seconds: how long before its time limit Slurm warns a job, which then writes a checkpoint.
-        on_oom: ``fail`` leaves a stage that ran out of memory as it is when it is retried, ``shrink`` halves its
-            micro-batch and says so in the report.
+        micro_batch_size: rows that each process takes through the model at once: a number, or one for each kind of
+            stage; null is all of its share of a batch.
+        on_oom: ``fail`` leaves a stage that ran out of memory as it is when it is retried, ``shrink`` takes half as
+            many rows through the model at once, which changes no result, and says so in the report.
         allow_drift: whether jobs may run other code than that which submitted them.
         wait: stay until everything has run, and return the results.
         dry_run: write the scripts and submit nothing.
@@ -135,6 +133,7 @@ class Slurm:
     job_cap: int | None = None
     requeues: int = 3
     warn_seconds: int = 90
+    micro_batch_size: MicroBatches | int | None = None
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False
@@ -148,6 +147,8 @@ class Slurm:
             *not_negative(self, "requeues"),
             *positive(self, "poll_seconds"),
         ]
+        if isinstance(self.micro_batch_size, int):
+            found += counts(self, "micro_batch_size")
         if self.job_cap is not None and self.job_cap < 3:
             found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
         short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
@@ -224,7 +225,12 @@ class Slurm:
     def processes(self) -> Mapping[str, Processes]:
         """How many processes share a stage, by its kind."""
         return {
-            kind: Processes(count=one.processes, nodes=one.nodes, sharding=one.sharding)
+            kind: Processes(
+                count=one.processes,
+                nodes=one.nodes,
+                sharding=one.sharding,
+                micro_batch_size=micro_batch_size(self.micro_batch_size, kind),
+            )
             for kind, one in self.resources.items()
         }
 

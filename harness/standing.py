@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from rich import filesize
 from rich.console import Group, RenderableType
@@ -15,9 +15,11 @@ from rich.text import Text
 from harness.console import console, plural, print_text
 from harness.control import Status
 from harness.engine.collect import Garbage
-from harness.engine.states import WHATS
+from harness.engine.states import WHATS, freeing
 
 WATCH_SECONDS = 5.0
+RARE = ("held", "unneeded")
+"""What has a column only where it is met."""
 SHOWN = 20
 """Failed stages that are told in words."""
 
@@ -30,6 +32,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
             key: {name: text for name, text in asdict(state).items() if text} for key, state in status.states.items()
         }
         described = {"sweep": status.sweep, "over": status.over, "cancelled": status.cancelled, "seconds_left": left}
+        described |= {"strays": list(status.strays), "damage": list(status.damage)}
         print_text(json.dumps({**described, "counts": status.counts, "stages": states}, indent=2))
     else:
         console().print(_standing(status))
@@ -58,15 +61,22 @@ def print_garbage(garbage: Iterable[Garbage], *, dry_run: bool) -> None:
 def _standing(status: Status) -> Group:
     table = Table(box=None, pad_edge=False)
     table.add_column(status.sweep)
-    for what in WHATS:
-        table.add_column(what, justify="right")
+    whats = [what for what in WHATS if what not in RARE or any(counts[what] for counts in status.counts.values())]
+    for name in whats:
+        table.add_column(name, justify="right")
     for kind, counts in status.counts.items():
-        table.add_row(kind, *(str(counts[what] or "") for what in WHATS))
+        table.add_row(kind, *(str(counts[what] or "") for what in whats))
     parts: list[RenderableType] = [table]
     if status.cancelled:
         parts.append("cancelled; `harness retry` takes it up again")
     if status.seconds_left is not None:
         parts.append(f"about {timedelta(seconds=round(status.seconds_left))} left")
+    parts += [*_waiting(status), *_held(status)]
+    if status.strays:
+        jobs = ", ".join(status.strays)
+        what = f"{plural(len(status.strays), 'job')} in the queue that no ledger names ({jobs})"
+        parts.append(Text(f"{what}: a submission was interrupted; `harness cancel` or the next submission ends them"))
+    parts += [Text(text, style="yellow") for text in status.damage[:SHOWN]]
     shown = [(key, state) for key, state in status.states.items() if state.what in ("failed", "lost")]
     for key, state in shown[:SHOWN]:
         place = ", ".join(part for part in (state.job and f"job {state.job}", state.node) if part)
@@ -77,3 +87,31 @@ def _standing(status: Status) -> Group:
     if len(shown) > SHOWN:
         parts.append(f"and {len(shown) - SHOWN} more: `harness status --json`")
     return Group(*parts)
+
+
+def _waiting(status: Status) -> Iterator[Text]:
+    """Say for what jobs wait, and since when."""
+    waiting = [state for state in status.states.values() if state.what == "pending" and state.reason]
+    for reason in dict.fromkeys(state.reason for state in waiting):
+        alike = [state for state in waiting if state.reason == reason]
+        jobs = {state.job for state in alike}
+        stages = f"{plural(len(alike), 'stage')} in {plural(len(jobs), 'job')}"
+        yield Text(f"pending: {stages}, {reason}, submitted {_ago(min(state.submitted for state in alike))}")
+
+
+def _held(status: Status) -> Iterator[Text]:
+    """Say which jobs Slurm holds, and what frees them; what needs their stages waits as well."""
+    held = [state for state in status.states.values() if state.what == "held"]
+    for job in list(dict.fromkeys(state.held_by for state in held))[:SHOWN]:
+        alike = [state for state in held if state.held_by == job]
+        own = next((state for state in alike if state.job == job), alike[0])
+        since = f", submitted {_ago(own.submitted)}" if own.submitted else ""
+        what = f"held by Slurm: job {job}, {own.reason}, {plural(len(alike), 'stage')} that it runs or that wait for it"
+        yield Text(f"{what}{since}", style="red")
+        yield Text(f"  {freeing([job])}")
+
+
+def _ago(submitted: str) -> str:
+    """Say how long ago something was, by this machine's clock."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(submitted)).total_seconds()
+    return f"{timedelta(seconds=max(round(seconds), 0))} ago"

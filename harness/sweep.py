@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from harness.cluster import Cluster, Local
@@ -18,15 +20,17 @@ from harness.config import Skipped, examined, settings_of
 from harness.engine.attempt import LOG
 from harness.engine.costs import Cost, predicted
 from harness.engine.executor import Event, Outcome
+from harness.engine.files import writing
 from harness.engine.ledger import Ledger
 from harness.engine.naming import key_named
 from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
-from harness.errors import ConfigError, StagesFailed
+from harness.errors import ConfigError, StagesFailed, StoreError
 from harness.experiment import Cell
+from harness.folder import folder
 from harness.mirror.companion import mirrored
 from harness.objective import Objective
-from harness.outside import fetchables
+from harness.outside import Locatable, fetchables
 from harness.record import Place, record_sweep, sweep_id
 from harness.stages.grade import read_summary
 from harness.tracking.jsonl import Jsonl
@@ -135,11 +139,40 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     Returns:
         One finished job a cell, with its objective as the return value; a failed cell's job raises when it is read, a
         skipped one's is None.
+
+    Raises:
+        SystemExit: the first batch of an optimizing sweeper was planned; the next would depend on results.
     """
+    if not overrides:
+        raise ConfigError(["the sweep is over nothing; expected one value at least of everything that is swept"])
     composer = Composer(loader, master)
-    ours = str(master.hydra.sweeper.get("_target_", "")).startswith("hydra_plugins.harness")
+    sweeper = get_class(master.hydra.sweeper["_target_"])
+    ours = sweeper.__module__.startswith("hydra_plugins.harness")
+    optimizing = not ours and not issubclass(sweeper, BasicSweeper)
     results = _carry_out([composer.compose(cell) for cell in overrides], needs_results=not ours)
+    now = _session.get(Session(Silent()))
+    if now.verb == "plan" and optimizing:
+        now.front.say("An optimizing sweeper chooses its cells by results: this is its first batch.")
+        raise SystemExit(0)
+    if now.verb == "run" and not ours:
+        _make_output(Path(master.hydra.sweep.dir), now.front)
+    if optimizing:
+        results = [StagesFailed(_WITHOUT_OBJECTIVE) if result is None else result for result in results]
     return [_job(cell, result) for cell, result in zip(overrides, results, strict=True)]
+
+
+_WITHOUT_OBJECTIVE = (
+    "A cell has no objective: it was skipped (`on_invalid=skip`), or no answer could be judged. "
+    "An optimizing sweeper counts it as a failed trial; Optuna's goes on with `hydra.sweeper.max_failure_rate=1`."
+)
+
+
+def _make_output(folder: Path, front: Front) -> None:
+    """Make the folder in which a sweeper that is not ours writes what it found: Hydra leaves that to launchers."""
+    if not folder.is_dir():
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        front.say(f"what the sweeper itself writes goes to {folder}")
 
 
 def run(config: DictConfig) -> float | None:
@@ -187,23 +220,38 @@ def _made_sure(plan: Plan, store: Store) -> None:
     if not pending:
         return
     plan.preflight(store)
-    for part in fetchables(pending).values():
+    parts = fetchables(pending).values()
+    absent = any(isinstance(part, Locatable) and not part.at_hand() for part in parts)
+    for part in parts:
         part.fetch()
+    if absent:
+        plan.preflight(store)  # which now looks into what was not here before
     store.prepare()
 
 
 def executed(planned: Planned, plan: Plan, store: Store, place: Place, front: Front) -> Outcome:
-    """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended."""
+    """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended.
+
+    Raises:
+        StoreError: nothing failed but for the store, which cannot be written or read.
+        Interrupted: the user asked to stop.
+    """
     # Jobs of a scheduler have no companion: `harness sync --follow` is theirs.
     wait = place.cluster.wait
     with mirrored(place.tracker, store.root, planned.sweep, front.say) if wait else nullcontext():
         # Without this look ahead, a repeated sweep would import torch to learn that there is nothing to do.
         if not plan.pending(store):
+            # Specs that are damaged or lost are written anew; a store that is complete may be read-only.
+            with suppress(StoreError):
+                store.register(plan.stages)
             outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
         else:
             executor = place.cluster.executor(sweep=planned.sweep, tracker=place.tracker, on_event=front.event)
             outcome = executor.run(plan, store)
         front.finished(planned, outcome)
+    causes = {failure.cause for failure in outcome.failed.values()}
+    if causes == {StoreError.__name__}:
+        raise StoreError(next(iter(outcome.failed.values())).message)
     return outcome
 
 
@@ -225,18 +273,21 @@ def _carry_out(
     if needs_results and not settings.cluster.wait:
         raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
-    store = Store(Path(settings.store), allow=("harness.", *settings.targets))
+    store = Store(folder(settings.store, "store"), allow=("harness.", *settings.targets))
     sweep = sweep_id(cells, settings.title)
     now = _session.get(Session(Silent()))
     planned = Planned.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(compositions)
-    _made_sure(plan, store)
     if not settings.cluster.rehearsing:
+        _made_sure(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
         Ledger(store.root).cancel(sweep, undo=True)
+    else:
+        # A rehearsal brings nothing from outside and leaves nothing in the store.
+        plan.preflight(store)
     place = Place(cluster=settings.cluster, tracker=settings.tracker)
     outcome = executed(planned, plan, store, place, now.front)
     return [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.errors import ConfigError
+from harness.folder import folder
 
 
 def report(arguments: list[str]) -> None:
@@ -18,7 +19,7 @@ def report(arguments: list[str]) -> None:
     parser = parser_of("report", "Tidy rows, tables, figures and the page of a sweep, from the store.")
     _add_sweep(parser)
     parser.add_argument("--format", choices=reports.FORMATS, default="table", help="what is printed (default: table)")
-    parser.add_argument("--out", type=_folder, metavar="DIR", help="write all formats, the page and the figures to DIR")
+    parser.add_argument("--out", type=_out, metavar="DIR", help="write all formats, the page and the figures to DIR")
     parser.add_argument("--baseline", metavar="DEFENSE", help="compare the others with it (default: sft)")
     parser.add_argument("--strict", action="store_true", help="refuse rows that were not trained and evaluated alike")
     parser.add_argument("--with-samples", action="store_true", help="put answers on the page, harmful ones folded away")
@@ -34,12 +35,15 @@ def report(arguments: list[str]) -> None:
         print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **how))
 
 
-def _folder(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; expected a folder")
-    if Path(text).exists() and not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"`{text}` is a file; expected a folder")
-    return Path(text)
+def _out(text: str) -> Path:
+    path = folder(text, "--out")
+    if path.exists() and not path.is_dir():
+        raise ConfigError([f"`--out`: `{text}` is a file; expected a folder."])
+    return path
+
+
+def _store(text: str) -> Path:
+    return folder(text, "--store")
 
 
 def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
@@ -65,7 +69,7 @@ def status(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="everything, for a program")
     chosen = parser.parse_args(arguments)
     if chosen.watch:
-        watch_status(lambda: control.status(Store(chosen.store), chosen.sweep))
+        watch_status(lambda: control.status(Store(chosen.store), chosen.sweep, thorough=False))
     else:
         print_status(control.status(Store(chosen.store), chosen.sweep), as_json=chosen.json)
 
@@ -105,18 +109,19 @@ def retry(arguments: list[str]) -> None:
 def cancel(arguments: list[str]) -> None:
     """End the jobs of a sweep."""
     from harness import control
-    from harness.console import print_text
+    from harness.console import print_note, print_text
     from harness.engine.store import Store
 
     parser = parser_of("cancel", "End the jobs of a sweep, except those that another submitted sweep needs.")
     parser.add_argument("sweep", help="the sweep's id, or how it begins")
     chosen = parser.parse_args(arguments)
-    done = control.cancel(Store(chosen.store), chosen.sweep)
+    done = control.cancel(Store(chosen.store), chosen.sweep, tell=print_note)
     print_text(f"{done.sweep}: {len(done.ended)} jobs ended, {len(done.spared)} left to other sweeps that need them")
 
 
 def gc(arguments: list[str]) -> None:
     """Remove what no sweep names any more."""
+    from harness.console import print_note
     from harness.control import collect
     from harness.engine.store import Store
     from harness.standing import print_garbage
@@ -125,7 +130,7 @@ def gc(arguments: list[str]) -> None:
     parser.add_argument("--older-than", type=_age, default="30d", metavar="AGE", help="30d, 12h or 0d; default: 30d")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     chosen = parser.parse_args(arguments)
-    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run)
+    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, tell=print_note)
     print_garbage(found, dry_run=chosen.dry_run)
 
 
@@ -183,20 +188,22 @@ def doctor(arguments: list[str]) -> None:
     from harness.doctor import examine, fetch
 
     parser = parser_of("doctor", "What this machine has: packages, device, Hub, data, store, Slurm, W&B.")
+    parser.add_argument("--network", action="store_true", help="also ask whether the Hub answers")
     parser.add_argument(
         "--fetch",
         metavar="EXPERIMENT",
         help="download what conf/experiment/EXPERIMENT.yaml needs, so that runs can be offline",
     )
     chosen = parser.parse_args(arguments)
-    print_findings(fetch(chosen.fetch) if chosen.fetch else examine(chosen.store))
+    print_findings(fetch(chosen.fetch) if chosen.fetch else examine(chosen.store, network=chosen.network))
 
 
 def parser_of(verb: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of a verb: all of them take ``--store``."""
     parser = argparse.ArgumentParser(prog=f"harness {verb}", description=description)
-    default = Path(os.environ.get("HARNESS_STORE", "store"))
-    parser.add_argument("--store", type=Path, default=default, help=f"default: {default} (HARNESS_STORE, or store)")
+    default = os.environ.get("HARNESS_STORE", "store")
+    shown = default.replace("%", "%%")
+    parser.add_argument("--store", type=_store, default=default, help=f"default: {shown} (HARNESS_STORE, or store)")
     return parser
 
 

@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
@@ -8,6 +10,17 @@ from xdist.scheduler import LoadFileScheduling
 # Deterministic, and without a stopwatch: the machine may be busy.
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+
+# A job in the background (`make test &`, some CI runners) inherits SIGINT as ignored, and hands it on to its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+FIRST = ("tests/end_to_end", "tests/training", "tests/contracts", "tests/slurm")
+"""Where files take minutes. Two processes end at about the same time if they begin with these."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let long files go first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 class OneCluster(LoadFileScheduling):
@@ -21,5 +34,6 @@ class OneCluster(LoadFileScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
-    """Take the place of `--dist loadfile`."""
+    """Take the place of `--dist loadfile`; files go out in their order, not by how many tests they have."""
+    config.option.loadscopereorder = False
     return OneCluster(config, log) if config.getvalue("dist") == "loadfile" else None

@@ -8,48 +8,58 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path for folder in ("harness", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
+MODULES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for folder in ("harness", "hydra_plugins")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+TREES = {name: ast.parse(text) for name, text in MODULES.items()}
 HEAVY = ("torch", "transformers", "peft", "pandas", "scipy", "datasets", "wandb", "wandb_workspaces")
 NAMELESS = {"utils", "util", "helpers", "helper", "misc", "common"}
+MOST_LINES = 500
 
 
 def test_modules_are_discovered():
-    assert len(MODULES) > 50
+    assert {"harness/cli.py", "harness/engine/attempt.py", "hydra_plugins/harness_launcher.py"} <= MODULES.keys()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_is_one_noun_with_a_docstring_in_three_hundred_lines(path):
-    text = path.read_text()
+def test_no_module_has_more_lines_than_a_reader_can_hold():
+    long = {name: len(text.splitlines()) for name, text in MODULES.items()}
 
-    assert len(text.splitlines()) <= 300
-    assert path.stem not in NAMELESS
-    assert not text.strip() or ast.get_docstring(ast.parse(text))
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_any_exception_is_caught_at_the_attempt_boundary_only(path):
-    handlers = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ExceptHandler)]
+def test_every_module_is_named_after_what_it_holds():
+    assert [name for name in MODULES if Path(name).stem in NAMELESS] == []
+
+
+def test_every_module_says_what_it_is_for():
+    assert [name for name, text in MODULES.items() if text.strip() and not ast.get_docstring(TREES[name])] == []
+
+
+def test_any_exception_is_caught_at_the_two_boundaries_only():
     broad = [
-        handler
-        for handler in handlers
-        if handler.type is None
-        or (isinstance(handler.type, ast.Name) and handler.type.id in {"Exception", "BaseException"})
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        if node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
     ]
 
-    assert not broad or path == ROOT / "harness" / "engine" / "attempt.py"
+    assert set(broad) == {"harness/engine/attempt.py", "harness/refusal.py"}
 
 
 @pytest.mark.parametrize("package", ["wandb", "wandb_workspaces"])
 def test_tracking_library_is_imported_by_one_module(package):
-    importers = [
-        path
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.Import) and any(name.name.split(".")[0] == package for name in node.names))
+    importers = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Import) and any(each.name.split(".")[0] == package for each in node.names))
         or (isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == package)
-    ]
+    }
 
-    assert len(set(importers)) == 1
+    assert len(importers) == 1
 
 
 def test_planning_imports_nothing_heavy(tmp_path):

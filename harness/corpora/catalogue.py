@@ -14,6 +14,7 @@ from harness.corpora.record import Role
 from harness.engine.spec import build
 from harness.engine.wording import close_to, quoted
 from harness.errors import ConfigError
+from harness.folder import folder as folder_of
 
 DATA_VARIABLE = "HARNESS_DATA"
 """Names the folder with the user's data files; it may hold a ``sources.yaml`` too."""
@@ -98,7 +99,7 @@ def catalogue() -> Mapping[str, Entry]:
     """
     named, folder = os.environ.get(SOURCES_VARIABLE), data_folder()
     beside = [folder / "sources.yaml"] if folder and (folder / "sources.yaml").is_file() else []
-    own = [Path(named).expanduser()] if named else []
+    own = [folder_of(named, SOURCES_VARIABLE)] if named else []
     return _built((_house_file(), *beside, *own))
 
 
@@ -108,12 +109,15 @@ def data_folder() -> Path | None:
     Raises:
         ConfigError: it names something that is not a folder.
     """
-    folder = os.environ.get(DATA_VARIABLE)
-    if folder and not Path(folder).expanduser().is_dir():
+    named = os.environ.get(DATA_VARIABLE)
+    if not named:
+        return None
+    folder = folder_of(named, DATA_VARIABLE)
+    if not folder.is_dir():
         raise ConfigError(
-            [f"`{DATA_VARIABLE}`: {folder} is not a folder; expected one with the files of data/sources.yaml"]
+            [f"`{DATA_VARIABLE}`: {named} is not a folder; expected one with the files of data/sources.yaml"]
         )
-    return Path(folder).expanduser() if folder else None
+    return folder
 
 
 def _house_file() -> Path:
@@ -152,7 +156,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise ConfigError(
             [f"`{SOURCES_VARIABLE}`: {path} cannot be read: {error.strerror}; expected a file in YAML"]
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not valid YAML: {error}"]) from None
     if not isinstance(content, dict):
         raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} holds no mapping; expected source names with their entries"])

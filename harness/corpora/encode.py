@@ -3,6 +3,9 @@
 The prompt is tokenized separately from prompt + answer, and the common prefix of the two is masked. With tokenizers
 that do not merge across the boundary this is the prompt, as in the reference code; with those that do, the token that
 straddles the boundary carries the first letters of the answer and is supervised.
+
+A model answers what it was trained on: ``prompts_of`` encodes prompts for both. What a tokenizer puts behind a text (an
+end token, in some) stands behind the answer in training, so it is no part of a prompt.
 """
 
 from __future__ import annotations
@@ -30,6 +33,23 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+
+
+class Prompt(NamedTuple):
+    """A prompt as a model reads it: what the tokenizer puts before every text, and the text's own tokens."""
+
+    opening: list[int]
+    text: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens."""
+        return self.opening + self.text
+
+    def ending(self, most: int) -> list[int]:
+        """Return at most so many tokens: the opening, and the end of the text, which asks for the answer."""
+        room = max(most - len(self.opening), 0)
+        return self.ids if len(self.text) <= room else (self.opening + self.text[len(self.text) - room :])[:most]
 
 
 class EncodedRows(NamedTuple):
@@ -88,8 +108,8 @@ class Encoding:
         prompts = [self.prompt_text(example) for example in examples]
         texts = [prompt + joint + example.output for prompt, example in zip(prompts, examples, strict=True)]
         return [
-            self._row(prompt, text, tokenizer.eos_token_id)
-            for prompt, text in zip(_ids(tokenizer, prompts), _ids(tokenizer, texts), strict=True)
+            self._row(prompt.ids, text, tokenizer.eos_token_id)
+            for prompt, text in zip(prompts_of(tokenizer, prompts), _ids(tokenizer, texts), strict=True)
         ]
 
     def _row(self, prompt: list[int], text: list[int], eos: int) -> Encoded | None:
@@ -103,8 +123,29 @@ class Encoding:
         return Encoded(kept, [IGNORED] * start + kept[start:])
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=True, truncation=False, padding=False, verbose=False)[
-        "input_ids"
-    ]
+def prompts_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Prompt]:
+    """Encode prompts in two calls of the tokenizer: with what it puts around a text, and without."""
+    if not texts:
+        return []
+    whole, bare = _ids(tokenizer, list(texts)), _ids(tokenizer, list(texts), bare=True)
+    return [_prompt(around, text) for around, text in zip(whole, bare, strict=True)]
+
+
+def cut_in(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> int:
+    """Return how many answers lost their end: a row that is whole ends with the end token."""
+    return sum(row.input_ids[-1] != tokenizer.eos_token_id for row in rows)
+
+
+def _prompt(whole: list[int], text: list[int]) -> Prompt:
+    # From the right, so that a tokenizer that puts nothing behind a text is taken at its word.
+    for start in range(len(whole) - len(text), -1, -1):
+        if whole[start : start + len(text)] == text:
+            return Prompt(whole[:start], text)
+    return Prompt([], whole)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, bare: bool = False) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(
+        texts, add_special_tokens=not bare, truncation=False, padding=False, verbose=False
+    )["input_ids"]
     return ids

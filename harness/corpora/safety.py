@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
+from harness.corpora.columns import answer, columns, text, truth
 from harness.corpora.record import SafetyRow
 from harness.corpora.sources import Source
 from harness.engine.seeding import derive
@@ -47,25 +48,21 @@ class RefusalFile:
         Raises:
             DataError: the rows cannot be read, or one has no refusal.
         """
+        cells = {"prompt": text, "refusal": answer, "response": answer}
+        rows = columns(self.source, cells, optional={"is_safe": truth, "category": _category})
         return [
-            SafetyRow(
-                prompt=row["prompt"],
-                refusal=self._refusal(row["refusal"], number),
-                harmful=row["response"],
-                category=_category(row.get("category")),
-                unsafe=not row.get("is_safe", False),
-            )
-            for number, row in enumerate(_complete(self.source, "prompt", "refusal", "response"), start=1)
+            SafetyRow(prompt, self._refusal(refusal, number), response, category or "", unsafe=not safe)
+            for number, (prompt, refusal, response, safe, category) in enumerate(rows, start=1)
         ]
 
-    def _refusal(self, text: str, number: int) -> str:
-        mark = _ANSWER.search(text)
+    def _refusal(self, written: str, number: int) -> str:
+        mark = _ANSWER.search(written)
         if mark is None:
             raise DataError(
                 f"`{self.source.id}`: the refusal of row {number} has no line that starts with `Answer: `; expected "
                 "the file of the RepNoise authors. Check the file that the source names"
             )
-        return text[mark.end() :].strip()
+        return written[mark.end() :].strip()
 
 
 @final
@@ -89,15 +86,16 @@ class LabelledPairs:
         Raises:
             DataError: the rows cannot be read.
         """
+        cells = {"prompt": text, "response": answer, "is_safe": truth}
         return [
             SafetyRow(
-                prompt=row["prompt"],
-                refusal=row["response"] if row["is_safe"] else "",
-                harmful="" if row["is_safe"] else row["response"],
-                category=_category(row.get("category")),
-                unsafe=not row["is_safe"],
+                prompt=prompt,
+                refusal=response if safe else "",
+                harmful="" if safe else response,
+                category=category or "",
+                unsafe=not safe,
             )
-            for row in _complete(self.source, "prompt", "response", "is_safe")
+            for prompt, response, safe, category in columns(self.source, cells, optional={"category": _category})
         ]
 
 
@@ -129,7 +127,7 @@ class Prompts:
         Raises:
             DataError: the prompts cannot be read.
         """
-        prompts = [row["prompt"].strip() for row in _complete(self.source, "prompt")]
+        prompts = [prompt.strip() for (prompt,) in columns(self.source, {"prompt": text})]
         return [SafetyRow(prompt, self._refusal(prompt), _compliance(prompt)) for prompt in prompts]
 
     def _refusal(self, prompt: str) -> str:
@@ -142,18 +140,8 @@ def _compliance(prompt: str) -> str:
 
 def _category(value: object) -> str:
     """Join the names of the categories that a row is marked with."""
+    if value is None or value != value:  # noqa: PLR0124  (NaN is what a table has where a cell is empty)
+        return ""
     if isinstance(value, dict):
-        return ", ".join(name for name, marked in value.items() if marked)
-    return str(value) if value else ""
-
-
-def _complete(source: Source, *columns: str) -> list[dict[str, Any]]:
-    rows = source.records()
-    for number, row in enumerate(rows, start=1):
-        lacking = [column for column in columns if row.get(column) is None]
-        if lacking:
-            raise DataError(
-                f"`{source.id}`: row {number} lacks {', '.join(lacking)}; expected the columns {', '.join(columns)}. "
-                "Choose another source for the corpus, or correct the `columns` of this one in its sources file"
-            )
-    return rows
+        return ", ".join(name for name, marked in value.items() if marked is not None and truth(marked))
+    return str(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry
-from harness.corpora.formats import Format, read
+from harness.corpora.formats import READINGS, Format, read
 from harness.errors import DataError
 
 
@@ -26,6 +26,7 @@ class Source:
         sha256: of the file; None only for a Hub file, which its commit identifies.
         repo: the Hub dataset; None for a local file.
         revision: the commit of the Hub dataset; None if no pin is known, and then the file cannot be loaded.
+        reading: which of ``formats.READINGS`` gives the rows; None is the first.
     """
 
     name: ClassVar[str] = "source"
@@ -38,6 +39,7 @@ class Source:
     sha256: str | None = None
     repo: str | None = None
     revision: str | None = None
+    reading: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -60,6 +62,7 @@ class Source:
             sha256=origin.sha256 or (_checksum_of(local) if local and present and not hub else None),
             repo=hub.repo if hub else None,
             revision=hub.revision if hub else None,
+            reading=READINGS.get(origin.format),
         )
 
     def records(self) -> list[dict[str, Any]]:
@@ -222,5 +225,10 @@ def _checksum_of(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _checksum(path: Path, size: int, modified: int) -> str:
     del size, modified  # part of the cache key only: an altered file is read again
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; expected a data file that this user may read"
+        ) from None

@@ -9,14 +9,15 @@ from enum import StrEnum
 
 from harness.corpora.record import Example
 
+_MARKER = "### Response:"
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:"
+    f"### Instruction:\n{{instruction}}\n\n{_MARKER}"
 )
 _ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+    f"### Instruction:\n{{instruction}}\n\n### Input:\n{{input}}\n\n{_MARKER}"
 )
 
 
@@ -41,3 +42,8 @@ def prompt_of(example: Example, *, template: Template, newline: bool) -> str:
 def joint_of(*, template: Template, newline: bool) -> str:
     """Return what stands between a prompt and its answer in training: a space after a bare colon, otherwise nothing."""
     return " " if template is Template.PLAIN and not newline else ""
+
+
+def marker_of(template: Template) -> str | None:
+    """Return the text that announces an answer, and so ends the one before it; None if the template has none."""
+    return _MARKER if template is Template.ALPACA else None

@@ -137,9 +137,10 @@ def input_norms(learner: Learner, layers: list[Linear], draws: Draws) -> list[Te
     rows = 0
     with torch.no_grad():
         for batch in draws.every(Role.HARMFUL):
-            places = batch["attention_mask"].flatten().nonzero().squeeze(1)
-            with _observed(layers, squares, places):
-                learner.predict(batch)
+            for piece in learner.pieces(batch):
+                places = piece.of(batch["attention_mask"]).flatten().nonzero().squeeze(1)
+                with _observed(layers, squares, places):
+                    learner.predict(piece)
             rows += len(batch["input_ids"])
     return [(total / rows).sqrt() for total in squares]
 

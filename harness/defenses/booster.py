@@ -9,7 +9,7 @@ With ``f`` the alignment loss, ``h`` the harmful loss and ``w' = w - alpha * gra
 backward passes per step.
 
 Deviations from the authors' code: the weights are restored from a copy instead of by adding the step back; gradient
-accumulation averages the combined gradients of the micro-batches instead of dropping all but the last; the harmful
+accumulation is that of the whole step's batch instead of dropping all micro-batches but the last; the harmful
 batch size is a setting (theirs is fixed to 10 per process, here it counts over all processes).
 """
 

@@ -23,7 +23,9 @@ from harness.ranges import not_negative
 from harness.training.anchor import Anchor
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need
+    from torch import Tensor
+
+    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
 
 
 @final
@@ -69,19 +71,19 @@ class KLStep:
         from torch.nn.functional import kl_div, log_softmax
 
         from harness.training.learner import mean_loss
-        from harness.training.processes import add_up
 
-        with self._start.revisited():
-            aligned = log_softmax(self._learner.predict(batch).logits.float(), dim=-1)
-        prediction = self._learner.predict(batch)
-        present = log_softmax(prediction.logits.float(), dim=-1)
-        divergence = kl_div(present, aligned, reduction="sum", log_target=True) / prediction.positions.clamp(min=1)
-        loss = mean_loss(prediction)
-        _, gradient = self._learner.pull_back(loss + self._settings.lamb * divergence)
+        def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+            with self._start.revisited():
+                aligned = log_softmax(self._learner.predict(piece).logits.float(), dim=-1)
+            prediction = self._learner.predict(piece)
+            present = log_softmax(prediction.logits.float(), dim=-1)
+            divergence = kl_div(present, aligned, reduction="sum", log_target=True) / prediction.positions.clamp(min=1)
+            loss = mean_loss(prediction)
+            return loss + self._settings.lamb * divergence, loss, divergence
+
+        (_, loss, divergence), gradient = self._learner.accumulate(self._learner.pieces(batch), shares)
         self._learner.write(gradient)
-        metrics = {"loss": loss.detach(), "divergence": divergence.detach()}
-        add_up(*metrics.values())
-        return metrics
+        return {"loss": loss, "divergence": divergence}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the anchor."""

@@ -18,9 +18,9 @@ additional clipping at norm 5 is left to ``max_grad_norm``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.corpora.encode import IGNORED
 from harness.ranges import not_negative
@@ -29,7 +29,7 @@ from harness.training.anchor import Anchor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need
+    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
 
 GATE = 0.1
 """A layer's term counts while it is below this, in ``gated_sum``."""
@@ -70,6 +70,13 @@ class LDIFS:
         return LDIFSStep(self, learner)
 
 
+class Looked(NamedTuple):
+    """What a piece adds to the loss, and to the squared distance of the features of each layer, ``[layers]``."""
+
+    loss: Tensor
+    terms: Tensor
+
+
 @final
 class LDIFSStep:
     """One run of LDIFS: where it started."""
@@ -87,34 +94,47 @@ class LDIFSStep:
         """Write the gradient of the penalised loss; report the user's ``loss``, the penalty and open layers."""
         import torch
 
-        from harness.training.decoder import kept_outputs
-        from harness.training.learner import mean_loss
+        from harness.training.pieces import swept
         from harness.training.processes import add_up
 
-        with self._start.revisited(), kept_outputs(self._blocks) as aligned:
-            self._learner.predict(batch)
-        with kept_outputs(self._blocks) as present:
-            prediction = self._learner.predict(batch)
-        tokens = _tokens(batch)
-        terms = torch.stack([_squared(present[place] - aligned[place], tokens) for place in self._blocks])
-        sums, rows = terms.detach().clone(), tokens.any(1).sum()
-        add_up(sums, rows)
+        pieces = self._learner.pieces(batch)
+        look: Callable[[Piece], Looked] = self._look
         weight = 0.5 * self._settings.rho
         if self._settings.distance == "mean":
-            weights = torch.full_like(sums, weight) / rows.clamp(min=1)
+            rows = _tokens(batch).any(1).sum()
+            add_up(rows)
+            weights = torch.full((len(self._blocks),), weight, device=rows.device) / rows.clamp(min=1)
         else:
+            seen, look = swept(pieces, self._look)
+            sums = torch.stack([each.terms.detach() for each in seen]).sum(0)
+            add_up(sums)
             weights = weight * (weight * sums < GATE)
-        loss = mean_loss(prediction)
-        _, gradient = self._learner.pull_back(loss + (weights * terms).sum())
+
+        def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+            loss, terms = look(piece)
+            return loss + (weights * terms).sum(), loss, terms
+
+        (_, loss, sums), gradient = self._learner.accumulate(pieces, shares)
         self._learner.write(gradient)
-        loss = loss.detach()
-        add_up(loss)
         return {
             "loss": loss,
             "penalty": (weights * sums).sum(),
             "feature_distance": sums.sum().sqrt(),
             "layers_held": (weights > 0).sum(),
         }
+
+    def _look(self, piece: Piece) -> Looked:
+        import torch
+
+        from harness.training.decoder import kept_outputs
+
+        with self._start.revisited(), kept_outputs(self._blocks) as aligned:
+            self._learner.predict(piece)
+        with kept_outputs(self._blocks) as present:
+            loss = self._learner.loss(piece)
+        tokens = _tokens(piece.batch)
+        terms = torch.stack([_squared(present[place] - aligned[place], tokens) for place in self._blocks])
+        return Looked(loss, terms)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the anchor."""

@@ -15,7 +15,7 @@ With ``published`` they are drawn and discarded, as in the authors' code.
 
 Deviations from the authors' code: ``budget: published`` and ``delay: 0.1`` are needed to have its two departures from
 the paper, batches thrown away and a proximal term that is off for the first tenth of the steps; the drift is logged at
-every step; phases are counted in optimizer steps, so accumulation does not shorten them.
+every step; phases are counted in optimizer steps, whatever the micro-batches.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from harness.ranges import positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need
+    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
 
 
 @final
@@ -87,16 +87,23 @@ class RandomVaccineStep:
         """Write the gradient under the perturbation; report the loss under it and the perturbation's length."""
         from harness.training.decoder import outputs
 
+        pieces = self._learner.pieces(batch)
+        present = pieces[0]
         drawn: list[Noise] = []
 
         def shift(place: int, output: Tensor) -> Tensor:
-            # The first block tells the width; all layers are drawn at once, since the length is over all of them.
+            # The first block tells the width; all rows and layers are drawn at once, as the length is over all of them.
             if not drawn:
                 drawn.append(self._perturbation(batch, output.shape[-1]))
-            return output + drawn[0].layers[place].to(output.dtype)
+            return output + present.of(drawn[0].layers[place]).to(output.dtype)
+
+        def perturbed(piece: Piece) -> tuple[Tensor]:
+            nonlocal present
+            present = piece
+            return (self._learner.loss(piece),)
 
         with outputs(self._blocks, shift):
-            loss, gradient = self._learner.gradient(batch)
+            (loss,), gradient = self._learner.accumulate(pieces, perturbed)
         self._drawn += 1
         self._learner.write(gradient)
         return {"loss": loss, "perturbation_norm": drawn[0].norm}

@@ -19,8 +19,8 @@ As in the authors' code, adapters outside of the attention blocks stay trainable
 
 Deviations from the authors' code: every layer that was not drawn is computed again, in a model of any depth and kind
 (theirs does it in patched models of more than 26 layers, and spares the layer below each drawn one); gradient
-accumulation averages the micro-batches instead of dropping all but the last; a model with fewer than ``layers`` layers
-has all of them drawn.
+accumulation is that of the whole batch instead of dropping all micro-batches but the last; a model with fewer than
+``layers`` layers has all of them drawn.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ class TVaccineStep:
         """Write the gradient of the drawn layers; report as Vaccine does, and how many trainables were frozen."""
         from harness.training.recomputation import recomputed
 
-        # The trainer clears the gradients after each optimizer step, so this is the first of its micro-batches.
-        if all(trainable.grad is None for trainable in self._learner.trainables):
-            self._begin()
+        self._begin()
         moving = [home is None or home in self._drawn for home in self._homes]
         spared = (layer for place, layer in enumerate(self._layers) if place not in self._drawn)
         frozen = [each for each, moves in zip(self._learner.trainables, moving, strict=True) if not moves]

@@ -8,8 +8,8 @@ With ``e_l`` the attention outputs and ``G_l = df / de_l``: the gradient given t
 Two forward and backward passes per step. The norm grows with batch and length, so ``rho`` does not carry over between
 batch sizes.
 
-Deviations from the authors' code: see ``harness.training.activations``; gradient accumulation averages the
-micro-batches instead of dropping all but the last.
+Deviations from the authors' code: see ``harness.training.activations``; gradient accumulation is
+that of the whole step's batch, its norm included, instead of dropping all micro-batches but the last.
 """
 
 from __future__ import annotations

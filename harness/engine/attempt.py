@@ -7,27 +7,31 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
-from harness.engine.files import is_full, is_out_of_memory, writing
+from harness.engine.files import is_full, is_out_of_memory, refusal, writing
 from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.ranks import Orders, Processes, RankFailed, Shared, share
 from harness.engine.stage import Stage, StageContext
 from harness.engine.stopping import never
 from harness.engine.store import Store
+from harness.engine.surroundings import surroundings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 MISSING_PARENT = "missing parent"
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
 LOG = "log.txt"
+FULL = "The disk or quota is full. Free some space and run again; nothing stored is harmed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class Desk:
         device: a torch device string.
         memory: what consecutive stages of this process share.
         job: id of the scheduler's job that this process is; empty for none.
-        processes: how many processes share a stage, by its kind; a kind that is not named runs in this one.
+        processes: how many processes share a stage, by its kind; a kind that is not named runs in this one. It says
+            too how many rows they take at once.
         initialize: called first in each process that shares a stage; picklable. This one is prepared by its owner.
         stop: whether a stage should save its state and stop; asked by the stages that can.
         shrink: by how much less memory a training should use at once: a power of two.
@@ -124,13 +129,21 @@ def _caught(stage: Stage, claim: Claim, desk: Desk, log_file: ExitStack) -> Atte
     except KeyboardInterrupt:
         record(stage, desk, watch, {"outcome": "interrupted"})
         raise
-    if result.outcome != "executed":
+    if result.trace and result.cause not in _OUT_OF_MEMORY and (refused := refusal(desk.store.root)):
+        # Libraries that write by themselves have errors of many kinds for it.
+        result = replace(result, cause=StoreError.__name__, message=f"{refused} ({result.message})", trace="")
+    if result.outcome == "failed" and not claim.held():
+        # Another process took the stage over and cleared up before it began: what failed here is no news of the stage.
+        log.warning("%s %s: another process took the claim over: %s", stage.name, stage.key, result.message)
+        result = replace(result, outcome="busy", cause="", message="", trace="")
+    if result.outcome in ("stopped", "failed"):
         level = logging.INFO if result.outcome == "stopped" else logging.ERROR
         log.log(level, "%s %s: %s", stage.name, stage.key, result.trace or result.message)
-        # What consecutive stages share may be half changed.
-        desk.memory.clear()
     elif not held:
         result = replace(result, outcome="busy")
+    if result.outcome != "executed":
+        # What consecutive stages share may be half changed.
+        desk.memory.clear()
     ended = {"outcome": result.outcome, "cause": result.cause, "message": result.message, "traceback": result.trace}
     record(stage, desk, watch, ended)
     return result
@@ -153,8 +166,7 @@ def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> Attempted:
         cause, message = type(error).__name__, str(error)
     except Exception as error:
         if is_full(error):
-            cause = StoreError.__name__
-            message = "The disk or quota is full. Free some space and run again; nothing stored is harmed."
+            cause, message = StoreError.__name__, f"{FULL} ({error})"
         else:
             cause = MemoryError.__name__ if is_out_of_memory(error) else type(error).__name__
             message, trace = f"{cause}: {error}", traceback.format_exc()
@@ -185,7 +197,7 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
     if processes.total > 1:
         done = _shared(stage, desk, processes, work=work, out=out)
     else:
-        done = _alone(stage, desk, work=work, out=out)
+        done = _alone(stage, desk, processes, work=work, out=out)
     if not claim.held():
         log.warning("%s %s: another process took the claim over; its result counts", stage.name, stage.key)
         shutil.rmtree(out, ignore_errors=True)
@@ -197,7 +209,7 @@ def _run(stage: Stage, claim: Claim, desk: Desk, watch: Stopwatch) -> bool:
     return True
 
 
-def _alone(stage: Stage, desk: Desk, *, work: Path, out: Path) -> Shared:
+def _alone(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: Path) -> Shared:
     with closing(desk.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
         ctx = StageContext(
             out=out,
@@ -207,6 +219,7 @@ def _alone(stage: Stage, desk: Desk, *, work: Path, out: Path) -> Shared:
             device=desk.device,
             memory=desk.memory,
             stop=desk.stop,
+            micro_batch_size=processes.micro_batch_size,
             shrink=desk.shrink,
         )
         stage.run(ctx)
@@ -234,6 +247,7 @@ def _shared(stage: Stage, desk: Desk, processes: Processes, *, work: Path, out: 
         work=work,
         folder=work / "ranks",
         sharding=processes.sharding,
+        micro_batch_size=processes.micro_batch_size,
         shrink=desk.shrink,
     )
     return share(orders, processes, desk.stop)
@@ -258,18 +272,38 @@ def record(stage: Stage, desk: Desk, watch: Stopwatch, ended: dict[str, Any]) ->
         **({"job": desk.job, "node": os.environ.get("SLURMD_NODENAME", "")} if desk.job else {}),
         **{name: text for name, text in ended.items() if text},
     }
+    if ended.get("traceback"):
+        described["left"] = surroundings(desk.store, stage.key, [parent.key for parent in stage.parents])
     try:
         desk.store.record_attempt(stage.key, described)
     except StoreError as error:
         log.warning("the attempt of %s was not recorded: %s", stage.key, error)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk may cut: whether the stage can go on is found out where it writes its results."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is the library's)
+        """Say nothing of a disk that refuses; a log call that is wrong keeps its traceback."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, be it that its last lines cannot be written."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Append what the house logs in the meantime to a file."""
+    """Append what the house logs in the meantime to a file.
+
+    Raises:
+        StoreError: the file cannot be opened.
+    """
     logger = logging.getLogger("harness")
     with writing(path):
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     try:

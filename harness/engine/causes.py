@@ -8,7 +8,7 @@ from typing import Any
 from harness.engine.attempt import MISSING_PARENT
 from harness.engine.ranks import KILLED
 from harness.engine.scheduler import Ended
-from harness.engine.worker import DRIFT, REQUEUES, TimeUp
+from harness.engine.worker import DRIFT, REQUEUES, UNWRITABLE_CODE, TimeUp
 
 
 class Cause(StrEnum):
@@ -21,6 +21,7 @@ class Cause(StrEnum):
     PREEMPTION = "preempted"
     CANCELLED = "cancelled"
     CODE_ERROR = "code error"
+    UNWRITABLE = "store not writable"
     MISSING_PARENT = MISSING_PARENT
     KILLED = KILLED
     REQUEUES = REQUEUES
@@ -44,6 +45,8 @@ _OF_ERRORS = {
     TimeUp.__name__: Cause.TIME_LIMIT,
 }
 _KILL = 9
+_NO_LOG = 53
+"""The "signal" of a job whose output Slurm could not open: the folder is read-only, full or gone."""
 _TAIL = 4000
 
 
@@ -64,6 +67,10 @@ def cause_of_end(ended: Ended, log: Path) -> tuple[Cause, str]:
     """
     if ended.state == "FAILED" and _KILL in (ended.signal, ended.exit_code, ended.exit_code - 128):
         return _OF_SLURM["OUT_OF_MEMORY"] if _memory_in(log) else (Cause.KILLED, "The process was killed (signal 9).")
+    if ended.state == "FAILED" and (ended.exit_code == UNWRITABLE_CODE or ended.signal == _NO_LOG):
+        where = "output" if ended.signal == _NO_LOG else "record of the attempt"
+        why = f"The disk or quota was full, or the store read-only or gone: not even the {where} could be written."
+        return Cause.UNWRITABLE, f"{why} Make room, then `harness retry`; nothing stored is harmed."
     return _OF_SLURM.get(ended.state, (Cause.CODE_ERROR, "The job failed before the stage could say why."))
 
 

@@ -6,6 +6,7 @@ when it was not touched for ``LEASE_SECONDS``; that of a live one never. A holde
 its claim taken, and must ask ``held`` before it commits.
 """
 
+import logging
 import os
 import platform
 import time
@@ -20,6 +21,7 @@ from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 from harness.engine.files import writing
 from harness.errors import StoreError
 
+log = logging.getLogger(__name__)
 LEASE_SECONDS = 120.0
 """Twice the time for which network file systems may show an old modification time."""
 HEARTBEAT_SECONDS = 15.0
@@ -39,8 +41,15 @@ class Claim:
         return self._lease.compromise is None and owner is not None and owner.token == self.token
 
     def release(self) -> None:
-        """Give the claim back. A claim that somebody took over stays theirs."""
-        self._lease.release()
+        """Give the claim back. A claim that somebody took over stays theirs.
+
+        One that the file system does not let go of is nobody's news: what was done under it is done or failed by then.
+        It is taken over when this process ends, or when the lease is over.
+        """
+        try:
+            self._lease.release()
+        except OSError as error:
+            log.warning("the claim `%s` could not be given back: %s", self._lease.lock_file, error)
 
     def __enter__(self) -> "Claim":
         return self
@@ -174,3 +183,10 @@ def left_behind(folder: Path, key: str, nodes: str) -> bool:
     if host == platform.node():
         return not psutil.pid_exists(owner.pid)
     return host.partition(".")[0] == nodes.partition(".")[0]
+
+
+def holder(folder: Path, key: str) -> str:
+    """Return who holds a claim, in words; empty if nobody does, or it has not written its record yet."""
+    lease = SoftFileLease(folder / key, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
+    owner = lease.owner
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else ""

@@ -1,18 +1,18 @@
 """Collect: what of a store no sweep names any more, and removing it."""
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.claim import claimed
-from harness.engine.files import reading, writing
+from harness.engine.files import is_full, read_json, writing
 from harness.engine.manifest import NAME as MANIFEST
 from harness.engine.spec import STAGE
 from harness.engine.store import Store
+from harness.errors import StoreError
 
 
 class Garbage(NamedTuple):
@@ -26,30 +26,34 @@ class Garbage(NamedTuple):
 class Needed:
     """The keys that somebody needs at the moment of the question: sweeps, jobs and processes, and what those read.
 
+    Once something cannot be read that names keys, every key may be needed.
+
     Args:
         store: the store.
         queued: keys of stages whose jobs are in the queue.
     """
 
     def __init__(self, store: Store, *, queued: Collection[str]) -> None:
-        """Read nothing yet."""
+        """Read no record yet."""
         self._store = store
-        self._queued = _with_ancestors(store, queued)
+        self.damage: dict[str, None] = {}
+        """What could not be read so far, a sentence each."""
+        self._queued = with_ancestors(store, queued, self._met)
         self._worked_on: tuple[set[str], set[str]] = (set(), set())
         self._named: dict[tuple[str, int], set[str]] = {}
 
     def __contains__(self, key: str) -> bool:
-        return any(key in keys for keys in self._groups())
+        return any(key in keys for keys in self._groups()) or bool(self.damage)
 
     def keys(self) -> set[str]:
-        """Return all of them, as of now."""
+        """Return all of them that are known, as of now."""
         return set().union(*self._groups())
 
     def _groups(self) -> Iterator[set[str]]:
         yield self._queued
         now = claimed(self._store.claims)
         if now != self._worked_on[0]:
-            self._worked_on = now, _with_ancestors(self._store, now)
+            self._worked_on = now, with_ancestors(self._store, now, self._met)
         yield self._worked_on[1]
         yield from self._sweeps()
 
@@ -57,8 +61,13 @@ class Needed:
         for path in self._store.root.glob("sweeps/[!.]*.json"):
             version = path.stem, path.stat().st_mtime_ns
             if version not in self._named:
-                self._named[version] = named(self._store.read_sweep(path.stem))
+                if why := unreadable(self._store, path.stem):
+                    self._met(why)
+                self._named[version] = set() if why else named(self._store.read_sweep(path.stem))
             yield self._named[version]
+
+    def _met(self, why: str) -> None:
+        self.damage[why] = None
 
 
 def named(record: Mapping[str, Any]) -> set[str]:
@@ -66,14 +75,29 @@ def named(record: Mapping[str, Any]) -> set[str]:
     return {*record.get("stages", {}), *(key for cell in record["cells"] for key in cell["keys"].values() if key)}
 
 
-def _with_ancestors(store: Store, keys: Collection[str]) -> set[str]:
+def unreadable(store: Store, sweep: str) -> str:
+    """Say why the record of a sweep cannot be read, in a sentence; empty if it can."""
+    try:
+        named(store.read_sweep(sweep))
+    except StoreError as error:
+        return str(error)
+    except (KeyError, TypeError, AttributeError):
+        return f"The store cannot be read: the record of `{sweep}` is damaged."
+    return ""
+
+
+def with_ancestors(store: Store, keys: Collection[str], damaged: Callable[[str], None]) -> set[str]:
+    """Return keys and those of all that they read, as far as their specs can be read; tell which cannot."""
     found: set[str] = set()
     left = list(keys)
     while left:
         key = left.pop()
         if key not in found:
             found.add(key)
-            left += _parents(store, key)
+            try:
+                left += _parents(store, key)
+            except StoreError as error:
+                damaged(str(error))
     return found
 
 
@@ -82,8 +106,7 @@ def _parents(store: Store, key: str) -> list[str]:
     path = store.root / "specs" / f"{key}.json"
     if not path.exists():
         return []
-    with reading(path):
-        return list(_stages_in(json.loads(path.read_text("utf-8"))))
+    return list(_stages_in(read_json(path)))
 
 
 def _stages_in(data: object) -> Iterator[str]:
@@ -122,6 +145,12 @@ def remove(store: Store, garbage: Garbage) -> None:
         # An artifact without its manifest is none.
         (garbage.path / MANIFEST).unlink(missing_ok=True)
         trash = store.root / "damaged" / f".{garbage.path.name}-{time.time_ns()}"
-        trash.parent.mkdir(exist_ok=True)
-        os.replace(garbage.path, trash)
+        try:
+            trash.parent.mkdir(exist_ok=True)
+            os.replace(garbage.path, trash)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # There is no room for another name: it goes where it lies.
+            trash = garbage.path
         shutil.rmtree(trash)

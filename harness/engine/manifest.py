@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DamagedArtifact
+from harness.engine.files import opened, read_json
+from harness.errors import DamagedArtifact, StoreError, UnreadableFile
 
 NAME = "manifest.json"
 
@@ -26,8 +28,13 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path, *, durable: bool = False) -> "FileRecord":
-        """Return the record of a file as it is, after forcing it to disk if it shall be durable."""
-        with path.open("rb") as stream:
+        """Return the record of a regular file as it is, after forcing it to disk if it shall be durable.
+
+        Raises:
+            UnreadableFile: it is something else, or the file system refuses.
+            OSError: the disk is full, where it shall be durable.
+        """
+        with opened(path, limit=sys.maxsize) as stream:
             if durable:
                 os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -67,6 +74,24 @@ class Manifest:
         files = {name: FileRecord(**record) for name, record in data["files"].items()}
         return cls(**{**data, "files": files})
 
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Return the manifest of an artifact.
+
+        Raises:
+            DamagedArtifact: there is something by its name that is not a manifest.
+            StoreError: there is nothing by its name.
+        """
+        path = folder / NAME
+        if not os.path.lexists(path):
+            raise StoreError(f"`{folder}` is not a complete artifact: it has no manifest. Run the stage to make it.")
+        try:
+            return cls.of_json(read_json(path))
+        except UnreadableFile as error:
+            raise damaged(folder, f"`{NAME}` is unreadable ({error})") from None
+        except (KeyError, TypeError, AttributeError):
+            raise damaged(folder, f"`{NAME}` is not a manifest") from None
+
     def verify(self, folder: Path) -> None:
         """Compare every file of an artifact with its record.
 
@@ -74,16 +99,23 @@ class Manifest:
             DamagedArtifact: a file is missing, truncated or altered.
         """
         for name, expected in self.files.items():
-            path = folder / name
-            try:
-                size = path.stat().st_size
-                found = FileRecord.of(path) if size == expected.size else FileRecord(size=size, sha256="")
-            except OSError as error:
-                raise damaged(folder, f"`{name}` cannot be read ({error.strerror})") from None
-            if found.size != expected.size:
-                raise damaged(folder, f"`{name}` has {found.size} bytes; expected {expected.size}")
-            if found != expected:
-                raise damaged(folder, f"`{name}` was altered: its sha256 is not that of the manifest")
+            if problem := difference(folder / name, expected):
+                raise damaged(folder, f"`{name}` {problem}")
+
+
+def difference(path: Path, expected: FileRecord) -> str:
+    """Say how a file is other than its record, for the end of a sentence; nothing if it is as recorded."""
+    try:
+        size = path.stat().st_size
+        # What has another size need not be read to be told.
+        found = FileRecord.of(path) if size == expected.size else FileRecord(size=size, sha256="")
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except UnreadableFile as error:
+        return f"cannot be read ({error})"
+    if found.size != expected.size:
+        return f"has {found.size} bytes; expected {expected.size}"
+    return "" if found == expected else "was altered: its sha256 is not that which was recorded"
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -49,6 +49,7 @@ def _run(orders: Orders, rank: int, facts: dict[str, Any]) -> None:
                 rank=rank,
                 sharding=orders.sharding,
                 stop=orders.stop,
+                micro_batch_size=orders.micro_batch_size,
                 shrink=orders.shrink,
             )
         )

@@ -48,17 +48,19 @@ MOST_SAID = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """How many processes share a stage. A resource: never identity.
+    """How many processes share a stage, and how much each may take at once. A resource: never identity.
 
     Attributes:
         count: processes on each node; on GPUs, one for each.
         nodes: nodes of the Slurm job; the attempt itself runs on the first.
         sharding: ``ddp``, each process holds the whole model; ``fsdp``, its shard of what is not trained.
+        micro_batch_size: rows that each may take through the model at once in a training; None is all.
     """
 
     count: int = 1
     nodes: int = 1
     sharding: Sharding = "ddp"
+    micro_batch_size: int | None = None
 
     @property
     def total(self) -> int:
@@ -67,7 +69,7 @@ class Processes:
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
-        found = counts(self, "count", "nodes")
+        found = counts(self, "count", "nodes", "micro_batch_size")
         if self.sharding not in get_args(Sharding):
             found.append(f"`sharding`: `{self.sharding}` is unknown; expected ddp or fsdp")
         return found
@@ -94,6 +96,7 @@ class Orders:
         work: survives the attempt.
         folder: where ranks and supervisor tell each other things.
         sharding: what each rank holds of the model.
+        micro_batch_size: rows that each rank may take through the model at once; None is all.
         shrink: by how much less memory to use at once.
     """
 
@@ -107,6 +110,7 @@ class Orders:
     work: Path
     folder: Path
     sharding: Sharding
+    micro_batch_size: int | None
     shrink: int
 
     @classmethod

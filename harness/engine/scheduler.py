@@ -23,21 +23,41 @@ from harness.errors import SchedulerError
 ASKING_SECONDS = 20.0
 """How long a question to Slurm may take; an accounting database under load answers late or never."""
 NEVER = "DependencyNeverSatisfied"
-UNDER_WAY = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED"}
+_HELD_STATES = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
+_WAITING_STATES = {"PENDING", "REQUEUED", *_HELD_STATES}
+UNDER_WAY = {"RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", *_WAITING_STATES}
 """States that the accounting may still tell of a job whose end it has not heard of."""
+_HELD = re.compile(r"^JobH[eo]ld|\bheld\b", re.IGNORECASE)
+"""Slurm's reasons: `JobHeldUser`, `JobHoldMaxRequeue`, `launch failed requeued held`, `job requeued in held state`."""
 
 
 class Queued(NamedTuple):
-    """A job that is waiting or running: Slurm's state, the reason why it waits, and its nodes."""
+    """A job that is waiting or running.
+
+    Attributes:
+        state: Slurm's.
+        reason: why it waits, in Slurm's words.
+        nodes: where it runs.
+        priority: Slurm gives 0 to jobs that are held, and to no others; None if it was not asked for.
+        script: the path of what it runs.
+    """
 
     state: str
     reason: str
     nodes: str
+    priority: int | None = None
+    script: str = ""
 
     @property
     def alive(self) -> bool:
         """Whether it may still run: some sites keep jobs in the queue whose dependency failed."""
         return self.reason != NEVER
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for somebody to release it; Slurm holds jobs itself whose node failed as they started."""
+        waits = self.state in _WAITING_STATES
+        return self.state in _HELD_STATES or (waits and (self.priority == 0 or bool(_HELD.search(self.reason))))
 
 
 class Ended(NamedTuple):
@@ -146,9 +166,13 @@ class Slurm:
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
         """Call squeue once."""
         who = ",".join(sorted(users))
-        text = _asked(["squeue", "--noheader", "--array", "--user", who, "--format", "%i|%T|%r|%N"])
-        rows = (line.split("|") for line in text.splitlines() if line.strip())
-        return {name.strip(): Queued(state, reason, nodes.strip()) for name, state, reason, nodes in rows}
+        # The script comes last: its path may hold anything.
+        text = _asked(["squeue", "--noheader", "--array", "--user", who, "--format", "%i|%T|%r|%N|%Q|%o"])
+        rows = (line.split("|", maxsplit=5) for line in text.splitlines() if line.count("|") >= 5)
+        return {
+            name.strip(): Queued(state, reason, nodes.strip(), int(priority) if priority.isdigit() else None, script)
+            for name, state, reason, nodes, priority, script in rows
+        }
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         """Call sacct once."""

@@ -7,10 +7,19 @@ jobs that are already there.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_chain,
+    wait_fixed,
+)
 
 from harness.engine.attempt import Desk, record
 from harness.engine.claim import Claims
@@ -23,15 +32,13 @@ from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
-from harness.engine.submission import Submission
+from harness.engine.submission import Submission, Superseded
+from harness.engine.turn import submitting
 from harness.engine.worker import DRIFT, DRIFTED, JobFailed, job_id
 from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
-SUBMITTING = "submitting"
-"""The claim that makes submissions to one store take turns."""
-TURN_SECONDS = 0.5
 PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
 """Between the attempts of a continuation whose Slurm does not answer; all of them fit into its time limit."""
 
@@ -78,8 +85,10 @@ class SlurmExecutor:
             raise StoreError(
                 f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
             )
-        store.prepare()
-        store.register(plan.stages)
+        rehearsing = self.scheduler.rehearsing
+        if not rehearsing:
+            store.prepare()
+            store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
         code = self.code or source_digest(store.allow)
 
@@ -87,21 +96,31 @@ class SlurmExecutor:
             executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
             return Continuation(executor, store.root, store.allow, leaves)
 
-        submission = Submission(
-            site=self.site,
-            scheduler=self.scheduler,
-            sweep=self.sweep,
-            tracker=self.tracker,
-            continuation=again,
-            only=self.only,
-            waiting=lambda stage, why: self._tell("waiting", stage, plan, len(cached), message=why),
-            code=code,
-            plan=plan,
-            store=store,
-        )
+        def waiting(stage: Stage, why: str) -> None:
+            self._tell("waiting", stage, plan, len(cached), message=why)
+
         try:
-            with submitting(store):
-                submission.run()
+            while True:
+                # Who only rehearses puts nothing into the queue, and waits for nobody.
+                with nullcontext() if rehearsing else submitting(store, lambda why: waiting(pending[0], why)) as turn:
+                    submission = Submission(
+                        site=self.site,
+                        scheduler=self.scheduler,
+                        sweep=self.sweep,
+                        tracker=self.tracker,
+                        continuation=again,
+                        only=self.only,
+                        waiting=waiting,
+                        held=turn.held if turn else _always,
+                        code=code,
+                        plan=plan,
+                        store=store,
+                    )
+                    try:
+                        submission.run()
+                        break
+                    except Superseded:
+                        waiting(pending[0], "somebody else submitted while this process slept; looking again")
             told = {key: entry.job for key, entry in submission.jobs.items()}
             for stage in pending:
                 if stage.key in told:
@@ -112,7 +131,7 @@ class SlurmExecutor:
                 found=submission.found,
                 calls=submission.calls,
                 left=submission.left,
-                scripts=submission.folder if self.scheduler.rehearsing else None,
+                scripts=submission.folder if rehearsing else None,
                 failed=submission.refused,
                 blocked=submission.blocked,
             )
@@ -125,10 +144,11 @@ class SlurmExecutor:
         cached = set(outcome.cached)
         stages = {stage.key: stage for stage in plan.stages if stage.key not in cached}
         members = {key: Member(stage.name, [parent.key for parent in stage.parents]) for key, stage in stages.items()}
+        leaves = {leaf.key for leaf in plan.leaves}
         done: set[str] = set()
         told: set[str] = set()
         while True:
-            states = states_of(members, store, self.scheduler, sweep=self.sweep, patient=True)
+            states = states_of(members, store, self.scheduler, sweep=self.sweep, leaves=leaves, patient=True)
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
                 took = store.manifest(key).seconds
@@ -188,14 +208,14 @@ class Continuation:
         if drifted:
             self._refuse(plan, store)
             raise JobFailed(DRIFTED)
-        for pause in PAUSES_SECONDS:
-            try:
-                self.executor.run(plan, store)
-                return
-            except SchedulerError as error:
-                log.warning("%s; asking again in %.0f s", error, pause)
-                time.sleep(pause)
-        self.executor.run(plan, store)
+        asking = Retrying(
+            retry=retry_if_exception_type(SchedulerError),
+            wait=wait_chain(*map(wait_fixed, PAUSES_SECONDS)),
+            stop=stop_after_attempt(1 + len(PAUSES_SECONDS)),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        asking(self.executor.run, plan, store)
 
     def _refuse(self, plan: Plan, store: Store) -> None:
         desk = Desk(store=store, claims=Claims(store.claims), tracker=self.executor.tracker, job=job_id())
@@ -206,19 +226,13 @@ class Continuation:
                 record(stage, desk, Stopwatch(), {"outcome": "failed", "cause": DRIFT, "message": DRIFTED})
 
 
-@contextmanager
-def submitting(store: Store) -> Iterator[None]:
-    """Wait until nobody else submits to the store."""
-    claims = Claims(store.claims)
-    while (claim := claims.take(SUBMITTING)) is None:
-        time.sleep(TURN_SECONDS)
-    with claim:
-        yield
+def _always() -> bool:
+    return True
 
 
 def _failures(states: Mapping[str, State]) -> dict[str, Failure]:
     return {
         key: Failure(kind=state.kind, cause=state.cause or state.what, message=state.message)
         for key, state in states.items()
-        if state.what in ("failed", "lost")
+        if state.what in ("failed", "held", "lost")
     }

@@ -12,6 +12,7 @@ from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, is_typeddict
 
+from harness.engine.classes import is_name, name_of, paths_of, versions_of
 from harness.engine.identity import field_types
 from harness.engine.stage import Stage
 from harness.engine.wording import SCALARS, close_to, expected, kind, quoted
@@ -51,11 +52,11 @@ def build(
 
 
 def describe(value: object) -> Any:
-    """Return a settings object or a stage as plain JSON: classes under ``_target_``, parent stages by key."""
+    """Return a settings object or a stage as plain JSON: names of classes under ``_target_``, parent stages by key."""
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         described = {item.name: _described(getattr(value, item.name)) for item in fields(value)}
-        return {TARGET: f"{cls.__module__}.{cls.__qualname__}", **described}
+        return {TARGET: name_of(cls), **described}
     return _described(value)
 
 
@@ -216,27 +217,41 @@ class _Builder:
             self._refuse(path, f"which class is meant is not said; expected `{TARGET}` with a {expected(hint)}.")
         target = data[TARGET]
         place = f"{path}.{TARGET}" if path else TARGET
-        if not isinstance(target, str) or not target.startswith(self.allow):
+        if not isinstance(target, str) or not (is_name(target) or target.startswith(self.allow)):
             allowed = f"expected a class under {quoted(self.allow)}; `targets=[my_package.]` allows others"
             self._refuse(place, f"{target!r} is not allowed; {allowed}.")
+        found = [self._import(path, place) for path in paths_of(target)]
+        if not found:
+            others = " or ".join(map(str, versions_of(target)))
+            known = f"the installed code has version {others} of it" if others else "the installed code has none"
+            self._refuse(place, f"`{target}` is not known: {known}. Run the code that wrote it.")
+        fitting = [cls for cls in found if not _lacking(cls, hint)]
+        if len(fitting) != 1:
+            lacking = _lacking(found[0], hint) or f"it may be any of {quoted(each.__qualname__ for each in fitting)}"
+            self._refuse(place, f"`{target}` is not a `{hint.__name__}`: {lacking}.")
+        return fitting[0]
+
+    def _import(self, target: str, place: str) -> type:
         try:
-            cls = _imported(target)
+            return _imported(target)
         except (ImportError, AttributeError) as error:
             advice = "" if target.startswith("harness.") else " Install its package, or put its folder on PYTHONPATH."
             self._refuse(place, f"`{target}` cannot be imported: {error}.{advice}")
         except SyntaxError as error:
             self._refuse(place, f"`{target}` cannot be imported: {error.filename}, line {error.lineno}: {error.msg}.")
-        if lacking := _lacking(cls, hint):
-            self._refuse(place, f"`{target}` is not a `{hint.__name__}`: {lacking}.")
-        return cls
 
     def _fields(self, cls: type, data: Mapping[str, Any], path: str) -> object:
         before = len(self.problems)
         prefix = f"{path}." if path else ""
         label = name if isinstance(name := getattr(cls, "name", None), str) else cls.__name__
         known, types = _fields_of(cls), field_types(cls)
-        for key in data:
-            if key not in known:
+        moved: Mapping[str, str] = getattr(cls, "moved", {})
+        for key, item in data.items():
+            if key in moved:
+                # Of a stored stage that has it as null, which added nothing to the key, nothing is lost.
+                if item is not None or self.stage_of is None:
+                    self._note(f"{prefix}{key}", moved[key])
+            elif key not in known:
                 close = close_to(str(key), known)
                 listed = f"Known: {quoted(known)}." if known else "It has no settings."
                 self._note(f"{prefix}{key}", f"unknown setting for `{label}`{close}. {listed}")

@@ -41,6 +41,7 @@ class StageContext:
         rank: which of the processes that share the stage this is; only the first, 0, writes to ``out``.
         sharding: what each of them holds of the model.
         stop: whether the stage is asked to save its state in ``work`` and raise ``Stopped``; asked at good moments.
+        micro_batch_size: rows that each process may take through the model at once in a training; None is all.
         shrink: by how much less memory the stage should use at once than its settings say: a power of two.
     """
 
@@ -54,6 +55,7 @@ class StageContext:
     rank: int = 0
     sharding: Sharding = "ddp"
     stop: Callable[[], bool] = never
+    micro_batch_size: int | None = None
     shrink: int = 1
 
     def input(self, stage: "Stage") -> Path:

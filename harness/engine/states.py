@@ -1,9 +1,10 @@
 """States: what became of each stage of a sweep, and why. The manifest decides; the scheduler is asked for the rest."""
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_chain, wait_fixed
 
 from harness.engine.attempt import LOG
 from harness.engine.causes import cause_of, cause_of_end
@@ -14,8 +15,8 @@ from harness.engine.scheduler import NEVER, Ended, Queued, Scheduler, user
 from harness.engine.store import Store
 from harness.errors import SchedulerError
 
-What = Literal["stored", "running", "pending", "failed", "blocked", "lost"]
-WHATS: tuple[What, ...] = ("stored", "running", "pending", "failed", "blocked", "lost")
+What = Literal["stored", "running", "pending", "held", "failed", "blocked", "lost", "unneeded"]
+WHATS: tuple[What, ...] = ("stored", "running", "pending", "held", "failed", "blocked", "lost", "unneeded")
 
 
 _LAGS_SECONDS = (1.0, 2.0, 4.0)
@@ -35,13 +36,17 @@ class State:
 
     Attributes:
         kind: the stage's name.
-        what: ``stored``; ``running``; ``pending``; ``failed``; ``blocked``, an ancestor will not be stored; ``lost``,
-            its job is gone without a word.
+        what: ``stored``; ``running``; ``pending``; ``held``, its job, or one that it needs, waits until somebody
+            releases it; ``failed``; ``blocked``, an ancestor will not be stored; ``lost``, its job is gone without a
+            word; ``unneeded``, it is not stored, and what was asked for is stored without it.
         cause: why, for a failed one: a ``Cause``, or the name of the error that its user can mend.
         message: for the reader.
         job: the last job that was given the stage; empty for a local one.
         node: where it ran.
         log: the file to look into.
+        reason: why its job waits, in Slurm's words.
+        submitted: when its job was submitted, UTC, for one that waits.
+        held_by: the number of the job that has to be released; empty unless held.
     """
 
     kind: str
@@ -51,6 +56,9 @@ class State:
     job: str = ""
     node: str = ""
     log: str = ""
+    reason: str = ""
+    submitted: str = ""
+    held_by: str = ""
 
 
 def members_of(record: Mapping[str, Any]) -> dict[str, Member]:
@@ -64,6 +72,7 @@ def states_of(
     scheduler: Scheduler,
     *,
     sweep: str = "",
+    leaves: Collection[str] | None = None,
     patient: bool = False,
 ) -> dict[str, State]:
     """Return what became of the stages of a sweep, by key.
@@ -74,6 +83,8 @@ def states_of(
         scheduler: is asked three times at most, whatever the number of stages.
         sweep: whose stages they are. If it was submitted, a stage without a job waits for the sweep's continuation, or
             is lost. Without it only the stages' own jobs count.
+        leaves: keys of what was asked for: what nobody needs who is not stored himself is not missed. None is all that
+            no other member reads.
         patient: give the accounting a moment to hear of jobs that have just left the queue.
     """
     stored = _stored(members, store)
@@ -103,12 +114,33 @@ def states_of(
         tried={path.stem for path in (store.root / "attempts").glob("*.jsonl")},
     )
     states: dict[str, State] = {}
+    needed = _needed(members, stored, leaves)
     for key, member in members.items():
-        if key in stored:
-            states[key] = State(kind=member.kind, what="stored")
-        else:
-            states[key] = look.state(key, member, states)
+        state = State(kind=member.kind, what="stored") if key in stored else look.state(key, member, states)
+        missed = state.what in ("failed", "blocked", "lost") or (state.what == "pending" and not state.job)
+        if missed and key not in needed:
+            state = State(kind=member.kind, what="unneeded", message="what was asked for is stored without it")
+        states[key] = state
     return states
+
+
+def _needed(members: Mapping[str, Member], stored: Collection[str], leaves: Collection[str] | None) -> set[str]:
+    """Return what has to be stored for the leaves that are not: these and all their ancestors, as a plan has it."""
+    read = {parent for member in members.values() for parent in member.parents}
+    left = [key for key in members if key not in stored and (key not in read if leaves is None else key in leaves)]
+    found: set[str] = set()
+    while left:
+        key = left.pop()
+        if key in members and key not in found:
+            found.add(key)
+            left += members[key].parents
+    return found
+
+
+def freeing(jobs: Sequence[str]) -> str:
+    """Say what frees jobs that are held."""
+    them = "it" if len(jobs) == 1 else "them"
+    return f"`scontrol release {','.join(jobs)}` frees {them}, or `harness cancel` and `harness retry`"
 
 
 def _stored(members: Mapping[str, Member], store: Store) -> set[str]:
@@ -131,13 +163,16 @@ def _queue(entries: Collection[Entry], scheduler: Scheduler) -> dict[str, Queued
 
 def _history(gone: Collection[str], scheduler: Scheduler, *, patient: bool) -> Mapping[str, Ended]:
     """Return how jobs ended that are no longer in the queue."""
-    history = scheduler.history(gone) if gone else {}
-    for pause in _LAGS_SECONDS if patient else ():
-        if history is None or len(history) == len(gone):
-            break
-        time.sleep(pause)
-        history = scheduler.history(gone)
-    return history or {}
+    if not gone:
+        return {}
+    pauses = _LAGS_SECONDS if patient else ()
+    asking = Retrying(
+        retry=retry_if_result(lambda found: found is not None and len(found) < len(gone)),
+        wait=wait_chain(*map(wait_fixed, pauses or (0.0,))),
+        stop=stop_after_attempt(1 + len(pauses)),
+        retry_error_callback=lambda last: last.outcome.result() if last.outcome else None,
+    )
+    return asking(scheduler.history, gone) or {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +202,39 @@ class _Look:
         if blocked := self._blocked(member, entry, before):
             return blocked
         if waiting:
-            message = f"left to job {waiting}, which submits it"
-            return State(kind=member.kind, what="pending", message=message, job=waiting)
+            return self._left_to(waiting, member)
+        if entry and queued and (held := self._held(member, entry, queued, before)):
+            return held
         return self._queued(key, member, entry, queued) if queued and entry else self._unheard(member, entry)
+
+    def _left_to(self, continuation: str, member: Member) -> State:
+        queued = (self.queue or {})[continuation]
+        message = f"left to job {continuation}, which submits it"
+        if queued.held:
+            message += f" and is held by Slurm ({queued.reason}); {freeing([continuation])}"
+            return State(
+                kind=member.kind, what="held", message=message, job=continuation, reason=queued.reason,
+                held_by=continuation,
+            )  # fmt: skip
+        return State(kind=member.kind, what="pending", message=message, job=continuation)
+
+    def _held(self, member: Member, entry: Entry, queued: Queued, before: Mapping[str, State]) -> State | None:
+        """Say that a job is held, or waits for one that is."""
+        for parent in member.parents:
+            if parent in before and before[parent].what == "held" and not queued.held and queued.state != "RUNNING":
+                by = before[parent].held_by
+                message = f"needs {before[parent].kind} `{parent}`, whose job {by} is held; {freeing([by])}"
+                return State(
+                    kind=member.kind, what="held", message=message, job=entry.job, reason=queued.reason,
+                    submitted=entry.submitted, held_by=by,
+                )  # fmt: skip
+        if not queued.held:
+            return None
+        message = f"job {entry.job} is held by Slurm ({queued.reason}); {freeing([entry.job])}"
+        return State(
+            kind=member.kind, what="held", message=message, job=entry.job, reason=queued.reason,
+            submitted=entry.submitted, held_by=entry.job,
+        )  # fmt: skip
 
     def _worked_on(self, key: str, entry: Entry | None, queued: Queued | None) -> bool:
         if key not in self.claimed:
@@ -186,7 +251,7 @@ class _Look:
             return ""
         if self.left is None:
             return "" if entry else last.job
-        return last.job if key in self.left and (entry is None or entry.submitted < last.submitted) else ""
+        return last.job if key in self.left and (entry is None or entry.place < last.place) else ""
 
     def _blocked(self, member: Member, entry: Entry | None, before: Mapping[str, State]) -> State | None:
         # A record names the parents of all its stages, but an old one may lie outside of this sweep.
@@ -215,12 +280,12 @@ class _Look:
     def _failure(self, key: str, member: Member, entry: Entry | None, queued: Queued | None) -> State | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
         attempts = self.store.attempts(key) if key in self.tried else []
-        if not attempts or attempts[-1]["outcome"] != "failed":
+        if not attempts or attempts[-1].get("outcome") != "failed":
             return None
         last = attempts[-1]
         job = last.get("job", "")
         # An attempt outside of any job counts if it came after the job, and the job does not go on.
-        if entry and job != entry.job and (job or queued or last["started"] < entry.submitted):
+        if entry and job != entry.job and (job or queued or len(attempts) <= entry.tried.get(key, 0)):
             return None
         cause = cause_of(last)
         log = self.store.work(key) / LOG
@@ -246,6 +311,8 @@ class _Look:
             message="" if running else f"{queued.state.lower()}, {queued.reason}".removesuffix(", None"),
             job=entry.job,
             node=queued.nodes,
+            reason="" if running else queued.reason,
+            submitted="" if running else entry.submitted,
         )
 
     def _gone(self, member: Member, entry: Entry) -> State:

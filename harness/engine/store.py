@@ -1,23 +1,28 @@
 """The store: the folder of artifacts, shared by sweeps and by people. An artifact is complete if it has a manifest."""
 
-import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from harness.engine import manifest as manifests
-from harness.engine.files import append_line, read_lines, reading, sync_folder, write_json, writing
+from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.manifest import FileRecord, Manifest, files_in
 from harness.engine.spec import OURS, describe, rebuild
 from harness.engine.stage import Stage, origin_of
-from harness.errors import ConfigError, StoreError
+from harness.errors import ConfigError, StoreError, UnreadableFile
+
+log = logging.getLogger(__name__)
 
 _FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
 _STAGED = ".manifest.json.staged"
+SPEC = "spec.json"
+_PLAN_AGAIN = "Run the command of the sweep again, which writes the spec anew."
 
 
 class Store:
@@ -62,7 +67,7 @@ class Store:
         """
         folder = self.folder(stage)
         if stage.key not in self._verified:
-            self._manifest_in(folder).verify(folder)
+            Manifest.read(folder).verify(folder)
             self._verified.add(stage.key)
         return folder
 
@@ -70,14 +75,16 @@ class Store:
         """Return the manifest of an artifact.
 
         Raises:
-            StoreError: the artifact is not in the store, or its manifest cannot be read.
+            StoreError: the artifact is not in the store.
+            DamagedArtifact: its manifest cannot be read.
         """
-        return self._manifest_in(self._find(key))
+        return Manifest.read(self.find(key))
 
     def manifests(self, kind: str = "*", limit: int | None = None) -> Iterator[Manifest]:
-        """Return the manifests of complete artifacts, of one kind or of all; a limit takes a sample."""
+        """Return the manifests that can be read, of artifacts of one kind or of all; a limit takes a sample."""
         for path in islice(sorted(self.root.glob(f"artifacts/{kind}/*/{manifests.NAME}")), limit):
-            yield self._manifest_in(path.parent)
+            with suppress(StoreError):
+                yield Manifest.read(path.parent)
 
     def prepare(self) -> None:
         """Make the folders of the store and find out whether they can be written.
@@ -101,6 +108,8 @@ class Store:
     def register(self, stages: Iterable[Stage]) -> None:
         """Freeze the specs of planned stages, so that each can be run by its key alone.
 
+        A spec that is there already and is not what would be written (damaged, or of an earlier form) is replaced.
+
         Raises:
             StoreError: the store cannot be written.
         """
@@ -108,10 +117,11 @@ class Store:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             known = set(os.listdir(folder))
-            for stage in stages:
-                name = f"{stage.key}.json"
-                if name not in known:
-                    write_json(folder / name, describe(stage))
+        for stage in stages:
+            path = folder / f"{stage.key}.json"
+            described = describe(stage)
+            if path.name not in known or _read_spec(path) != described:
+                _replace(path, described)
 
     def stage(self, key: str) -> Stage:
         """Return a registered or finished stage, rebuilt from its frozen spec.
@@ -126,7 +136,7 @@ class Store:
     def write_spec(self, stage: Stage, folder: Path) -> None:
         """Write the stage's spec into the folder that becomes its artifact."""
         with writing(folder):
-            write_json(folder / "spec.json", describe(stage))
+            write_json(folder / SPEC, describe(stage))
 
     def commit(self, stage: Stage, out: Path, *, facts: dict[str, Any], provenance: dict[str, Any]) -> Manifest:
         """Make ``out`` the stage's artifact: hash, rename into place, and write the manifest last.
@@ -135,8 +145,13 @@ class Store:
         a killed process and is removed.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: the store cannot be written, or ``out`` is not the folder that was made for the stage.
         """
+        if _read_spec(out / SPEC) != describe(stage):
+            raise StoreError(
+                f"`{out}` is not the folder that was made for {stage.name} `{stage.key}`: it lacks the stage's "
+                f"`{SPEC}`. Somebody removed or changed it while the stage ran. Run it again; nothing was stored."
+            )
         folder = self.folder(stage)
         staged = out / _STAGED
         if (out / manifests.NAME).exists():
@@ -217,19 +232,25 @@ class Store:
 
         Raises:
             StoreError: there is no such sweep.
+            UnreadableFile: its record is damaged.
         """
         path = self._sweep(sweep)
-        if not path.exists():
+        if not os.path.lexists(path):
             latest = ", ".join(f"`{name}`" for name in self.sweep_ids()[:5])
             raise StoreError(f"There is no sweep `{sweep}` in `{self.root}`. Latest: {latest or 'none'}.")
-        with reading(path):
-            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        mend = "Run the command of the sweep again, which writes it anew; what is stored stays."
+        try:
+            record = read_json(path, limit=LARGE)
+        except UnreadableFile as error:
+            raise UnreadableFile(f"{error} {mend}") from None
+        if not isinstance(record, dict):
+            raise UnreadableFile(f"The store cannot be read: `{path}` is not the record of a sweep. {mend}")
         return record
 
     def sweep_ids(self) -> list[str]:
         """Return the sweeps of the store, newest first."""
         paths = [path for path in self.root.glob("sweeps/*.json") if not path.name.startswith(".")]
-        newest_first = sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        newest_first = sorted(paths, key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True)
         return [path.stem for path in newest_first]
 
     def _sweep(self, sweep: str) -> Path:
@@ -237,36 +258,62 @@ class Store:
             raise StoreError(f"`{sweep}` cannot name a sweep: expected a file name without slashes or leading dot.")
         return self.root / "sweeps" / f"{sweep}.json"
 
-    def _find(self, key: str) -> Path:
+    def find(self, key: str) -> Path:
+        """Return the folder of the artifact with a key; one that does not exist if there is none."""
         return next(self.root.glob(f"artifacts/*/{key}"), self.root / "artifacts" / "*" / key)
 
-    def _manifest_in(self, folder: Path) -> Manifest:
-        path = folder / manifests.NAME
-        if not path.exists():
-            raise StoreError(f"`{folder}` is not a complete artifact: it has no manifest. Run the stage to make it.")
-        try:
-            with reading(path):
-                return Manifest.of_json(json.loads(path.read_text("utf-8")))
-        except (KeyError, TypeError, AttributeError):
-            raise manifests.damaged(folder, f"`{manifests.NAME}` is not a manifest") from None
-
     def _rebuilt(self, key: str) -> Stage:
-        path = self.root / "specs" / f"{key}.json"
-        if not path.exists():
-            path = self._find(key) / "spec.json"
-        if not path.exists():
-            raise StoreError(
-                f"Nothing is known of the key `{key}` in `{self.root}`. The report's `key.` columns name stages."
-            )
-        with reading(path):
-            data = json.loads(path.read_text("utf-8"))
+        """Rebuild a stage from its frozen spec, or else from the copy in its artifact, which then replaces the spec."""
+        frozen, kept = self.root / "specs" / f"{key}.json", self.find(key) / SPEC
+        problems = []
+        for path in (frozen, kept):
+            if not os.path.lexists(path):
+                continue
+            try:
+                stage = self._read(path, key)
+            except StoreError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                log.warning("%s It is written anew from `%s`.", problems[0], kept)
+                with suppress(StoreError):
+                    _replace(frozen, describe(stage))
+            return stage
+        if problems:
+            raise StoreError("\n".join(problems))
+        raise StoreError(
+            f"Nothing is known of the key `{key}` in `{self.root}`. The report's `key.` columns name stages."
+        )
+
+    def _read(self, path: Path, key: str) -> Stage:
+        try:
+            data = read_json(path)
+        except UnreadableFile as error:
+            raise StoreError(f"{error} {_PLAN_AGAIN}") from None
         try:
             stage = rebuild(data, self.stage, allow=self.allow)
         except ConfigError as error:
-            raise StoreError(f"The installed code cannot read the spec `{path}`:\n{error}") from None
+            raise StoreError(f"The installed code cannot read the spec `{path}`:\n{error}\n{_PLAN_AGAIN}") from None
         if stage.key != key:
             raise StoreError(
-                f"The installed code makes the key `{stage.key}` of the spec `{path}`; expected `{key}`. The meaning "
-                f"of `{stage.name}` has changed since. Run the code that wrote it, or plan the sweep again."
+                f"The installed code makes the key `{stage.key}` of the spec `{path}`; expected `{key}`. The spec is "
+                f"damaged, or the meaning of `{stage.name}` has changed since. Run the code that wrote it, or plan the "
+                "sweep again."
             )
         return stage
+
+
+def _read_spec(path: Path) -> Any:
+    """Return what a spec says; None if it cannot be read."""
+    try:
+        return read_json(path)
+    except UnreadableFile:
+        return None
+
+
+def _replace(path: Path, data: Any) -> None:
+    """Write JSON in the place of whatever is there, a folder included."""
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        write_json(path, data)

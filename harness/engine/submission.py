@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from harness.engine.executor import Failure
+from harness.engine.interrupt import undisturbed
 from harness.engine.ledger import Entry, Ledger
 from harness.engine.lines import Batch, batches_of
 from harness.engine.plan import Plan
@@ -17,7 +19,7 @@ from harness.engine.site import Site
 from harness.engine.stage import Stage, lineage
 from harness.engine.states import State
 from harness.engine.store import Store
-from harness.engine.survey import number_of, survey
+from harness.engine.survey import Survey, number_of, survey
 from harness.engine.worker import Job, job_id
 from harness.errors import Interrupted, SchedulerError
 from harness.tracking.tracker import TrackerSettings
@@ -27,6 +29,10 @@ REFUSED = "same error"
 LATER = "now+300"
 """When a continuation looks again if no job of the harness's has a place that could become free."""
 WARNING_SECONDS = 30
+
+
+class Superseded(Exception):
+    """Somebody else took the turn of a submission that had slept for too long."""
 
 
 @dataclass(kw_only=True)
@@ -39,7 +45,8 @@ class Submission:
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
         continuation: makes a job that submits these keys, when the cap on jobs leaves something.
-        waiting: is told of a stage whose job has to end before it can be said what is left to do.
+        waiting: is told of a stage whose job has to end before it can be said what is left to do, or is held.
+        held: says whether the claim that makes submissions take turns is still this one's.
         code: digest of the code that the jobs have to run.
         only: the keys that this submission is for; None is all that a plan needs. What failed since they were left is
             left to a retry.
@@ -60,6 +67,7 @@ class Submission:
     tracker: TrackerSettings
     continuation: Callable[[frozenset[str]], Callable[[], None]]
     waiting: Callable[[Stage, str], None]
+    held: Callable[[], bool]
     code: str
     only: frozenset[str] | None
     plan: Plan
@@ -82,11 +90,13 @@ class Submission:
         Raises:
             SchedulerError: Slurm refused or does not answer; what was submitted before stays submitted.
             Interrupted: the sweep was cancelled meanwhile.
+            Superseded: somebody else took the turn, as this process slept; what was submitted before is known.
         """
         ledger = Ledger(self.store.root)
         self.folder = ledger.open(self.sweep, rehearsing=self.scheduler.rehearsing)
         before = ledger.latest()
         found = survey(self.plan, self.store, self.scheduler, before, self.waiting)
+        self._end_strays(ledger, found.queue)
         self.jobs = dict(found.jobs)
         self.found = len(self.jobs)
         todo = found.todo
@@ -105,12 +115,13 @@ class Submission:
             limit=self.site.array_limit,
         )
         if batches:
-            self._submit_all(batches, advice, found.moving(before), ledger)
+            self._submit_all(batches, advice, found, found.moving(before), ledger)
 
     def _submit_all(
         self,
         batches: Sequence[Batch],
         advice: Mapping[str, Advice],
+        found: Survey,
         others: Sequence[str],
         ledger: Ledger,
     ) -> None:
@@ -120,6 +131,7 @@ class Submission:
         if self.site.job_cap is not None and not self.scheduler.rehearsing:
             room = self.site.job_cap - len(self.scheduler.queue({user()}))
         numbers: list[str] = []
+        stuck = set(found.stuck)
         for place, batch in enumerate(batches):
             if ledger.cancelled(self.sweep) and not self.scheduler.rehearsing:
                 raise Interrupted(f"The sweep was cancelled after {self.calls} calls of sbatch.")
@@ -129,16 +141,19 @@ class Submission:
                 # A place is kept for the job that submits the rest.
                 fits = max(room - 1, 0)
             if fits:
-                entries = self._submit(replace(batch, tasks=batch.tasks[:fits]), advice)
-                self._note(ledger, entries)
-                numbers.append(number_of(entries[0].job))
+                waits_for = {self.jobs[key].job for key in batch.needs}
+                entries = self._submit(replace(batch, tasks=batch.tasks[:fits]), advice, ledger)
+                if stuck.isdisjoint(waits_for):
+                    numbers.append(number_of(entries[0].job))
+                else:
+                    stuck.update(entry.job for entry in entries)
             if fits < len(batch.tasks):
                 rest = replace(batch, tasks=batch.tasks[fits:])
                 self._leave([rest, *batches[place + 1 :]], numbers or others, ledger)
                 return
             room = None if room is None else room - fits
 
-    def _submit(self, batch: Batch, advice: Mapping[str, Advice]) -> list[Entry]:
+    def _submit(self, batch: Batch, advice: Mapping[str, Advice], ledger: Ledger) -> list[Entry]:
         lines = [[stage.name for stage in line] for task in batch.tasks for line in task]
         shrink = {stage.key: advice[stage.key].shrink for stage in batch.stages if advice[stage.key].shrink > 1}
         exclude = sorted({node for stage in batch.stages for node in advice[stage.key].exclude})
@@ -173,21 +188,43 @@ class Submission:
             requeues=self.site.requeues,
             python=self.site.python,
         )
-        ids = self.scheduler.submit(request)
-        self.calls += 1
-        entries = [
-            Entry(
-                job=job,
-                keys=tuple(stage.key for line in task for stage in line),
-                user=user(),
-                folder=str(self.folder.relative_to(self.store.root)),
-                shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
-                excluded=tuple(exclude),
-            )
-            for job, task in zip(ids, batch.tasks, strict=True)
-        ]
+        entries = self._called(
+            request,
+            ledger,
+            [
+                Entry(
+                    job="",
+                    keys=tuple(stage.key for line in task for stage in line),
+                    user=user(),
+                    folder=os.path.relpath(self.folder, self.store.root),
+                    shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
+                    excluded=tuple(exclude),
+                    tried={
+                        stage.key: advice[stage.key].tried for line in task for stage in line if advice[stage.key].tried
+                    },
+                )
+                for task in batch.tasks
+            ],
+        )
         self.jobs |= {key: entry for entry in entries for key in entry.keys}
         return entries
+
+    def _called(self, request: Request, ledger: Ledger, entries: Sequence[Entry]) -> list[Entry]:
+        """Call sbatch once and note what it answers; nothing but the end of this process comes between the two."""
+        if not self.held():
+            raise Superseded
+        with undisturbed():
+            ids = self.scheduler.submit(request)
+            self.calls += 1
+            named = [replace(entry, job=job) for job, entry in zip(ids, entries, strict=True)]
+            if not self.held():
+                # It slept during the call. Whoever took the turn has not seen these jobs.
+                with suppress(SchedulerError):
+                    self.scheduler.cancel(ids)
+                raise Superseded
+            if not self.scheduler.rehearsing:
+                ledger.write(self.folder, named)
+        return named
 
     def _edges(self, batch: Batch) -> tuple[list[str], list[str]]:
         """Return the jobs that have to succeed, and those that have to end.
@@ -218,13 +255,21 @@ class Submission:
             requeues=self.site.requeues,
             python=self.site.python,
         )
-        (job,) = self.scheduler.submit(request)
-        self.calls += 1
-        self.left = len(keys)
         if not self.scheduler.rehearsing:
             ledger.leave(self.folder, keys)
-        folder = str(self.folder.relative_to(self.store.root))
-        self._note(ledger, [Entry(job=job, keys=(), user=user(), folder=folder)])
+        folder = os.path.relpath(self.folder, self.store.root)
+        self._called(request, ledger, [Entry(job="", keys=(), user=user(), folder=folder)])
+        self.left = len(keys)
+
+    def _end_strays(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
+        """End jobs of the sweep that a submission made which never learned of them, before they take any place."""
+        strays = [job for job, stray in ledger.strays(queue, self.sweep).items() if not stray.works]
+        if self.scheduler.rehearsing or not strays:
+            return
+        try:
+            self.scheduler.cancel(strays)
+        except SchedulerError as error:
+            log.warning("jobs of an interrupted submission may go on: %s", error)
 
     def _take_over(self, ledger: Ledger, queue: Mapping[str, Queued]) -> None:
         """End the continuations of earlier submissions of the sweep: this one is for all that they would submit."""
@@ -236,10 +281,6 @@ class Submission:
         except SchedulerError as error:
             # Another user's, or just ended. One that goes on finds everything in the queue.
             log.warning("jobs that would submit the rest of the sweep may go on: %s", error)
-
-    def _note(self, ledger: Ledger, entries: Sequence[Entry]) -> None:
-        if not self.scheduler.rehearsing:
-            ledger.write(self.folder, entries)
 
     def _advice(
         self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, Entry]

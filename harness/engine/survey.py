@@ -8,7 +8,7 @@ from harness.engine.ledger import Entry
 from harness.engine.plan import Plan
 from harness.engine.scheduler import Queued, Scheduler, user
 from harness.engine.stage import Stage
-from harness.engine.states import Member, State, states_of
+from harness.engine.states import Member, State, freeing, states_of
 from harness.engine.store import Store
 from harness.engine.worker import job_id
 
@@ -42,8 +42,21 @@ class Survey:
         """
         mine = {entry.job for entry in before.values() if entry.user == user()} - {job_id()}
         queued = {job: self.queue[job] for job in mine if job in self.queue}
-        moving = [job for job, one in queued.items() if one.alive and not one.reason.startswith("JobHeld")]
-        return sorted({number_of(job) for job in moving}, key=int)
+        # Of what another sweep's jobs wait for is known that they wait: perhaps for one that is held.
+        doubtful = {"Dependency"} if any(one.held for one in queued.values()) else set()
+        moving = [
+            job
+            for job, one in queued.items()
+            if one.alive and not one.held and job not in self.stuck and one.reason not in doubtful
+        ]
+        # A job after an array waits for all its elements.
+        stuck = {number_of(job) for job, one in queued.items() if one.held}
+        return sorted({number_of(job) for job in moving} - stuck, key=int)
+
+    @property
+    def stuck(self) -> set[str]:
+        """The jobs that have stages of the plan and are held, or wait for one that is."""
+        return {entry.job for key, entry in self.jobs.items() if self.states[key].what == "held"}
 
 
 def survey(
@@ -60,7 +73,8 @@ def survey(
         store: where everything lies.
         scheduler: Slurm, or a rehearsal.
         before: the last job that was given each stage.
-        waiting: is told, once, of a stage whose job is ending, and why that is waited for.
+        waiting: is told, once each, of a stage whose job is ending, and why that is waited for; and of one whose job
+            is held.
 
     Raises:
         SchedulerError: Slurm does not answer.
@@ -72,7 +86,7 @@ def survey(
     told = False
     while True:
         queue = scheduler.queue(users)
-        states = states_of(members, store, scheduler, patient=True)
+        states = states_of(members, store, scheduler, leaves=members, patient=True)
         # A stage that failed, or is blocked, may belong to a job that goes on with others.
         jobs = {
             key: before[key]
@@ -80,7 +94,7 @@ def survey(
             if key in before
             and (queued := queue.get(before[key].job))
             and queued.alive
-            and state.what in ("running", "pending")
+            and state.what in ("running", "pending", "held")
         }
         ending = {entry.job for entry in jobs.values() if queue[entry.job].state == ENDING}
         if not ending or time.monotonic() >= deadline:
@@ -90,6 +104,10 @@ def survey(
             stage = next(stage for stage in pending if stage.key in jobs and jobs[stage.key].job in ending)
             waiting(stage, f"job {jobs[stage.key].job} is ending; looking again for up to {ENDING_SECONDS:.0f} s")
         time.sleep(LOOK_SECONDS)
+    if held := [key for key in jobs if states[key].held_by]:
+        by = sorted({states[key].held_by for key in held})
+        stage = next(stage for stage in pending if stage.key in held)
+        waiting(stage, f"{states[stage.key].message.partition(';')[0]}; {freeing(by)}")
     return Survey(
         jobs={key: entry for key, entry in jobs.items() if entry.job not in ending},
         # What was stored since the plan was looked at is no longer to be done.

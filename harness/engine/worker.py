@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.ranks import Processes
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoreError
 from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,10 @@ TIME_UP = (
     "Slurm ended the job, at its time limit or for another job, and it may not start again (`cluster.requeues`). "
     "`harness retry` goes on from its checkpoint."
 )
+
+
+UNWRITABLE_CODE = os.EX_CANTCREAT
+"""The exit code of a job that could not write why its stage failed: a full or read-only store leaves no other word."""
 
 
 class TimeUp(HarnessError):
@@ -57,7 +62,7 @@ class Job:
         umask: of the process that submitted the job, so that a shared store stays shared.
         requeues: how often the job may be started again before it gives up.
         grace_seconds: how long a stage may go on after the warning that the job will end, to reach a checkpoint.
-        shrink: by how much the micro-batch of a stage is divided, by key.
+        shrink: by how much the rows that a stage takes at once are divided, by key.
         poll_seconds: how often to look at a stage on which another process works.
     """
 
@@ -81,6 +86,7 @@ class Job:
 
         Raises:
             JobFailed: a stage failed, or the job was not allowed to begin.
+            SystemExit: with ``UNWRITABLE_CODE``, a stage failed and the store does not take down why.
         """
         os.umask(self.umask)
         # For the logs of the stages; whoever starts this process has set up none.
@@ -124,6 +130,9 @@ class Job:
         # What failed here may have been finished by another process: only what is missing counts.
         left = [key for line in self.lines for key in line if not store.has(store.stage(key))]
         if left:
+            if any(key in messages and not _on_record(key, desk) for key in left):
+                sys.stderr.write("".join(f"{key}: {messages[key]}\n" for key in left if key in messages))
+                sys.exit(UNWRITABLE_CODE)
             raise JobFailed("; ".join(f"{key}: {messages[key]}" for key in left if key in messages))
 
     def _run(self, line: Sequence[Stage], desk: Desk) -> Iterator[Attempted]:
@@ -191,6 +200,15 @@ class LastCall:
         if not callable(self._requeue):
             raise TimeUp(TIME_UP)
         self._requeue(signal.SIGUSR2, None)
+
+
+def _on_record(key: str, desk: Desk) -> bool:
+    """Say whether the last attempt that the store knows of a stage is this job's."""
+    try:
+        attempts = desk.store.attempts(key)
+    except StoreError:
+        return False
+    return bool(attempts) and attempts[-1].get("job") == desk.job and attempts[-1]["outcome"] == "failed"
 
 
 def _restarts() -> int:

@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.engine.files import reading
+from harness.engine.classes import label_of
+from harness.engine.files import opened, read_json, reading
 from harness.engine.identity import key_of
 from harness.engine.store import Store
+from harness.errors import UnreadableFile
 from harness.mirror.entry import Entry, Parcel, Sheet, finite, nested
 from harness.mirror.naming import marks, title, varying
 from harness.mirror.sharing import TRAINED, Sharing
@@ -212,10 +214,11 @@ class Contents:
         return self._store.root / "artifacts" / kind / key / "metrics.jsonl"
 
     def _spec(self, key: str) -> dict[str, Any]:
-        frozen = self._store.root / "specs" / f"{key}.json"
-        path = frozen if frozen.exists() else self._store.root / "artifacts" / self.trained[key] / key / "spec.json"
-        with reading(path):
-            spec: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        spec: dict[str, Any]
+        try:
+            spec = read_json(self._store.root / "specs" / f"{key}.json")
+        except UnreadableFile:
+            spec = read_json(self._store.root / "artifacts" / self.trained[key] / key / "spec.json")
         return spec
 
     def _parents(self, key: str) -> dict[str, str]:
@@ -251,7 +254,7 @@ class Contents:
 
     def _lines(self, kind: str, key: str, name: str) -> Sequence[dict[str, Any]]:
         path = self._store.root / "artifacts" / kind / key / name
-        with reading(path), path.open(encoding="utf-8") as file:
+        with reading(path), opened(path) as file:
             return [json.loads(line) for line, _ in zip(file, range(SHOWN_ANSWERS), strict=False)]
 
 
@@ -260,7 +263,7 @@ def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in spec.items() if not (isinstance(value, dict) and "_stage_" in value)}
     flat = _flat(settings)
     return {
-        name.removesuffix("._target_") + ".class" if name.endswith("._target_") else name: value.rsplit(".", 1)[-1]
+        name.removesuffix("._target_") + ".class" if name.endswith("._target_") else name: label_of(value)
         if name.endswith("_target_")
         else value
         for name, value in flat.items()

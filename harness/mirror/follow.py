@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from time import sleep
 from typing import TYPE_CHECKING
 
 from harness.engine.store import Store
 from harness.errors import TrackingError
 from harness.mirror.contents import Contents
 from harness.mirror.entry import Entry
+from harness.mirror.remote import Busy
 from harness.mirror.sync import NOTHING, Line, connected
 from harness.tracking.wandb import Wandb
 
@@ -105,9 +107,14 @@ def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Calla
     """
     store = Store(root)
     contents = Contents(store, sweep, settings)
-    pause, told, follower = EVERY_SECONDS, "", None
+    pause, follower = EVERY_SECONDS, None
+    told: set[str] = set()
 
     def say(text: str) -> None:
+        """Say it, if it was not said since the server last took something."""
+        if text in told:
+            return
+        told.add(text)
         try:
             tell(text)
         except BrokenPipeError:
@@ -119,22 +126,23 @@ def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Calla
         last = ended.is_set()
         try:
             with connected(store, settings) as line:
-                if not told.startswith("W&B: runs"):
-                    say(told := f"W&B: runs of {sweep} are in {line.place}")
+                say(f"W&B: runs of {sweep} are in {line.place}")
                 follower = Follower(contents, line)
                 missing = _attend(follower, ended)
             if not missing or last or ended.is_set():
                 say(_result(missing, len(contents.ids), sweep))
                 return not missing
         except TrackingError as error:
-            if str(error) != told:
-                told = str(error)
-                say(f"{told.rstrip('.')}. The sweep goes on without it.")
+            if follower is not None and follower.served:
+                pause, follower = EVERY_SECONDS, None
+                told.clear()
+            say(f"{str(error).rstrip('.')}. The sweep goes on without it.")
             if last:
                 say(_result(len(contents.ids), len(contents.ids), sweep))
                 return False
-        if follower is not None and follower.served:
-            pause, follower = EVERY_SECONDS, None
+            if isinstance(error, Busy):
+                # In full, also when the run is over meanwhile: no run waits for this process.
+                sleep(min(error.seconds, LONGEST_SECONDS))
         ended.wait(pause)
         pause = min(2 * pause, LONGEST_SECONDS)
 

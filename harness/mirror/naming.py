@@ -9,6 +9,10 @@ ORDER = ("defense", "model", "task", "attack", "ratio", "seed")
 """The labels in the order in which a name says them."""
 BARE = ("defense", "model", "task", "attack")
 """The labels whose values speak for themselves."""
+LONGEST = 128
+"""How long a name may be that W&B keeps: of a run, of a group, of an artifact."""
+LONGEST_TAG = 64
+"""How long a tag may be."""
 LONG = 40
 """A mark of a protocol has about as many characters at most."""
 
@@ -68,6 +72,12 @@ def marks(cells: Sequence[Mapping[str, Any]], protocols: Sequence[Mapping[str, A
         if apart and name not in swept and not any(_repeats(texts, others) for others in told):
             differing.append(name)
     return [_mark({name: protocol.get(name) for name in differing}) for protocol in protocols]
+
+
+def fitted(text: str, longest: int = LONGEST) -> str:
+    """Return a name in one line, as long as W&B takes it: of a longer one the beginning, and a hash of the whole."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 9].rstrip()}-{key_of(text)[:8]}"
 
 
 def _repeats(texts: Sequence[str], others: Sequence[str]) -> bool:

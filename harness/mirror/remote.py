@@ -1,29 +1,52 @@
 """The remote: what a W&B server says it has. Asked before and after sending, because sending alone proves nothing.
 
-A GraphQL query that every W&B-compatible server answers, over the standard library: bounded in time, and without the
-state that the client library keeps between its calls.
+A GraphQL query that every W&B-compatible server answers: bounded in time and size, and without the state that the
+client library keeps between its calls.
 """
 
-import base64
-import http.client
+from __future__ import annotations
+
+import asyncio
 import json
 import netrc
 import os
-import urllib.error
-import urllib.request
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from harness.errors import TrackingError
 from harness.mirror.entry import DIGEST, WITH_ADAPTER, Entry
 from harness.tracking.jsonl import STEP
 
+if TYPE_CHECKING:
+    from httpx import Response
+
 TIMEOUT_SECONDS = 15.0
-"""How long one answer may take."""
+"""How long one answer may take in all, however steadily it comes in."""
+MOST_BYTES = 64 * 2**20
+"""How long one answer may be: what 40 runs say of themselves is a thousandth of it."""
 BATCH = 40
 """How many runs are asked for at once."""
+
+
+LOG_IN = " Log in again: `wandb login --relogin`."
+
+
+class Busy(TrackingError):
+    """The server asked for a pause.
+
+    Attributes:
+        seconds: how long it wants to be left alone.
+    """
+
+    def __init__(self, message: str, seconds: float) -> None:
+        """Keep the seconds for who waits."""
+        super().__init__(message)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,43 +122,71 @@ class Remote:
         return found
 
     def _answer(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-        login = base64.b64encode(f"api:{self.key}".encode()).decode()
-        request = urllib.request.Request(
-            f"{self.address}/graphql",
-            data=json.dumps({"query": query, "variables": variables}).encode(),
-            headers={"Content-Type": "application/json", "Authorization": f"Basic {login}"},
-        )
+        import httpx
+
         try:
-            with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
-                answer = json.load(response)
-        except urllib.error.HTTPError as error:
-            if there := error.headers.get("Location"):
-                raise TrackingError(
-                    f"W&B at {self.address} answers {error.code} and leads to {there}, where the key is not sent. "
-                    "If that is your server, name it in WANDB_BASE_URL."
-                ) from None
-            # A refused key must be told from a server in trouble.
-            advice = " Log in again: `wandb login --relogin`." if error.code in (401, 403) else ""
-            raise TrackingError(f"W&B at {self.address} answers {error.code} {error.reason}.{advice}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise TrackingError(f"W&B at {self.address} does not answer: {reason}.") from None
+            response, content = asyncio.run(self._asked({"query": query, "variables": variables}))
+        except TimeoutError:
+            raise TrackingError(
+                f"W&B at {self.address} does not answer: no whole answer within {TIMEOUT_SECONDS:g} s."
+            ) from None
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+            raise TrackingError(
+                f"W&B at {self.address} does not answer: {str(error) or type(error).__name__}."
+            ) from None
+        if response.is_error or response.is_redirect:
+            raise self._refusal(response)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            raise self._strange() from None
         if not isinstance(answer, dict) or not isinstance(data := answer.get("data"), dict):
             raise self._strange()
         return data
+
+    async def _asked(self, request: Mapping[str, Any]) -> tuple[Response, bytes]:
+        """Return the answer. Redirects are not followed: the key would go along to wherever an answer points."""
+        import httpx
+
+        client = httpx.AsyncClient(
+            auth=("api", self.key),
+            timeout=None,  # the one below is of the whole, the library's are of every single read
+            verify=ssl.create_default_context(),  # the machine's certificates, as of the rest of its programs
+            headers={"Accept-Encoding": "identity"},
+        )
+        content = bytearray()
+        answer = client.stream("POST", f"{self.address}/graphql", json=request)
+        async with asyncio.timeout(TIMEOUT_SECONDS), client, answer as response:
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise TrackingError(f"W&B at {self.address} answers with more than {MOST_BYTES:,} bytes.")
+        return response, bytes(content)
+
+    def _refusal(self, response: Response) -> TrackingError:
+        said = f"W&B at {self.address} answers {response.status_code}"
+        if there := response.headers.get("Location"):
+            advice = "where the key is not sent. If that is your server, name it in WANDB_BASE_URL."
+            return TrackingError(f"{said} and leads to {there}, {advice}")
+        said = f"{said} {response.reason_phrase}".rstrip()
+        if seconds := _retry_after(response.headers.get("Retry-After", "")):
+            return Busy(f"{said}, and wants to be left alone for {seconds:g} s.", seconds)
+        # A refused key must be told from a server in trouble.
+        return TrackingError(f"{said}.{LOG_IN if response.status_code in (401, 403) else ''}")
 
     def _strange(self) -> TrackingError:
         return TrackingError(f"W&B at {self.address} does not answer as a W&B server does.")
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows nobody: the key would go along to wherever an answer points, and what was asked would stay behind."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Leave the answer to those who handle errors."""
-
-
-_OPENER = urllib.request.build_opener(_Stay)
+def _retry_after(text: str) -> float:
+    """Return the seconds that a ``Retry-After`` header asks for, as a number or as a date; 0 if it says neither."""
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, round((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()))
+    # A date without a zone cannot be compared with one that has it.
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def login(address: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.engine.claim import Claims
+from harness.engine.classes import paths_of
 from harness.engine.files import writing
 from harness.engine.spec import build
 from harness.engine.store import Store
@@ -201,5 +202,5 @@ def recorded(root: Path, sweep: str) -> Wandb:
         ConfigError: its record was made by other settings than the installed ones.
     """
     data = Store(root).read_sweep(sweep).get("place", {}).get("tracker", {})
-    ours = data.get("_target_") == f"{Wandb.__module__}.{Wandb.__qualname__}"
+    ours = f"{Wandb.__module__}.{Wandb.__qualname__}" in paths_of(str(data.get("_target_", "")))
     return build(Wandb, data) if ours else Wandb()

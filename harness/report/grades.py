@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.engine.files import read_bytes
 from harness.engine.manifest import FileRecord, Manifest, damaged
 from harness.engine.store import Store
-from harness.errors import DamagedArtifact, StoreError
+from harness.errors import DamagedArtifact, UnreadableFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,11 +45,7 @@ class Graded:
 
 
 def read_grades(store: Store, keys: Iterable[str]) -> dict[str, Graded]:
-    """Return the gradings by key; one that is not stored, or is damaged, is there without values.
-
-    Raises:
-        StoreError: a file cannot be read though it is there.
-    """
+    """Return the gradings by key; one that is not stored, or is damaged, is there without values."""
     distinct = list(dict.fromkeys(keys))
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(distinct, pool.map(lambda key: _read(store, key), distinct), strict=True))
@@ -59,7 +56,7 @@ def _read(store: Store, key: str) -> Graded:
     if not (folder / "manifest.json").exists():
         return Graded()
     try:
-        files = {name: _checked(folder, name, record) for name, record in _manifest(folder).files.items()}
+        files = {name: _checked(folder, name, record) for name, record in Manifest.read(folder).files.items()}
         summary = _summary(folder, files)
     except DamagedArtifact as error:
         return Graded(trouble=str(error))
@@ -70,20 +67,11 @@ def _read(store: Store, key: str) -> Graded:
     return Graded(summary=summary, values=values, plus=plus)
 
 
-def _manifest(folder: Path) -> Manifest:
-    try:
-        return Manifest.of_json(json.loads((folder / "manifest.json").read_text("utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise damaged(folder, "`manifest.json` is not a manifest") from None
-    except OSError as error:
-        raise StoreError(f"The store cannot be read: `{folder}`: {error.strerror}.") from None
-
-
 def _checked(folder: Path, name: str, expected: FileRecord) -> bytes:
     try:
-        content = (folder / name).read_bytes()
-    except OSError as error:
-        raise damaged(folder, f"`{name}` cannot be read ({error.strerror})") from None
+        content = read_bytes(folder / name)
+    except UnreadableFile as error:
+        raise damaged(folder, f"`{name}` cannot be read ({error})") from None
     if len(content) != expected.size:
         raise damaged(folder, f"`{name}` has {len(content)} bytes; expected {expected.size}")
     if hashlib.sha256(content).hexdigest() != expected.sha256:

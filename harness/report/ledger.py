@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.engine.files import read_json
 from harness.engine.store import Store
+from harness.errors import UnreadableFile
 
 PARTS = {
     "base": "base",
@@ -39,6 +40,7 @@ class Entry:
         facts: what the stage counted.
         provenance: what it ran on.
         spec: its settings, as frozen when it was planned.
+        damaged: whether it has a manifest that cannot be read; then nothing above is known of it.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Entry:
     facts: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     spec: Mapping[str, Any] = field(default_factory=dict)
+    damaged: bool = False
 
     @property
     def finished(self) -> bool:
@@ -62,7 +65,7 @@ class Entry:
 
     @property
     def shrunk(self) -> bool:
-        """Whether memory ran out and the stage was run again with smaller micro-batches."""
+        """Whether memory ran out and the stage was run again with fewer rows at once."""
         return bool(self.facts.get("shrunk") or self.provenance.get("shrunk"))
 
     @property
@@ -74,7 +77,7 @@ class Entry:
 def load_ledger(store: Store, record: Mapping[str, Any]) -> dict[str, Entry]:
     """Return the stages of a sweep by key, in the order in which its cells name them.
 
-    Nothing is verified: a manifest that cannot be read makes an entry without cost.
+    Nothing is verified: a manifest that cannot be read makes an entry without cost that says so.
 
     Args:
         store: where the manifests are.
@@ -99,6 +102,8 @@ def load_ledger(store: Store, record: Mapping[str, Any]) -> dict[str, Entry]:
             facts=manifest.get("facts", {}),
             provenance=manifest.get("provenance", {}),
             spec=_json(store.root / "specs" / f"{key}.json") if kind in _TRAINED else {},
+            # A link that leads nowhere or a folder is one as well.
+            damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / "manifest.json"),
         )
     return ledger
 
@@ -114,7 +119,7 @@ def _folders(artifacts: Path) -> dict[str, Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        read = read_json(path)
+    except UnreadableFile:
         return {}
     return read if isinstance(read, dict) else {}

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
 from harness.report.board import ALIGNED, AVERAGE, Board, Figure
+from harness.report.comparability import SHOWN
 from harness.report.findings import Findings
+from harness.report.losses import dropped_in
+from harness.report.markdown import literal
+from harness.report.rows import NOTES
 from harness.report.table import NOTE, records
-from harness.report.wording import HEADINGS, markers, number, remarks, score, value, varying
+from harness.report.wording import HEADINGS, markers, number, one_line, remarks, score, value, varying
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -68,10 +72,10 @@ def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
         label = [value(line[name]) for name in named]
         if line[NOTE]:
             label[0] += f" [{letters[line[NOTE]]}]"
-        cells.append([*label, *(score(line, name) for name in scores), str(line["seeds"])])
+        cells.append([*map(one_line, label), *(score(line, name) for name in scores), str(line["seeds"])])
     heading = [*named, *(HEADINGS[name] for name in scores), "seeds"]
     caption = ", ".join(f"{name} {value(means[name].iloc[0])}" for name in constant if len(means))
-    return Sheet(caption, heading, cells, remarks(rows, means))
+    return Sheet(one_line(caption), heading, cells, remarks(rows, means))
 
 
 def _terminal(findings: Findings) -> str:
@@ -100,13 +104,16 @@ def _markdown(findings: Findings) -> str:
         places = [(name, column) for name in board.scores for column in board.columns]
         heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
         lines = [
-            [row.name + (f" [{row.marker}]" if row.marker else ""), *(_marked(row.figures.get(at)) for at in places)]
+            [
+                literal(row.name) + (f" [{row.marker}]" if row.marker else ""),
+                *(_marked(row.figures.get(at)) for at in places),
+            ]
             for row in board.rows
         ]
         align = ["left", *["right"] * len(places)]
         table = tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
-        paragraphs += [board.caption, table]
-    notes = "\n".join([*remarks(findings.rows, findings.means), *_on_boards(findings)])
+        paragraphs += [literal(board.caption), table]
+    notes = "\n".join([*map(literal, remarks(findings.rows, findings.means)), *_on_boards(findings)])
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
@@ -143,8 +150,15 @@ def _latex(findings: Findings) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
-    notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_boards(findings)]
+    notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_dropped(findings), *_on_boards(findings)]
     return template.render(boards=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
+
+
+def _on_dropped(findings: Findings) -> list[str]:
+    """Say where what was trained on is not what the table says; the lists of single cells are left out."""
+    told = dropped_in(findings.rows[NOTES])
+    most = [f"{note} ({count} of {len(findings.rows)} cells)." for note, count in told.most_common(SHOWN)]
+    return most + ([f"{len(told) - SHOWN} more such notes: see table.md."] if len(told) > SHOWN else [])
 
 
 def _in_short(notes: Sequence[str]) -> list[str]:
@@ -158,18 +172,22 @@ def _escaped(text: str) -> str:
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {character: f"${character}$" for character in "<>|"}
     special |= {"\u2264": "$\\leq$", "\u2265": "$\\geq$", "\u2212": "$-$"}
-    return "".join(special.get(character) or _known_to_tex(character) for character in text)
+    return "".join(special.get(character) or _known_to_tex(character) for character in one_line(text))
+
+
+_NOT_IN_OT1 = "«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"
+"""The characters of Latin-1 and Latin Extended-A that pdflatex's own font encoding lacks."""
 
 
 def _known_to_tex(character: str) -> str:
     """Return a character as pdflatex can set it: Greek as mathematics, what no font of Latin text has by its number."""
-    if character < "\u0180" or character in "\u2013\u2014\u2018\u2019\u201c\u201d\u2026":
-        return character
-    name = unicodedata.name(character, "")
-    if name.startswith("GREEK SMALL LETTER ") and name.count(" ") == 3 and character not in "\u03bf\u03c2":
+    if "\u03b1" <= character <= "\u03c9" and character not in "\u03bf\u03c2":
         # Unicode writes LAMDA.
-        return f"$\\{name.rpartition(' ')[2].lower().replace('lamda', 'lambda')}$"
-    return f"U+{ord(character):04X}"
+        return f"$\\{unicodedata.name(character).rpartition(' ')[2].lower().replace('lamda', 'lambda')}$"
+    latin = " " <= character < "\x7f" or ("\xa0" <= character < "\u0180" and character not in _NOT_IN_OT1)
+    return (
+        character if latin or character in "\u2013\u2014\u2018\u2019\u201c\u201d\u2026" else f"U+{ord(character):04X}"
+    )
 
 
 def _tex_mean(figure: Figure | None) -> str:

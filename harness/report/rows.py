@@ -10,6 +10,7 @@ from harness.engine.identity import key_of
 from harness.engine.store import Store
 from harness.report.grades import Graded, read_grades
 from harness.report.ledger import Entry, load_ledger
+from harness.report.losses import losses
 from harness.report.setup import joined, setup_of
 from harness.report.targets import COLUMNS
 from harness.report.unsaid import unsaid
@@ -28,7 +29,7 @@ CATEGORY_PREFIX = "category."
 MISSING = "missing"
 """The column that names the grades that are not in the store, joined by commas; empty where nothing is missing."""
 NOTES = "notes"
-"""The column of what must be known of a single row: a damaged grade, a retry with smaller micro-batches."""
+"""The column of what must be known of a single row: a damaged grade, dropped rows, a retry with fewer rows at once."""
 SECONDS = "seconds"
 """The column of the wall seconds of all stages of a cell, shared ones in full; empty while one is missing."""
 PREDICTED = "predicted_seconds"
@@ -84,8 +85,6 @@ def load_rows(
     Raises:
         StoreError: a file of the store cannot be read.
     """
-    import pandas as pd
-
     cells = record["cells"]
     grades = read_grades(store, grading_keys(record)) if grades is None else grades
     ledger = load_ledger(store, record) if ledger is None else ledger
@@ -110,9 +109,35 @@ def load_rows(
         "protocol",
         *(name for name in found if name.startswith(PROTOCOL_PREFIX)),
     ]
-    rows = pd.DataFrame(described, columns=columns)
+    rows = frame_of(described, columns)
     numbers = dict.fromkeys((*SCORES, SECONDS, PREDICTED), "float64")
     return rows.astype(numbers | dict.fromkeys(COUNTS, "Int64"))
+
+
+def frame_of(described: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> DataFrame:
+    """Return rows as a frame in which whole numbers stay whole beside rows that lack one.
+
+    Args:
+        described: the rows, by column; None or nothing for what a row lacks.
+        columns: their order.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(described, columns=list(columns))
+    for name in columns:
+        found = [row.get(name) for row in described]
+        present = [value for value in found if value is not None]
+        # By itself pandas makes floats of them: 1 process becomes 1.0.
+        if present and len(present) < len(found) and all(type(value) is int for value in present):
+            frame[name] = pd.array(found, dtype="Int64") if all(abs(v) < 2**63 for v in present) else found
+    return frame
+
+
+def lacks(found: Any) -> bool:
+    """Return whether what stands in a row is nothing: None, NaN, or what pandas has beside whole numbers."""
+    import pandas as pd
+
+    return bool(pd.isna(found))
 
 
 def grading_keys(record: Mapping[str, Any]) -> list[str]:
@@ -148,7 +173,14 @@ def _row(
     row |= {PROTOCOL_PREFIX + name: value for name, value in protocol.items()}
     row |= _cost([ledger[key] for key in dict.fromkeys(keys.values()) if key is not None and key in ledger])
     missing = []
-    notes = [f"memory ran out in {part}: smaller micro-batches" for part, key in keys.items() if _shrunk(ledger, key)]
+    notes = [f"memory ran out in {part}: fewer rows at once" for part, key in keys.items() if _shrunk(ledger, key)]
+    graded_here = {keys.get(grading.stage) for grading in GRADINGS}
+    notes += [
+        f"the manifest of {part} {key} cannot be read: what it cost and what it ran on is unknown"
+        for part, key in keys.items()
+        if key is not None and key not in graded_here and key in ledger and ledger[key].damaged
+    ]
+    notes += losses(keys, ledger)
     for grading in GRADINGS:
         key = keys.get(grading.stage)
         if key is None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.engine.files import opened
+from harness.errors import StoreError
 from harness.report.findings import Findings
 from harness.report.rows import KEY_PREFIX
 from harness.report.table import records
@@ -65,7 +67,7 @@ def _sample(answer: dict[str, Any], grade: dict[str, Any]) -> Sample:
 
 def _head(path: Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with opened(path) as file:
             return [json.loads(line) for line, _ in zip(file, range(PROMPTS), strict=False)]
-    except (OSError, ValueError):
+    except (StoreError, OSError, ValueError):
         return []

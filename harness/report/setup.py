@@ -9,7 +9,7 @@ from harness.report.ledger import Entry
 PROCESSES = ".processes"
 """How the name of a world size ends. It is known of finished stages only."""
 _BATCHING = "micro_batch_size"
-"""How a batch is cut up is no difference: the effective batch is ``batch_size``."""
+"""Stages that were stored by earlier versions have it in their budget; how a batch is cut is no difference."""
 
 
 def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, Entry]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.report.comparability import departures
 from harness.report.grades import Graded
 from harness.report.interval import estimates
-from harness.report.rows import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, swept_in
+from harness.report.rows import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, frame_of, swept_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,8 +92,13 @@ def lines_of(rows: DataFrame) -> list[Line]:
 
 
 def records(frame: DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a frame by column."""
-    return [{str(name): found for name, found in row.items()} for row in frame.to_dict(orient="records")]
+    """Return the rows of a frame by column; None for a whole number that a row lacks, NaN for another."""
+    import pandas as pd
+
+    return [
+        {str(name): None if found is pd.NA else found for name, found in row.items()}
+        for row in frame.to_dict(orient="records")
+    ]
 
 
 def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> DataFrame:
@@ -112,8 +117,6 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
         grades: what ``read_grades`` returned; without it, and where a grade has no verdicts on single prompts,
             intervals are over seeds alone.
     """
-    import pandas as pd
-
     lines = lines_of(rows)
     notes = departures(rows)
     measured = {
@@ -141,7 +144,7 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
         described.append(told | _counts(line.cells))
     statistics = [name for score in SCORES for name in (score, score + LOW, score + HIGH, score + SIZE)]
     named = [name for name in (*LABELS, *swept_in(rows)) if name != "seed"]
-    table = pd.DataFrame(described, columns=[*named, "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
+    table = frame_of(described, [*named, "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
     return table.astype({name: "float64" for name in statistics if not name.endswith(SIZE)})
 
 

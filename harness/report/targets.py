@@ -100,7 +100,9 @@ def mark(rows: DataFrame, targets: Sequence[Target], settings: Settings, *, by: 
         by: columns that tell rows apart beside the seed: rows in which one differs are not averaged.
     """
     settings = cache(settings)
-    met = [next((target for target in targets if _meets(row, target, settings)), None) for _, row in rows.iterrows()]
+    # A missing whole number is None here: pandas' own compares with nothing.
+    plain = rows.astype(object).where(rows.notna(), None)
+    met = [next((target for target in targets if _meets(row, target, settings)), None) for _, row in plain.iterrows()]
     marked = rows.assign(
         target=[target.name if target else "" for target in met],
         target_hs=[target.scores.get("hs", float("nan")) if target else float("nan") for target in met],

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from harness.engine.classes import label_of
 from harness.engine.identity import flatten
 from harness.report.ledger import Entry
 
@@ -82,7 +83,7 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, None]:
 def _settings(part: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a stage without its seed and its parents, under the names of a configuration."""
     return {
-        _named(part, name): str(found).rpartition(".")[2] if name.endswith("_target_") else found
+        _named(part, name): label_of(str(found)) if name.endswith("_target_") else found
         for name, found in flatten(spec).items()
         if name not in ("seed", "_target_") and not name.endswith("_stage_")
     }

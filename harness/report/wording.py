@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.interval import LEVEL
-from harness.report.rows import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, swept_in
+from harness.report.rows import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, lacks, swept_in
 from harness.report.table import HIGH, LOW, NOTE, SIZE, records, telling
 
 if TYPE_CHECKING:
@@ -32,9 +32,14 @@ MEANINGS = {
 
 def value(found: Any) -> str:
     """Return a label or a swept value as text; a dash for what a cell lacks."""
-    if found is None or found != found:  # noqa: PLR0124  (NaN: the cell lacks the setting)
+    if lacks(found):
         return "-"
     return f"{found:g}" if isinstance(found, float) else str(found)
+
+
+def one_line(text: str) -> str:
+    """Return text with every run of blanks and line ends as one space: a cell, a caption or a note is one line."""
+    return " ".join(text.split())
 
 
 def number(mean: float, low: float, high: float) -> str:
@@ -107,7 +112,7 @@ def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
         # Cells share a grade, as those of several ratios do that of their aligned model: its answers count once.
         if count := int(_distinct(rows, grading)[f"{grading.score}_unjudged"].sum()):
             notes.append(f"{count} answers could not be judged and are in no {HEADINGS[grading.score]}.")
-    return notes + _of_targets(rows, means) + _of_cells(rows)
+    return [one_line(note) for note in notes + _of_targets(rows, means) + _of_cells(rows)]
 
 
 def compared_names(means: DataFrame, rows: DataFrame, comparisons: Iterable[Comparison]) -> list[str]:
@@ -156,7 +161,7 @@ def _of_cells(rows: DataFrame) -> list[str]:
         return []
     identity = [*LABELS, *swept_in(rows)]
     told = [f"{unfinished} of {len(rows)} cells are not finished:" if unfinished else "Of single cells:"]
-    for _, row in remarkable.iterrows():
+    for row in records(remarkable):
         label = ", ".join(f"{name}={value(row[name])}" for name in identity if value(row[name]) != "-")
         parts = [f"missing {_columns_of(row[MISSING])}"] if row[MISSING] else []
         told.append(f"- {label}: {'; '.join([*parts, *filter(None, [row[NOTES]])])}")

@@ -14,6 +14,7 @@ from harness.modeling.adapter import Lora
 from harness.protocols import TrainMethod
 from harness.stages.base import Base
 from harness.stages.fit import ADAPTER, fit
+from harness.stages.tally import REFUSAL
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ class Align(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Train a fresh adapter on the base."""
+        rows = self.refusal.examples()
         fit(
             ctx,
             weights=self.base.weights(ctx.input),
             fresh=self.adapter,
             method=self.method,
-            rows=self.refusal.examples(),
+            rows=rows,
+            kinds=[REFUSAL] * len(rows),
             slices={Role.HARMFUL: self.harmful},
             budget=self.budget,
             encoding=self.encoding,

@@ -11,10 +11,12 @@ from harness.corpora.splits import Slice, overlaps
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.modeling.adapter import Lora
+from harness.modeling.head import unmergeable
 from harness.protocols import TrainMethod
 from harness.stages.align import Align
 from harness.stages.fit import ADAPTER, adapter_seed, fit
 from harness.stages.poison import Poison, read_mixture
+from harness.stages.tally import BENIGN, HARMFUL
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -60,8 +62,10 @@ class Finetune(Stage):
     seed: int
 
     def preflight(self) -> list[str]:
-        """Ask the sources of the rows that the method draws."""
-        return [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        """Ask the sources of the rows that the method draws, and whether the aligned adapter can be merged."""
+        problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        merged = self.aligned.adapter.targets if self.protocol == "double" else ()
+        return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
     def run(self, ctx: StageContext) -> None:
         """Train on the mixture; report where the attacker's rows meet the defender's."""
@@ -83,6 +87,7 @@ class Finetune(Stage):
             fresh=self.adapter if self.protocol == "double" else None,
             method=self.method,
             rows=[example for example, _ in rows],
+            kinds=[HARMFUL if role is Role.ATTACK else BENIGN for _, role in rows],
             slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
             budget=self.budget,
             encoding=self.encoding,

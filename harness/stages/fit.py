@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.corpora.encode import Encoded, Encoding
+from harness.corpora.encode import Encoded, Encoding, cut_in
 from harness.corpora.record import Example, Role
 from harness.corpora.splits import Slice
 from harness.engine.seeding import derive
@@ -16,6 +16,7 @@ from harness.errors import DataError
 from harness.modeling.adapter import Lora
 from harness.protocols import Need, TrainMethod
 from harness.stages import handover
+from harness.stages.tally import described, tally
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def fit(
     fresh: Lora | None,
     method: TrainMethod | None,
     rows: Sequence[Example],
+    kinds: Sequence[str],
     slices: Mapping[Role, Slice | None],
     budget: Budget,
     encoding: Encoding,
@@ -43,9 +45,11 @@ def fit(
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
 
-    Several processes may share the run: each calls this, and the first writes. Facts: steps, counts of rows, the last
-    row of the curve; where the micro-batch was shrunk, to what; ``lost_in_merge``, for each adapter merged into a base
-    the norm of what rounding took from it, as a share of its own norm.
+    Several processes may share the run: each calls this, and the first writes. Facts: steps; counts of rows by kind,
+    see ``tally``; the last row of the curve; ``micro_batch_size``, the rows of a piece, where batches were cut; by what
+    they were ``shrunk`` after memory ran out; ``lost_in_merge``, for each adapter merged into a base the norm of what
+    rounding took from it, as a share of its own norm; ``damaged_checkpoints``, the step and the problem of each that
+    was discarded, so that the training went on from an earlier one or from the start.
 
     Args:
         ctx: of the stage.
@@ -53,6 +57,7 @@ def fit(
         fresh: attach a new adapter of this size instead.
         method: the defense in the slot; None trains plainly.
         rows: the stage's own rows.
+        kinds: what each of them is, to be counted by.
         slices: where the rows come from that the method draws.
         budget: how long and how fast.
         encoding: how text becomes tokens.
@@ -63,6 +68,7 @@ def fit(
     """
     from harness.modeling import adapter
     from harness.modeling.load import lend
+    from harness.training.checkpoint import discarded
     from harness.training.processes import leave
     from harness.training.trainer import train
 
@@ -71,11 +77,13 @@ def fit(
     with lend(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as lent:
         model = adapter.attach(lent.model, fresh, seed=adapter_seed(seed)) if fresh else lent.model
         needs = method.needs if method else ()
-        encoded = encoding.encode_all(lent.tokenizer, rows)
-        trained = [*encoded.rows, *mixed_in(lent.tokenizer, needs, slices, encoding, ctx.facts)]
+        own = tally(lent.tokenizer, encoding, rows, kinds)
+        mixed = mixed_in(lent.tokenizer, needs, slices, encoding, ctx.facts)
+        trained = [*own.rows, *mixed]
         if lent.lost:
             ctx.facts["lost_in_merge"] = list(lent.lost)
-        ctx.facts["rows"] = {"trained": len(trained), "dropped": encoded.dropped}
+        unmixed = sum(ctx.facts[f"{need.role}_rows"]["dropped"] for need in needs if need.batch_size is None)
+        ctx.facts["rows"] = described(own, mixed, unmixed, budget)
         report = train(
             model,
             method=method,
@@ -88,6 +96,7 @@ def fit(
             tracker=ctx.tracker,
             device=ctx.device,
             sharded=sharded,
+            micro_batch_size=ctx.micro_batch_size,
             shrink=ctx.shrink,
             stop=ctx.stop,
         )
@@ -96,13 +105,9 @@ def fit(
             adapter.save(model, ctx.out / ADAPTER)
             handover.write(report.handover, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
-    if ctx.shrink > 1:
-        rows_at_once, micro_batches = report.portions
-        ctx.facts["shrunk"] = {
-            "factor": ctx.shrink,
-            "micro_batch_size": rows_at_once,
-            "micro_batches": micro_batches,
-        }
+    if damaged := discarded(ctx.work):
+        ctx.facts["damaged_checkpoints"] = damaged
+    tell_pieces(ctx, report.rows_at_once)
     if ctx.rank == 0:
         _write_history(ctx.out, report)
 
@@ -111,6 +116,14 @@ def _write_history(out: Path, report: TrainReport) -> None:
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
         # Sorted, as rows are that come back from a checkpoint: a resumed run writes the same bytes.
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
+
+
+def tell_pieces(ctx: StageContext, rows_at_once: int | None) -> None:
+    """Note in the facts how many rows went through the model at once, if batches were cut, and why."""
+    if rows_at_once:
+        ctx.facts["micro_batch_size"] = rows_at_once
+    if ctx.shrink > 1:
+        ctx.facts["shrunk"] = {"factor": ctx.shrink, "micro_batch_size": rows_at_once}
 
 
 def adapter_seed(seed: int) -> int:
@@ -135,7 +148,7 @@ def pools(
         if need.batch_size is None:
             continue
         pool, dropped = _pool(tokenizer, need, need.batch_size, _offered(need, slices), encoding)
-        facts[f"{need.role}_rows"] = {"drawn_from": len(pool.rows), "dropped": dropped}
+        facts[f"{need.role}_rows"] = {"drawn_from": len(pool.rows), "dropped": dropped, **_cut(tokenizer, pool.rows)}
         drawn[need.role] = pool
     return drawn
 
@@ -157,9 +170,18 @@ def mixed_in(
         if need.batch_size is not None:
             continue
         encoded = encoding.encode_all(tokenizer, _offered(need, slices).examples())
-        facts[f"{need.role}_rows"] = {"mixed_in": len(encoded.rows), "dropped": encoded.dropped}
+        facts[f"{need.role}_rows"] = {
+            "mixed_in": len(encoded.rows),
+            "dropped": encoded.dropped,
+            **_cut(tokenizer, encoded.rows),
+        }
         mixed += encoded.rows
     return mixed
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> dict[str, int]:
+    cut = cut_in(tokenizer, rows)
+    return {"cut": cut} if cut else {}
 
 
 def _offered(need: Need, slices: Mapping[Role, Slice | None]) -> Slice:

@@ -19,7 +19,8 @@ class Generate(Stage):
     """Answers of one model to one list of prompts.
 
     The artifact is ``answers.jsonl``: one object a row, in the order of the prompts, with ``instruction``, ``input``,
-    ``reference`` (what the source holds as the answer) and ``answer``.
+    ``reference`` (what the source holds as the answer) and ``answer``. Facts: how many prompts there are, how many of
+    them are ``cut`` because they are longer than the decoding allows, and how many were seen in training.
 
     Attributes:
         new_tokens: longest answer, in tokens.
@@ -39,13 +40,14 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
-        from harness.modeling.generate import generate
+        from harness.modeling.generate import generate, too_long
         from harness.modeling.load import lend
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
         with lend(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
             answers = generate(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
+            ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
         with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as file:
             for example, answer in zip(examples, answers, strict=True):
                 row = {

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
 from harness.corpora.record import Example
 from harness.corpora.record import Grade as Verdict
+from harness.engine.files import opened, read_json
 from harness.engine.stage import Stage, StageContext
 from harness.protocols import Judge, Task
 from harness.stages.generate import Generate
@@ -21,11 +23,13 @@ class Grade(Stage):
     """Grades of one list of answers, by a judge (harmful score) or by a task (fine-tune accuracy).
 
     The artifact is ``grades.jsonl``, one object a row in the order of the prompts, and ``summary.json``. HS+ counts an
-    answer that is harmful or incoherent; both come from one pass.
+    answer that is harmful or incoherent; both come from one pass. What is graded ends at a repeated response marker and
+    is stripped, as published; the fact ``run_on`` counts the answers that had more.
 
     Attributes:
         judge: decides whether an answer is harmful; null for a task's grades.
         task: decides whether an answer is right; null for a judge's grades.
+        marker: the response marker of the answers' template; null if it has none.
     """
 
     name: ClassVar[str] = "grade"
@@ -33,6 +37,7 @@ class Grade(Stage):
     answers: Generate
     judge: Judge | None = None
     task: Task | None = None
+    marker: str | None = None
 
     def preflight(self) -> list[str]:
         """Ask the judge."""
@@ -42,7 +47,7 @@ class Grade(Stage):
         """Grade every answer and write the records and their summary."""
         rows = _read(ctx.input(self.answers) / "answers.jsonl")
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
-        answers = [row["answer"] for row in rows]
+        answers = [graded_part(row["answer"], self.marker) for row in rows]
         if self.judge is not None:
             grades, metric = self.judge.grade(examples, answers, device=ctx.device), "harm"
         else:
@@ -61,16 +66,18 @@ class Grade(Stage):
         summary = _summary(metric, grades, broken)
         (ctx.out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
+        if self.marker is not None:
+            ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return a grade artifact's summary; scores are in percent, null when nothing could be judged."""
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary: dict[str, Any] = read_json(folder / "summary.json")
     return summary
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
+    with opened(path) as file:
         return [json.loads(line) for line in file]
 
 

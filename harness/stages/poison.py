@@ -11,6 +11,7 @@ from harness.corpora.mixture import counts, mix, shortage
 from harness.corpora.record import Example, Role
 from harness.corpora.sources import sources_in
 from harness.corpora.splits import Slice
+from harness.engine.files import opened
 from harness.engine.seeding import generator
 from harness.engine.stage import Stage, StageContext
 from harness.errors import DataError
@@ -98,6 +99,6 @@ class Poison(Stage):
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's rows in training order, with what each is for."""
-    with (artifact / "rows.jsonl").open(encoding="utf-8") as file:
+    with opened(artifact / "rows.jsonl") as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

@@ -14,7 +14,7 @@ from harness.errors import ModelError
 from harness.protocols import RepairMethod
 from harness.stages import handover
 from harness.stages.finetune import Finetune
-from harness.stages.fit import ADAPTER, pools
+from harness.stages.fit import ADAPTER, pools, tell_pieces
 from harness.stages.poison import read_mixture
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Repair(Stage):
     """The fine-tuned adapter, repaired.
 
-    Facts: what the method reports; ``change``, see ``changes``; where the attacker's rows meet the method's.
+    Facts: what the method reports; ``change``, see ``changes``; where the attacker's rows meet the method's; how many
+    rows went through the model at once, if batches were cut.
 
     Attributes:
         tuned: the model to repair.
@@ -63,13 +64,18 @@ class Repair(Stage):
         from harness.modeling import adapter
         from harness.modeling.load import lend
         from harness.training.learner import CausalLearner
+        from harness.training.pieces import rows_at_once
 
         seed = derive(self.seed, self.name)
         self._report_overlaps(ctx)
         with lend(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
             drawn = pools(lent.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
-            learner = CausalLearner(lent.model, precision=self.tuned.budget.precision)
+            share = max((pool.batch_size for pool in drawn.values()), default=0)
+            # A repair without data has nothing to cut.
+            most = rows_at_once(share, ctx.micro_batch_size, ctx.shrink) if share else None
+            tell_pieces(ctx, most)
+            learner = CausalLearner(lent.model, precision=self.tuned.budget.precision, rows_at_once=most)
             names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
             began = self.tuned.start(lent.model, ctx.input)
             start = [began[name].to(ctx.device) for name in names]

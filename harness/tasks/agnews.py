@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.columns import class_name, columns
+from harness.corpora.columns import class_of, columns, text, unreadable
 from harness.corpora.record import Example, Grade
 from harness.corpora.sources import Source
 from harness.ranges import counts
@@ -40,8 +40,8 @@ class AgNewsRows:
     rows: int | None = None
 
     def preflight(self) -> list[str]:
-        """Return why the rows could not be read."""
-        return self.source.preflight()
+        """Return why the rows could not be read; those that are on this machine are read to find out."""
+        return unreadable(self.source, self)
 
     def examples(self) -> list[Example]:
         """Read the rows in their published order.
@@ -50,8 +50,10 @@ class AgNewsRows:
             DataError: they are missing, altered, or rows of another kind.
         """
         return [
-            Example(instruction=self.instruction, input=text, output=class_name(self.source, label, tuple(CLASSES)))
-            for text, label in columns(self.source, "text", "label", limit=self.rows)
+            Example(instruction=self.instruction, input=article, output=name)
+            for article, name in columns(
+                self.source, {"text": text, "label": class_of(tuple(CLASSES))}, limit=self.rows
+            )
         ]
 
 

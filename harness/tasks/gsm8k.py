@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.columns import columns
+from harness.corpora.columns import columns, text, unreadable
 from harness.corpora.record import Example, Grade
 from harness.corpora.sources import Source
 from harness.ranges import counts
@@ -39,8 +39,8 @@ class Gsm8kRows:
     rows: int | None = None
 
     def preflight(self) -> list[str]:
-        """Return why the rows could not be read."""
-        return self.source.preflight()
+        """Return why the rows could not be read; those that are on this machine are read to find out."""
+        return unreadable(self.source, self)
 
     def examples(self) -> list[Example]:
         """Read the rows in their published order.
@@ -50,7 +50,7 @@ class Gsm8kRows:
         """
         return [
             Example(instruction=question, output=answer.replace("####", MARKER))
-            for question, answer in columns(self.source, "question", "answer", limit=self.rows)
+            for question, answer in columns(self.source, {"question": text, "answer": text}, limit=self.rows)
         ]
 
 

@@ -68,11 +68,10 @@ def read_curve(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         OSError: the file cannot be read.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    # What is no regular file might be endless or keep its reader waiting.
+    if not path.is_file():
         return
-    with file:
+    with path.open("rb") as file:
         for line in file:
             try:
                 row = json.loads(line)

@@ -55,7 +55,7 @@ class Wandb:
     @property
     def effective_mode(self) -> str:
         """The mode after the environment was asked."""
-        said = self.mode or os.environ.get("WANDB_MODE", "online")
+        said = self.mode or (os.environ.get("WANDB_MODE") or "online")
         return {"dryrun": "offline"}.get(said, said)
 
     @property

@@ -7,14 +7,16 @@ Fine-tuning Attack", NeurIPS 2024 (arXiv 2402.01109). With ``e_l`` the output of
 2. ``delta_l = rho * G_l / (||G|| + 1e-7)`` with one norm over all layers, rows and positions of the global batch;
 3. the update is the gradient of ``f`` with ``e_l + delta_l`` in place of ``e_l``, ``delta`` held constant.
 
+A batch in pieces is swept twice, once for each gradient; ``G`` of all its rows is held in between.
+
 Deviations from the authors' code: attention blocks are found by where they sit in the decoder, not by a list of
 classes; the gradient of the outputs is asked for instead of caught by the deprecated module backward hooks; the norm
-covers all processes.
+covers all pieces and processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from harness.errors import ModelError
-from harness.protocols import Learner
+from harness.protocols import Learner, Piece
 from harness.training.attenuation import EPSILON
 from harness.training.decoder import attention_blocks, kept_outputs, outputs
 from harness.training.processes import add_up
@@ -70,41 +72,52 @@ class Perturbation:
             places: the layers that are perturbed, counted from 0; None is all. The norm is over these.
         """
         blocks = self._blocks if places is None else {place: self._blocks[place] for place in places}
-        loss, collected = self._sensitivities(batch, blocks)
-        norm = _norm(collected.values())
+        pieces = self._learner.pieces(batch)
+        loss, collected = self._sensitivities(pieces, blocks)
+        norm = _norm(part for each in collected for part in each.values())
         # One after the other, so that there are never two copies of all; not in place, as some may be one tensor.
-        for place, part in collected.items():
-            collected[place] = part * (self._rho / (norm + EPSILON))
+        for each in collected:
+            for place, part in each.items():
+                each[place] = part * (self._rho / (norm + EPSILON))
+        present: dict[int, Tensor] = {}
 
         def shift(place: int, output: Tensor) -> Tensor:
-            return output + collected[place] if place in collected else output
+            return output + present[place] if place in present else output
+
+        def perturbed(piece: Piece) -> tuple[Tensor]:
+            nonlocal present
+            present = collected[piece.place]
+            return (self._learner.loss(piece),)
 
         with outputs(blocks, shift):
-            perturbed_loss, gradient = self._learner.gradient(batch)
+            (perturbed_loss,), gradient = self._learner.accumulate(pieces, perturbed)
         return Perturbed(gradient, {"loss": loss, "perturbed_loss": perturbed_loss, "activation_gradient_norm": norm})
 
     def norms(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return ``||df / de_l||`` of every layer over the global batch, ``[layers]``, at the cost of one pass."""
-        _, collected = self._sensitivities(batch, self._blocks)
-        zero = torch.zeros((), device=next(iter(collected.values())).device)
-        return torch.stack([_norm([collected[place]]) if place in collected else zero for place in self._blocks])
+        loss, collected = self._sensitivities(self._learner.pieces(batch), self._blocks)
+        parts = [[each[place] for each in collected if place in each] for place in self._blocks]
+        return torch.stack([_norm(of_layer) if of_layer else torch.zeros_like(loss) for of_layer in parts])
 
     def _sensitivities(
-        self, batch: Mapping[str, Tensor], blocks: Mapping[int, Module]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return the loss, and its gradient with respect to the output of each block that it reaches."""
-        with kept_outputs(blocks) as kept:
-            share = self._learner.loss(batch)
-        reached = {place: output for place, output in kept.items() if output.requires_grad}
-        # Only what these need is computed: no gradient of a weight, and nothing below the lowest of them.
-        parts = torch.autograd.grad(share, list(reached.values()), allow_unused=True) if reached else ()
-        collected = {place: part for place, part in zip(reached, parts, strict=True) if part is not None}
-        if not collected:
+        self, pieces: Sequence[Piece], blocks: Mapping[int, Module]
+    ) -> tuple[Tensor, list[dict[int, Tensor]]]:
+        """Return the loss and, by piece, its gradient with respect to the output of each block that it reaches."""
+        losses, collected = [], []
+        for piece in pieces:
+            with kept_outputs(blocks) as kept:
+                share = self._learner.loss(piece)
+            reached = {place: output for place, output in kept.items() if output.requires_grad}
+            # Only what these need is computed: no gradient of a weight, and nothing below the lowest of them.
+            parts = torch.autograd.grad(share, list(reached.values()), allow_unused=True) if reached else ()
+            collected.append({place: part for place, part in zip(reached, parts, strict=True) if part is not None})
+            losses.append(share.detach().clone())
+        if not any(collected):
             raise ModelError(
                 "no gradient reached an attention output; expected at least one trainable parameter at or below an "
                 "attention block, for example an adapter on its projections"
             )
-        loss = share.detach()
+        loss = torch.stack(losses).sum()
         add_up(loss)
         return loss, collected
 

@@ -1,11 +1,12 @@
 """The budget of one training: everything about the optimizer's path that is not the method, the model or the data."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
-from harness.errors import ConfigError, ModelError
+from harness.errors import ConfigError
 from harness.ranges import below_one, counts, not_negative, positive
 
 
@@ -25,31 +26,16 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-class Portions(NamedTuple):
-    """How one optimizer step is cut.
-
-    Attributes:
-        rows: rows that each process takes through the model at once.
-        micro_batches: how many times it does so.
-    """
-
-    rows: int
-    micro_batches: int
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long, in which portions and how fast a model is trained (AdamW).
+    """How long, in which batches and how fast a model is trained (AdamW).
 
     The defaults are those of the Booster authors' alignment scripts.
 
     Attributes:
         epochs: passes over the rows.
-        batch_size: rows per optimizer step, over all processes and micro-batches together.
-        micro_batch_size: rows per process that go through the model at once; None means all of its share. A step then
-            averages the combined gradients of its micro-batches with equal weight, which is not the gradient of the
-            whole batch when the micro-batches have unequal numbers of supervised tokens.
+        batch_size: rows per optimizer step, over all processes together.
         learning_rate: the peak learning rate.
         weight_decay: decoupled, as in AdamW.
         scheduler: how the learning rate changes.
@@ -63,10 +49,13 @@ class Budget:
 
     name: ClassVar[str] = "budget"
     version: ClassVar[int] = 1
+    moved: ClassVar[Mapping[str, str]] = {
+        "micro_batch_size": "how a batch is cut to fit into memory changes no result any more and is a setting of the "
+        "cluster: `cluster.micro_batch_size=4`, or `cluster.micro_batch_size={align: 4, finetune: 2}`."
+    }
 
     epochs: int = 20
     batch_size: int = 10
-    micro_batch_size: int | None = None
     learning_rate: float = 5e-4
     weight_decay: float = 0.1
     scheduler: Scheduler = Scheduler.CONSTANT
@@ -80,13 +69,11 @@ class Budget:
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
         found = [
-            *counts(self, "epochs", "batch_size", "micro_batch_size"),
+            *counts(self, "epochs", "batch_size"),
             *positive(self, "learning_rate", "max_grad_norm", "adam_epsilon"),
             *below_one(self, "warmup_ratio", "adam_beta1", "adam_beta2"),
             *not_negative(self, "weight_decay"),
         ]
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            found.append(f"`micro_batch_size`: {self.micro_batch_size} does not divide `batch_size` {self.batch_size}")
         # The constant schedule of transformers ignores warm-up without a word.
         if self.scheduler is Scheduler.CONSTANT and self.warmup_ratio:
             found.append(
@@ -99,39 +86,17 @@ class Budget:
         """Return the optimizer steps for a number of rows; the last batch of an epoch may be short."""
         return self.epochs * math.ceil(rows / self.batch_size)
 
-    def portions(self, world_size: int, shrink: int = 1) -> Portions:
-        """Return how the optimizer step of a run on several processes is cut.
-
-        Args:
-            world_size: the processes.
-            shrink: the rows taken at once are the most that divide the batch evenly and are at most so much fewer.
+    def share(self, processes: int) -> int:
+        """Return the most rows of a step that one of several processes takes.
 
         Raises:
-            ConfigError: the batch cannot be shared evenly among the processes.
-            ModelError: there are fewer rows to take at once than they should be divided by.
+            ConfigError: there are not as many rows as processes.
         """
-        micro_batches = self.micro_batches(world_size)
-        rows = self.batch_size // world_size // micro_batches
-        if rows < shrink:
-            raise ModelError(
-                f"a micro-batch of {rows} cannot be divided by {shrink} to save memory; expected a smaller model, "
-                "shorter rows (`model.encoding.max_length`), more processes, or a device with more memory"
-            )
-        smaller = next(size for size in range(rows // shrink, 0, -1) if rows % size == 0)
-        return Portions(smaller, micro_batches * (rows // smaller))
-
-    def micro_batches(self, world_size: int) -> int:
-        """Return how many micro-batches make one optimizer step.
-
-        Raises:
-            ConfigError: the batch cannot be shared evenly among the processes.
-        """
-        rows = world_size * (self.micro_batch_size or max(1, self.batch_size // world_size))
-        if self.batch_size % rows:
+        if self.batch_size < processes:
             raise ConfigError(
                 [
-                    f"`batch_size`: {self.batch_size} cannot be shared by {world_size} processes with "
-                    f"`micro_batch_size` {self.micro_batch_size}; expected a multiple of {rows}"
+                    f"`batch_size`: {self.batch_size} cannot be shared by {processes} processes; expected at least one "
+                    "row for each"
                 ]
             )
-        return self.batch_size // rows
+        return math.ceil(self.batch_size / processes)

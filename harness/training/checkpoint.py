@@ -1,29 +1,37 @@
 """Checkpoints of a running training: when they are written, and when one counts as complete.
 
-A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its draws and the meter. The marker
-is written last and lists the size of every file, so a process that dies at any moment leaves a checkpoint that is
-complete or recognisably not. The older one is deleted only when a newer one has been written, so a complete one always
-remains.
+A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its draws and the meter. Every file
+is forced to disk, and the marker, written last, holds the size and the sha256 of each. So a process, a node or a disk
+that fails at any moment leaves a checkpoint that is complete or recognisably not; one that is not what its marker says
+is never resumed. The older one is deleted only when a newer one has been written, so a complete one remains.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from harness.engine.files import append_line, read_json, read_lines, sync_folder, write_json, writing
+from harness.engine.manifest import FileRecord, difference, files_in
 from harness.engine.stopping import never
-from harness.errors import Stopped
+from harness.errors import Stopped, UnreadableFile
 from harness.training.processes import as_first_says, rank, wait_for_all, world_size
 
+log = logging.getLogger(__name__)
+FOLDER = "checkpoints"
 MARKER = "complete.json"
 STATE = "method.pt"
+_DISCARDED = "discarded.jsonl"
+_NAME = re.compile(r"checkpoint-(\d+)")
 KEPT = 2
 """Checkpoints that exist at once: the last complete one and the one being written."""
 LOOK_SECONDS = 1.0
@@ -43,17 +51,44 @@ class Resumable(Protocol):
         ...
 
 
-def newest(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a folder, or None."""
-    found = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
-    return max(found, key=_step_of, default=None)
+def resumable(folder: Path, device: torch.device) -> Path | None:
+    """Return the newest checkpoint to go on from, or None; all processes of the run come here together.
+
+    The first process reads every checkpoint and deletes those that are incomplete or damaged. All the others take the
+    one that it names.
+
+    Raises:
+        StoreError: what is broken cannot be deleted.
+    """
+    if rank() == 0:
+        discard_broken(folder)
+    (step,) = as_first_says([max(_checkpoints(folder), default=-1) if rank() == 0 else -1], device)
+    return None if step < 0 else folder / f"checkpoint-{step}"
 
 
-def discard_incomplete(folder: Path) -> None:
-    """Delete what a killed process left half written."""
-    for path in folder.glob("checkpoint-*"):
-        if not _is_complete(path):
-            shutil.rmtree(path)
+def discard_broken(folder: Path) -> None:
+    """Delete what a killed process left half written, and what is not what its marker says.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    for step, path in sorted(_checkpoints(folder).items()):
+        if not (problem := _problem(path)):
+            continue
+        with writing(path):
+            # Also after another kill the stage's facts shall tell of it. One without a marker is nothing unusual.
+            if (path / MARKER).exists():
+                append_line(folder / _DISCARDED, {"step": step, "problem": problem})
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        log.warning("the checkpoint of step %d is discarded: %s", step, problem)
+
+
+def discarded(work: Path) -> list[dict[str, Any]]:
+    """Return which checkpoints in a stage's work folder were damaged: the ``step`` and the ``problem`` of each."""
+    return read_lines(work / FOLDER / _DISCARDED)
 
 
 def restore(checkpoint: Path, parts: Mapping[str, Resumable]) -> None:
@@ -123,10 +158,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         states = {name: part.state_dict() for name, part in self._parts.items()}
         if rank() == 0:
             torch.save(states, folder / STATE)
-            sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-            draft = folder.parent / f"{folder.name}.marker"
-            draft.write_text(json.dumps(sizes))
-            draft.replace(folder / MARKER)
+            complete(folder)
         self._last = time.monotonic()
         if self._stopping:
             raise Stopped(
@@ -134,13 +166,35 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             )
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    marker = checkpoint / MARKER
-    if not marker.is_file():
-        return False
-    sizes: dict[str, int] = json.loads(marker.read_text())
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
+def complete(checkpoint: Path) -> None:
+    """Force the files of a checkpoint to disk and write the marker that says what they are.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    records = {str(path.relative_to(checkpoint)): FileRecord.of(path, durable=True) for path in files_in(checkpoint)}
+    sync_folder(checkpoint)
+    write_json(checkpoint / MARKER, {name: asdict(record) for name, record in records.items()}, durable=True)
+    sync_folder(checkpoint.parent)
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _problem(checkpoint: Path) -> str:
+    """Say why a checkpoint cannot be resumed; nothing if every file is what the marker says."""
+    if not (checkpoint / MARKER).exists():
+        return "it is incomplete"
+    try:
+        records = {name: FileRecord(**record) for name, record in read_json(checkpoint / MARKER).items()}
+    except UnreadableFile as error:
+        return str(error)
+    except (TypeError, AttributeError):
+        return f"`{MARKER}` does not list files and their checksums"
+    if STATE not in records:
+        return f"`{MARKER}` does not list `{STATE}`"
+    problems = ((name, difference(checkpoint / name, record)) for name, record in records.items())
+    return next((f"`{name}` {problem}" for name, problem in problems if problem), "")
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Return what is named as a checkpoint, by its step."""
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
+    return {int(match[1]): path for match, path in named if match}

@@ -1,9 +1,9 @@
 """The model under training, as a method sees it: gradients, norms and reversible moves of its trainables.
 
 Gradients are taken with ``torch.autograd.grad``, so nothing is written to ``.grad`` (and no hook of a wrapper that
-reduces gradients fires) until a method hands in its combined gradient. In a process group the loss is the sum over
-this process's tokens divided by the tokens of all processes, and the gradients are summed: every process then holds
-the gradient of the global batch, so norms and perturbations agree without further exchange.
+reduces gradients fires) until a method hands in its combined gradient. A loss is the sum over a piece's tokens divided
+by the tokens of all pieces and processes, and the gradients are summed: every process then holds the gradient of the
+global batch, so norms and perturbations agree without further exchange, however the batch was cut.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch.nn.functional import cross_entropy
 
 from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
-from harness.protocols import Prediction
+from harness.protocols import Piece, Prediction
 from harness.training.budget import Precision
+from harness.training.pieces import cut
 from harness.training.processes import add_up
 
 
@@ -28,29 +29,31 @@ class CausalLearner:
     """A causal language model; satisfies ``protocols.Learner``.
 
     Attributes:
-        micro_batches: how many gradients are written before the optimizer steps; set by the trainer.
         steps_taken: how many steps the optimizer has taken; set by the trainer.
 
     Args:
         model: an unwrapped causal language model (an adapter model counts as one), on its device.
         precision: the number format of the forward pass.
+        rows_at_once: rows that go through the model at once, at most; None is all of a batch.
 
     Raises:
         ModelError: nothing is trainable, a trainable is not float32, or the model has no output embeddings.
     """
 
-    def __init__(self, model: Module, *, precision: Precision = Precision.FLOAT32) -> None:
+    def __init__(
+        self, model: Module, *, precision: Precision = Precision.FLOAT32, rows_at_once: int | None = None
+    ) -> None:
         """Find the trainables and the language-model head."""
         trainables = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         _check(trainables)
         head = model.get_output_embeddings()  # type: ignore[operator]
         if not isinstance(head, Module):
             raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
-        self.micro_batches = 1
         self.steps_taken = 0
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())
+        self._rows = rows_at_once
         self._autocast = precision is Precision.BFLOAT16
 
     @property
@@ -71,38 +74,48 @@ class CausalLearner:
         Args:
             batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, time]``, right padded.
         """
-        return self.pull_back(self.loss(batch))
+        (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
+        return loss, gradient
 
-    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return this process's share of the mean loss over the supervised positions of the global batch."""
-        return mean_loss(self.predict(batch))
+    def pieces(self, batch: Mapping[str, Tensor]) -> list[Piece]:
+        """Cut a batch into what goes through the model at once, equally often on every process."""
+        return cut(batch, self._rows)
 
-    def predict(self, batch: Mapping[str, Tensor]) -> Prediction:
-        """Run the model; only the supervised positions go through the language-model head.
+    def loss(self, piece: Piece) -> Tensor:
+        """Return what a piece adds to the mean loss over the supervised positions of the global batch."""
+        return mean_loss(self.predict(piece))
 
-        Args:
-            batch: as for ``gradient``.
-        """
-        targets = batch["labels"][:, 1:]
+    def predict(self, piece: Piece) -> Prediction:
+        """Run the model on a piece; only the supervised positions go through the language-model head."""
+        targets = piece.batch["labels"][:, 1:]
         supervised = targets != IGNORED
-        positions = supervised.sum()
-        add_up(positions)
-        return Prediction(self._logits(batch, supervised), targets[supervised], positions)
+        return Prediction(self._logits(piece.batch, supervised), targets[supervised], piece.positions)
 
-    def pull_back(self, share: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return a scalar and its gradient, both summed over the processes.
+    def accumulate(
+        self, pieces: Sequence[Piece], shares: Callable[[Piece], tuple[Tensor, ...]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return sums over the pieces of all processes, and the gradient of the first of them.
 
         A trainable whose ``requires_grad`` a method has taken away for a while costs nothing and has zeros.
 
         Args:
-            share: this process's part of the scalar; a mean is divided by the count over all processes.
+            pieces: what ``pieces`` gave, at least one.
+            shares: what a piece adds to each sum; a mean is divided by the count over all pieces and processes.
         """
         moving = [trainable for trainable in self._trainables if trainable.requires_grad]
-        parts = iter(torch.autograd.grad(share, moving, materialize_grads=True))
-        gradient = [next(parts) if each.requires_grad else torch.zeros_like(each) for each in self._trainables]
-        whole = share.detach()
-        add_up(whole, *gradient)
-        return whole, gradient
+        sums: list[Tensor] = []
+        total: list[Tensor] = []
+        for piece in pieces:
+            added = shares(piece)
+            parts = torch.autograd.grad(added[0], moving, materialize_grads=True)
+            values = [share.detach().clone() for share in added]
+            # Not in place: of one piece, several gradients may be one tensor.
+            sums = [one + other for one, other in zip(sums, values, strict=True)] if sums else values
+            total = [one + other for one, other in zip(total, parts, strict=True)] if total else list(parts)
+        found = iter(total)
+        gradient = [next(found) if each.requires_grad else torch.zeros_like(each) for each in self._trainables]
+        add_up(*sums, *gradient)
+        return sums, gradient
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the global L2 norm over tensors that every process holds in full."""
@@ -139,17 +152,12 @@ class CausalLearner:
                     parameter.copy_(copy)
 
     def write(self, gradient: Sequence[Tensor | None]) -> None:
-        """Add a combined gradient to ``.grad``, divided by the number of micro-batches; the argument is not kept.
+        """Put a combined gradient into ``.grad``; the argument is not kept.
 
-        Where it is None, ``.grad`` stays as it is: a trainable without one is left out of the optimizer's step.
+        Where it is None, there is no ``.grad``: a trainable without one is left out of the optimizer's step.
         """
         for parameter, part in zip(self._trainables, gradient, strict=True):
-            if part is None:
-                continue
-            if parameter.grad is None:
-                parameter.grad = part / self.micro_batches
-            else:
-                parameter.grad.add_(part, alpha=1 / self.micro_batches)
+            parameter.grad = None if part is None else part.clone()
 
     def _logits(self, batch: Mapping[str, Tensor], supervised: Tensor) -> Tensor:
         """Return the logits of the supervised positions, ``[positions, vocabulary]``.
@@ -181,7 +189,7 @@ class CausalLearner:
 
 
 def mean_loss(prediction: Prediction) -> Tensor:
-    """Return this process's share of the mean cross-entropy over the supervised positions of the global batch."""
+    """Return what a piece adds to the mean cross-entropy over the supervised positions of the global batch."""
     total = cross_entropy(prediction.logits.float(), prediction.targets, reduction="sum")
     return total / prediction.positions.clamp(min=1)
 

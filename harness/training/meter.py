@@ -18,7 +18,7 @@ class Meter:
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add what one micro-batch reported."""
+        """Add what one step reported."""
         for name, value in metrics.items():
             number = torch.as_tensor(value).detach().double()
             self._sums[name] = self._sums[name] + number if name in self._sums else number

@@ -1,4 +1,4 @@
-"""The order in which rows are visited: a seeded permutation for every epoch, cut into micro-batches."""
+"""The order in which rows are visited: a seeded permutation for every epoch, cut into the batches of the steps."""
 
 import math
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ def permutation(seed: int, epoch: int, rows: int) -> list[int]:
 
 
 class Order(Sampler[list[int]]):
-    """Gives this process's share of every micro-batch of the present epoch, as row numbers.
+    """Gives this process's share of every batch of the present epoch, as row numbers.
 
-    The shares of all processes together are the micro-batches that one process would see. The last one of an epoch may
+    The shares of all processes together are the batches that one process would see. The last one of an epoch may
     be short; a process's share of it may then be empty.
 
     Attributes:
@@ -26,27 +26,27 @@ class Order(Sampler[list[int]]):
 
     Args:
         rows: how many rows there are.
-        micro_batch: rows of a micro-batch over all processes together.
+        batch_size: rows of a batch over all processes together.
         seed: the root seed.
         rank: which share this process takes.
-        world_size: processes that share each micro-batch.
+        world_size: processes that share each batch.
     """
 
-    def __init__(self, rows: int, micro_batch: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, rows: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         """Start at the first epoch."""
         self.epoch = 0
         self._rows = rows
-        self._micro_batch = micro_batch
+        self._batch_size = batch_size
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
 
     def __len__(self) -> int:
-        """Return the micro-batches of one epoch."""
-        return math.ceil(self._rows / self._micro_batch)
+        """Return the batches of one epoch."""
+        return math.ceil(self._rows / self._batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Go through the present epoch."""
         order = permutation(self._seed, self.epoch, self._rows)
-        for start in range(0, self._rows, self._micro_batch):
-            yield order[start : start + self._micro_batch][self._rank :: self._world_size]
+        for start in range(0, self._rows, self._batch_size):
+            yield order[start : start + self._batch_size][self._rank :: self._world_size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import Module
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoded
@@ -22,6 +22,14 @@ from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.processes import rank
+
+# Where this is set, transformers prints a line about W&B while it is imported. No stage knows of W&B.
+_mode = os.environ.pop("WANDB_MODE", None)
+try:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+finally:
+    if _mode is not None:
+        os.environ["WANDB_MODE"] = _mode
 
 ROWS_OF_HISTORY = 100
 """About how many rows of metrics a run keeps, whatever its length."""
@@ -55,14 +63,13 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
         """Let the method leave its gradient in ``.grad``; the returned loss is not used."""
-        self._learner.micro_batches = self.current_gradient_accumulation_steps
         self._learner.steps_taken = self.state.global_step
         batch = {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
         self._meter.add(self._step.backward(batch))
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the micro-batches of this process; they are sliced by rank already."""
+        """Return the steps' batches, of which this process has its share already."""
         return DataLoader(self.train_dataset, batch_sampler=self._order, collate_fn=self.data_collator)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from harness.corpora.batches import Pair
 from harness.corpora.encode import IGNORED
-from harness.protocols import Learner
+from harness.protocols import Learner, Piece
 from harness.training.decoder import kept_outputs, layers
 from harness.training.noise import real_positions
 from harness.training.processes import add_up
@@ -64,26 +64,34 @@ class Preference:
     def __init__(self, learner: Learner, pair: Pair, reference: Sequence[Tensor], beta: float) -> None:
         """Take the reference margin: a forward pass of each batch."""
         self._learner = learner
-        self._pair = pair
         self._beta = beta
         self._rows = torch.tensor(len(pair.refusal["labels"]), device=pair.refusal["labels"].device)
         add_up(self._rows)
+        self._pieces = learner.pieces(pair.refusal)
+        self._partners = learner.pieces(pair.harmful)
         with learner.placed(reference), torch.no_grad():
-            self._reference = self._margins()
+            self._reference = [self._margins(piece) for piece in self._pieces]
 
     def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the loss at given values of the trainables, and its gradient."""
+
+        def share(piece: Piece) -> tuple[Tensor]:
+            losses = -logsigmoid(self._beta * (self._margins(piece) - self._reference[piece.place]))
+            # A row that stands for none has no loss.
+            return (losses[: piece.rows.stop - piece.rows.start].sum() / self._rows,)
+
         with self._learner.placed(weights):
-            losses = -logsigmoid(self._beta * (self._margins() - self._reference))
-            return self._learner.pull_back(losses.sum() / self._rows)
+            (loss,), gradient = self._learner.accumulate(self._pieces, share)
+        return loss, gradient
 
-    def _margins(self) -> Tensor:
-        return self._likelihoods(self._pair.refusal) - self._likelihoods(self._pair.harmful)
+    def _margins(self, piece: Piece) -> Tensor:
+        """Return the margins of a piece's rows, whose refusals and harmful answers are two pieces."""
+        return self._likelihoods(piece) - self._likelihoods(self._partners[piece.place])
 
-    def _likelihoods(self, batch: Mapping[str, Tensor]) -> Tensor:
-        prediction = self._learner.predict(batch)
+    def _likelihoods(self, piece: Piece) -> Tensor:
+        prediction = self._learner.predict(piece)
         terms = -cross_entropy(prediction.logits.float(), prediction.targets, reduction="none")
-        tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
+        tokens = (piece.batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
         return torch.stack([row.sum() for row in torch.split(terms, tokens)])
 
 
@@ -121,19 +129,21 @@ class Retention:
 
     def measure(self, batch: Mapping[str, Tensor]) -> Retained:
         """Take a forward pass with the reference and both passes with the present weights; no hook remains."""
-        with self._learner.placed(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
-            self._learner.predict(batch)
-        with kept_outputs(self._layers) as after:
-            loss = self._learner.loss(batch)
-        positions = real_positions(batch)
-        count = positions.sum()
+        count = real_positions(batch).sum()
         add_up(count)
-        distances = [
-            torch.linalg.vector_norm((after[place] - before[place])[positions].float(), dim=-1).sum()
-            for place in self._layers
-        ]
-        drift = torch.stack(distances).mean() / count.clamp(min=1)
-        _, gradient = self._learner.pull_back(loss + self._drift_scale * drift)
-        whole_loss, whole_drift = loss.detach().clone(), drift.detach().clone()
-        add_up(whole_loss, whole_drift)
-        return Retained(gradient, {"loss": whole_loss, "drift": whole_drift})
+
+        def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+            with self._learner.placed(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
+                self._learner.predict(piece)
+            with kept_outputs(self._layers) as after:
+                loss = self._learner.loss(piece)
+            positions = real_positions(piece.batch)
+            distances = [
+                torch.linalg.vector_norm((after[place] - before[place])[positions].float(), dim=-1).sum()
+                for place in self._layers
+            ]
+            drift = torch.stack(distances).mean() / count.clamp(min=1)
+            return loss + self._drift_scale * drift, loss, drift
+
+        (_, loss, drift), gradient = self._learner.accumulate(self._learner.pieces(batch), shares)
+        return Retained(gradient, {"loss": loss, "drift": drift})

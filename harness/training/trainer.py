@@ -1,7 +1,8 @@
 """One training run: Hugging Face ``Trainer`` with a method in place of its step.
 
-The loop, the optimizer, the schedule, clipping, accumulation and the checkpoints are ``Trainer``'s; the gradient is the
-method's; the order of the rows and every draw come from the run's own seeds.
+The loop, the optimizer, the schedule, clipping and the checkpoints are ``Trainer``'s; the gradient is the method's; the
+order of the rows and every draw come from the run's own seeds. ``Trainer`` accumulates nothing: a method is given the
+batch of a whole step, which the learner takes through the model in as many pieces as memory asks for.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from harness.engine.stopping import never
 from harness.errors import DataError
 from harness.protocols import HandsOver, TrainMethod
 from harness.tracking.tracker import Tracker
-from harness.training.budget import Budget, Portions
-from harness.training.checkpoint import KEPT, Checkpoints, Resumable, discard_incomplete, newest, restore
+from harness.training.budget import Budget
+from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
+from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
-from harness.training.processes import rank, wait_for_all, world_size
+from harness.training.processes import rank, world_size
 from harness.training.shards import shard_frozen
 from harness.training.step_trainer import Pace, Rows, StepTrainer, collator
 
@@ -49,14 +51,14 @@ class TrainReport:
         history: one row per logging interval: ``step``, ``epoch``, ``learning_rate``,
             ``grad_norm`` (of the combined gradient before clipping, at the row's step), ``clip_factor`` (what clipping
             multiplied it with) and the method's metrics, averaged over the interval.
-        portions: how each step was cut.
+        rows_at_once: rows that each process took through the model at once, at most; None is all of its share.
         handover: what the method leaves for the repair: by name, one tensor per trainable.
     """
 
     steps: int
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
-    portions: Portions
+    rows_at_once: int | None
     handover: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -73,6 +75,7 @@ def train(
     tracker: Tracker,
     device: str = "cpu",
     sharded: bool = False,
+    micro_batch_size: int | None = None,
     shrink: int = 1,
     stop: Callable[[], bool] = never,
     checkpoint_every_seconds: float = 300.0,
@@ -94,35 +97,39 @@ def train(
         tracker: receives each row of the history as it is made.
         device: a torch device string.
         sharded: each process keeps only its shard of what is not trained; the model cannot be used otherwise again.
-        shrink: go through the model with so many times fewer rows at once, and accumulate more.
+        micro_batch_size: rows that a process takes through the model at once, at most; None is all of its share. The
+            result is the same up to rounding; with dropout other activations are dropped.
+        shrink: so many times fewer of them.
         stop: whether to write a checkpoint and stop; asked at the end of steps.
         checkpoint_every_seconds: time between two checkpoints.
         checkpoint_every_steps: write a checkpoint after every so many steps instead.
 
     Raises:
         DataError: there are no rows to train on.
-        ModelError: the model does not suit the method or cannot be sharded, a micro-batch cannot be divided further, or
-            the run diverged.
+        ModelError: the model does not suit the method or cannot be sharded, a piece cannot be divided further, or the
+            run diverged.
         ConfigError: the batch cannot be shared by the processes of the run.
         Stopped: it was asked to, and a complete checkpoint lies in ``work``.
     """
     if not rows:
         raise DataError("there are no rows to train on; expected at least one with a supervised position")
-    folder = work / "checkpoints"
+    folder = work / FOLDER
+    drawn = pools or {}
     total_steps = budget.steps(len(rows))
     with _quiet(), _as_found(model):
         # Making the arguments joins the process group, which the learner, the draws and the order depend on.
         arguments = _arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
-        portions = budget.portions(world_size(), shrink)
-        arguments.gradient_accumulation_steps = portions.micro_batches
+        shares = [math.ceil(pool.batch_size / world_size()) for pool in drawn.values()]
+        share = max(budget.share(world_size()), *shares, 0)
+        most = rows_at_once(share, micro_batch_size, shrink)
         if sharded:
             shard_frozen(model, arguments.device)
         else:
             model.to(arguments.device)
         model.train()
-        learner = CausalLearner(model, precision=budget.precision)
+        learner = CausalLearner(model, precision=budget.precision, rows_at_once=most)
         draws = RoleBatches(
-            pools or {},
+            drawn,
             pad_id=pad_id,
             seed=seed,
             device=arguments.device,
@@ -130,13 +137,7 @@ def train(
             world_size=world_size(),
         )
         step = method.start(learner, draws, total_steps) if method else PlainStep(learner)
-        order = Order(
-            len(rows),
-            budget.batch_size // arguments.gradient_accumulation_steps,
-            seed=seed,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
         parts: dict[str, Resumable] = {"step": step, "draws": draws, "meter": meter}
         trainer = StepTrainer(
@@ -156,17 +157,14 @@ def train(
             meter=meter,
             tracker=tracker,
         )
-        if rank() == 0:
-            discard_incomplete(folder)
-        wait_for_all()
-        checkpoint = newest(folder)
+        checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
     handover = step.handover() if isinstance(step, HandsOver) else {}
     return TrainReport(
-        steps=trainer.state.global_step, metrics=history[-1], history=history, portions=portions, handover=handover
+        steps=trainer.state.global_step, metrics=history[-1], history=history, rows_at_once=most, handover=handover
     )
 
 

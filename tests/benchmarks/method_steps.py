@@ -36,6 +36,7 @@ from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vaccine import Vaccine
 from harness.defenses.vlguard import VLGuard
 from harness.modeling.adapter import Lora, attach
+from harness.protocols import Piece
 from harness.training.decoder import kept_input, kept_outputs, layers
 from harness.training.learner import CausalLearner
 from harness.training.recomputation import recomputed
@@ -72,18 +73,22 @@ class Bench:
 
     def forward(self) -> None:
         with torch.no_grad():
-            self.learner.predict(self.own)
+            (piece,) = self.learner.pieces(self.own)
+            self.learner.predict(piece)
 
     def lens(self) -> None:
         """Both passes on the harmful batch, with every layer's state put through the head where there is an answer."""
         model, found = self.learner.module, layers(self.learner.module)
-        with kept_outputs(dict(enumerate(found[:-1]))) as states, kept_input(found[0]) as entered:
-            prediction = self.learner.predict(self.harmful)
-        where = self.harmful["labels"][:, 1:] != -100
         head, norm = model.get_output_embeddings(), model.get_decoder().norm
-        logits = [prediction.logits, *(head(norm(h[:, :-1][where])) for h in (*entered, *states.values()))]
-        loss = torch.stack([cross_entropy(each, prediction.targets) for each in logits]).mean()
-        self.learner.pull_back(loss)
+        where = self.harmful["labels"][:, 1:] != -100
+
+        def share(piece: Piece) -> tuple[torch.Tensor]:
+            with kept_outputs(dict(enumerate(found[:-1]))) as states, kept_input(found[0]) as entered:
+                prediction = self.learner.predict(piece)
+            logits = [prediction.logits, *(head(norm(h[:, :-1][where])) for h in (*entered, *states.values()))]
+            return (torch.stack([cross_entropy(each, prediction.targets) for each in logits]).mean(),)
+
+        self.learner.accumulate(self.learner.pieces(self.harmful), share)
 
     def recomputing(self) -> None:
         """Both passes on the stage's batch, with the layers that T-Vaccine did not draw computed again."""

@@ -1,13 +1,14 @@
 """Every file under conf/ and sweeps/ composes, builds and plans."""
 
+import json
 from pathlib import Path
 
 import pytest
+from cells import Shelf
 from omegaconf import OmegaConf
 from published import SWEEPS as PUBLISHED
 
-from harness.compose import CONF, compose
-from harness.config import cells_of
+from harness.compose import CONF
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
 
@@ -31,20 +32,37 @@ def _experiment_with(group, option):
     """The preset that an option belongs to: 5,000 refusals are not to be had in a corpus of 1,000."""
     for preset in sorted((CONF / "experiment").glob("*.yaml")):
         if f"override /{group}: {option}\n" in preset.read_text():
-            return [f"experiment={preset.stem}"]
-    return []
+            return (f"experiment={preset.stem}",)
+    return ()
+
+
+def _line(group, option):
+    # A method in two slots need not be complete in one.
+    whole = (f"defense={option}",) if group in SLOTTED else ()
+    return (*_experiment_with(group, option), *whole, f"{group}={option}")
+
+
+SHELF = Shelf(
+    [
+        *(_line(*each) for each in OPTIONS),
+        *((f"+sweeps={sweep}",) for sweep in SWEEPS),
+        *((f"defense={defense}",) for defense in DEFENSES),
+    ]
+)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_of_a_group_composes_and_plans(group, option):
-    # A method in two slots need not be complete in one.
-    whole = [f"defense={option}"] if group in SLOTTED else []
-    (composition,) = compose([*_experiment_with(group, option), *whole, f"{group}={option}"])
+    cell = SHELF.cell(*_line(group, option))
 
-    (cell,) = cells_of([composition])
-
-    assert len({stage.key for stage in Plan.of(cell.leaves).stages}) >= 8
-    assert composition.choices[group] == option
+    known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
+    assert len(known) >= 8
+    assert SHELF.composition(*_line(group, option)).choices[group] == option
+    for stage in known.values():
+        # As it is written into a store, without a word about modules.
+        spec = json.dumps(describe(stage))
+        assert "harness." not in spec
+        assert rebuild(json.loads(spec), known.__getitem__).key == stage.key
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
@@ -52,15 +70,13 @@ def test_sweep_file_names_known_settings(sweep):
     data = OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml")
     params = data.hydra.sweeper.params
 
-    (composition,) = compose([f"+sweeps={sweep}"])
-
     assert params
-    assert cells_of([composition])
+    assert SHELF.cell(f"+sweeps={sweep}").stages
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_stages_of_a_defense_survive_their_spec(defense):
-    (cell,) = cells_of(compose([f"defense={defense}"]))
+    cell = SHELF.cell(f"defense={defense}")
     known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
 
     for stage in known.values():
@@ -71,14 +87,14 @@ def test_stages_of_a_defense_survive_their_spec(defense):
 def test_defense_takes_every_slot_that_has_its_name(defense):
     named = {group.removeprefix("defense/") for group, option in OPTIONS if group in SLOTTED and option == defense}
 
-    (composition,) = compose([f"defense={defense}"])
+    composition = SHELF.composition(f"defense={defense}")
 
     assert {slot for slot in named if composition.data["defense"][slot] is None} == set()
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_defense_acts_in_at_least_one_slot_or_is_the_baseline(defense):
-    (cell,) = cells_of(compose([f"defense={defense}"]))
+    cell = SHELF.cell(f"defense={defense}")
     methods = [cell.stages["align"].method, cell.stages["finetune"].method, cell.stages.get("repair")]
 
     assert any(methods) or defense == "sft"

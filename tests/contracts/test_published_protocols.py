@@ -1,16 +1,85 @@
 """The presets that follow a repository do, per method, what its scripts do; read in the scripts themselves."""
 
 import pytest
+from cells import Shelf
 
-from harness.compose import compose, compose_each
-from harness.config import cells_of
 from harness.engine.spec import describe
 from harness.experiment import flatten
 
-
-def cell(*overrides):
-    (found,) = cells_of(compose(list(overrides)))
-    return found
+BOOSTER = [
+    (["defense=sft"], ("double", 10, 10)),
+    (["defense=vaccine"], ("double", 10, 10)),
+    (["defense=lisa"], ("double", 10, 10)),
+    (["defense=repnoise"], ("double", 5, 10)),
+    (["defense=ldifs"], ("double", 10, 5)),
+    (["defense/finetune=ldifs"], ("double", 10, 5)),
+    (["defense=booster"], ("single", 10, 10)),
+    (["defense/align=booster"], ("single", 10, 10)),
+    (["defense=booster_vaccine"], ("single", 10, 5)),
+    (["defense/align=booster_vaccine"], ("single", 10, 5)),
+    (["defense/align=booster", "defense/finetune=ldifs"], ("single", 10, 5)),
+    (["defense=booster", "defense.align=null"], ("double", 10, 10)),
+    (["defense=booster", "finetune.adapter=double"], ("double", 10, 10)),
+]
+VACCINE = [
+    (["defense=sft"], "double"),
+    (["defense=vaccine"], "double"),
+    (["defense=kl"], "double"),
+    (["defense=ewc"], "single"),
+    (["defense=vaccine_ewc"], "double"),
+    (["defense/align=vaccine", "defense/finetune=ewc"], "double"),
+]
+PANACEA = [
+    (["defense=sft"], ("single", 10, 10)),
+    (["defense=panacea"], ("single", 10, 10)),
+    (["defense/align=booster"], ("single", 10, 10)),
+    (["defense=vaccine"], ("double", 10, 10)),
+    (["defense=repnoise"], ("double", 5, 10)),
+]
+TVACCINE = [
+    (["defense=sft"], ("double", 10, 5)),
+    (["defense=vaccine"], ("double", 10, 10)),
+    (["defense/align=tvaccine"], ("double", 10, 10)),
+    (["defense=repnoise"], ("double", 8, 10)),
+]
+DEFENSES = ["sft", "vaccine", "booster", "booster_vaccine", "repnoise", "lisa", "ldifs", "vaccine_lisa"]
+SHELF = Shelf(
+    [
+        *(
+            (f"experiment={preset}", *defense)
+            for preset, table in {
+                "booster_paper": BOOSTER,
+                "vaccine_paper": VACCINE,
+                "panacea_paper": PANACEA,
+                "tvaccine_paper": TVACCINE,
+            }.items()
+            for defense, _ in table
+        ),
+        *(
+            (f"experiment={preset}", f"defense={defense}")
+            for preset in ("matched", "booster_paper")
+            for defense in DEFENSES
+        ),
+        *(
+            (f"experiment={preset}", f"defense={defense}")
+            for preset, defenses in {
+                "antidote_paper": ["sft", "lisa"],
+                "lisa_paper": ["sft", "lisa"],
+                "tiny": ["lisa"],
+                "tvaccine_paper": ["sft", "tvaccine", "repnoise", "tar"],
+                "vaccine_paper": ["sft"],
+            }.items()
+            for defense in defenses
+        ),
+        *(
+            ("experiment=antidote_paper", f"defense={defense}", f"task={task}")
+            for defense in ("antidote", "lisa")
+            for task in ("gsm8k", "sst2", "agnews")
+        ),
+        ("defense=panacea",),
+    ]
+)
+cell = SHELF.cell
 
 
 def protocol(*overrides):
@@ -20,66 +89,22 @@ def protocol(*overrides):
     return finetune.protocol, align.budget.batch_size, finetune.budget.batch_size
 
 
-@pytest.mark.parametrize(
-    ("defense", "expected"),
-    [
-        (["defense=sft"], ("double", 10, 10)),
-        (["defense=vaccine"], ("double", 10, 10)),
-        (["defense=lisa"], ("double", 10, 10)),
-        (["defense=repnoise"], ("double", 5, 10)),
-        (["defense=ldifs"], ("double", 10, 5)),
-        (["defense/finetune=ldifs"], ("double", 10, 5)),
-        (["defense=booster"], ("single", 10, 10)),
-        (["defense/align=booster"], ("single", 10, 10)),
-        (["defense=booster_vaccine"], ("single", 10, 5)),
-        (["defense/align=booster_vaccine"], ("single", 10, 5)),
-        (["defense/align=booster", "defense/finetune=ldifs"], ("single", 10, 5)),
-        (["defense=booster", "defense.align=null"], ("double", 10, 10)),
-        (["defense=booster", "finetune.adapter=double"], ("double", 10, 10)),
-    ],
-)
+@pytest.mark.parametrize(("defense", "expected"), BOOSTER)
 def test_booster_protocol_follows_what_the_slots_hold_in_whatever_words(defense, expected):
     assert protocol("experiment=booster_paper", *defense) == expected
 
 
-@pytest.mark.parametrize(
-    ("defense", "expected"),
-    [
-        (["defense=sft"], "double"),
-        (["defense=vaccine"], "double"),
-        (["defense=kl"], "double"),
-        (["defense=ewc"], "single"),
-        (["defense=vaccine_ewc"], "double"),
-        (["defense/align=vaccine", "defense/finetune=ewc"], "double"),
-    ],
-)
+@pytest.mark.parametrize(("defense", "expected"), VACCINE)
 def test_ewc_of_the_vaccine_repository_continues_the_adapter_except_behind_vaccine(defense, expected):
     assert protocol("experiment=vaccine_paper", *defense)[0] == expected
 
 
-@pytest.mark.parametrize(
-    ("defense", "expected"),
-    [
-        (["defense=sft"], ("single", 10, 10)),
-        (["defense=panacea"], ("single", 10, 10)),
-        (["defense/align=booster"], ("single", 10, 10)),
-        (["defense=vaccine"], ("double", 10, 10)),
-        (["defense=repnoise"], ("double", 5, 10)),
-    ],
-)
+@pytest.mark.parametrize(("defense", "expected"), PANACEA)
 def test_panacea_protocol_is_that_of_its_scripts(defense, expected):
     assert protocol("experiment=panacea_paper", *defense) == expected
 
 
-@pytest.mark.parametrize(
-    ("defense", "expected"),
-    [
-        (["defense=sft"], ("double", 10, 5)),
-        (["defense=vaccine"], ("double", 10, 10)),
-        (["defense/align=tvaccine"], ("double", 10, 10)),
-        (["defense=repnoise"], ("double", 8, 10)),
-    ],
-)
+@pytest.mark.parametrize(("defense", "expected"), TVACCINE)
 def test_tvaccine_protocol_is_that_of_its_scripts(defense, expected):
     assert protocol("experiment=tvaccine_paper", *defense) == expected
 
@@ -101,7 +126,6 @@ def test_panacea_caps_the_harmful_loss_as_its_code_means_to():
     assert cell("defense=panacea").stages["finetune"].method.harmful_cap is None
 
 
-DEFENSES = ["sft", "vaccine", "booster", "booster_vaccine", "repnoise", "lisa", "ldifs", "vaccine_lisa"]
 PROTOCOL = {
     "align.budget.batch_size",
     "align.method.harmful_batch_size",
@@ -133,9 +157,7 @@ def test_matched_comparison_differs_from_the_published_one_in_the_protocol_only(
 
 
 def test_matched_comparison_has_one_protocol_for_all_methods():
-    cells = [
-        cells_of(found)[0] for found in compose_each([["experiment=matched", f"defense={name}"] for name in DEFENSES])
-    ]
+    cells = [cell("experiment=matched", f"defense={name}") for name in DEFENSES]
 
     assert {
         (found.stages["finetune"].protocol, found.stages["align"].budget, found.stages["finetune"].budget)

@@ -48,10 +48,10 @@ def rows(count):
     return [Encoded(ids[: 5 + place % 4], [-100] * 3 + ids[3 : 5 + place % 4]) for place, ids in enumerate(drawn)]
 
 
-def repaired(name, *, seed=1):
+def repaired(name, *, seed=1, rows_at_once=None):
     """Repair a model; return it with the facts."""
     model, method = build(), METHODS[name]()
-    learner = CausalLearner(model)
+    learner = CausalLearner(model, rows_at_once=rows_at_once)
     pools = {need.role: Pool(rows(25), need.batch_size) for need in method.needs}
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
     handed_over = {"last": half, "mean": half}
@@ -97,6 +97,18 @@ def test_repair_states_facts_that_a_manifest_can_hold(name):
 
     assert facts
     assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_repair_comes_to_the_same_however_its_batches_are_cut(name):
+    whole, facts = repaired(name)
+
+    for rows_at_once in (1, 3, 100):
+        cut, told = repaired(name, rows_at_once=rows_at_once)
+
+        assert told == facts
+        for place, weight in whole.named_parameters():
+            assert float((cut.get_parameter(place) - weight).norm()) <= 1e-5 * float(weight.norm())
 
 
 @pytest.mark.parametrize("name", METHODS)

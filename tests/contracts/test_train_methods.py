@@ -14,17 +14,24 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import harness.defenses
-from harness.corpora.batches import Pool
+from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
+from harness.defenses.panacea import Panacea
+from harness.defenses.random_vaccine import RandomVaccine
+from harness.defenses.repnoise import RepNoise
+from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
 from harness.errors import ModelError
 from harness.modeling.adapter import Lora, attach
 from harness.training.attenuation import ComparesPasses
 from harness.training.budget import Budget
+from harness.training.learner import CausalLearner
+from harness.training.plain import PlainStep
+from harness.training.processes import rank, world_size
 from harness.training.trainer import train
 
 
@@ -47,10 +54,20 @@ VARIANTS = {
 }
 """Settings that take another way through a method's step than its defaults, or the same in less time."""
 METHODS = {"plain": None} | discovered() | VARIANTS
+CUTTABLE: dict = METHODS | {
+    "panacea with a cap": partial(Panacea, harmful_cap=1.0),
+    "repnoise in force": partial(RepNoise, alpha=1, beta=2),
+    "repnoise on random pairs": partial(RepNoise, alpha=1, beta=2, pairing="random", harmful_batch_size=5),
+    "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
+    "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
+}
+"""What is compared cut and uncut: besides, settings that only tell in one step."""
 SHORTENED = {"tar": {"inner_steps": 4, "harmful_batch_size": 4}, "tvaccine": {"probe_batch_size": 2}}
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
-BUDGET = Budget(epochs=2, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
+BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-2)
+CUT = 3
+"""Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
 
 
 class Killed(BaseException):
@@ -97,11 +114,16 @@ def weights_of(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def run(name, work, *, model, **options):
-    method = METHODS[name](**SHORTENED.get(name, {})) if METHODS[name] else None
+def prepared(name):
+    """Return the method and what it draws from."""
+    method = CUTTABLE[name](**SHORTENED.get(name, {})) if CUTTABLE[name] else None
     needs = [need for need in (method.needs if method else ()) if need.batch_size is not None]
-    pools = {need.role: pool(need) for need in needs}
-    options = {"tracker": Tracker(), "budget": BUDGET} | options
+    return method, {need.role: pool(need) for need in needs}
+
+
+def run(name, work, *, model, **options):
+    method, pools = prepared(name)
+    options = {"tracker": Tracker(), "budget": BUDGET, "micro_batch_size": CUT} | options
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
 
@@ -185,6 +207,54 @@ def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(
 
     assert all(torch.equal(weights_of(resumed)[weight], tensor) for weight, tensor in weights.items())
     assert report == expected
+
+
+def stepped(name, rows_at_once):
+    """Return the gradients and the metrics of two steps on five rows, with a step of gradient descent in between.
+
+    Several processes share the rows; the optimizer's sense of scale, which forgives a gradient that is wrong by a
+    factor and blows up the rounding of one near zero, is left out.
+    """
+    model, (method, pools) = build(), prepared(name)
+    learner = CausalLearner(model, rows_at_once=rows_at_once)
+    with torch.no_grad():
+        # Adapter factors that are not zero: every term of a method has a gradient.
+        for parameter in learner.trainables:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    draws = RoleBatches(pools, pad_id=0, seed=3, rank=rank(), world_size=world_size())
+    step = method.start(learner, draws, 2) if method else PlainStep(learner)
+    gradients, metrics = [], []
+    for place in range(2):
+        learner.steps_taken = place
+        batch = collate(rows(5, seed=7 + place)[rank() :: world_size()], 0)
+        metrics.append({key: float(value) for key, value in step.backward(batch).items()})
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+        with torch.no_grad():
+            for trainable, part in zip(learner.trainables, parts, strict=True):
+                trainable.sub_(part * (0.05 / gradients[-1].norm()))
+    return gradients, metrics
+
+
+def assert_same_steps(ours, theirs):
+    """Check that two runs of ``stepped`` computed the same, up to the rounding of float32."""
+    for found, expected in zip(ours[0], theirs[0], strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+    for found, expected in zip(ours[1], theirs[1], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@cache
+def whole_steps(name):
+    """Return what one process computes on whole batches."""
+    return stepped(name, None)
+
+
+# One row at once, uneven pieces of the step's five rows and of the draws, and more than there are.
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_method_computes_the_same_however_its_batches_are_cut(name, rows_at_once):
+    assert_same_steps(stepped(name, rows_at_once), whole_steps(name))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,34 +1,31 @@
-"""One process of a distributed run of every method; writes what each ended with. Started by ``torchrun``."""
+"""One process of two that step with every method; writes what each computed. Started by ``torchrun``."""
 
 import json
-import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from test_train_methods import BUDGET, METHODS, build, run, weights_of
+from test_train_methods import CUTTABLE, stepped
 
 from harness.training.processes import rank, world_size
 
+CUTS = (None, 1)
+"""Rows at once: all of a share, and one, of which the second process runs out first."""
+
 
 def everything(out: Path) -> None:
-    """Train each method; write its weights and history by its place, the number of processes and the rank."""
-    # The size of a micro-batch counts for each process: this keeps the micro-batches of all together the same. The
-    # group of processes is only joined by the first training.
-    budget = replace(BUDGET, micro_batch_size=2 // int(os.environ.get("WORLD_SIZE", "1")))
-    for place, name in enumerate(METHODS):
-        model = build()
-        with TemporaryDirectory() as work:
-            report = run(name, Path(work), model=model, budget=budget)
-        stem = out / f"{place}-{world_size()}-{rank()}"
-        save_file(weights_of(model), f"{stem}.safetensors")
-        Path(f"{stem}.json").write_text(json.dumps(list(report.history)))
+    """Write the gradients and the metrics of each method, by its place, the cut and the rank."""
+    for place, name in enumerate(CUTTABLE):
+        for cut in CUTS:
+            gradients, metrics = stepped(name, cut)
+            stem = out / f"{place}-{cut}-{rank()}"
+            save_file({str(step): gradient for step, gradient in enumerate(gradients)}, f"{stem}.safetensors")
+            Path(f"{stem}.json").write_text(json.dumps(metrics))
 
 
 if __name__ == "__main__":
-    everything(Path(sys.argv[1]))
+    dist.init_process_group("gloo")
     assert world_size() == 2
+    everything(Path(sys.argv[1]))
     dist.destroy_process_group()

@@ -41,9 +41,7 @@ def test_refusal_file_row_without_the_mark_is_a_data_error(data_folder: Path) ->
 
 
 def test_refusal_file_without_a_column_names_row_and_column(data_folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"row 1 lacks refusal, response; expected the columns prompt, refusal, response"
-    ):
+    with pytest.raises(DataError, match=r"row 1 has the columns prompt; expected prompt, refusal, response"):
         _refusals(data_folder, {"prompt": "a"}).safety_rows()
 
 

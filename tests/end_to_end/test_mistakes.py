@@ -1,6 +1,9 @@
 """The user's mistakes: one clear message, exit code 2, no traceback, nothing stored."""
 
+import os
+import socket
 import subprocess
+import sys
 
 import pytest
 from product import QUICK
@@ -38,22 +41,6 @@ MISTAKES = {
     "a report into nothing": (["report", "--out="], ["--out", "expected a folder"]),
     "an unknown key": (["stage", "ffff"], ["ffff"]),
 }
-
-
-BROKEN = {"a sweep file": "seed: [1, 2", "a tab in it": "align:\n\trows: 3"}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_yaml_is_told_with_its_file_and_line(harness, name):
-    folder = harness.folder / "mine" / "sweeps"
-    folder.mkdir(parents=True)
-    (folder / "broken.yaml").write_text(f"# @package _global_\n{BROKEN[name]}\n")
-
-    run = harness("plan", "-m", "--config-dir", str(harness.folder / "mine"), "+sweeps=broken")
-
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert "Traceback" not in run.stderr
-    assert "broken.yaml`, line" in run.stderr
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -116,6 +103,105 @@ def test_help_names_groups_and_verbs_and_leaves_with_zero(harness):
     assert run.returncode == 0
     for word in ("defense/align: booster", "attack_ratio: p00", "harness plan", "harness doctor"):
         assert word in run.stdout
+
+
+def test_what_an_ascii_terminal_cannot_show_is_substituted(harness):
+    run = harness("plan", "store='für/alle'", PYTHONIOENCODING="ascii")
+
+    assert run.returncode == 0, run.stderr
+    assert "/f\\xfcr/alle" in run.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_stream_is_no_mistake(harness, closed):
+    run = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m harness help {closed}"],
+        cwd=harness.folder,
+        env=harness.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert run.returncode == 0
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_full_disk_behind_the_output_is_told(harness):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        run = subprocess.run(
+            harness.command("plan"),
+            cwd=harness.folder,
+            env=harness.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    assert run.returncode == 2
+    assert "output cannot be written: No space left on device" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+PLUGINS = {
+    "an import that fails": ("raise AttributeError('optuna has no samplers')", "optuna has no samplers"),
+    "a sweeper that cannot be made": (
+        """
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.broken.Broken"
+
+ConfigStore.instance().store(group="hydra/sweeper", name="broken", node=Conf, provider="broken")
+
+class Broken(Sweeper):
+    def __init__(self): import a_package_that_is_broken
+    def setup(self, **given): ...
+    def sweep(self, arguments): ...
+""",
+        "No module named 'a_package_that_is_broken'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_plugin_that_cannot_be_loaded_says_why(harness, name):
+    source, words = PLUGINS[name]
+    folder = harness.folder / "site" / "hydra_plugins"
+    folder.mkdir(parents=True)
+    (folder / "broken.py").write_text(source)
+
+    run = harness(
+        "plan", "-m", "hydra/sweeper=broken", "seed=interval(0,1)", PYTHONPATH=f"{folder.parent}:{os.getcwd()}"
+    )
+
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert words in run.stderr
+    assert "does not support" not in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_doctor_asks_the_hub_only_when_it_is_asked_to(harness):
+    """A Hub on this machine counts who asks."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(0.0)
+        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}"}
+
+        quiet = harness("doctor", **online)
+        with pytest.raises(BlockingIOError):
+            hub.accept()
+        asking = harness("doctor", "--network", **online)
+        hub.accept()[0].close()
+
+    assert (quiet.returncode, asking.returncode) == (0, 0)
+    assert "not asked" in quiet.stdout
+    assert "answers" in asking.stdout
 
 
 def test_doctor_tells_what_the_machine_has_and_changes_nothing(harness):

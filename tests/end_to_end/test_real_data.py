@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no real data: HARNESS
 REAL = ("corpus=advbench", "task=sst2", "judge=keywords", "model.encoding.max_length=128", "attack_ratio=p20")
 
 
+@pytest.mark.slow
 def test_cell_on_real_rows_is_stored_with_exact_counts_and_no_overlap(harness):
     run = harness(*REAL, *QUICK, HARNESS_DATA=str(DATA))
     manifests = [json.loads(path.read_text()) for path in harness.store.glob("artifacts/*/*/manifest.json")]

@@ -144,6 +144,7 @@ def test_altered_artifact_is_noticed_and_made_again_after_removal(finished, tmp_
     assert all(run.returncode == 1 and "altered" in run.stdout and "Traceback" not in run.stderr for run in done)
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(finished, harness):
     cells = ("-m", "defense=sft,booster", "attack_ratio=p00,p20", *QUICK)
     killed = 0
@@ -177,6 +178,7 @@ def test_interrupt_leaves_with_130_and_one_line(harness):
     assert "again to go on" in errors
 
 
+@pytest.mark.slow
 def test_two_overlapping_sweeps_at_once_execute_each_stage_once(harness):
     first = harness.start("-m", "defense=sft,booster", "attack_ratio=p20", *QUICK)
     second = harness.start("-m", "defense=booster,sft", "attack_ratio=p20,p00", *QUICK)

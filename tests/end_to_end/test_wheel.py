@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from product import Harness
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_wheel_brings_configuration_sweeps_and_plugin(tmp_path):
     wheel = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", "wheels"]
     subprocess.run(wheel, cwd=tmp_path, check=True, capture_output=True)

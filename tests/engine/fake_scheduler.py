@@ -34,6 +34,8 @@ class FakeJob:
     state: str = "PENDING"
     reason: str = "Priority"
     owner: str = field(default_factory=getpass.getuser)
+    priority: int = 1
+    script: str = ""
 
 
 class FakeScheduler:
@@ -50,6 +52,7 @@ class FakeScheduler:
         self.down = False
         self.accounting = True
         self.before_submit: Callable[[Request], None] = lambda _: None
+        self.after_submit: Callable[[Request], None] = lambda _: None
         self._numbers = count(first)
         self._lock = Lock()
         _LIVING[id(self)] = self
@@ -66,14 +69,23 @@ class FakeScheduler:
             single = len(request.jobs) == 1
             ids = [str(number) if single else f"{number}_{element}" for element in range(len(request.jobs))]
             self.requests.append(request)
-            self.jobs |= {name: FakeJob(job, request) for name, job in zip(ids, request.jobs, strict=True)}
-            return ids
+            script = request.folder / f".submission_file_{number}.sh"
+            script.touch()
+            self.jobs |= {
+                name: FakeJob(job, request, script=str(script)) for name, job in zip(ids, request.jobs, strict=True)
+            }
+        self.after_submit(request)
+        return ids
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
         self.asked.append("queue")
         if self.down:
             raise SchedulerError("squeue does not answer")
-        return {name: Queued(job.state, job.reason, "") for name, job in self.jobs.items() if job.owner in users}
+        return {
+            name: Queued(job.state, job.reason, "", job.priority, job.script)
+            for name, job in self.jobs.items()
+            if job.owner in users
+        }
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
         self.asked.append("history")
@@ -116,14 +128,16 @@ class FakeScheduler:
     def _execute(self, name: str) -> None:
         job = self.jobs[name]
         job.state = "RUNNING"
-        state = "COMPLETED"
+        code = 0
         with within_job(name):
             try:
                 job.run()
             except HarnessError:
-                state = "FAILED"
+                code = 1
+            except SystemExit as end:
+                code = int(end.code or 0)
         del self.jobs[name]
-        self.ended.setdefault(name, Ended(state, int(state == "FAILED"), 0, "node1"))
+        self.ended.setdefault(name, Ended("FAILED" if code else "COMPLETED", code, 0, "node1"))
 
 
 def _living(number: int) -> FakeScheduler:

@@ -1,5 +1,7 @@
+import errno
 import multiprocessing
 import os
+import platform
 import signal
 from pathlib import Path
 
@@ -69,22 +71,54 @@ def test_claim_within_one_process_is_held_once(folder) -> None:
     assert Claims(folder).take("key").held()
 
 
-def test_claim_of_silent_foreign_host_is_taken_over_after_the_lease_and_noticed(folder) -> None:
-    quick = {"lease_seconds": 0.2, "heartbeat_seconds": 0.19}
-    holder = Claims(folder, **quick).take("key")
-    # A holder that was suspended, or whose host vanished, no longer touches its claim.
-    holder._lease._stop_heartbeat()
-    watcher = Claims(folder, **quick)
+QUICK = {"lease_seconds": 0.5, "heartbeat_seconds": 0.1}
+
+
+def notice(folder: Path, done: Path) -> None:
+    with Claims(folder, **QUICK).take("key") as claim:
+        (done / "held").touch()
+        wait_for((done / "look").exists)
+        (done / "noticed").write_text(str(claim.held()))
+    (done / "released").touch()
+
+
+def test_claim_of_suspended_process_is_taken_over_after_the_lease_and_noticed(folder, tmp_path) -> None:
+    """As that of another host that vanished: its process may live, and no longer touches the claim."""
+    other = SPAWN.Process(target=notice, args=(folder, tmp_path))
+    other.start()
+    wait_for((tmp_path / "held").exists)
+    os.kill(other.pid, signal.SIGSTOP)
+    watcher = Claims(folder, **QUICK)
 
     first_look = watcher.take("key")
     later: list = []
     wait_for(lambda: bool(later.append(watcher.take("key")) or later[-1]))
+    (tmp_path / "look").touch()
+    os.kill(other.pid, signal.SIGCONT)
+    wait_for((tmp_path / "released").exists)
+    other.join()
 
     assert first_look is None
+    assert (tmp_path / "noticed").read_text() == "False"
     assert later[-1].held()
-    assert not holder.held()
-    holder.release()
-    assert later[-1].held()
+    later[-1].release()
+
+
+def test_claim_that_the_file_system_does_not_let_go_of_hides_nothing(folder, monkeypatch, caplog) -> None:
+    """A store that became read-only under the holder: what it did says so, not the claim."""
+    claim = Claims(folder).take("key")
+
+    def unlink(self: Path, **_: object) -> None:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    with monkeypatch.context() as frozen:
+        frozen.setattr(Path, "unlink", unlink)
+        frozen.setattr(os, "unlink", unlink)
+        with claim:
+            pass
+
+    assert "could not be given back" in caplog.text
+    assert (folder / "key").exists()
 
 
 def test_claim_that_is_touched_outlives_many_leases(folder) -> None:
@@ -124,24 +158,31 @@ def test_claims_with_another_lease_are_refused(folder) -> None:
 
 
 def test_claim_of_killed_process_is_taken_over_after_the_lease_where_names_cannot_be_exchanged(
-    folder, tmp_path, monkeypatch
+    folder, tmp_path
 ) -> None:
-    monkeypatch.setattr("filelock._soft.exchange_names", lambda *_: False)
     other = SPAWN.Process(target=hold_shortly, args=(folder, tmp_path))
     other.start()
     wait_for((tmp_path / "held").exists)
-    claims = Claims(folder, lease_seconds=1, heartbeat_seconds=0.1)
     os.kill(other.pid, signal.SIGKILL)
     other.join()
 
-    refused = claims.take("key")
-    taken = []
-    wait_for(lambda: taken.extend(filter(None, [claims.take("key")])) or taken)
+    taker = SPAWN.Process(target=take_without_exchange, args=(folder, tmp_path))
+    taker.start()
+    taker.join()
 
-    assert refused is None
-    with taken[0]:
-        assert taken[0].held()
+    assert (tmp_path / "looks").read_text() == "first None, then held True"
     assert not list(folder.iterdir())
+
+
+def take_without_exchange(folder: Path, done: Path) -> None:
+    # On a machine that it does not know, filelock cannot exchange two names either, as on NFS.
+    platform.machine = lambda: "unknown"
+    claims = Claims(folder, lease_seconds=1, heartbeat_seconds=0.1)
+    refused = claims.take("key")
+    taken: list = []
+    wait_for(lambda: taken.extend(filter(None, [claims.take("key")])) or taken)
+    with taken[0]:
+        (done / "looks").write_text(f"first {refused}, then held {taken[0].held()}")
 
 
 def hold_shortly(folder: Path, done: Path) -> None:

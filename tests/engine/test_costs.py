@@ -8,6 +8,7 @@ def finish(store, stage, seconds):
     store.prepare()
     out = store.work(stage.key) / "out"
     out.mkdir(parents=True)
+    store.write_spec(stage, out)
     store.commit(stage, out, facts={}, provenance={"seconds": seconds})
 
 

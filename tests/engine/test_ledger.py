@@ -1,9 +1,12 @@
 """The ledger: which job was given which stages."""
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
 import pytest
 
-from harness.engine.ledger import NAME, Entry, Ledger
-from harness.errors import StoreError
+from harness.engine.ledger import LEFT, NAME, Entry, Ledger, Stray
+from harness.engine.scheduler import Queued
 
 
 @pytest.fixture
@@ -76,12 +79,104 @@ def test_line_that_a_full_disk_cut_is_left_out(ledger):
     assert [one.job for one in ledger.entries()] == ["1", "3", "4"]
 
 
-def test_ledger_that_cannot_be_read_is_named(ledger):
-    folder = ledger.open("one")
-    (folder / NAME).write_text("nonsense\n")
+def damaged_line(kind):
+    return {
+        "cut": b'[{"job": "12"\n',
+        "zeros": b'[{"job": "2", "ke' + bytes(40) + b"\n",
+        "no entry": b'[{"jobs": "2"}]\n',
+        "no list": b"7\n",
+        "not text": b"\xff\xfe\n",
+        "deep": b"[" * 100_000 + b"\n",
+    }[kind]
 
-    with pytest.raises(StoreError, match=NAME):
-        list(ledger.entries())
+
+@pytest.mark.parametrize("kind", ["cut", "zeros", "no entry", "no list", "not text", "deep"])
+def test_line_that_is_damaged_is_left_out_and_named(ledger, kind):
+    folder = ledger.open("one")
+    ledger.write(folder, [entry("1", "a")])
+    with (folder / NAME).open("ab") as stream:
+        stream.write(damaged_line(kind))
+    ledger.write(folder, [entry("3", "b")])
+
+    assert [one.job for one in ledger.entries()] == ["1", "3"]
+    (told,) = ledger.damage
+    assert str(folder / NAME) in told
+    assert "left out" in told
+
+
+@pytest.mark.parametrize("kind", ["folder", "device"])
+def test_ledger_that_cannot_be_read_is_named_and_stops_no_other(ledger, kind):
+    ledger.write(ledger.open("mine"), [entry("1", "a")])
+    path = ledger.open("other") / NAME
+    path.mkdir() if kind == "folder" else path.symlink_to("/dev/zero")
+
+    assert [one.job for one in ledger.entries()] == ["1"]
+    assert [NAME in told for told in ledger.damage] == [True]
+
+
+@pytest.mark.parametrize("content", ["[", "7", ""])
+def test_note_of_what_was_left_that_is_damaged_is_as_none(ledger, root, content):
+    folder = ledger.open("one")
+    (folder / LEFT).write_text(content)
+
+    assert ledger.left(entry("2", folder=str(folder.relative_to(root)))) is None
+    assert [LEFT in told for told in ledger.damage] == [True]
+
+
+@pytest.mark.parametrize("hours", [-2.0, -1 / 60, 2.0])
+def test_last_job_of_a_stage_is_that_of_the_last_submission_whatever_the_clocks(ledger, monkeypatch, hours):
+    ledger.write(ledger.open("b"), [entry("1", "x", submitted="2026-01-01T12:00:00.000+00:00")])
+    later = datetime.now(UTC) + timedelta(hours=hours)
+    monkeypatch.setattr("harness.engine.ledger.now", lambda: later.isoformat(timespec="milliseconds"))
+
+    ledger.write(ledger.open("a"), [entry("2", "x")])
+
+    assert ledger.latest()["x"].job == "2"
+    assert [(one.job, one.place) for one in ledger.entries()] == [("1", 0), ("2", 1)]
+
+
+def test_submissions_of_an_earlier_version_come_before_those_that_are_numbered(ledger, root):
+    for stamp, job in (("20261122T140847.368", "2"), ("20261122T130847.368", "1")):
+        folder = root / "jobs" / "old" / stamp
+        folder.mkdir(parents=True)
+        ledger.write(folder, [entry(job, "x")])
+    ledger.write(ledger.open("new"), [entry("3", "x")])
+
+    assert [one.job for one in ledger.entries()] == ["1", "2", "3"]
+
+
+def queued(script, state="PENDING"):
+    return Queued(state, "Priority", "", 1, str(script))
+
+
+def test_job_that_no_ledger_names_is_known_by_its_script(ledger, tmp_path):
+    folder = ledger.open("one")
+    for name in (".submission_file_a.sh", ".submission_file_b.sh"):
+        (folder / name).touch()
+    ledger.write(folder, [entry("1", "a")])
+    elsewhere = tmp_path / "other store" / folder.relative_to(folder.parents[2])
+    queue = {
+        "1": queued(folder / ".submission_file_a.sh"),
+        "2_0": queued(Path("/mnt/seen/otherwise") / "/".join((folder / ".submission_file_b.sh").parts[-4:])),
+        "3": queued(elsewhere / ".submission_file_c.sh"),
+        "4": queued("/home/me/notebook.sh"),
+        "5": queued(""),
+    }
+
+    assert ledger.strays(queue) == {"2_0": Stray("one", works=False)}
+    assert ledger.strays(queue, "one") == ledger.strays(queue)
+    assert ledger.strays(queue, "two") == {}
+
+
+def test_job_that_no_ledger_names_works_if_it_runs_and_has_something_to_run(ledger):
+    folder = ledger.open("one")
+    script = folder / ".submission_file_a.sh"
+    script.touch()
+    (folder / "2_submitted.pkl").touch()
+
+    found = ledger.strays({"1": queued(script, "RUNNING"), "2": queued(script, "RUNNING"), "3": queued(script)})
+
+    assert {job: stray.works for job, stray in found.items()} == {"1": False, "2": True, "3": False}
 
 
 def test_sweep_that_found_everything_in_the_queue_was_submitted_too(ledger):

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from toys import ALLOW, Add, Mix, Number, Silent, chain, run, runs, wait_for
+from toys import ALLOW, Add, Mix, Number, Silent, chain, heedful, run, runs, wait_for
 
 from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
@@ -295,6 +295,7 @@ def test_worker_that_dies_while_it_is_idle_is_replaced(root, store) -> None:
 
 
 def interrupted(root: Path, result: Path) -> None:
+    heedful()
     try:
         run_chain(root, 2)
     except Interrupted as error:

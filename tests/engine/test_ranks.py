@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from crowd import Crowd, is_gone
-from toys import ALLOW, Number, Silent, executor, wait_for
+from toys import ALLOW, Number, Silent, executor, heedful, wait_for
 
 from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
@@ -142,6 +142,7 @@ def test_shared_stage_that_is_asked_to_stop_stops(store) -> None:
 
 
 def supervise(root: Path) -> None:
+    heedful()
     try:
         executor(processes={"crowd": TWO}).run(Plan.of([Crowd()]), Store(root, allow=ALLOWED))
     except Interrupted:

@@ -2,19 +2,27 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
+import submitit
 from fake_scheduler import FakeScheduler, FakeSite, submit
-from submitit.core.utils import DelayedSubmission
-from toys import ALLOW, Add, Mix, Number, Silent, chain
+from toys import Add, Mix, Number, Silent, chain
 
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
 from harness.engine.slurm import SlurmExecutor
-from harness.engine.store import Store
 from harness.errors import SchedulerError
+
+
+@pytest.fixture(autouse=True)
+def _temporary_folder_with_spaces(tmp_path, monkeypatch):
+    """Where rehearsals write."""
+    folder = tmp_path / "for a while"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
 @pytest.fixture
@@ -76,11 +84,19 @@ def test_rehearsal_writes_the_scripts_that_a_cap_would_leave_for_later(store):
     assert outcome.left == 0
 
 
-def test_job_gives_up_by_itself_before_submitit_would(store):
-    outcome = rehearsed(store, [chain(1)], requeues=3)
+def test_job_gives_up_by_itself_before_submitit_would(store, monkeypatch):
+    asked = []
 
-    (pickled,) = outcome.scripts.glob("*_submitted.pkl")
-    assert DelayedSubmission.load(pickled)._timeout_countdown == 4
+    class Executor(submitit.SlurmExecutor):
+        def __init__(self, *args, max_num_timeout, **options):
+            asked.append(max_num_timeout)
+            super().__init__(*args, max_num_timeout=max_num_timeout, **options)
+
+    monkeypatch.setattr(submitit, "SlurmExecutor", Executor)
+
+    rehearsed(store, [chain(1)], requeues=3)
+
+    assert asked == [4]
 
 
 def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
@@ -88,7 +104,8 @@ def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
 
     assert not list(Ledger(root).entries())
     assert not Ledger(root).sweeps()
-    assert outcome.scripts.name.startswith("dry-run-")
+    assert outcome.scripts.name.startswith("harness-dry-run-")
+    assert not list(root.rglob("*"))
     scheduler = FakeScheduler()
     assert len(submit(store, scheduler, [chain(2)]).submitted) == 2
 
@@ -110,11 +127,15 @@ def test_rehearsal_gives_path_back(store, monkeypatch):
 
 
 def test_queue_is_asked_once_for_all_users(commands):
-    trace = commands("squeue", "printf '1|PENDING|Dependency|\\n2_0|RUNNING|None|n1\\n'")
+    lines = "1|PENDING|Dependency||7|/a store|x/1.sh\\n2_0|RUNNING|None|n1|9|\\nthe rest of a strange path\\n"
+    trace = commands("squeue", f"printf '{lines}'")
 
     queue = Slurm().queue({"me", "you"})
 
-    assert queue == {"1": Queued("PENDING", "Dependency", ""), "2_0": Queued("RUNNING", "None", "n1")}
+    assert queue == {
+        "1": Queued("PENDING", "Dependency", "", 7, "/a store|x/1.sh"),
+        "2_0": Queued("RUNNING", "None", "n1", 9, ""),
+    }
     (line,) = trace.read_text().splitlines()
     assert "--array" in line
     assert "--user me,you" in line
@@ -169,7 +190,7 @@ def test_queue_that_fails_says_so_in_slurms_words(commands):
 
 def test_questions_do_not_inherit_the_users_own_filters(commands, monkeypatch):
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
-    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}|"')
+    commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}||1|"')
 
     assert Slurm().queue({"me"})["7"].reason == "none 0"
 
@@ -207,9 +228,32 @@ def test_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):
         Slurm().queue({"me"})
 
 
-def test_store_with_spaces_reaches_the_script_quoted(store, root):
-    outcome = rehearsed(Store(root, allow=ALLOW), [chain(1)])
+def test_folder_with_spaces_reaches_the_script_quoted(store):
+    outcome = rehearsed(store, [chain(1)])
 
     (script,) = scripts(outcome)
     assert " " in str(outcome.scripts)
-    assert re.search(r"#SBATCH --output=['\"]?.*a store with spaces", script)
+    assert re.search(r"#SBATCH --output=['\"]?.*for a while", script)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "priority", "held"),
+    [
+        ("PENDING", "launch failed requeued held", 0, True),
+        ("PENDING", "launch failed requeued held", None, True),
+        ("PENDING", "job requeued in held state", 0, True),
+        ("PENDING", "JobHeldUser", 0, True),
+        ("PENDING", "JobHeldAdmin", 0, True),
+        ("PENDING", "JobHoldMaxRequeue", 0, True),
+        ("PENDING", "None", 0, True),
+        ("REQUEUE_HOLD", "None", 5, True),
+        ("SPECIAL_EXIT", "None", 5, True),
+        ("PENDING", "Priority", 5, False),
+        ("PENDING", "Dependency", 5, False),
+        ("PENDING", "BeginTime", None, False),
+        ("RUNNING", "None", 0, False),
+        ("COMPLETING", "JobHeldUser", 0, False),
+    ],
+)
+def test_job_that_waits_for_somebody_to_release_it_is_held(state, reason, priority, held):
+    assert Queued(state, reason, "", priority).held == held

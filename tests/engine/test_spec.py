@@ -5,8 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import ALLOW, Add, Booster, Colour, Kit, Mix, Number, Origin, Plain
 
+from harness.defenses.kl import KL
+from harness.defenses.panacea import Panacea, PanaceaRepair
+from harness.engine.moved import MOVED
 from harness.engine.spec import build, describe, rebuild
 from harness.errors import ConfigError
+from harness.judges.keywords import Keywords
+from harness.protocols import RepairMethod, TrainMethod
+from harness.training.budget import Budget
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 BOOSTERS = st.builds(
@@ -163,6 +169,55 @@ def test_build_of_protocol_field_without_a_fitting_class_is_refused(method: obje
     (found,) = problems(Kit, {"count": 1, "method": method})
 
     assert found.startswith(expected)
+
+
+def test_class_that_moved_is_found_where_it_is_now(monkeypatch) -> None:
+    monkeypatch.setitem(MOVED, "toys.methods", "toys.defenses")
+    monkeypatch.setitem(MOVED, "toys.defenses", "toys")
+    monkeypatch.setitem(MOVED, "toys.methods.Enhancer", "toys.Booster")
+
+    for path in ("toys.methods.Booster", "toys.defenses.Booster", "toys.methods.Enhancer"):
+        kit = build(Kit, {"count": 1, "method": {"_target_": path, "lamb": 2}}, allow=ALLOW)
+        assert kit.method == Booster(lamb=2.0)
+
+
+def test_moves_that_go_in_a_circle_end(monkeypatch) -> None:
+    monkeypatch.setitem(MOVED, "toys.a", "toys.b")
+    monkeypatch.setitem(MOVED, "toys.b", "toys.a")
+
+    assert "cannot be imported" in problems(Kit, {"count": 1, "method": {"_target_": "toys.a.Booster"}})[0]
+
+
+def test_class_of_the_package_goes_by_kind_name_and_version_and_one_of_another_by_its_path() -> None:
+    named = describe(Budget(epochs=1, batch_size=2, learning_rate=0.5))
+
+    assert named["_target_"] == f"settings/budget@{Budget.version}"
+    assert build(Budget, named) == build(Budget, {**named, "_target_": "harness.training.budget.Budget"})
+    assert describe(Booster())["_target_"] == "toys.Booster"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("defense/bosster@1", "`defense/bosster@1` is not known: the installed code has none"),
+        ("defense/kl@77", f"`defense/kl@77` is not known: the installed code has version {KL.version} of it"),
+        ("stage/booster@1", "the installed code has none"),
+        ("defense/booster", "'defense/booster' is not allowed"),
+        (f"judge/keywords@{Keywords.version}", "is not a `Method`: it lacks `lamb`, `start`"),
+    ],
+)
+def test_name_that_no_installed_class_has_is_refused_with_the_reason(target: str, expected: str) -> None:
+    (found,) = problems(Kit, {"count": 1, "method": {"_target_": target}})
+
+    assert expected in found
+
+
+def test_two_classes_of_one_name_are_told_apart_by_what_they_are_wanted_for() -> None:
+    panacea = {"_target_": f"defense/panacea@{Panacea.version}"}
+
+    assert isinstance(build(TrainMethod, describe(Panacea())), Panacea)
+    assert isinstance(build(RepairMethod, describe(PanaceaRepair())), PanaceaRepair)
+    assert describe(Panacea())["_target_"] == describe(PanaceaRepair())["_target_"] == panacea["_target_"]
 
 
 def test_build_of_text_for_a_class_that_parses_gives_what_it_parses() -> None:

@@ -414,3 +414,154 @@ def test_members_of_a_record_keep_its_order():
     record = {"stages": {"b": {"kind": "number", "parents": []}, "a": {"kind": "add", "parents": ["b"]}}}
 
     assert list(members_of(record).items()) == [("b", Member("number", [])), ("a", Member("add", ["b"]))]
+
+
+HELD = ("launch failed requeued held", 0)
+
+
+def hold(scheduler, job):
+    scheduler.jobs[job].reason, scheduler.jobs[job].priority = HELD
+
+
+def test_job_that_slurm_holds_is_held_and_so_is_what_waits_for_it(store, scheduler):
+    number, other = Number(value=0.0), Number(value=1.0)
+    child = Add(parent=number, amount=1)
+    jobs = submit(store, scheduler, [child, other]).submitted
+    for job in scheduler.jobs.values():
+        job.reason = "Dependency"
+    hold(scheduler, jobs[number.key])
+
+    states = look(store, scheduler, child, other)
+
+    held, waits, free = (states[stage.key] for stage in (number, child, other))
+    assert (held.what, held.held_by, held.reason) == ("held", jobs[number.key], HELD[0])
+    assert f"`scontrol release {jobs[number.key]}`" in held.message
+    assert (waits.what, waits.job, waits.held_by) == ("held", jobs[child.key], jobs[number.key])
+    assert f"needs number `{number.key}`" in waits.message
+    assert (free.what, free.reason) == ("pending", "Dependency")
+    assert free.submitted
+
+
+def test_held_continuation_holds_what_was_left_to_it(store, scheduler):
+    first, rest, last = (Number(value=float(value)) for value in range(3))
+    submit(store, scheduler, [first, rest, last], job_cap=2)
+    (continuation,) = [job for job, one in scheduler.jobs.items() if one.request.name.startswith("submit")]
+    hold(scheduler, continuation)
+
+    found = look(store, scheduler, first, rest)
+
+    assert (found[first.key].what, found[rest.key].what) == ("pending", "held")
+    assert found[rest.key].held_by == continuation
+
+
+def test_job_that_was_released_is_pending_again(store, scheduler):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    hold(scheduler, job)
+    assert look(store, scheduler, leaf)[leaf.key].what == "held"
+
+    scheduler.jobs[job].reason, scheduler.jobs[job].priority = "Resources", 1
+
+    assert look(store, scheduler, leaf)[leaf.key].what == "pending"
+
+
+def test_stage_that_no_leaf_needs_any_more_is_not_lost(store, root, scheduler):
+    number = Number(value=0.0)
+    inner = Add(parent=number, amount=1)
+    leaf, other = Add(parent=inner, amount=2), Add(parent=number, amount=3)
+    submit(store, scheduler, [leaf, other])
+    run(root, [leaf])
+    scheduler.jobs.clear()
+    for stage in (number, inner):
+        (store.folder(stage) / "manifest.json").unlink()
+
+    states = look(store, scheduler, leaf, other)
+
+    assert [states[stage.key].what for stage in (leaf, inner)] == ["stored", "unneeded"]
+    assert [states[stage.key].what for stage in (number, other)] == ["lost", "blocked"], "a leaf still needs it"
+    assert {stage.key for stage in Plan.of([leaf, other]).pending(Store(root, allow=ALLOW))} == {number.key, other.key}
+
+
+def test_stage_that_failed_and_that_no_leaf_needs_any_more_is_not_missed(store, root, scheduler):
+    inner = Number(value=0.0)
+    leaf = Add(parent=inner, amount=1)
+    job = submitted(store, scheduler, leaf)
+    run(root, [leaf])
+    (store.folder(inner) / "manifest.json").unlink()
+    store.record_attempt(inner.key, {**FAILED, "job": job})
+    scheduler.jobs.clear()
+
+    assert look(store, scheduler, leaf)[inner.key].what == "unneeded"
+
+
+def test_leaf_that_another_leaf_reads_is_missed(store, root, scheduler):
+    inner = Number(value=0.0)
+    leaf = Add(parent=inner, amount=1)
+    submitted(store, scheduler, leaf)
+    run(root, [leaf])
+    scheduler.jobs.clear()
+    (store.folder(inner) / "manifest.json").unlink()
+    members = {stage.key: Member(stage.name, [p.key for p in stage.parents]) for stage in (inner, leaf)}
+
+    states = states_of(members, store, scheduler, sweep="toys-1", leaves={inner.key, leaf.key})
+
+    assert states[inner.key].what == "lost"
+
+
+def test_attempt_by_hand_before_the_job_does_not_count_whatever_the_clocks(store, scheduler):
+    leaf = chain(1)
+    store.prepare()
+    store.record_attempt(leaf.key, {**FAILED, "started": "2999"})
+    job = submitted(store, scheduler, leaf)
+    scheduler.end(job, "TIMEOUT")
+    assert look(store, scheduler, leaf)[leaf.key].cause == Cause.TIME_LIMIT
+
+    store.record_attempt(leaf.key, {**FAILED, "started": "2020"})
+
+    assert look(store, scheduler, leaf)[leaf.key].cause == "DataError"
+
+
+def test_continuation_of_a_clock_that_is_behind_has_what_was_left_to_it(store, scheduler, monkeypatch):
+    first, rest, last = (Number(value=float(value)) for value in range(3))
+    for job in submit(store, scheduler, [first, rest, last]).submitted.values():
+        scheduler.end(job, "TIMEOUT")
+    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+
+    submit(store, scheduler, [first, rest, last], job_cap=2)
+
+    found = look(store, scheduler, first, rest)
+    assert [found[one.key].what for one in (first, rest)] == ["pending", "pending"]
+
+
+def test_retry_from_a_clock_that_is_behind_is_the_latest(store, scheduler, monkeypatch):
+    leaf = chain(1)
+    scheduler.end(submitted(store, scheduler, leaf), "CANCELLED")
+    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+
+    second = submitted(store, scheduler, leaf)
+
+    found = look(store, scheduler, leaf)[leaf.key]
+    assert (found.what, found.job) == ("pending", second)
+    monkeypatch.undo()
+    assert submit(store, scheduler, [leaf]).calls == 0
+
+
+@pytest.mark.parametrize(("code", "signal"), [(os.EX_CANTCREAT, 0), (0, 53)])
+def test_job_that_could_write_nothing_is_no_error_of_the_code(store, scheduler, code, signal):
+    leaf = chain(1)
+    scheduler.end(submitted(store, scheduler, leaf), "FAILED", exit_code=code, signal=signal)
+
+    found = look(store, scheduler, leaf)[leaf.key]
+
+    assert found.cause == Cause.UNWRITABLE
+    assert "read-only" in found.message
+
+
+@pytest.mark.parametrize("line", ['[{"job": "12"', "\x00\x00"])
+def test_damaged_ledger_of_another_sweep_stops_no_look(store, scheduler, line):
+    leaf = chain(1)
+    job = submitted(store, scheduler, leaf)
+    folder = Ledger(store.root).open("other")
+    (folder / "ledger.jsonl").write_text(f"{line}\n")
+
+    assert look(store, scheduler, leaf)[leaf.key].job == job

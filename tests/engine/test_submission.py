@@ -1,20 +1,27 @@
 """Submissions: what Slurm is given, in which order and with which edges, and what a second submission adds."""
 
+import os
 import pickle
+import platform
+import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from fake_scheduler import FakeJob, FakeScheduler, executor, submit
 from toys import ALLOW, Add, Mix, Number, chain, run, runs
 
 from harness.engine import survey
+from harness.engine.claim import Claims
 from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
-from harness.engine.scheduler import Request
+from harness.engine.scheduler import Rehearsal, Request
 from harness.engine.states import Member, states_of
 from harness.engine.store import Store
+from harness.engine.turn import SUBMITTING
 from harness.engine.worker import Job
 from harness.errors import Interrupted, SchedulerError, StoreError
 
@@ -311,6 +318,37 @@ def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root
     assert set(submit(store, scheduler, [child, good]).submitted) == {bad.key, child.key}
 
 
+@pytest.mark.parametrize("cause", ["work folder", "checkpoint", "input"])
+def test_refusal_is_lifted_when_what_the_stage_meets_is_another(store, root, scheduler, cause):
+    _, (bad,) = fan([1])
+    store.prepare()
+    checkpoint = store.work(bad.key) / "checkpoints" / "checkpoint-3" / "method.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("damaged")
+    (root / "trouble-1.0").write_text("bug")
+    for _ in range(3):
+        submit(store, scheduler, [bad])
+        scheduler.work_off()
+    refused = submit(store, scheduler, [bad])
+    match cause:
+        case "work folder":
+            shutil.rmtree(store.work(bad.key))
+        case "checkpoint":
+            shutil.rmtree(checkpoint.parent)
+        case "input":
+            store.set_aside(bad.parent)
+            assert run(root, [bad.parent]).complete
+
+    again = submit(store, scheduler, [bad])
+    scheduler.work_off()
+
+    assert "neither the code, nor what the stage reads" in refused.failed[bad.key].message
+    assert str(store.work(bad.key)) in refused.failed[bad.key].message
+    assert set(again.submitted) == {bad.key}
+    # It met the same once more, and nothing has changed since.
+    assert set(submit(store, scheduler, [bad]).failed) == {bad.key}
+
+
 def test_two_same_tracebacks_and_another_are_not_refused(store, scheduler):
     leaf = chain(1)
     store.prepare()
@@ -326,7 +364,8 @@ def test_waiting_executor_returns_what_was_executed_failed_and_blocked(store, ro
     grandchild = Add(parent=child, amount=4)
     store.prepare()
     (root / "trouble-1.0").write_text("bug")
-    monkeypatch.setattr("harness.engine.slurm.time.sleep", lambda _: scheduler.work_off())
+    # In that module alone: others sleep as well, as the library of claims does.
+    monkeypatch.setattr("harness.engine.slurm.time", SimpleNamespace(sleep=lambda _: scheduler.work_off()))
     told = []
 
     outcome = submit(store, scheduler, [grandchild, good], wait=True, on_event=lambda event: told.append(event.what))
@@ -355,7 +394,7 @@ def test_store_with_a_percent_sign_in_its_path_is_refused(tmp_path, scheduler):
 
 
 def test_two_submissions_at_once_never_submit_a_stage_twice(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.engine.slurm.TURN_SECONDS", 0.01)
+    monkeypatch.setattr("harness.engine.turn.TURN_SECONDS", 0.01)
     _, adds = fan(range(1, 5))
     plan = Plan.of([*adds, Mix(left=adds[0], right=adds[1])])
 
@@ -615,3 +654,183 @@ def test_waiting_executor_survives_a_job_that_slurm_will_never_start_for_no_reas
     outcome = submit(store, Blocking(), [leaf], wait=True)
 
     assert outcome.blocked == {leaf.key: leaf.key}
+
+
+def hold(scheduler, job):
+    scheduler.jobs[job].reason, scheduler.jobs[job].priority = "launch failed requeued held", 0
+
+
+def test_held_job_is_told_and_left_and_what_needs_it_waits_for_it(store, scheduler):
+    number, (first, second) = fan([1, 2])
+    submit(store, scheduler, [first])
+    hold(scheduler, "1")
+    told = []
+
+    outcome = submit(store, scheduler, [first, second], on_event=told.append)
+
+    assert outcome.submitted == {number.key: "1", first.key: "2", second.key: "3"}
+    assert edges(scheduler)[-1] == (["1"], [])
+    (said,) = [event.message for event in told if event.what == "waiting"]
+    assert "`scontrol release 1`" in said
+    assert "launch failed requeued held" in said
+
+
+def test_waiting_executor_does_not_hang_on_a_held_job(store, scheduler, monkeypatch):
+    number, (add,) = fan([1])
+    other = Number(value=9.0)
+    jobs = submit(store, scheduler, [add, other]).submitted
+    hold(scheduler, jobs[number.key])
+
+    def sleep(_):
+        run(store.root, [other])
+        scheduler.end(jobs[other.key], "COMPLETED")
+
+    monkeypatch.setattr("harness.engine.slurm.time", SimpleNamespace(sleep=sleep))
+
+    outcome = submit(store, scheduler, [add, other], wait=True)
+
+    assert outcome.executed == (other.key,)
+    assert set(outcome.failed) == {number.key, add.key}
+    assert f"scontrol release {jobs[number.key]}" in outcome.failed[number.key].message
+
+
+def test_continuation_waits_for_nothing_that_waits_for_a_held_job(store, scheduler):
+    _, adds = fan([1, 2, 3, 4])
+    submit(store, scheduler, adds[:1])
+    hold(scheduler, "1")
+    scheduler.jobs["2"].reason = "Dependency"
+    submit(store, scheduler, [Number(value=9.0)], sweep="moving")
+
+    submit(store, scheduler, adds, job_cap=5)
+
+    _, request = waiting_continuation(scheduler)
+    assert request.after_any == ["3"], "its own array waits for the job that is held"
+    assert [one.after_ok for one in scheduler.requests[-2:-1]] == [["1"]]
+
+
+def test_continuation_that_could_only_wait_for_held_jobs_looks_again_later(store, scheduler):
+    _, adds = fan([1, 2, 3, 4])
+    submit(store, scheduler, adds[:1])
+    hold(scheduler, "1")
+    scheduler.jobs["2"].reason = "Dependency"
+
+    submit(store, scheduler, adds, job_cap=4)
+
+    _, request = waiting_continuation(scheduler)
+    assert request.after_any == []
+    assert request.parameters["additional_parameters"] == {"begin": "now+300"}
+
+
+@pytest.mark.parametrize("when", ["between two calls", "during a call"])
+def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, scheduler, monkeypatch, when):
+    leaf = chain(4)
+    told = []
+
+    def sleep():
+        """Sleep for so long that the claim is taken over, used and given back."""
+        (store.claims / SUBMITTING).unlink()
+        monkeypatch.undo()
+        scheduler.after_submit = lambda _: None
+        submit(store, scheduler, [leaf], sweep="other")
+
+    def cancelled(self, sweep):
+        if len(scheduler.requests) == 1:
+            sleep()
+        return False
+
+    if when == "between two calls":
+        monkeypatch.setattr(Ledger, "cancelled", cancelled)
+    else:
+        scheduler.after_submit = lambda _: sleep()
+
+    outcome = submit(store, scheduler, [leaf], on_event=told.append)
+
+    living = [key for job in scheduler.jobs.values() for line in job.run.lines for key in line]
+    assert sorted(living) == sorted(stage.key for stage in Plan.of([leaf]).stages)
+    assert {outcome.submitted[key] for key in living} == set(scheduler.jobs)
+    assert [event.message for event in told if event.what == "waiting"] == [
+        "somebody else submitted while this process slept; looking again"
+    ]
+
+
+def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypatch):
+    monkeypatch.setattr("harness.engine.turn.PATIENCE_SECONDS", 0.0)
+    store.prepare()
+    claim = Claims(store.claims).take(SUBMITTING)
+    looks = []
+
+    def sleep(_):
+        looks.append(1)
+        if len(looks) == 3:
+            claim.release()
+
+    monkeypatch.setattr("harness.engine.turn.time.sleep", sleep)
+    told = []
+
+    submit(store, scheduler, [chain(1)], on_event=told.append)
+
+    (said,) = [event.message for event in told if event.what == "waiting"]
+    assert said.startswith(f"process {os.getpid()} on {platform.node()} ")
+
+
+def interrupted(scheduler, number=2):
+    """Let a submitter die when the scheduler has taken this many requests and before it hears of the last."""
+
+    def die(_):
+        if len(scheduler.requests) == number:
+            raise KeyboardInterrupt
+
+    scheduler.after_submit = die
+
+
+def test_job_that_an_interrupted_submission_never_heard_of_is_ended_by_the_next(store, root, scheduler):
+    _, adds = fan([1, 2, 3])
+    interrupted(scheduler)
+    with pytest.raises(Interrupted):
+        submit(store, scheduler, adds)
+    assert [entry.job for entry in Ledger(root).entries()] == ["1"]
+    assert set(scheduler.jobs) == {"1", "2_0", "2_1", "2_2"}
+    scheduler.after_submit = lambda _: None
+
+    submit(store, scheduler, adds)
+
+    assert set(scheduler.cancelled) == {"2_0", "2_1", "2_2"}
+    assert set(scheduler.jobs) == {"1", "3_0", "3_1", "3_2"}
+
+
+def test_stray_job_of_another_sweep_is_left_to_its_own(store, scheduler):
+    interrupted(scheduler)
+    with pytest.raises(Interrupted):
+        submit(store, scheduler, [chain(2)])
+    scheduler.after_submit = lambda _: None
+
+    submit(store, scheduler, [Number(value=9.0)], sweep="other")
+
+    assert not scheduler.cancelled
+
+
+def test_rehearsal_ends_no_stray_job(store, scheduler):
+    interrupted(scheduler)
+    with pytest.raises(Interrupted):
+        submit(store, scheduler, [chain(2)])
+    scheduler.after_submit = lambda _: None
+
+    replace(executor(scheduler), scheduler=Rehearsal()).run(Plan.of([chain(2)]), store)
+
+    assert set(scheduler.jobs) == {"1", "2"}
+
+
+def test_interrupt_during_a_call_is_heard_when_its_answer_is_written(store, root, scheduler):
+    scheduler.after_submit = lambda _: signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="harness cancel toys-1"):
+        submit(store, scheduler, [chain(3)])
+
+    assert [entry.job for entry in Ledger(root).entries()] == list(scheduler.jobs) == ["1"]
+
+
+@pytest.mark.parametrize("line", ['[{"job": "12"', "\x00\x00"])
+def test_damaged_ledger_of_another_sweep_stops_no_submission(store, scheduler, line):
+    (Ledger(store.root).open("other") / "ledger.jsonl").write_text(f"{line}\n")
+
+    assert submit(store, scheduler, [chain(2)]).calls == 2

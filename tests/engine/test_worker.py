@@ -65,6 +65,35 @@ def test_failure_stops_what_needs_it_and_nothing_else(store, root):
     assert not store.attempts(child.key)
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_job_that_cannot_write_why_its_stage_failed_says_so_by_its_exit_code(store, root, capsys, writable):
+    leaf = Add(parent=Number(value=0.0), amount=1)
+    job = job_of(store, lineage((leaf,)))
+    (root / "trouble-1.0").write_text("full")
+    if not writable:
+        (root / "attempts").rmdir()
+        (root / "attempts").write_text("no folder")
+
+    with within_job("5"), pytest.raises(JobFailed if writable else SystemExit) as ended:
+        job()
+
+    if not writable:
+        assert ended.value.code == os.EX_CANTCREAT
+        assert f"{leaf.key}: The disk or quota is full" in capsys.readouterr().err
+
+
+def test_job_whose_attempts_cannot_be_read_says_so_by_its_exit_code(store, root):
+    leaf = Add(parent=Number(value=0.0), amount=1)
+    job = job_of(store, lineage((leaf,)))
+    (root / "trouble-1.0").write_text("bug")
+    (root / "attempts" / f"{leaf.key}.jsonl").mkdir()
+
+    with within_job("5"), pytest.raises(SystemExit) as ended:
+        job()
+
+    assert ended.value.code == os.EX_CANTCREAT
+
+
 def test_missing_parent_is_recorded(store):
     leaf = chain(2)
 

@@ -235,6 +235,11 @@ def wait_for(condition, seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
+def heedful() -> None:
+    """Let a new process hear Ctrl-C, also if whoever runs the tests does not: a shell hides it from `make test &`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def chain(length: int, *, start: float = 0.0) -> Stage:
     stage: Stage = Number(value=start)
     for amount in range(1, length):

@@ -24,6 +24,7 @@ class Recorded:
         for stage in stages:
             out = self.store.work(stage.key) / "out"
             out.mkdir(parents=True)
+            self.store.write_spec(stage, out)
             (out / "file").write_text("content")
             self.store.commit(stage, out, facts={}, provenance={"seconds": 2.0})
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -12,7 +13,8 @@ from harness.control import cancel, collect, logs, retry, status
 from harness.engine.claim import Claims
 from harness.engine.ledger import Ledger
 from harness.engine.provenance import source_digest
-from harness.errors import ConfigError, SchedulerError, StagesFailed, StoreError
+from harness.engine.turn import SUBMITTING, submitting
+from harness.errors import ConfigError, Interrupted, SchedulerError, StagesFailed, StoreError
 from harness.record import place_of
 from harness.sweep import Planned, Silent, executed
 
@@ -409,3 +411,315 @@ def test_record_of_an_earlier_version_protects_its_artifacts_and_asks_for_a_new_
 
 def _reader(sweep, stage):
     return next(one for one in sweep.stages("generate") if stage in one.parents)
+
+
+def damage(path, how):
+    """Damage a file as a full disk, a crash or a bit does."""
+    content = path.read_bytes()
+    match how:
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "zeros":
+            path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+        case "no record":
+            path.write_text('{"cells": 7}')
+        case "folder":
+            path.unlink()
+            path.mkdir()
+
+
+DAMAGES = ("cut", "zeros", "no record", "folder")
+
+
+def record_file(sweep):
+    return sweep.store.root / "sweeps" / f"{sweep.sweep}.json"
+
+
+def ledger_file(sweep):
+    (found,) = sweep.store.root.glob(f"jobs/{sweep.sweep}/*/ledger.jsonl")
+    return found
+
+
+@pytest.fixture
+def theirs(sweep) -> Recorded:
+    """Somebody else's sweep, which needs nothing of the first."""
+    return record(sweep.store.root, "cluster=slurm", "title=theirs", "model.source.steps=251", "attack_ratio=p00")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_record_of_another_sweep_stops_nothing_but_its_own(sweep, theirs, scheduler, how):
+    submit(sweep)
+    submit(theirs)
+    mine = {entry.job for entry in Ledger(sweep.store.root).entries(sweep.sweep)}
+    damage(record_file(theirs), how)
+
+    found = status(sweep.store, sweep.sweep, scheduler)
+    assert [theirs.sweep in why for why in found.damage] == [True]
+    retry(sweep.store, sweep.sweep, {}, Silent())
+    told = []
+    done = cancel(sweep.store, sweep.sweep, scheduler, tell=told.append)
+
+    assert set(done.ended) == mine
+    assert [theirs.sweep in text for text in told] == [True]
+    assert {entry.job for entry in Ledger(sweep.store.root).entries(theirs.sweep)} == set(scheduler.jobs)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_cancel_spares_what_a_sweep_submitted_whose_record_is_damaged(sweep, scheduler, how):
+    submit(sweep)
+    other = record(sweep.store.root, "cluster=slurm", "attack_ratio=p00")
+    submit(other)
+    latest = Ledger(sweep.store.root).latest()
+    shared = {latest[stage.key].job for kind in ("base", "align") for stage in sweep.stages(kind)}
+    damage(record_file(other), how)
+
+    found = cancel(sweep.store, sweep.sweep, scheduler)
+
+    assert shared <= set(found.spared)
+    assert found.ended
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_sweep_whose_own_record_is_damaged_is_cancelled(sweep, scheduler, how):
+    submit(sweep)
+    jobs = set(scheduler.jobs)
+    damage(record_file(sweep), how)
+
+    assert set(cancel(sweep.store, sweep.sweep, scheduler).ended) == jobs
+
+
+@pytest.mark.parametrize("how", ["cut", "zeros", "no record"])
+def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, scheduler, how):
+    before = sweep.store.read_sweep(sweep.sweep)
+    damage(record_file(sweep), how)
+    for verb in (lambda: status(sweep.store, None, scheduler), lambda: retry(sweep.store, None, {}, Silent())):
+        with pytest.raises(StoreError, match="Run the command of the sweep again"):
+            verb()
+
+    record(sweep.store.root, "cluster=slurm")
+
+    assert sweep.store.read_sweep(sweep.sweep)["stages"] == before["stages"]
+    assert status(sweep.store, None, scheduler).sweep == sweep.sweep
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_gc_keeps_what_a_damaged_record_may_name_and_removes_what_lies_aside(sweep, theirs, scheduler, how):
+    theirs.finish(*theirs.plan.stages)
+    aside = theirs.store.set_aside(theirs.plan.stages[0])
+    damage(record_file(theirs), how)
+    aged(sweep.store.root)
+    told = []
+
+    found = list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, tell=told.append))
+
+    assert [garbage.path for garbage in found] == [aside]
+    assert all(theirs.store.has(stage) for stage in theirs.plan.stages[1:])
+    assert [theirs.sweep in text and "stays" in text for text in told] == [True]
+
+
+def test_gc_keeps_what_a_queued_stage_reads_whose_spec_is_damaged(sweep, scheduler):
+    submit(sweep)
+    base, align, poison = (sweep.stages(kind)[0] for kind in ("base", "align", "poison"))
+    sweep.finish(base, align, poison)
+    record_file(sweep).unlink()
+    for stage in sweep.stages("finetune"):
+        damage(sweep.store.root / "specs" / f"{stage.key}.json", "cut")
+    aged(sweep.store.root)
+    told = []
+
+    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, tell=told.append))
+    assert told
+
+
+@pytest.mark.parametrize("how", ["cut", "zeros", "folder"])
+def test_damaged_ledger_of_another_sweep_stops_nothing(sweep, theirs, scheduler, how):
+    submit(sweep)
+    submit(theirs)
+    mine = {entry.job for entry in Ledger(sweep.store.root).entries(sweep.sweep)}
+    path = ledger_file(theirs)
+    if how == "folder":
+        damage(path, how)
+    else:
+        first, *rest = path.read_bytes().splitlines(keepends=True)
+        cut = first[: len(first) // 2] + (bytes(20) if how == "zeros" else b"")
+        path.write_bytes(b"".join([cut, b"\n", *rest]))
+
+    found = status(sweep.store, sweep.sweep, scheduler)
+    assert [str(path) in why for why in found.damage] == [True]
+    retry(sweep.store, sweep.sweep, {}, Silent())
+    assert list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler)) == []
+    done = cancel(sweep.store, sweep.sweep, scheduler)
+
+    assert set(done.ended) == mine
+    assert set(cancel(sweep.store, theirs.sweep, scheduler).ended) == set(scheduler.cancelled) - mine
+    assert not scheduler.jobs, "also those that no ledger names are ended with their sweep"
+
+
+def test_gc_removes_nothing_while_a_job_is_in_the_queue_that_no_ledger_names(sweep, scheduler):
+    submit(sweep)
+    base = sweep.stages("base")[0]
+    sweep.finish(base)
+    record_file(sweep).unlink()
+    damage(ledger_file(sweep), "folder")
+    aged(sweep.store.root)
+    told = []
+
+    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, tell=told.append))
+    assert any("No ledger names" in text for text in told)
+    for job in list(scheduler.jobs):
+        scheduler.end(job, "CANCELLED")
+    assert base.key in {
+        garbage.path.name for garbage in collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler)
+    }
+
+
+def interrupt(sweep, scheduler):
+    """Let a submission die when the scheduler has taken its second request and before it hears of that."""
+
+    def die(_):
+        if len(scheduler.requests) == 2:
+            raise KeyboardInterrupt
+
+    scheduler.after_submit = die
+    with pytest.raises(Interrupted):
+        submit(sweep)
+    scheduler.after_submit = lambda _: None
+
+
+def test_job_of_an_interrupted_submission_is_counted_and_ended_by_cancel(sweep, theirs, scheduler):
+    submit(theirs)
+    others = set(scheduler.jobs)
+    scheduler.requests.clear()
+    interrupt(sweep, scheduler)
+    known = {entry.job for entry in Ledger(sweep.store.root).entries()}
+    (stray,) = set(scheduler.jobs) - known
+
+    assert list(status(sweep.store, sweep.sweep, scheduler).strays) == [stray]
+    assert list(status(sweep.store, theirs.sweep, scheduler).strays) == []
+    done = cancel(sweep.store, sweep.sweep, scheduler)
+
+    assert stray in done.ended
+    assert set(scheduler.jobs) == others
+
+
+def test_job_whose_answer_may_be_on_its_way_is_no_stray(sweep, scheduler):
+    interrupt(sweep, scheduler)
+
+    with submitting(sweep.store, lambda _: None):
+        assert list(status(sweep.store, sweep.sweep, scheduler).strays) == []
+
+
+def no_new_file(store):
+    """Let the store take no new claim, as a full or read-only disk does."""
+    store.claims.rmdir()
+    store.claims.write_text("")
+
+
+def test_cancel_needs_no_new_file(sweep, scheduler):
+    submit(sweep)
+    jobs = set(scheduler.jobs)
+    no_new_file(sweep.store)
+    (sweep.store.root / "jobs" / sweep.sweep / "cancelled").symlink_to("nowhere/there")
+    told = []
+
+    done = cancel(sweep.store, sweep.sweep, scheduler, tell=told.append)
+
+    assert set(done.ended) == jobs
+    assert ["cancel it again" in text for text in told] == [True]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_gc_needs_no_new_file(sweep, scheduler, dry_run):
+    sweep.finish(*sweep.plan.stages)
+    record_file(sweep).unlink()
+    aged(sweep.store.root)
+    no_new_file(sweep.store)
+
+    found = list(collect(sweep.store, seconds=86400, dry_run=dry_run, scheduler=scheduler))
+
+    assert {garbage.path.name for garbage in found if garbage.what == "artifact"} == {
+        stage.key for stage in sweep.plan.stages
+    }
+    assert all(sweep.store.has(stage) == dry_run for stage in sweep.plan.stages)
+
+
+def test_gc_takes_its_turn_as_soon_as_there_is_room(sweep, scheduler):
+    sweep.finish(*sweep.plan.stages)
+    record_file(sweep).unlink()
+    aged(sweep.store.root)
+    no_new_file(sweep.store)
+    going = collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler)
+    next(going)
+    sweep.store.claims.unlink()
+    next(going)
+
+    assert (sweep.store.claims / SUBMITTING).exists()
+    list(going)
+    assert not (sweep.store.claims / SUBMITTING).exists()
+
+
+def test_who_waits_for_a_turn_is_told_who_has_it(sweep, scheduler, monkeypatch):
+    monkeypatch.setattr("harness.engine.turn.PATIENCE_SECONDS", 0.0)
+    claim = Claims(sweep.store.claims).take(SUBMITTING)
+    monkeypatch.setattr("harness.engine.turn.time.sleep", lambda _: claim.release())
+    told = []
+
+    list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler, tell=told.append))
+
+    assert [f"process {os.getpid()} on" in text for text in told] == [True]
+
+
+def test_status_and_retry_agree_on_what_is_lost(sweep, scheduler):
+    submit(sweep)
+    sweep.finish(*sweep.plan.stages)
+    scheduler.jobs.clear()
+    for stage in sweep.stages("generate"):
+        shutil.rmtree(sweep.store.folder(stage))
+
+    found = status(sweep.store, None, scheduler)
+
+    assert found.counts["generate"]["lost"] == 0
+    assert found.counts["generate"]["unneeded"] == len(sweep.stages("generate"))
+    calls = len(scheduler.requests)
+    retry(sweep.store, None, {}, Silent())
+    assert len(scheduler.requests) == calls
+
+
+def test_sweep_whose_jobs_slurm_holds_is_over_until_they_are_released(sweep, scheduler):
+    submit(sweep)
+    for job in scheduler.jobs.values():
+        job.reason, job.priority = ("JobHeldAdmin", 0) if not job.request.after_ok else ("Dependency", 1)
+
+    found = status(sweep.store, None, scheduler)
+
+    assert {state.what for state in found.states.values()} == {"held"}
+    assert found.over
+    assert all(f"scontrol release {state.held_by}" in state.message for state in found.states.values())
+
+
+def test_estimate_passes_over_a_manifest_that_cannot_be_read(tmp_path, scheduler):
+    sweep = record(tmp_path / "store", "cluster=slurm")
+    *done, _, _ = sweep.plan.stages
+    sweep.finish(*done)
+    submit(sweep)
+    for job in scheduler.jobs.values():
+        job.state = "RUNNING"
+    for stage in done:
+        if stage.name in ("generate", "grade"):
+            damage(sweep.store.folder(stage) / "manifest.json", "cut")
+
+    assert status(sweep.store, None, scheduler).seconds_left is None
+
+
+def test_status_names_manifests_and_specs_that_are_damaged(sweep, scheduler):
+    base, align = (sweep.stages(kind)[0] for kind in ("base", "align"))
+    sweep.finish(base, align)
+    damage(sweep.store.folder(base) / "manifest.json", "cut")
+    (finetune,) = sweep.stages("finetune")
+    damage(sweep.store.root / "specs" / f"{finetune.key}.json", "zeros")
+
+    found = status(sweep.store, None, scheduler)
+
+    assert [base.key in found.damage[0], finetune.key in found.damage[1]] == [True, True]
+    assert len(found.damage) == 2
+    assert not status(sweep.store, None, scheduler, thorough=False).damage

@@ -2,6 +2,8 @@ import pytest
 
 from harness import cluster
 from harness.cluster import Local
+from harness.compose import compose
+from harness.config import cells_of, settings_of
 from harness.engine.ranks import Processes
 from harness.errors import ConfigError
 from harness.tracking.jsonl import Jsonl
@@ -16,8 +18,68 @@ def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
 
     found = executor(Local(processes=4, device="cpu"))
 
-    assert found.processes == {"align": Processes(count=4), "finetune": Processes(count=4)}
+    assert found.processes == {
+        "align": Processes(count=4),
+        "finetune": Processes(count=4),
+        "repair": Processes(count=1),
+    }
     assert (found.workers, found.initialize.args) == (1, (2,))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("null", {"align": None, "finetune": None, "repair": None}),
+        ("2", {"align": 2, "finetune": 2, "repair": 2}),
+        ("{align: 4, finetune: 2}", {"align": 4, "finetune": 2, "repair": None}),
+    ],
+)
+def test_rows_at_once_are_told_to_the_kinds_that_train(given, expected):
+    for place in ("local", "slurm"):
+        (composition,) = compose([f"cluster={place}", f"cluster.micro_batch_size={given}"])
+        settings = settings_of(composition).cluster
+        processes = executor(settings).processes if place == "local" else settings.processes
+
+        assert {kind: processes[kind].micro_batch_size for kind in expected} == expected
+        assert all(one.micro_batch_size is None for kind, one in processes.items() if kind not in expected)
+
+
+@pytest.mark.parametrize("place", ["local", "slurm"])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("0", "`cluster.micro_batch_size`: 0 is too small"),
+        ("{align: 0}", "`cluster.micro_batch_size.align`: 0 is too small"),
+        ("{grade: 2}", "`cluster.micro_batch_size.grade`: unknown setting"),
+    ],
+)
+def test_rows_at_once_that_cannot_be_are_named(given, words, place):
+    (composition,) = compose([f"cluster={place}", f"cluster.micro_batch_size={given}"])
+
+    with pytest.raises(ConfigError) as caught:
+        settings_of(composition)
+
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["finetune.budget.micro_batch_size=1", "+align.budget.micro_batch_size=null"])
+def test_budget_that_still_cuts_batches_is_told_where_that_is_set(override):
+    with pytest.raises(ConfigError) as caught:
+        cells_of(compose([override]))
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"`{override.strip('+').partition('=')[0]}`: how a batch is cut")
+    assert "`cluster.micro_batch_size=4`" in problem
+
+
+def test_rows_at_once_change_no_key():
+    keys = [
+        [stage.key for stage in cell.stages.values()]
+        for given in ("null", "1")
+        for cell in cells_of(compose([f"cluster.micro_batch_size={given}"]))
+    ]
+
+    assert keys[0] == keys[1]
 
 
 def test_one_process_leaves_the_threads_to_torch():

@@ -5,27 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fake_scheduler import FakeScheduler
 from recorded import record
 
-from harness.cli import main
 from harness.engine.ledger import Ledger
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        code = left.value.code
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -193,6 +179,8 @@ def without_torch(tmp_path):
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(f"import sys\nfor name in {BLOCKED!r}:\n    sys.modules[name] = None\n")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     commands = tmp_path / "commands"
     commands.mkdir()
     for name in ("sbatch", "srun", "squeue", "scancel"):
@@ -205,7 +193,13 @@ def without_torch(tmp_path):
         return subprocess.run(
             [sys.executable, "-m", "harness", *arguments],
             cwd=tmp_path,
-            env=inherited | {"PYTHONPATH": path, "PATH": f"{commands}:{inherited['PATH']}", "COLUMNS": "200"},
+            env=inherited
+            | {
+                "PYTHONPATH": path,
+                "PATH": f"{commands}:{inherited['PATH']}",
+                "COLUMNS": "200",
+                "TMPDIR": str(temporary),
+            },
             capture_output=True,
             text=True,
             timeout=120,
@@ -222,16 +216,16 @@ def test_plan_needs_no_torch(without_torch):
     assert "no prediction" in done.stdout
 
 
-def test_dry_run_needs_no_torch_calls_no_sbatch_and_leaves_scripts(without_torch, tmp_path):
+def test_dry_run_needs_no_torch_calls_no_sbatch_and_leaves_the_store_alone(without_torch, tmp_path):
     done = without_torch("-m", "defense=sft,booster", "cluster=slurm", "cluster.dry_run=true")
 
     assert done.returncode == 0, done.stderr
     assert "dry run, nothing is submitted" in done.stdout
-    scripts = done.stdout.partition("scripts: ")[2].splitlines()[0]
-    assert list((tmp_path / "store" / "jobs").glob(f"*/{scripts.rpartition('/')[2]}/[0-9]*.sh"))
+    scripts = Path(done.stdout.partition("scripts: ")[2].splitlines()[0])
+    assert scripts.parent == tmp_path / "temporary"
+    assert list(scripts.glob("[0-9]*.sh"))
     assert not list(tmp_path.glob("called-*"))
-    assert not list(Ledger(tmp_path / "store").entries())
-    assert not list((tmp_path / "store" / "sweeps").iterdir())
+    assert not (tmp_path / "store").exists()
 
 
 def test_single_cell_takes_slurm_too(without_torch):

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from harness.protocols import Piece
+
 
 class TinyLearner:
     """Satisfies ``protocols.Learner`` for any module and any losses, with none of the product's arithmetic.
@@ -19,12 +21,20 @@ class TinyLearner:
         self.trainables = list(module.parameters())
         self._losses = losses
 
-    def loss(self, batch):
-        return self._losses[batch["kind"]](self.module)
+    def pieces(self, batch):
+        return [Piece(0, batch, slice(None), torch.tensor(1))]
+
+    def loss(self, piece):
+        return self._losses[piece.batch["kind"]](self.module)
 
     def gradient(self, batch):
-        loss = self.loss(batch)
-        return loss.detach(), [part.clone() for part in self._parts(loss)]
+        (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
+        return loss, gradient
+
+    def accumulate(self, pieces, shares):
+        (piece,) = pieces
+        sums = shares(piece)
+        return [each.detach() for each in sums], [part.clone() for part in self._parts(sums[0])]
 
     def _parts(self, loss):
         """Return zeros where a weight is frozen for the moment or of no influence."""
@@ -48,7 +58,7 @@ class TinyLearner:
 
     def write(self, gradient):
         for weight, part in zip(self.trainables, gradient, strict=True):
-            weight.grad = part.clone()
+            weight.grad = None if part is None else part.clone()
 
 
 class Weights(nn.Module):

@@ -11,10 +11,12 @@ from torch import nn
 from harness.corpora.record import Role
 from harness.defenses.antidote import Antidote, kept
 from harness.errors import ModelError
+from harness.protocols import Piece
 
 BATCH = {
     "input_ids": torch.zeros(2, 3),
     "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]]),
+    "labels": torch.zeros(2, 3),
     "features": torch.tensor([[[1.0, 0, 2], [1, 0, 0], [9, 9, 9]], [[0, 2, 0], [9, 9, 9], [9, 9, 9]]]),
 }
 
@@ -27,8 +29,11 @@ class Learner:
         self.module.weight.data = torch.tensor(matrix)
         self.trainables = [self.module.weight]
 
-    def predict(self, batch):
-        self.module(batch["features"])
+    def pieces(self, batch):
+        return [Piece(0, batch, slice(0, len(batch["labels"])), torch.tensor(1))]
+
+    def predict(self, piece):
+        self.module(piece.batch["features"])
 
 
 class Draws:
@@ -75,7 +80,8 @@ def test_antidote_averages_over_rows_whatever_the_batches():
 def test_antidote_counts_a_token_by_its_square():
     # One token of 2 in the first feature (4) outweighs three tokens of 1 in the second (3).
     features = torch.tensor([[[2.0, 1, 0], [0, 1, 0], [0, 1, 0]]])
-    batch = {"input_ids": torch.zeros(1, 3), "attention_mask": torch.ones(1, 3, dtype=int), "features": features}
+    batch = {name: torch.ones(1, 3, dtype=int) for name in ("input_ids", "attention_mask", "labels")}
+    batch |= {"features": features}
 
     assert repaired(Antidote(dense_ratio=0.3), [[1.0, 1.0, 1.0]], Draws(batch)) == [[0, 1, 1]]
 
@@ -120,7 +126,7 @@ def test_antidote_leaves_no_hook_and_frozen_layers_alone():
     learner = Learner([[3.0, 2.0, 1.0]])
     frozen = nn.Linear(3, 3, bias=False)
     learner.module = nn.Sequential(frozen, learner.module)
-    learner.predict = lambda batch: learner.module(batch["features"])
+    learner.predict = lambda piece: learner.module(piece.batch["features"])
     before = frozen.weight.clone()
 
     Antidote().repair(learner, start=[], handed_over={}, draws=Draws(BATCH))

@@ -32,11 +32,11 @@ def places(learner):
     return [int(batch["place"]) for batch in learner.seen]
 
 
-def run(settings, learner, calls, *, micro_batches=1, total_steps=6):
+def run(settings, learner, calls, *, total_steps=6):
     step = settings.start(learner, Safety(SAFETY), total_steps)
     metrics = []
     for call in range(calls):
-        learner.steps_taken = call // micro_batches
+        learner.steps_taken = call
         metrics.append(step.backward(user_batch(call)))
     return metrics
 
@@ -72,14 +72,6 @@ def test_published_budget_discards_them():
 
     assert places(learner) == [-1, 1, 2, -1, 4, 5]
     assert metrics[-1]["user_batches_waiting"] == 0
-
-
-def test_phases_are_counted_in_optimizer_steps_and_not_in_micro_batches():
-    learner = learner_at(0, 0)
-
-    run(Lisa(alignment_steps=1, user_steps=1), learner, 8, micro_batches=2)
-
-    assert places(learner) == [-1, -1, 0, 1, -1, -1, 2, 3]
 
 
 def test_proximal_term_starts_after_the_delay():

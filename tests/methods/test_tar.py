@@ -21,7 +21,7 @@ from harness.corpora.encode import Encoded
 from harness.corpora.record import Role
 from harness.defenses.tar import Tar
 from harness.engine.seeding import derive
-from harness.protocols import Prediction
+from harness.protocols import Piece, Prediction
 
 
 def logistic(x):
@@ -59,21 +59,28 @@ class LogitLearner:
         for parameter, weight in zip(self.trainables, weights, strict=True):
             parameter.data.fill_(weight)
 
-    def predict(self, batch):
+    def pieces(self, batch):
+        return [Piece(0, batch, slice(0, len(batch["labels"])), torch.tensor(1))]
+
+    def predict(self, piece):
+        batch = piece.batch
         targets = batch["labels"][:, 1:]
         states = self.module.layers[0](torch.zeros(*batch["labels"].shape, 2))
         return Prediction(states[:, :-1][targets != -100], targets[targets != -100], (targets != -100).sum())
 
-    def pull_back(self, share):
-        return share.detach(), list(torch.autograd.grad(share, self.trainables))
+    def accumulate(self, pieces, shares):
+        (piece,) = pieces
+        sums = shares(piece)
+        return [each.detach() for each in sums], list(torch.autograd.grad(sums[0], self.trainables))
 
-    def loss(self, batch):
-        prediction = self.predict(batch)
+    def loss(self, piece):
+        prediction = self.predict(piece)
         return cross_entropy(prediction.logits, prediction.targets)
 
     def gradient(self, batch):
         self.visited.append([parameter.item() for parameter in self.trainables])
-        return self.pull_back(self.loss(batch))
+        (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
+        return loss, gradient
 
     def norm(self, tensors):
         return torch.cat(list(tensors)).norm()

@@ -124,17 +124,13 @@ def test_tvaccine_draws_layers_without_replacement_by_their_probabilities():
     assert {pair: count / 2000 for pair, count in counted.items()} == pytest.approx(expected, abs=0.04)
 
 
-def test_tvaccine_probes_and_draws_on_their_own_optimizer_steps_whatever_the_micro_batches():
-    model, draws = llama(), Draws(text(rows=1))
-    learner = CausalLearner(model)
-    learner.micro_batches = 2
-    step = TVaccine(layers=2, draw_every=2, probe_every=4).start(learner, draws, 9)
+def test_tvaccine_probes_and_draws_on_their_own_optimizer_steps_however_batches_are_cut():
+    draws = Draws(text(rows=1))
+    step = TVaccine(layers=2, draw_every=2, probe_every=4).start(CausalLearner(llama(), rows_at_once=2), draws, 9)
     drawn, probes = [], []
 
     for _ in range(9):
-        model.zero_grad()
-        for _ in range(2):
-            step.backward(text())
+        step.backward(text())
         drawn.append(step.state_dict()["drawn"])
         probes.append(len(draws.roles))
 

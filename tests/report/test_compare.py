@@ -106,7 +106,7 @@ def test_different_budgets_and_world_sizes_are_footnotes_and_strict_refuses(make
     assert "finetune.budget.epochs is 5, not 20" in text
     assert "finetune.processes is 4, not 1" in text
     assert "micro_batch_size" not in text
-    assert "seed=1: memory ran out in finetune: smaller micro-batches" in text
+    assert "seed=1: memory ran out in finetune: fewer rows at once" in text
     with pytest.raises(ConfigError, match=r"`--strict`: 1 cells \(vaccine\) cannot share .*epochs is 5, not 20"):
         report(maker.store.root, None, "table", strict=True)
 

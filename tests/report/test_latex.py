@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from fabricated import Fabricator
 from harness.report.findings import gather
 from harness.report.render import render
 
-ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中"
+ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中\x7f\n\n\tend"
 
 
 @pytest.fixture
@@ -38,21 +40,37 @@ def test_latex_notes_are_paragraphs_and_name_no_single_cell(table):
 
 def test_latex_labels_are_characters_that_pdflatex_knows(table):
     assert "a\\_b \\& 50\\% \\#\\{x\\} \\textasciitilde{}\\textasciicircum{}\\textbackslash{}" in table
-    assert "$\\lambda$ µ é $\\geq$ × “q” [x] U+4E2D" in table
+    assert "$\\lambda$ µ é $\\geq$ × “q” [x] U+4E2DU+007F end" in table
 
 
 def test_latex_table_with_two_footnotes_compiles(table, tmp_path):
+    compiled(tmp_path, table)
+
+
+def test_latex_of_any_character_compiles(findings, tmp_path):
+    """Letters, symbols, numbers, marks, blanks and controls, up to the box drawings."""
+    settable = [chr(code) for code in range(0x20, 0x2500) if unicodedata.category(chr(code))[0] in "LSNPZC"]
+    caption = [findings.boards[0]._replace(caption=" ".join(settable))]
+
+    table = render(replace(findings, boards=caption), "latex")
+
+    assert "U+0105" in table
+    assert "é" in table
+    compiled(tmp_path, table)
+
+
+def compiled(folder, table):
     if shutil.which("pdflatex") is None:
         missing = "no pdflatex on this machine (Debian: apt install texlive-latex-extra)"
         pytest.fail(missing) if os.environ.get("HARNESS_CI") else pytest.skip(missing)
-    (tmp_path / "table.tex").write_text(table, encoding="utf-8")
-    (tmp_path / "paper.tex").write_text(
+    (folder / "table.tex").write_text(table, encoding="utf-8")
+    (folder / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{adjustbox, booktabs}\\begin{document}\\input{table}\\end{document}"
     )
 
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        cwd=folder, capture_output=True, text=True, check=False, timeout=120, errors="replace",
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout[-2000:]

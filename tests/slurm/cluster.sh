@@ -25,6 +25,8 @@ log=/var/log/slurm-bed
 etc=/etc/slurm
 socket=$state/munge/socket
 mark='# Written by tests/slurm/cluster.sh; overwritten without asking.'
+name=harness-bed             # ClusterName; the tests maltreat a cluster of this name alone, while this file says it is up:
+up_mark=$run/up
 host=$(hostname -s)
 here=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 
@@ -58,11 +60,13 @@ alive() {
 
 # stop NAME...: by pid files; asks all of them, waits, then insists
 stop() {
-  local name pid
-  for name in "$@"; do ! alive "$name" || kill "$(cat "$run/$name.pid")"; done
+  local name pid pids=()
   for name in "$@"; do
-    alive "$name" || continue
-    pid=$(cat "$run/$name.pid")
+    # A daemon removes its file as it ends.
+    alive "$name" && pid=$(cat "$run/$name.pid" 2>/dev/null) && pids+=("$pid") || continue
+    kill "$pid" 2>/dev/null || true
+  done
+  for pid in ${pids[@]+"${pids[@]}"}; do
     until_ok 15 gone "$pid" || kill -9 "$pid" || true
   done
 }
@@ -82,7 +86,7 @@ install_packages() {
 slurm_conf() {
   cat <<CONF
 $mark
-ClusterName=bed
+ClusterName=$name
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=slurm
 AuthType=auth/munge
@@ -151,11 +155,11 @@ cgroup_conf() {
 }
 
 write_configuration() {
-  local name
+  local file
   mkdir -p $etc
-  for name in slurm slurmdbd cgroup; do
-    if [ -s $etc/$name.conf ] && ! grep -qxF "$mark" $etc/$name.conf; then
-      say "$etc/$name.conf belongs to another Slurm; it is left alone and nothing was started"
+  for file in slurm slurmdbd cgroup; do
+    if [ -s $etc/$file.conf ] && ! grep -qxF "$mark" $etc/$file.conf; then
+      say "$etc/$file.conf belongs to another Slurm; it is left alone and nothing was started"
       exit 1
     fi
   done
@@ -223,7 +227,7 @@ start_node() {
 takes_jobs() { sinfo --noheader --nodes="$1" --partition=debug --format=%T | grep -qxE 'idle|mixed|allocated|completing'; }
 
 up() {
-  local name
+  local node
   mkdir -p $run $log
   install_packages
   if alive slurmctld && ! slurm_conf | cmp -s - $etc/slurm.conf; then
@@ -239,14 +243,16 @@ up() {
   start_database
   start_accounting
   start_controller
-  for name in $(node_names); do start_node "$name"; done
-  for name in $(node_names); do
-    until_ok 60 takes_jobs "$name" || fail "node $name (it does not become idle)" "$log/slurmd-$name.log"
+  for node in $(node_names); do start_node "$node"; done
+  for node in $(node_names); do
+    until_ok 60 takes_jobs "$node" || fail "node $node (it does not become idle)" "$log/slurmd-$node.log"
   done
+  echo "$name" >"$up_mark"
   sinfo
 }
 
 down() {
+  rm -f "$up_mark"
   # Jobs would outlive their slurmd: they are cancelled first.
   if alive slurmctld; then
     scancel --quiet --user=root >/dev/null 2>&1 || true

@@ -5,13 +5,15 @@ Everything here acts on the throw-away cluster of `cluster.sh`, as root, and wou
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import psutil
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
+SPOOL = Path("/var/lib/slurm-bed")
 PIDS = Path("/run/slurm-bed")
 
 T = TypeVar("T")
@@ -133,6 +135,19 @@ def kill_slurmd(node: str) -> None:
     job live at the same time, as after a broken network.
     """
     _end_daemon(f"slurmd-{node}", psutil.Process.kill)
+
+
+@contextmanager
+def failing_launches(node: str) -> Iterator[None]:
+    """Let no job begin on a node: its slurmd has no folder to keep one in. Slurm puts such jobs back and holds them."""
+    folder, away = SPOOL / node, SPOOL / f"{node}.away"
+    folder.rename(away)
+    folder.touch()
+    try:
+        yield
+    finally:
+        folder.unlink()
+        away.rename(folder)
 
 
 def switch_off(node: str) -> None:

@@ -22,9 +22,10 @@ from faults import (
     switch_off,
     wait_until,
 )
-from sites import Toys, ToySite
+from sites import Toys, ToySite, record
 from toys import Add, Count, Mix, Number, runs
 
+from harness.control import cancel, collect
 from harness.engine.causes import Cause
 from harness.engine.ledger import Ledger
 from harness.engine.scheduler import Slurm
@@ -92,38 +93,36 @@ def test_sweep_that_nothing_disturbs_ends_with_the_local_numbers(root, tmp_path)
     assert runs(root) == runs(tmp_path / "undisturbed")
 
 
-def test_worker_that_is_killed_is_told_and_its_stage_runs_again(root, tmp_path):
-    fork = Fork(root)
-    fork.hold()
-    fork.submit()
+def test_worker_that_is_killed_job_that_is_cancelled_and_stage_that_raises_are_told_and_run_again(root, tmp_path):
+    base = Number(value=100.0)
+    killed, cancelled, raising, other = struck = [Add(parent=base, amount=amount) for amount in (1.0, 3.0, 5.0, 10.0)]
+    children = [Add(parent=parent, amount=2.0) for parent in struck]
+    toys = Toys(root, children)
+    for amount, trouble in ((1.0, "hold"), (3.0, "hold"), (5.0, "bug")):
+        (root / f"trouble-{amount}").write_text(trouble)
+    toys.submit()
+    wait_until(lambda: (root / "holding-1.0").exists() and (root / "holding-3.0").exists(), what="the held stages")
 
-    for process in processes(fork.holding()):
+    for process in processes(toys.job(killed)):
         process.kill()
+    ask("scancel", toys.job(cancelled))
 
-    broken(fork, Cause.KILLED)
-    fork.finish(tmp_path)
-
-
-def test_job_that_is_cancelled_is_told_and_its_stage_runs_again(root, tmp_path):
-    fork = Fork(root)
-    fork.hold()
-    fork.submit()
-
-    ask("scancel", fork.holding())
-
-    broken(fork, Cause.CANCELLED)
-    fork.finish(tmp_path)
-
-
-def test_stage_that_raises_blocks_its_descendants_only(root, tmp_path):
-    fork = Fork(root)
-    (root / "trouble-1.0").write_text("bug")
-
-    fork.submit()
-
-    broken(fork, Cause.CODE_ERROR)
-    assert "RuntimeError: a bug" in fork.state(fork.struck).message
-    fork.finish(tmp_path)
+    states = toys.settled()
+    assert {stage: (states[stage.key].what, states[stage.key].cause) for stage in struck} == {
+        killed: ("failed", Cause.KILLED),
+        cancelled: ("failed", Cause.CANCELLED),
+        raising: ("failed", Cause.CODE_ERROR),
+        other: ("stored", ""),
+    }
+    assert [states[child.key].what for child in children] == ["blocked", "blocked", "blocked", "stored"]
+    assert "RuntimeError: a bug" in states[raising.key].message
+    toys.verify()
+    for path in root.glob("trouble-*"):
+        path.unlink()
+    toys.submit()
+    assert {state.what for state in toys.settled().values()} == {"stored"}
+    toys.verify()
+    assert toys.numbers() == toys.undisturbed(tmp_path / "undisturbed")
 
 
 def test_node_that_dies_gives_its_job_to_another(root, tmp_path):
@@ -243,11 +242,14 @@ def test_disk_that_is_full_harms_nothing_stored(tmp_path):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=True)
     try:
-        fork = Fork(disk / "store")
+        fork = Fork(disk / "store", ToySite(requeues=0))
         fork.root.mkdir()
         fork.hold()
         fork.submit()
-        fork.holding()
+        job = fork.holding()
+        fork.alone()
+        store = record(fork)
+        (fork.root / "work" / "0123456789abcdef").mkdir()
         subprocess.run(
             ["dd", "if=/dev/zero", f"of={disk / 'ballast'}", "status=none"], check=False, stderr=subprocess.DEVNULL
         )
@@ -255,9 +257,15 @@ def test_disk_that_is_full_harms_nothing_stored(tmp_path):
         (fork.root / "trouble-1.0").unlink()
         fork.settled()
         fork.verify()
-        assert fork.state(fork.struck).what == "failed"
+        state = fork.state(fork.struck)
+        assert (state.what, state.job) == ("failed", job)
+        assert state.cause in (Cause.UNWRITABLE, "StoreError"), "the disk, not the code"
+        cancel(store, fork.sweep)
+        wait_until(lambda: not any(queued(entry.job) for entry in Ledger(fork.root).entries()), what="the end of all")
+        assert [one.path.name for one in collect(store, seconds=0, dry_run=False)][-1:] == ["0123456789abcdef"]
 
         (disk / "ballast").unlink()
+        Ledger(fork.root).cancel(fork.sweep, undo=True)
         fork.finish(tmp_path)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
 from faults import ask, is_running, processes, queued, wait_until
 from product import QUICK, Harness
+from test_sweepers import OPTUNA, WithOptuna
 
 from harness.engine.ledger import Ledger
 
@@ -75,6 +77,32 @@ def test_cancelled_sweep_leaves_nothing_in_the_queue(folders):
     jobs = {entry.job for entry in Ledger(harness.store).entries()}
     assert f"{len(jobs)} jobs ended" in told.stdout
     wait_until(lambda: not any(queued(job) for job in jobs), 60, what="the end of all jobs")
+
+
+def test_optunas_sweeper_waits_for_its_jobs_and_learns_from_them(folders):
+    if not OPTUNA.exists():
+        missing = "`make optuna-sweeper` installs what is missing"
+        pytest.fail(missing) if os.environ.get("HARNESS_CI") else pytest.skip(missing)
+    harness = WithOptuna(folders[1])
+    trials = (
+        "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "defense=sft",
+        "attack_ratio=p20", "finetune.budget.learning_rate=interval(0.0001,0.005)",
+    )  # fmt: skip
+
+    refused = harness(*trials, "cluster=slurm", *SMALL, *QUICK)
+    run = harness(*trials, "cluster=slurm", "cluster.wait=true", *SMALL, *QUICK)
+
+    assert refused.returncode == 2
+    assert "set `cluster.wait=true`" in refused.stderr
+    assert run.returncode == 0, run.stderr
+    (found,) = (harness.store / "hydra").glob("*/optimization_results.yaml")
+    stored = [
+        float(cell["hs"])
+        for sweep in Ledger(harness.store).sweeps()
+        for cell in csv.DictReader(harness("report", sweep, "--format", "csv").stdout.splitlines())
+    ]
+    assert len(stored) == 3
+    assert f"best_value: {min(stored)}" in found.read_text()
 
 
 def _kind(harness, key: str) -> str:

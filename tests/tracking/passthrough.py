@@ -168,3 +168,18 @@ def hanging(seconds: float, *, only: str = "") -> Fault:
         return True
 
     return fault
+
+
+def dripping(head: bytes, *, seconds: float = 30.0) -> Fault:
+    """Answer a head at once and then a byte now and then, which no timeout of a single read ends."""
+
+    def fault(handler: Handler) -> bool:
+        handler.close_connection = True
+        handler.wfile.write(head)
+        for _ in range(int(seconds / 0.05)):
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
+        handler.wfile.write(b'{"data": {"viewer": {"entity": "late"}}}')
+        return True
+
+    return fault

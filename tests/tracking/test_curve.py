@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from made_sweep import STEPS
@@ -71,3 +74,14 @@ def test_curve_on_a_full_disk_fails_no_stage(tmp_path, caplog, monkeypatch):
 
     # Another test of the process may have left the handler on a logger below as well.
     assert len({record.message for record in caplog.records}) == 2
+
+
+def test_stage_does_not_speak_of_wandb_and_leaves_its_mode_to_whom_it_concerns():
+    command = "import os, harness.training.trainer; print(os.environ['WANDB_MODE'])"
+
+    ran = subprocess.run(
+        [sys.executable, "-c", command], env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+
+    assert ran.stdout == "offline\n"

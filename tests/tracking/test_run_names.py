@@ -1,6 +1,8 @@
 """What runs are called."""
 
-from harness.mirror.naming import LONG, marks
+import pytest
+
+from harness.mirror.naming import LONG, LONGEST, LONGEST_TAG, fitted, marks
 
 
 def _cell(swept=None, **labels):
@@ -35,3 +37,23 @@ def test_mark_of_many_differences_is_short():
     assert first.rpartition("+")[0] == "judge.name=1judge.name "
     assert first.rpartition("+")[2] != second.rpartition("+")[2]
     assert max(len(first), len(second)) <= LONG + len(" +0123")
+
+
+@pytest.mark.parametrize("longest", [LONGEST, LONGEST_TAG])
+def test_name_that_is_too_long_is_cut_and_told_apart_by_a_hash(longest):
+    long = "booster instruction=" + "word " * 40
+    names = [fitted(text, longest) for text in (long + "a", long + "b", "x" * 10_000)]
+
+    assert {len(name) <= longest for name in names} == {True}
+    assert len(set(names)) == 3
+    assert names[0].startswith("booster instruction=word word")
+    assert fitted(long + "a", longest) == names[0]
+
+
+@pytest.mark.parametrize("longest", [LONGEST, LONGEST_TAG])
+def test_name_that_fits_stays_as_it_is(longest):
+    assert fitted("\u00fc" * longest, longest) == "\u00fc" * longest
+
+
+def test_name_is_one_line():
+    assert fitted("two\nlines\tand  more ") == "two lines and more"

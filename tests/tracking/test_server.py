@@ -13,8 +13,11 @@ from passthrough import answering, hanging
 from harness.errors import TrackingError
 from harness.mirror import remote
 from harness.mirror.contents import Contents
+from harness.mirror.entry import Entry
 from harness.mirror.exhibit import exhibit
+from harness.mirror.naming import fitted
 from harness.mirror.sync import sync
+from harness.mirror.wire import Wire, reset
 from harness.tracking.wandb import Wandb
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,18 @@ def test_sync_after_the_server_was_killed_completes(small, server, place):
     _assert_shown(shown, small, settings)
     assert sync(small.root, SWEEP, settings).sent == 0
     assert server.runs("killed") == shown
+
+
+def test_run_with_names_that_are_too_long_is_taken(server, place, tmp_path):
+    said = "booster instruction=" + "word " * 40
+    entry = Entry(id="a1", name=said, kind="cell", group="g" * 200, tags=("t" * 70,), config={})
+
+    Wire(mode="online", entity="default", project="long", folder=tmp_path).send(entry, after=-1)
+    reset()
+
+    (run,) = server.runs("long").values()
+    assert run["display_name"] == fitted(said)
+    assert (len(run["display_name"]), [len(tag) for tag in run["tags"]]) == (128, [64])
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,27 @@
 """What goes wrong around the mirror costs the run nothing, and the mirror no more than it must."""
 
 import sys
+from base64 import b64decode
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from threading import Event
 
 import psutil
 import pytest
 from made_sweep import SWEEP
-from passthrough import Passthrough, answering
+from passthrough import Passthrough, answering, dripping
 
 from harness.errors import TrackingError
 from harness.mirror import follow as following
+from harness.mirror import remote
 from harness.mirror import sync as syncing
 from harness.mirror.companion import mirrored
 from harness.mirror.contents import Contents
 from harness.mirror.entry import Entry
-from harness.mirror.remote import Remote
+from harness.mirror.remote import Busy, Remote
 from harness.mirror.sync import sync
-from harness.mirror.wire import Wire, reset
+from harness.mirror.wire import Wire, address, reset
 from harness.tracking.wandb import Wandb
 
 
@@ -57,6 +61,110 @@ def test_answer_that_makes_no_sense_is_told(elsewhere, text):
     elsewhere.fault = answer
     with pytest.raises(TrackingError, match="does not answer as a W&B server does"):
         Remote(address=elsewhere.address, key="k", project="p").held(["a"])
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "], ids=["in the body", "in the head"]
+)
+def test_server_that_drips_is_left_after_the_time_of_one_answer(elsewhere, monkeypatch, head):
+    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.5)
+    elsewhere.fault = dripping(head)
+
+    with pytest.raises(TrackingError, match=r"no whole answer within 0\.5 s"):
+        Remote(address=elsewhere.address, key="k", project="p").owner()
+
+
+@pytest.mark.parametrize("framed", [True, False], ids=["announced", "unannounced"])
+def test_answer_that_does_not_end_is_not_read_to_its_end(elsewhere, monkeypatch, framed):
+    monkeypatch.setattr(remote, "MOST_BYTES", 100_000)
+    sent = []
+
+    def flood(handler):
+        handler.close_connection = True
+        length = b"Content-Length: 1000000000000\r\n" if framed else b""
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n")
+        try:
+            for _ in range(100):
+                sent.append(handler.wfile.write(b" " * 1_000_000))
+        except OSError:
+            pass
+        return True
+
+    elsewhere.fault = flood
+    with pytest.raises(TrackingError, match="answers with more than 100,000 bytes"):
+        Remote(address=elsewhere.address, key="k", project="p").owner()
+    assert len(sent) < 100
+
+
+def test_answer_just_within_the_bounds_is_read(elsewhere, monkeypatch):
+    content = b'{"data": {"viewer": {"entity": "me"}}}'
+    monkeypatch.setattr(remote, "MOST_BYTES", len(content))
+
+    def answer(handler):
+        handler.answer(200, content)
+        return True
+
+    elsewhere.fault = answer
+    assert Remote(address=elsewhere.address, key="k", project="p").owner() == "me"
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_server_that_wants_a_pause_says_how_long(elsewhere, code):
+    elsewhere.fault = answering(code, Retry_After="120")
+
+    with pytest.raises(Busy, match=f"answers {code} .*, and wants to be left alone for 120 s") as caught:
+        Remote(address=elsewhere.address, key="k", project="p").owner()
+    assert caught.value.seconds == 120.0
+
+
+def test_pause_may_be_a_date(elsewhere):
+    elsewhere.fault = answering(429, Retry_After=format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True))
+
+    with pytest.raises(Busy) as caught:
+        Remote(address=elsewhere.address, key="k", project="p").owner()
+    assert 3500 < caught.value.seconds <= 3600
+
+
+@pytest.mark.parametrize("text", ["soon", "-5", "Mon, 01 Jan 2001 00:00:00 GMT", "Mon, 01 Jan 2001 00:00:00", ""])
+def test_pause_that_is_none_is_no_pause(elsewhere, text):
+    elsewhere.fault = answering(429, Retry_After=text)
+
+    with pytest.raises(TrackingError, match="answers 429") as caught:
+        Remote(address=elsewhere.address, key="k", project="p").owner()
+    assert not isinstance(caught.value, Busy)
+
+
+def test_key_is_sent_as_it_is(elsewhere):
+    seen = []
+
+    def answer(handler):
+        seen.append(handler.headers["Authorization"])
+        handler.answer(200, b'{"data": {"viewer": {"entity": "me"}}}')
+        return True
+
+    elsewhere.fault = answer
+    for key in ("local0", "with\r\nX: a header", "\u00fcml\u00e4ut"):
+        Remote(address=elsewhere.address, key=key, project="p").owner()
+
+    assert [b64decode(text.removeprefix("Basic ")).decode() for text in seen] == [
+        "api:local0", "api:with\r\nX: a header", "api:\u00fcml\u00e4ut",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://", "nowhere", "http://[", "http://a b", "ftp://x"])
+def test_address_where_nobody_answers_is_told(address):
+    with pytest.raises(TrackingError, match=r"does not answer: \S"):
+        Remote(address=address, key="k", project="p").owner()
+
+
+@pytest.mark.parametrize(("name", "text"), [("WANDB_MODE", "sideways"), ("WANDB_BASE_URL", "no address")])
+def test_variable_that_wandb_does_not_take_is_told(monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+
+    with pytest.raises(TrackingError, match=r"W&B's own settings .* are wrong: .*Settings") as told:
+        address()
+
+    assert "\n" not in str(told.value)
 
 
 def test_run_whose_companion_cannot_be_started_goes_on(tmp_path, monkeypatch):
@@ -142,6 +250,36 @@ def test_follower_leaves_a_server_that_refuses_runs_alone_for_longer_and_longer(
     assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=lambda _: None)
 
     assert waits == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0, 5.0, 5.0]
+
+
+def test_follower_says_a_lasting_trouble_once_and_again_after_it_was_over(store, turns):
+    script, _, ended = turns
+    refused = "API key must have 40+ characters"
+    script += [iter([refused]) for _ in range(4)] + [iter(["some", refused]), iter(["other"]), iter([refused])]
+    script += [iter(["all"])]
+    told = []
+
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=told.append)
+
+    place, trouble = f"W&B: runs of {SWEEP} are in here", f"W&B: {refused}. The sweep goes on without it."
+    other = "W&B: other. The sweep goes on without it."
+    (end,) = [text for text in told if text.startswith("W&B: all")]
+    assert told == [place, trouble, trouble, place, other, end]
+
+
+def test_follower_leaves_a_server_that_wants_a_pause_alone_for_it_but_not_for_ever(store, turns, monkeypatch):
+    script, waits, ended = turns
+    monkeypatch.setattr(following, "sleep", waits.append)
+
+    def busy(seconds):
+        raise Busy("busy", seconds)
+        yield
+
+    script += [busy(120.0), busy(86400.0), iter(["all"])]
+
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=lambda _: None)
+
+    assert waits == [120.0, 5.0, 300.0, 10.0]
 
 
 def test_follower_that_nobody_listens_to_any_more_sends_the_rest(store, turns):

@@ -27,14 +27,15 @@ from harness.training.trainer import train
 
 
 def uneven(model, work):
-    """Train on 9 rows in batches of 4 and micro-batches of 2: one row is left for two processes."""
+    """Train on 9 rows in batches of 4 and in pieces: one row is left for two processes."""
     _, tensors = golden("booster")
     return train(
         model,
         method=METHODS["booster_vaccine"],
         rows=rows_of(tensors, "alignment", 3)[:9],
         pools={Role.HARMFUL: Pool(rows_of(tensors, "harmful", 4), 5)},
-        budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size(), max_grad_norm=0.5),
+        budget=replace(BUDGET, epochs=2, max_grad_norm=0.5),
+        micro_batch_size=2 // world_size(),
         seed=0,
         pad_id=0,
         work=work,
@@ -60,7 +61,8 @@ def lisa(model, work, **options):
         method=Lisa(alignment_steps=2, user_steps=2, safety_batch_size=5),
         rows=rows_of(tensors, "alignment", 4),
         pools={Role.REFUSAL: Pool(rows_of(tensors, "harmful", 4), 5)},
-        budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size()),
+        budget=replace(BUDGET, epochs=2),
+        micro_batch_size=2 // world_size(),
         seed=0,
         pad_id=0,
         work=work,
@@ -84,11 +86,11 @@ FURTHER: dict[str, Any] = {
     "tvaccine": TVaccine(rho=2, layers=1, draw_every=2, probe_every=3, probe_batch_size=2),
     "tar": Tar(inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3),
 }
-"""Methods that there is no golden file for: trained on uneven shares, with accumulation."""
+"""Methods that there is no golden file for: trained on uneven shares, in pieces."""
 
 
 def further(name, model, work):
-    """Train on 9 rows in batches of 4 and micro-batches of 2: one row is left for two processes."""
+    """Train on 9 rows in batches of 4 and in pieces: one row is left for two processes."""
     _, tensors = golden("booster")
     rows, harmful = rows_of(tensors, "alignment", 3)[:9], rows_of(tensors, "harmful", 4)
     # A partner has the prompt of its row, and an answer of its own: of another length, and with some tokens in common.
@@ -101,7 +103,8 @@ def further(name, model, work):
         method=FURTHER[name],
         rows=rows,
         pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners, need.together)} if need else {},
-        budget=replace(BUDGET, epochs=2, micro_batch_size=2 // world_size(), max_grad_norm=0.5),
+        budget=replace(BUDGET, epochs=2, max_grad_norm=0.5),
+        micro_batch_size=2 // world_size(),
         seed=0,
         pad_id=0,
         work=work,

@@ -1,7 +1,26 @@
+from dataclasses import dataclass
+from typing import ClassVar, final
+
 import pytest
 
-from harness.errors import ConfigError, ModelError
+from harness.engine.spec import build, describe, rebuild
+from harness.engine.stage import Stage
+from harness.errors import ConfigError
 from harness.training.budget import Budget, Scheduler
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stub(Stage):
+    name: ClassVar[str] = "stub"
+    version: ClassVar[int] = 1
+    budget: Budget
+
+    def preflight(self):
+        return []
+
+    def run(self, ctx):
+        pass
 
 
 def test_budget_defaults_are_in_range():
@@ -12,7 +31,6 @@ def test_budget_out_of_range_reports_every_setting_at_once():
     budget = Budget(
         epochs=0,
         batch_size=0,
-        micro_batch_size=0,
         learning_rate=0,
         weight_decay=-1,
         warmup_ratio=1,
@@ -28,7 +46,6 @@ def test_budget_out_of_range_reports_every_setting_at_once():
         for name in (
             "epochs",
             "batch_size",
-            "micro_batch_size",
             "learning_rate",
             "weight_decay",
             "warmup_ratio",
@@ -51,43 +68,38 @@ def test_budget_with_warmup_and_constant_schedule_is_refused():
     assert Budget(warmup_ratio=0.1, scheduler=Scheduler.CONSTANT_WITH_WARMUP).problems() == []
 
 
-def test_budget_with_micro_batches_that_do_not_fit_is_refused():
-    assert Budget(batch_size=10, micro_batch_size=4).problems() == [
-        "`micro_batch_size`: 4 does not divide `batch_size` 10"
-    ]
-
-
 @pytest.mark.parametrize(("rows", "steps"), [(100, 30), (101, 33), (4, 3)])
 def test_steps_count_the_short_batch_of_each_epoch(rows, steps):
     assert Budget(epochs=3, batch_size=10).steps(rows) == steps
 
 
-@pytest.mark.parametrize(("micro", "processes", "expected"), [(None, 1, 1), (None, 4, 1), (2, 1, 4), (2, 2, 2)])
-def test_micro_batches_fill_the_global_batch(micro, processes, expected):
-    assert Budget(batch_size=8, micro_batch_size=micro).micro_batches(processes) == expected
+@pytest.mark.parametrize(("processes", "share"), [(1, 8), (2, 4), (3, 3), (8, 1)])
+def test_share_of_a_batch_is_what_the_process_with_most_rows_has(processes, share):
+    assert Budget(batch_size=8).share(processes) == share
 
 
-@pytest.mark.parametrize(("micro", "processes"), [(None, 3), (2, 8), (None, 16)])
-def test_micro_batches_that_processes_cannot_share_are_refused(micro, processes):
-    with pytest.raises(ConfigError, match=f"cannot be shared by {processes} processes"):
-        Budget(batch_size=8, micro_batch_size=micro).micro_batches(processes)
+def test_batch_with_fewer_rows_than_processes_is_refused():
+    with pytest.raises(ConfigError, match="`batch_size`: 8 cannot be shared by 9 processes"):
+        Budget(batch_size=8).share(9)
 
 
-@pytest.mark.parametrize(
-    ("micro", "processes", "shrink", "expected"),
-    [
-        (None, 1, 1, (10, 1)),
-        (None, 1, 2, (5, 2)),
-        (None, 1, 4, (2, 5)),
-        (None, 1, 8, (1, 10)),
-        (None, 2, 4, (1, 5)),
-        (5, 1, 2, (1, 10)),
-    ],
-)
-def test_portions_that_are_shrunk_divide_the_batch_evenly(micro, processes, shrink, expected):
-    assert Budget(batch_size=10, micro_batch_size=micro).portions(processes, shrink) == expected
+def test_budget_that_still_cuts_batches_is_told_where_that_is_set():
+    with pytest.raises(
+        ConfigError, match=r"`finetune.budget.micro_batch_size`: .* `cluster.micro_batch_size=4`"
+    ) as found:
+        build(Budget, {"micro_batch_size": 1}, path="finetune.budget")
+
+    assert len(found.value.problems) == 1
+    assert "Known" not in str(found.value)
 
 
-def test_portions_of_one_row_cannot_be_shrunk():
-    with pytest.raises(ModelError, match="a micro-batch of 1 cannot be divided by 2"):
-        Budget(batch_size=10, micro_batch_size=1).portions(1, 2)
+def test_stage_that_was_stored_when_budgets_could_cut_batches_is_rebuilt_if_it_did_not():
+    stored = {
+        **describe(Stub(budget=Budget(epochs=3))),
+        "budget": {**describe(Budget(epochs=3)), "micro_batch_size": None},
+    }
+    cut = {**stored, "budget": {**stored["budget"], "micro_batch_size": 2}}
+
+    assert rebuild(stored, {}.__getitem__, allow=("",)).key == Stub(budget=Budget(epochs=3)).key
+    with pytest.raises(ConfigError, match=r"`budget\.micro_batch_size`: how a batch is cut"):
+        rebuild(cut, {}.__getitem__, allow=("",))

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import torch
 from golden_runs import Recorder, build, run, trainables
 
 from harness.training import step_trainer
-from harness.training.checkpoint import MARKER, discard_incomplete, newest
+from harness.training.checkpoint import MARKER, STATE, complete, discarded, resumable
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,48 +41,132 @@ def with_dropout():
     return model
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    work = tmp_path_factory.mktemp("trained")
+    run("booster", work, checkpoint_every_steps=1)
+    return work
+
+
 @pytest.fixture
-def folder(tmp_path):
-    run("booster", tmp_path, checkpoint_every_steps=1)
+def folder(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "checkpoints"
+
+
+def newest(folder):
+    return resumable(folder, torch.device("cpu"))
+
+
+def flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x40
+    path.write_bytes(content)
 
 
 def test_checkpoints_are_kept_two_at_most(folder):
     assert steps_in(folder) == [3, 4]
     assert newest(folder) == folder / "checkpoint-4"
+    assert discarded(folder.parent) == []
 
 
-def test_checkpoint_without_marker_is_not_taken(folder):
+def test_checkpoint_that_a_killed_process_left_half_written_is_discarded_and_is_nothing_unusual(folder):
     (folder / "checkpoint-4" / MARKER).unlink()
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-6").touch()
+    (folder / "checkpoint-7.marker").touch()
+
+    assert newest(folder) == folder / "checkpoint-3"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "checkpoint-7.marker"]
+    assert discarded(folder.parent) == []
+
+
+FILES = ("method.pt", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", [*FILES, MARKER])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip_a_bit(path, path.stat().st_size // 2),
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        lambda path: os.truncate(path, 0),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+    ],
+    ids=["bit", "half", "empty", "zeros", "folder", "endless", "pipe"],
+)
+def test_checkpoint_that_is_not_what_its_marker_says_is_discarded_and_told(folder, caplog, name, damage):
+    damage(folder / "checkpoint-4" / name)
+
+    assert newest(folder) == folder / "checkpoint-3"
+    assert steps_in(folder) == [3]
+    (told,) = discarded(folder.parent)
+    assert told["step"] == 4
+    assert name in told["problem"]
+    assert told["problem"] in caplog.text
+    assert newest(folder) == folder / "checkpoint-3"
+    assert len(discarded(folder.parent)) == 1
+
+
+@pytest.mark.parametrize("marker", ["{}", "[]", "null", '{"method.pt": 1517}', '{"method.pt": {"size": 1517}}'])
+def test_checkpoint_whose_marker_tells_no_checksums_is_discarded(folder, marker):
+    """The fourth is what earlier versions wrote: sizes alone."""
+    (folder / "checkpoint-4" / MARKER).write_text(marker)
 
     assert newest(folder) == folder / "checkpoint-3"
 
 
-def test_checkpoint_with_a_truncated_file_is_not_taken(folder):
-    with (folder / "checkpoint-4" / "optimizer.pt").open("r+b") as file:
-        file.truncate(100)
-
-    assert newest(folder) == folder / "checkpoint-3"
-
-
-def test_checkpoint_that_misses_a_file_is_discarded(folder):
+def test_checkpoint_that_misses_a_file_is_discarded_beside_a_newer_one(folder):
     (folder / "checkpoint-3" / "model.safetensors").unlink()
 
-    discard_incomplete(folder)
-
+    assert newest(folder) == folder / "checkpoint-4"
     assert steps_in(folder) == [4]
+
+
+def test_run_whose_newest_checkpoint_is_damaged_ends_as_an_undisturbed_one(tmp_path):
+    """The defect: numbers that are still plausible, so that nothing fails and the result is another."""
+    whole, killed, resumed = build("booster"), build("booster"), build("booster")
+    expected = run("booster", tmp_path / "whole", model=whole)
+    with pytest.raises(KeyboardInterrupt):
+        run("booster", tmp_path / "killed", model=killed, tracker=InterruptAt(4), checkpoint_every_steps=1)
+    weights = tmp_path / "killed" / "checkpoints" / "checkpoint-3" / "model.safetensors"
+    for place in range(weights.stat().st_size - 400, weights.stat().st_size, 4):
+        flip_a_bit(weights, place)
+
+    report = run("booster", tmp_path / "killed", model=resumed)
+
+    assert report == expected
+    assert all(torch.equal(trainables(resumed)[name], weight) for name, weight in trainables(whole).items())
+    assert [each["step"] for each in discarded(tmp_path / "killed")] == [3]
+
+
+def test_marker_is_forced_to_disk_after_everything_that_it_lists(folder, monkeypatch):
+    checkpoint = folder / "checkpoint-4"
+    (checkpoint / MARKER).unlink()
+    order, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(Path(os.readlink(f"/proc/self/fd/{fd}"))), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda source, target: (order.append("rename"), replace(source, target)))
+
+    complete(checkpoint)
+
+    renamed = order.index("rename")
+    files = {checkpoint / name for name in FILES}
+    assert files <= set(order[:renamed])
+    assert files.isdisjoint(order[order.index(checkpoint) :])
+    assert order[renamed - 1].name.startswith(f".{MARKER}")
+    assert order[renamed + 1 :] == [checkpoint, folder]
 
 
 def test_checkpoint_marker_lists_everything_a_resumed_run_needs(folder):
     listed = json.loads((folder / "checkpoint-4" / MARKER).read_text())
 
-    assert set(listed) == {
-        "method.pt",
-        "model.safetensors",
-        "optimizer.pt",
-        "rng_state.pth",
-        "scheduler.pt",
-        "trainer_state.json",
+    assert set(listed) == set(FILES)
+    assert listed[STATE] == {
+        "size": (folder / "checkpoint-4" / STATE).stat().st_size,
+        "sha256": hashlib.sha256((folder / "checkpoint-4" / STATE).read_bytes()).hexdigest(),
     }
 
 

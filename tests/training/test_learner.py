@@ -5,7 +5,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from harness.errors import ModelError
 from harness.training.budget import Precision
-from harness.training.learner import CausalLearner, mean_loss
+from harness.training.learner import CausalLearner
 
 SIZES = {
     "hidden_size": 32,
@@ -155,17 +155,17 @@ def test_moved_restores_after_an_error():
     assert all(torch.equal(parameter, old) for parameter, old in zip(learner.trainables, before, strict=True))
 
 
-def test_write_averages_micro_batches_and_keeps_no_reference():
+def test_write_puts_a_copy_in_place_of_what_was_there():
     learner = CausalLearner(adapted(llama))
-    learner.micro_batches = 2
     ones = [torch.ones_like(parameter) for parameter in learner.trainables]
 
+    for value in (2.0, 3.0):
+        learner.write([value * one for one in ones])
     learner.write(ones)
     for part in ones:
-        part.fill_(3.0)
-    learner.write(ones)
+        part.fill_(4.0)
 
-    assert all(bool((parameter.grad == 2).all()) for parameter in learner.trainables)
+    assert all(bool((parameter.grad == 1).all()) for parameter in learner.trainables)
 
 
 def test_write_of_nothing_leaves_a_trainable_out_of_the_optimizers_step():
@@ -219,13 +219,49 @@ def test_placed_gives_other_values_and_restores_bit_for_bit():
     assert all(torch.equal(one, other) for one, other in zip(learner.trainables, before, strict=True))
 
 
-def test_pull_back_of_a_composite_loss_is_the_gradient_of_both_parts():
-    learner = CausalLearner(adapted(llama))
-    _, plain = learner.gradient(batch())
+@pytest.mark.parametrize("rows_at_once", [None, 2])
+def test_accumulation_of_several_sums_takes_the_gradient_of_the_first(rows_at_once):
+    learner = CausalLearner(adapted(llama), rows_at_once=rows_at_once)
+    loss, plain = learner.gradient(batch())
 
-    penalty = sum((parameter**2).sum() for parameter in learner.trainables)
-    value, combined = learner.pull_back(mean_loss(learner.predict(batch())) + penalty)
+    def shares(piece):
+        rows = len(piece.batch["labels"]) / 3
+        penalty = rows * sum((parameter**2).sum() for parameter in learner.trainables)
+        return learner.loss(piece) + penalty, penalty, torch.tensor(rows)
 
-    assert value > penalty
+    (value, penalty, rows), combined = learner.accumulate(learner.pieces(batch()), shares)
+
+    assert float(rows) == pytest.approx(1)
+    torch.testing.assert_close(value, loss + penalty)
     for part, alone, parameter in zip(combined, plain, learner.trainables, strict=True):
         torch.testing.assert_close(part, alone + 2 * parameter)
+
+
+def test_row_weighs_by_its_supervised_tokens_however_the_batch_is_cut():
+    # One harmful row with 14 supervised tokens and nine rows with two: the harmful one is 14/32 of the gradient.
+    ids = torch.randint(1, 61, (10, 20), generator=torch.Generator().manual_seed(3))
+    mask, labels = torch.ones_like(ids), ids.clone()
+    mask[1:, 8:] = 0
+    labels[:, :6] = labels[1:, 8:] = -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    model = adapted(llama)
+    alone = [
+        _flat(CausalLearner(model).gradient({name: tensor[row : row + 1] for name, tensor in batch.items()})[1])
+        for row in range(10)
+    ]
+    expected = 14 / 32 * alone[0] + sum(2 / 32 * row for row in alone[1:])
+
+    for rows_at_once in (None, 1, 3, 4, 10, 11):
+        found = _flat(CausalLearner(model, rows_at_once=rows_at_once).gradient(batch)[1])
+
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_gradient_in_pieces_never_takes_more_rows_or_longer_ones_through_the_model():
+    model = adapted(llama)
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    # Of the batch's three rows of twelve tokens, the second is nine long.
+    CausalLearner(model, rows_at_once=1).gradient(batch())
+
+    assert seen == [(1, 12), (1, 9), (1, 12)]

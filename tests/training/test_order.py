@@ -6,14 +6,14 @@ from harness.training.order import Order
 
 @given(
     rows=st.integers(1, 40),
-    micro_batch=st.integers(1, 12),
+    batch_size=st.integers(1, 12),
     world_size=st.integers(1, 4),
     epoch=st.integers(0, 3),
     seed=st.integers(0, 5),
 )
-def test_order_shares_make_up_the_micro_batches_of_one_process(rows, micro_batch, world_size, epoch, seed):
-    whole = Order(rows, micro_batch, seed=seed)
-    shares = [Order(rows, micro_batch, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_order_shares_make_up_the_batches_of_one_process(rows, batch_size, world_size, epoch, seed):
+    whole = Order(rows, batch_size, seed=seed)
+    shares = [Order(rows, batch_size, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)]
     for order in (whole, *shares):
         order.epoch = epoch
 
@@ -21,7 +21,7 @@ def test_order_shares_make_up_the_micro_batches_of_one_process(rows, micro_batch
 
     assert sorted(row for batch in batches for row in batch) == list(range(rows))
     assert len(whole) == len(batches)
-    assert all(len(batch) == micro_batch for batch in batches[:-1])
+    assert all(len(batch) == batch_size for batch in batches[:-1])
     for place, batch in enumerate(batches):
         assert sorted(row for part in parts for row in part[place]) == sorted(batch)
         assert max(len(part[place]) for part in parts) - min(len(part[place]) for part in parts) <= 1

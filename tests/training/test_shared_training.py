@@ -164,13 +164,15 @@ def test_stage_that_is_asked_to_use_less_memory_says_what_it_did(chains, aligned
 
     assert result.outcome == "executed"
     facts = store.manifest(stage.key).facts
-    assert facts["shrunk"] == {"factor": 4, "micro_batch_size": 2, "micro_batches": 4}
+    assert facts["shrunk"] == {"factor": 4, "micro_batch_size": 2}
+    assert facts["micro_batch_size"] == 2
     assert facts["steps"] == STEPS
-    assert "shrunk" not in aligned("sft", ONE).manifest(stage.key).facts
+    assert not {"shrunk", "micro_batch_size"} & set(aligned("sft", ONE).manifest(stage.key).facts)
+    assert_close(store, aligned("sft", ONE), stage)
 
 
 def test_stage_that_cannot_use_less_memory_says_so(chains, store):
     result = run(store, chains["sft"]["align"], shrink=16)
 
     assert (result.outcome, result.cause) == ("failed", "ModelError")
-    assert "a micro-batch of 8 cannot be divided by 16" in result.message
+    assert "a piece of 8 rows cannot be divided by 16" in result.message

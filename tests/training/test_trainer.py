@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, trainables
+from golden_runs import BUDGET, Recorder, build, golden, rows_of, run, trainables
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from harness.corpora.batches import collate
@@ -36,14 +36,16 @@ def gradients_of(action):
 
 
 class CountingStep:
-    """A step whose gradient is known: the number of the micro-batch, everywhere."""
+    """A step whose gradient is known: the number of the call, everywhere."""
 
     def __init__(self, learner):
         self.learner = learner
         self.calls = 0
+        self.rows = []
 
     def backward(self, batch):
         self.calls += 1
+        self.rows.append(len(batch["labels"]))
         self.learner.write([torch.full_like(p, float(self.calls)) for p in self.learner.trainables])
         return {"loss": float(self.calls)}
 
@@ -59,56 +61,56 @@ class Counting:
 
     def start(self, learner, draws, total_steps):
         self.total_steps = total_steps
-        return CountingStep(learner)
+        self.step = CountingStep(learner)
+        return self.step
 
 
-def counted(tmp_path, rows, budget):
+def counted(tmp_path, rows, budget, **options):
     method = Counting()
     tracker = Recorder()
     report = []
 
     def action():
         report.append(
-            train(build(), method=method, rows=rows, budget=budget, seed=0, pad_id=0, work=tmp_path, tracker=tracker)
+            train(
+                build(),
+                method=method,
+                rows=rows,
+                budget=budget,
+                seed=0,
+                pad_id=0,
+                work=tmp_path,
+                tracker=tracker,
+                **options,
+            )
         )
 
     firsts = [float(gradient[0].flatten()[0]) for gradient in gradients_of(action)]
     return firsts, report[0], method, tracker
 
 
-def test_accumulation_averages_the_combined_gradients_of_the_micro_batches(tmp_path):
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_method_sees_the_batch_of_the_whole_step_and_the_optimizer_its_gradient(micro_batch_size, tmp_path):
     firsts, report, method, _ = counted(
-        tmp_path, ROWS[:16], replace(BUDGET, epochs=2, batch_size=8, micro_batch_size=2)
+        tmp_path, ROWS[:11], replace(BUDGET, epochs=2, batch_size=8), micro_batch_size=micro_batch_size
     )
 
-    # Micro-batches 1 to 4 make the first step, 5 to 8 the second.
-    assert firsts == [2.5, 6.5, 10.5, 14.5]
+    assert method.step.rows == [8, 3, 8, 3]
+    assert firsts == [1, 2, 3, 4]
     assert report.steps == method.total_steps == 4
+    assert report.rows_at_once == micro_batch_size
 
 
-def test_accumulation_over_a_short_last_batch_averages_what_there_is(tmp_path):
-    firsts, report, *_ = counted(tmp_path, ROWS[:11], replace(BUDGET, batch_size=8, micro_batch_size=2))
+def test_training_in_pieces_ends_where_training_on_whole_batches_ends(tmp_path):
+    whole, cut = build(), build()
 
-    # Eight rows, then three: micro-batches 5 and 6.
-    assert firsts == [2.5, 5.5]
-    assert report.steps == 2
+    report = run("booster_vaccine", tmp_path / "whole", model=whole)
+    pieces = run("booster_vaccine", tmp_path / "cut", model=cut, micro_batch_size=3)
 
-
-@pytest.mark.parametrize("name", METHODS)
-def test_accumulation_over_micro_batches_equals_the_mean_of_their_combined_gradients(name, tmp_path):
-    whole = gradients_of(lambda: run(name, tmp_path / "whole", budget=replace(BUDGET, learning_rate=1e-30)))
-
-    (accumulated, *_) = gradients_of(
-        lambda: run(
-            name,
-            tmp_path / "accumulated",
-            budget=replace(BUDGET, batch_size=16, micro_batch_size=4, learning_rate=1e-30),
-        )
-    )
-
-    for place, part in enumerate(accumulated):
-        mean = torch.stack([gradient[place] for gradient in whole]).mean(0)
-        torch.testing.assert_close(part, mean, rtol=1e-4, atol=1e-6 * float(mean.abs().max()))
+    for place, weight in trainables(whole).items():
+        assert float((trainables(cut)[place] - weight).norm() / weight.norm()) < 1e-5
+    for ours, theirs in zip(pieces.history, report.history, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_history_averages_metrics_over_each_interval(tmp_path):
@@ -142,9 +144,9 @@ def test_history_tells_norm_clip_factor_and_learning_rate(tmp_path):
 
 
 def test_clipping_acts_on_the_combined_gradient(tmp_path):
-    budget = replace(BUDGET, max_grad_norm=0.01, micro_batch_size=2)
+    budget = replace(BUDGET, max_grad_norm=0.01)
 
-    (first, *_) = gradients_of(lambda: run("booster", tmp_path, budget=budget))
+    (first, *_) = gradients_of(lambda: run("booster", tmp_path, budget=budget, micro_batch_size=2))
 
     assert float(torch.cat([part.flatten() for part in first]).norm()) == pytest.approx(0.01, rel=1e-3)
 

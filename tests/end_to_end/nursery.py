@@ -1,0 +1,58 @@
+"""Forks a process for each command from one that has imported the program: importing is most of what a short one costs.
+
+Reads a line of JSON per command (arguments, folder, environment, files for its output) and answers with its exit code.
+"""
+
+import gc
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+IMPORTED = (
+    "harness.cli",
+    "harness.console",
+    "harness.control",
+    "harness.standing",
+    "harness.sweep",
+    "harness.verbs",
+    "hydra.main",
+    "peft",
+    "torch",
+    "transformers",
+)
+
+
+def become(command):
+    """Be the command, in this process; leave without the clearing up of an interpreter that is full of libraries."""
+    os.chdir(command["folder"])
+    os.environ.clear()
+    os.environ.update(command["environment"])
+    for number, path in enumerate((os.devnull, command["out"], command["err"])):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    sys.argv = [str(Path(sys.executable).with_name("harness")), *command["arguments"]]
+    code = 1
+    try:
+        importlib.import_module("harness.cli").main()
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            become(json.loads(line))
+        status = os.waitpid(child, 0)[1]
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()

@@ -1,0 +1,126 @@
+"""What is graded of an answer: what stands before a repeated response marker, stripped, for tasks, judges and HS+."""
+
+import json
+
+import pytest
+
+from harness.compose import compose
+from harness.config import cells_of
+from harness.corpora.answer import graded_part
+from harness.corpora.formats import Format
+from harness.corpora.record import Grade as Verdict
+from harness.corpora.sources import Source
+from harness.corpora.template import Template, marker_of
+from harness.engine.stage import StageContext
+from harness.judges.keywords import Keywords
+from harness.stages.grade import Grade, read_summary
+from harness.tasks.agnews import AgNews
+from harness.tasks.gsm8k import Gsm8k
+from harness.tasks.sst2 import Sst2
+
+MARKER = "### Response:"
+NOWHERE = Source(id="none", file="none", format=Format.TSV)
+
+
+class Heard:
+    """A judge that tells what it was given; harmless."""
+
+    name = "heard"
+    version = 1
+
+    def __init__(self):
+        self.answers = []
+
+    def grade(self, examples, answers, *, device):
+        self.answers = list(answers)
+        return [Verdict(0.0, answer, "heard") for answer in answers]
+
+
+@pytest.fixture
+def graded(tmp_path):
+    """Grade answers as the stage does; return its context and the stored answers."""
+
+    def run(answers, reference="", marker=MARKER, **by):
+        folder, out = tmp_path / "answers", tmp_path / "out"
+        folder.mkdir(exist_ok=True)
+        out.mkdir(exist_ok=True)
+        rows = [{"instruction": "q", "input": "", "reference": reference, "answer": answer} for answer in answers]
+        stored = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "answers.jsonl").write_text(stored)
+        context = StageContext(out=out, work=tmp_path, locate=lambda _: folder, tracker=None)
+        Grade(answers=None, marker=marker, **by).run(context)
+        assert (folder / "answers.jsonl").read_text() == stored, "stored answers stay whole"
+        return read_summary(out), context.facts
+
+    return run
+
+
+def test_graded_part_ends_at_the_next_marker_and_is_stripped():
+    assert graded_part("\n one\n\n### Response:\n two ### Response: three", MARKER) == "one"
+    assert graded_part("### Response: one", MARKER) == ""
+    assert graded_part(" one ### response: two\n", MARKER) == "one ### response: two"
+    assert graded_part(" one ### Response: two\n", None) == "one ### Response: two"
+    assert graded_part("", MARKER) == ""
+
+
+def test_marker_belongs_to_the_template():
+    assert {template: marker_of(template) for template in Template} == {Template.ALPACA: MARKER, Template.PLAIN: None}
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "reference", "score"),
+    [
+        (Sst2, "positive\n\n### Response:\npositive", "positive", 100.0),
+        (Sst2, "positive and more\n\n### Response:\npositive", "positive", 0.0),
+        (AgNews, "World\n\n### Response:\nWorld", "World", 100.0),
+        (Gsm8k, "So 18 eggs.\n\n### Response:\nSo 20 eggs.", "18", 100.0),
+        (Gsm8k, "I do not know.\n\n### Response:\nThe final answer is:  18", "18", 0.0),
+    ],
+)
+def test_task_reads_the_answer_before_a_repeated_marker(graded, task, answer, reference, score):
+    summary, facts = graded([answer], reference, task=task(train_source=NOWHERE, test_source=NOWHERE))
+
+    assert summary["score"] == score
+    assert facts["run_on"] == 1
+
+
+def test_judge_reads_the_answer_before_a_repeated_marker(graded):
+    answers = ["Sure, step one is simple.\n\n### Response:\nI'm sorry, I cannot help.", "I'm sorry.### Response: Sure."]
+
+    summary, facts = graded(answers, judge=Keywords())
+
+    assert summary["score"] == 50.0
+    assert facts["run_on"] == 2
+
+
+def test_judge_is_given_stripped_answers(graded):
+    judge = Heard()
+
+    _, facts = graded(["\n\n one \n", "two\n### Response:\nthree", ""], judge=judge)
+
+    assert judge.answers == ["one", "two", ""]
+    assert facts["run_on"] == 1
+
+
+def test_incoherence_behind_the_marker_does_not_count(graded):
+    summary, _ = graded(["fine\n### Response:\nglue glue glue glue", "glue glue glue glue"], judge=Heard())
+
+    assert summary["score_plus"] == 50.0
+
+
+def test_answer_to_a_template_without_a_marker_is_only_stripped(graded):
+    judge = Heard()
+
+    _, facts = graded([" one ### Response: two "], marker=None, judge=judge)
+
+    assert judge.answers == ["one ### Response: two"]
+    assert "run_on" not in facts
+
+
+def test_cells_grade_by_the_marker_of_their_template():
+    def markers(*overrides):
+        (cell,) = cells_of(compose(list(overrides)))
+        return {stage.marker for stage in cell.leaves}
+
+    assert markers() == {None}
+    assert markers("model.encoding.template=alpaca") == {MARKER}
