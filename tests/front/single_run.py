@@ -10,8 +10,7 @@ from hydra.types import RunMode
 from harness.config.build import cells_of
 from harness.config.compose import CONF, NAME, Composer, composition_of
 from harness.config.expansion import expanded, options_of
-from harness.config.hydra_errors import REFUSALS, told
-from harness.errors import ConfigError
+from harness.config.hydra_errors import composing
 
 
 class Both:
@@ -23,10 +22,8 @@ class Both:
 
     def single(self, overrides):
         """Return the cell of a single run."""
-        try:
+        with composing():
             config = self._loader.load_configuration(NAME, list(overrides), run_mode=RunMode.RUN)
-        except (*REFUSALS, ValueError, TypeError) as error:
-            raise ConfigError([told(error)]) from error
         HydraConfig.instance().set_config(config)
         (cell,) = cells_of([composition_of(config)])
         return cell
