@@ -164,7 +164,7 @@ def test_preset_with_a_body_is_called_by_its_own_name():
 def test_methods_that_do_not_go_together_say_why():
     (alone,) = Defense(repair=Late()).conflicts()
 
-    assert alone == "`defense.repair`: `late` needs what the finetune slot prepares"
+    assert str(alone) == "`defense.repair`: `late` needs what the finetune slot prepares"
     assert Defense(finetune=cell_of("defense=lisa").stages["finetune"].method, repair=Late()).conflicts() == []
 
 
