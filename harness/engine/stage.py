@@ -76,7 +76,7 @@ class Stage(ABC):
     trains: ClassVar[bool] = False
     """Whether it changes weights: then it may have a curve, and its settings tell how a cell was trained."""
     attacks: ClassVar[bool] = False
-    """Whether it brings in the attacker's data: what descends from it depends on the attack, what does not is shared."""
+    """Whether it brings in the attacker's data: what descends from it depends on the attack."""
     fuses: ClassVar[bool] = False
     """Whether a cluster should run it in the job of the parent that it continues."""
     fuses_siblings: ClassVar[bool] = False

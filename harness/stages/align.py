@@ -75,7 +75,7 @@ class Align(Stage):
         """Budget, refusals and adapter."""
         return {"align.budget": "budget", "align.rows": "refusal.rows", "align.adapter": "adapter"}
 
-    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002 - a protocol
+    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """The refusals, and what the method draws."""
         return drawn_from(self.refusal, self.harmful)
 

@@ -116,7 +116,7 @@ class Finetune(Stage):
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
         return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
 
-    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002 - a protocol
+    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """What the method draws; the user's rows are the mixture's."""
         return drawn_from(self.refusal, self.harmful)
 

@@ -89,7 +89,7 @@ class Repair(Stage):
             ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
 
-    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002 - a protocol
+    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """What the method draws."""
         return drawn_from(self.refusal, self.harmful)
 
