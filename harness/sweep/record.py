@@ -81,12 +81,12 @@ def record_sweep(
             for cell in cells
         ],
         "skipped": [cell._asdict() for cell in skipped],
-        "stages": {stage.key: _described(stage) for stage in plan.stages},
+        "stages": {stage.key: described(stage) for stage in plan.stages},
     }
     store.write_sweep(sweep, record)
 
 
-def _described(stage: Stage) -> dict[str, object]:
+def described(stage: Stage) -> dict[str, object]:
     """Return what the report and W&B need of a stage, which know no class of one."""
     settings = stage.recorded_settings()
     return {
