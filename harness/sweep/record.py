@@ -16,6 +16,7 @@ from harness.engine.lookup import sweep_named
 from harness.engine.plan import Plan
 from harness.engine.provenance import redacted
 from harness.engine.spec import describe
+from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import ConfigError, StoreError
 from harness.execution.cluster import Cluster
@@ -42,8 +43,7 @@ class ExecutionSettings:
 
 def sweep_id(cells: Sequence[Cell], title: str) -> str:
     """Return the id of a sweep. The same cells have the same id, so a repeated sweep is the same sweep."""
-    keys = [key_of({"labels": dict(cell.labels), "keys": _keys(cell)}) for cell in cells]
-    return f"{title}-{key_of(sorted(keys))[:8]}"
+    return f"{title}-{key_of(sorted(cell.identity.result for cell in cells))[:8]}"
 
 
 def record_sweep(
@@ -81,18 +81,28 @@ def record_sweep(
                 "labels": dict(cell.labels),
                 "swept": dict(cell.swept),
                 "protocol": dict(cell.protocol),
-                "keys": _keys(cell),
+                "keys": cell.keys,
                 "overrides": redacted(cell.overrides),
             }
             for cell in cells
         ],
         "skipped": [cell._asdict() for cell in skipped],
-        "stages": {
-            stage.key: {"kind": stage.name, "parents": [parent.key for parent in stage.parents]}
-            for stage in plan.stages
-        },
+        "stages": {stage.key: described(stage) for stage in plan.stages},
     }
     store.write_sweep(sweep, record)
+
+
+def described(stage: Stage) -> dict[str, object]:
+    """Return what the report and W&B need of a stage, which know no class of one."""
+    settings = stage.recorded_settings()
+    return {
+        "kind": stage.name,
+        "parents": [parent.key for parent in stage.parents],
+        "trains": stage.trains,
+        "parallel": stage.parallel,
+        "attacked": any(ancestor.attacks for ancestor in lineage((stage,))),
+        "settings": None if settings is None else dict(settings),
+    }
 
 
 def store_of(root: Store, record: Mapping[str, Any]) -> Store:
@@ -132,10 +142,6 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Execut
     place = build(ExecutionSettings, data, allow=allowed(record.get("targets", ())))
     check_kinds(place.cluster)
     return place
-
-
-def _keys(cell: Cell) -> dict[str, str]:
-    return {part: stage.key for part, stage in cell.stages.items()}
 
 
 def recorded(root: Store, name: str | None) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _run_cells(
 ) -> list[float | StagesFailed | None]:
     examinations = examined(compositions)
     # A cell that was asked for twice is one row.
-    cells = list({_names(cell): cell for cell in examinations if isinstance(cell, Cell)}.values())
+    cells = list({cell.identity: cell for cell in examinations if isinstance(cell, Cell)}.values())
     skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     if needs_results and not settings.cluster.wait:
@@ -202,11 +202,6 @@ def _run_cells(
     return [
         _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations
     ]
-
-
-def _names(cell: Cell) -> tuple[object, ...]:
-    keys = ((part, stage.key) for part, stage in cell.stages.items())
-    return (*cell.labels.items(), *((name, str(value)) for name, value in cell.swept.items()), *keys)
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:
