@@ -18,7 +18,8 @@ from harness.slurm.job_log import JobLog
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
     monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
-    monkeypatch.setattr("harness.sweep.status.Slurm", lambda: fake)
+    for verb in ("cancel", "gc", "status"):
+        monkeypatch.setattr(f"harness.sweep.{verb}.Slurm", lambda: fake)
     return fake
 
 
