@@ -1,7 +1,6 @@
-"""Settings of the W&B mirror. A stage writes its curve into the store as ever; what W&B shows is sent from there.
+"""Settings of the W&B sync. Stages write their curves to the store as always; W&B gets its copy from there.
 
-No stage knows of W&B: sending is the work of a process of its own (``harness.wandb_sync``), during the run and
-afterwards.
+No stage knows of W&B: uploading is the work of a separate process (``harness.wandb_sync``), during the run and after.
 """
 
 import os
