@@ -237,8 +237,12 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 
 
 def heedful() -> None:
-    """Let a new process hear Ctrl-C, also if whoever runs the tests does not: a shell hides it from `make test &`."""
+    """Let a new process hear Ctrl-C and a closed terminal, also if whoever runs the tests does not.
+
+    A shell hides the one from `make test &`, and `nohup` the other.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def chain(length: int, *, start: float = 0.0) -> Stage:
