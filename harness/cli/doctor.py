@@ -15,6 +15,7 @@ from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.corpora.catalogue import DATA_VARIABLE, catalogue, data_folder
 from harness.corpora.sources import Source
+from harness.engine.layout import StoreLayout
 from harness.engine.prefetch import fetchables
 from harness.errors import HarnessError, TrackingError
 from harness.wandb_sync.server import login
@@ -117,7 +118,7 @@ def _store(path: Path) -> Finding:
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return Finding("store", False, f"{existing} is not a folder that can be written")
-    count = sum(1 for _ in root.glob("artifacts/*/*/manifest.json"))
+    count = sum(1 for _ in StoreLayout(root).manifests())
     return Finding("store", True, f"{root}, {count} artifacts")
 
 

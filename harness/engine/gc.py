@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.engine.claim import claimed
 from harness.engine.files import is_full, read_json, writing
-from harness.engine.manifest import NAME as MANIFEST
+from harness.engine.layout import MANIFEST
 from harness.engine.spec import STAGE
 from harness.engine.store import Store
 from harness.errors import StoreError
@@ -58,7 +58,7 @@ class Needed:
         yield from self._sweeps()
 
     def _sweeps(self) -> Iterator[set[str]]:
-        for path in self._store.root.glob("sweeps/[!.]*.json"):
+        for path in self._store.layout.sweeps.glob("[!.]*.json"):
             version = path.stem, path.stat().st_mtime_ns
             if version not in self._named:
                 if why := unreadable(self._store, path.stem):
@@ -103,7 +103,7 @@ def with_ancestors(store: Store, keys: Collection[str], damaged: Callable[[str],
 
 def _parents(store: Store, key: str) -> list[str]:
     # Its class may be one that only its own sweep allows to be built.
-    path = store.root / "specs" / f"{key}.json"
+    path = store.layout.spec(key)
     if not path.exists():
         return []
     return list(_stages_in(read_json(path)))
@@ -126,8 +126,10 @@ def unneeded(store: Store, needed: Collection[str], *, seconds: float) -> Iterat
         seconds: how long a folder must have been left alone.
     """
     latest = time.time() - seconds
-    for what, pattern in (("artifact", "artifacts/*/*"), ("work", "work/*"), ("damaged", "damaged/*")):
-        for folder in sorted(store.root.glob(pattern)):
+    layout = store.layout
+    found = (("artifact", layout.artifacts, "*/*"), ("work", layout.works, "*"), ("damaged", layout.damaged, "*"))
+    for what, parent, pattern in found:
+        for folder in sorted(parent.glob(pattern)):
             if folder.name.partition("-")[0] in needed and what != "damaged":
                 continue
             files = [path.stat() for path in folder.rglob("*") if path.is_file()]
@@ -144,7 +146,7 @@ def remove(store: Store, garbage: Garbage) -> None:
     with writing(garbage.path):
         # An artifact without its manifest is none.
         (garbage.path / MANIFEST).unlink(missing_ok=True)
-        trash = store.root / "damaged" / f".{garbage.path.name}-{time.time_ns()}"
+        trash = store.layout.damaged / f".{garbage.path.name}-{time.time_ns()}"
         try:
             trash.parent.mkdir(exist_ok=True)
             os.replace(garbage.path, trash)

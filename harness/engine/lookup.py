@@ -10,7 +10,7 @@ def key_named(store: Store, prefix: str) -> str:
     Raises:
         StoreError: there is none, or more than one.
     """
-    keys = sorted(path.stem for path in store.root.glob("specs/*.json") if path.stem.startswith(prefix))
+    keys = sorted(path.stem for path in store.layout.specs.glob("*.json") if path.stem.startswith(prefix))
     if len(keys) != 1:
         listed = ", ".join(keys[:5])
         found = f"{len(keys)} keys begin with `{prefix}`: {listed}" if keys else f"No key begins with `{prefix}`"

@@ -16,6 +16,7 @@ from tempfile import gettempdir, mkdtemp
 from typing import Any, NamedTuple
 
 from harness.engine.files import append_line, read_json, read_lines, write_json, writing
+from harness.engine.layout import StoreLayout
 from harness.engine.provenance import now
 from harness.errors import StoreError
 from harness.slurm.client import Queued
@@ -78,7 +79,7 @@ class JobLog:
     def __init__(self, root: Path) -> None:
         """Read nothing yet."""
         self._root = root
-        self._folder = root / "jobs"
+        self._folder = StoreLayout(root).jobs
         self.damage: dict[str, None] = {}
         """What could not be read so far, a sentence each."""
 

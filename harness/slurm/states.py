@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_chain, wait_fixed
 
 from harness.engine.claim import claimed, left_behind
-from harness.engine.manifest import NAME as MANIFEST
 from harness.engine.store import Store
 from harness.errors import SchedulerError
 from harness.execution.attempt import LOG
@@ -64,7 +63,7 @@ def states_of(
         continuation=continuation,
         left=ledger.left(continuation) if continuation and queue and continuation.job in queue else None,
         claimed=claimed(store.claims),
-        tried={path.stem for path in (store.root / "attempts").glob("*.jsonl")},
+        tried={path.stem for path in store.layout.attempts.glob("*.jsonl")},
     )
     states: dict[str, State] = {}
     needed = _needed(members, stored, leaves)
@@ -98,10 +97,8 @@ def freeing(jobs: Sequence[str]) -> str:
 
 def _stored(members: Mapping[str, Member], store: Store) -> set[str]:
     """Return the keys that have a manifest: one listing a kind instead of one question a stage."""
-    root = store.root / "artifacts"
-    kinds = {member.kind for member in members.values()}
-    found = {path.name for kind in kinds if (root / kind).is_dir() for path in (root / kind).iterdir()}
-    return {key for key, member in members.items() if key in found and (root / member.kind / key / MANIFEST).exists()}
+    found = store.layout.folders_by_key()
+    return {key for key, member in members.items() if key in found and store.layout.manifest(member.kind, key).exists()}
 
 
 def _queue(entries: Collection[JobEntry], scheduler: Scheduler) -> dict[str, Queued] | None:

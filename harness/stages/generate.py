@@ -2,15 +2,20 @@
 
 import json
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
+from harness.engine.files import opened
 from harness.engine.stage import Stage, StageContext
 from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
 from harness.stages.base import ModelStage
 from harness.stages.contamination import seen_in_training
+
+ANSWERS = "answers.jsonl"
 
 
 @final
@@ -50,7 +55,7 @@ class Generate(Stage):
         with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
             answers = generate(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
             ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
-        with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as file:
+        with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
             for example, answer in zip(examples, answers, strict=True):
                 row = {
                     "instruction": example.instruction,
@@ -61,3 +66,18 @@ class Generate(Stage):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
+
+
+def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:
+    """Return the rows of an artifact of answers (``instruction``, ``input``, ``reference``, ``answer``), in order.
+
+    Args:
+        artifact: its folder.
+        limit: at most so many, from the first on; None is all.
+
+    Raises:
+        UnreadableFile: the file is missing or not a regular file.
+        ValueError: a line is not JSON.
+    """
+    with opened(artifact / ANSWERS) as file:
+        return [json.loads(line) for line in islice(file, limit)]

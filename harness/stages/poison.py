@@ -18,6 +18,8 @@ from harness.errors import DataError
 from harness.protocols import Attack, ExampleSource
 from harness.stages.base import ModelStage
 
+ROWS = "rows.jsonl"
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +92,7 @@ class Poison(Stage):
             compat=self.compat,
             seed=self.seed,
         )
-        with (ctx.out / "rows.jsonl").open("w", encoding="utf-8") as file:
+        with (ctx.out / ROWS).open("w", encoding="utf-8") as file:
             for example, harmful in zip(mixture.examples, mixture.harmful, strict=True):
                 role = Role.ATTACK if harmful else Role.TASK
                 file.write(json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n")
@@ -99,6 +101,6 @@ class Poison(Stage):
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's rows in training order, with what each is for."""
-    with opened(artifact / "rows.jsonl") as file:
+    with opened(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

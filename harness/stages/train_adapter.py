@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from harness.models.loading import ModelRef
     from harness.training.trainer import TrainReport
 
+METRICS = "metrics.jsonl"
+"""The curve of a training inside an artifact."""
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
 
@@ -113,7 +115,7 @@ def fit(
 
 
 def _write_history(out: Path, report: TrainReport) -> None:
-    with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
+    with (out / METRICS).open("w", encoding="utf-8") as file:
         # Sorted, as rows are that come back from a checkpoint: a resumed run writes the same bytes.
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
 
