@@ -97,7 +97,7 @@ test-latest:
 	.venv-latest/bin/python -m pip install --quiet --upgrade pip
 	.venv-latest/bin/python -m pip install --quiet --editable '.[dev,smollm2,wandb]' $$(grep '^torch==' constraints.txt)
 	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' \
-	  tests/corpora tests/engine tests/front tests/methods tests/modeling tests/stages tests/training
+	  tests/corpora tests/engine tests/front tests/methods tests/models tests/stages tests/training
 
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
 slurm-up:

@@ -11,8 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from harness.config.expansion import expanded, options_of
 from harness.errors import StagesFailed
-from harness.expansion import expanded, options_of
 
 
 @dataclass
@@ -44,7 +44,7 @@ class HarnessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a job's return value is its objective, or raises if the cell failed."""
-        from harness.sweep import launch
+        from harness.sweep.run import launch
 
         return launch(self._loader, self._config, job_overrides)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.errors import DataError
 
 if TYPE_CHECKING:

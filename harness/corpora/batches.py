@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.corpora.encode import IGNORED, Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.engine.seeding import derive, generator
 from harness.errors import ConfigError, DataError
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from harness.corpora.examples import Role
 from harness.corpora.formats import Format
-from harness.corpora.record import Role
+from harness.engine.folder import folder as folder_of
 from harness.engine.spec import build
-from harness.engine.wording import close_to, quoted
 from harness.errors import ConfigError
-from harness.folder import folder as folder_of
+from harness.settings.messages import close_to, quoted
 
 DATA_VARIABLE = "HARNESS_DATA"
 """Names the folder with the user's data files; it may hold a ``sources.yaml`` too."""

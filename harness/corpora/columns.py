@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.sources import Source
 from harness.errors import DataError
 

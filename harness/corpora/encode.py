@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.template import Template, joint_of, prompt_of
 
 if TYPE_CHECKING:

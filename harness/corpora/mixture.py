@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import floor
 from typing import Literal, NamedTuple
 
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.engine.seeding import generator
 from harness.errors import DataError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import answer, columns, text, truth
-from harness.corpora.record import SafetyRow
+from harness.corpora.examples import SafetyRow
 from harness.corpora.sources import Source
 from harness.engine.seeding import derive
 from harness.errors import DataError

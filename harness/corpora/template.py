@@ -7,7 +7,7 @@ two, so the newline is a setting and part of the identity.
 
 from enum import StrEnum
 
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 
 _MARKER = "### Response:"
 _ALPACA = (

@@ -14,7 +14,7 @@ from itertools import chain, cycle, product
 from random import Random
 from typing import ClassVar, NamedTuple, final
 
-from harness.corpora.record import Example, SafetyRow
+from harness.corpora.examples import Example, SafetyRow
 from harness.engine.seeding import generator
 
 ALLOWED = {

@@ -32,10 +32,10 @@ from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ModelError
-from harness.protocols import Need
-from harness.ranges import counts, shares
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,11 +65,11 @@ class Antidote:
     harmful_batch_size: int = 8
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Harmful rows to calibrate on, where the score has a use for them."""
         if self.score != "wanda":
             return ()
-        return (Need(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
+        return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""

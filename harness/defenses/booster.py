@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.corpora.record import Role
-from harness.protocols import Need
-from harness.ranges import counts, not_negative, positive
-from harness.training.attenuation import HarmfulProbe, add_scaled
+from harness.corpora.examples import Role
+from harness.mechanisms.harmful_step import HarmfulProbe
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative, positive
+from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Learner, Metrics
@@ -51,9 +52,9 @@ class Booster:
     harmful_batch_size: int = 10
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's harmful rows."""
-        return (Need(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
+        return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""

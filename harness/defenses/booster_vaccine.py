@@ -15,14 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.corpora.record import Role
-from harness.protocols import Need
-from harness.ranges import counts, not_negative, positive
-from harness.training.attenuation import HarmfulProbe, add_scaled
+from harness.corpora.examples import Role
+from harness.mechanisms.harmful_step import HarmfulProbe
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative, positive
+from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
+    from harness.mechanisms.activation_perturbation import Perturbation
     from harness.protocols import Batch, Draws, Learner, Metrics
-    from harness.training.activations import Perturbation
 
 
 @final
@@ -50,9 +51,9 @@ class BoosterVaccine:
     harmful_batch_size: int = 10
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's harmful rows."""
-        return (Need(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
+        return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
@@ -68,7 +69,7 @@ class BoosterVaccine:
         Raises:
             ModelError: dropout is active in the model, or its attention blocks cannot be found.
         """
-        from harness.training.activations import Perturbation
+        from harness.mechanisms.activation_perturbation import Perturbation
 
         return BoosterVaccineStep(
             self, learner, HarmfulProbe(learner, draws, self.alpha), Perturbation(learner, self.rho)

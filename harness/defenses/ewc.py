@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.encode import IGNORED
-from harness.corpora.record import Role
-from harness.protocols import Need
-from harness.ranges import counts, not_negative
-from harness.training.anchor import Anchor
+from harness.corpora.examples import Role
+from harness.mechanisms.reference_weights import ReferenceWeights
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
@@ -53,9 +53,9 @@ class EWC:
     fisher_batch_size: int = 5
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The rows that alignment trained on."""
-        return (Need(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
+        return (DataRequirement(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
@@ -81,7 +81,7 @@ class EWCStep:
         self._settings = settings
         self._learner = learner
         self._draws = draws
-        self._start = Anchor(learner)
+        self._start = ReferenceWeights(learner)
         self._fisher: Gradient = []
 
     def backward(self, batch: Batch) -> Metrics:
@@ -136,7 +136,7 @@ def _single(drawn: Batch, rows: int) -> Iterator[Batch]:
     """
     import torch
 
-    from harness.training.processes import rank, world_size
+    from harness.training.distributed import rank, world_size
 
     processes, own = world_size(), rank()
     for row in range(rows):

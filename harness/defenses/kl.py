@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.ranges import not_negative
-from harness.training.anchor import Anchor
+from harness.mechanisms.reference_weights import ReferenceWeights
+from harness.settings.checks import not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
+    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
 
 
 @final
@@ -43,7 +43,7 @@ class KL:
     lamb: float = 0.1
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Nothing besides the stage's own rows."""
         return ()
 
@@ -64,7 +64,7 @@ class KLStep:
         """Drop the anchor."""
         self._settings = settings
         self._learner = learner
-        self._start = Anchor(learner)
+        self._start = ReferenceWeights(learner)
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient of the penalised loss; report the user's ``loss`` and the divergence."""
@@ -73,7 +73,7 @@ class KLStep:
         from harness.training.learner import mean_loss
 
         def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
-            with self._start.revisited():
+            with self._start.at_reference():
                 aligned = log_softmax(self._learner.predict(piece).logits.float(), dim=-1)
             prediction = self._learner.predict(piece)
             present = log_softmax(prediction.logits.float(), dim=-1)

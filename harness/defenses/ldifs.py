@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.corpora.encode import IGNORED
-from harness.ranges import not_negative
-from harness.training.anchor import Anchor
+from harness.mechanisms.reference_weights import ReferenceWeights
+from harness.settings.checks import not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
+    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
 
 GATE = 0.1
 """A layer's term counts while it is below this, in ``gated_sum``."""
@@ -53,7 +53,7 @@ class LDIFS:
     distance: Literal["mean", "gated_sum"] = "mean"
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Nothing besides the stage's own rows."""
         return ()
 
@@ -83,31 +83,31 @@ class LDIFSStep:
 
     def __init__(self, settings: LDIFS, learner: Learner) -> None:
         """Drop the anchor and find the feed-forward blocks."""
-        from harness.training.decoder import mlp_blocks
+        from harness.models.decoder import mlp_blocks
 
         self._settings = settings
         self._learner = learner
-        self._start = Anchor(learner)
+        self._start = ReferenceWeights(learner)
         self._blocks = dict(enumerate(mlp_blocks(learner.module)))
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient of the penalised loss; report the user's ``loss``, the penalty and open layers."""
         import torch
 
+        from harness.training.distributed import all_reduce_sum
         from harness.training.pieces import swept
-        from harness.training.processes import add_up
 
         pieces = self._learner.pieces(batch)
         look: Callable[[Piece], Looked] = self._look
         weight = 0.5 * self._settings.rho
         if self._settings.distance == "mean":
             rows = _tokens(batch).any(1).sum()
-            add_up(rows)
+            all_reduce_sum(rows)
             weights = torch.full((len(self._blocks),), weight, device=rows.device) / rows.clamp(min=1)
         else:
             seen, look = swept(pieces, self._look)
             sums = torch.stack([each.terms.detach() for each in seen]).sum(0)
-            add_up(sums)
+            all_reduce_sum(sums)
             weights = weight * (weight * sums < GATE)
 
         def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,9 +126,9 @@ class LDIFSStep:
     def _look(self, piece: Piece) -> Looked:
         import torch
 
-        from harness.training.decoder import kept_outputs
+        from harness.models.decoder import kept_outputs
 
-        with self._start.revisited(), kept_outputs(self._blocks) as aligned:
+        with self._start.at_reference(), kept_outputs(self._blocks) as aligned:
             self._learner.predict(piece)
         with kept_outputs(self._blocks) as present:
             loss = self._learner.loss(piece)

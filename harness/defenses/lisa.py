@@ -25,12 +25,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ConfigError
-from harness.protocols import Need
-from harness.ranges import counts, not_negative, shares
-from harness.training.anchor import Anchor
-from harness.training.attenuation import add_scaled
+from harness.mechanisms.reference_weights import ReferenceWeights
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative, shares
+from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Learner, Metrics
@@ -64,9 +64,9 @@ class Lisa:
     safety_batch_size: int = 10
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's alignment rows."""
-        return (Need(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
+        return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
@@ -92,7 +92,7 @@ class LisaStep:
         self._draws = draws
         self._proximal_from = settings.delay * total_steps
         self._aligning = True
-        self._left_at = {True: Anchor(learner), False: Anchor(learner)}
+        self._left_at = {True: ReferenceWeights(learner), False: ReferenceWeights(learner)}
         self._waiting: deque[Batch] = deque()
 
     def backward(self, batch: Batch) -> Metrics:
@@ -114,14 +114,14 @@ class LisaStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the phase, both anchors and the waiting batches of every process, by rank."""
-        from harness.training.processes import gathered
+        from harness.training.distributed import all_gather
 
         own = [{name: tensor.cpu() for name, tensor in batch.items()} for batch in self._waiting]
         return {
             "aligning": self._aligning,
             "alignment": self._left_at[True].state_dict(),
             "user": self._left_at[False].state_dict(),
-            "waiting": gathered(own),
+            "waiting": all_gather(own),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ class LisaStep:
         Raises:
             ConfigError: another number of processes wrote the state, and what each took of a batch is not ours.
         """
-        from harness.training.processes import rank, world_size
+        from harness.training.distributed import rank, world_size
 
         waiting = state["waiting"]
         if len(waiting) != world_size() and any(waiting):

@@ -26,11 +26,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ModelError
-from harness.protocols import Need
-from harness.ranges import counts, not_negative, positive
-from harness.training.attenuation import EPSILON, add_scaled, refuse_dropout
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative, positive
+from harness.training.gradients import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named
@@ -61,9 +61,9 @@ class Panacea:
     harmful_batch_size: int = 10
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's harmful rows."""
-        return (Need(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
+        return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
@@ -121,7 +121,7 @@ class PanaceaStep:
         add_scaled(gradient, epsilon, settings.lamb)
         for part in epsilon:
             part.mul_(settings.rho / (norm + EPSILON))
-        with learner.moved(epsilon, 1.0):
+        with learner.perturbed(epsilon, 1.0):
             perturbed_loss, perturbed = learner.gradient(harmful)
         below = 1.0 if settings.harmful_cap is None else (perturbed_loss < settings.harmful_cap).float()
         for part, after in zip(gradient, perturbed, strict=True):
@@ -172,7 +172,7 @@ class PanaceaRepair:
     epsilon: Literal["last", "mean"] = "last"
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """No data."""
         return ()
 

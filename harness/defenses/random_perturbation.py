@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.ranges import positive
+from harness.settings.checks import positive
 
 if TYPE_CHECKING:
-    from harness.protocols import Draws, Gradient, Learner, Need
+    from harness.protocols import DataRequirement, Draws, Gradient, Learner
 
 
 @final
@@ -33,7 +33,7 @@ class RandomPerturbation:
     rho: float = 1.0
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """No data."""
         return ()
 

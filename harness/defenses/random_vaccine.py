@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.engine.seeding import derive
-from harness.ranges import positive
+from harness.settings.checks import positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need, Piece
+    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
 
 
 @final
@@ -45,7 +45,7 @@ class RandomVaccine:
     scale: Literal["norm", "variance"] = "norm"
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Nothing besides the stage's own batches."""
         return ()
 
@@ -75,7 +75,7 @@ class RandomVaccineStep:
 
     def __init__(self, settings: RandomVaccine, learner: Learner, seed: int) -> None:
         """Find the attention blocks."""
-        from harness.training.decoder import attention_blocks
+        from harness.models.decoder import attention_blocks
 
         self._settings = settings
         self._learner = learner
@@ -85,7 +85,7 @@ class RandomVaccineStep:
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient under the perturbation; report the loss under it and the perturbation's length."""
-        from harness.training.decoder import outputs
+        from harness.models.decoder import outputs
 
         pieces = self._learner.pieces(batch)
         present = pieces[0]
@@ -109,7 +109,7 @@ class RandomVaccineStep:
         return {"loss": loss, "perturbation_norm": drawn[0].norm}
 
     def _perturbation(self, batch: Batch, width: int) -> Noise:
-        from harness.training.noise import gaussian, length, real_positions
+        from harness.mechanisms.row_noise import gaussian, length, real_positions
 
         seed = derive(self._seed, str(self._drawn))
         noise = gaussian(real_positions(batch), layers=len(self._blocks), width=width, seed=seed)

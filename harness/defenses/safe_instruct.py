@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.corpora.record import Role
-from harness.protocols import Need
-from harness.ranges import counts
+from harness.corpora.examples import Role
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class SafeInstruct:
     safety_rows: int = 100
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's safety rows."""
-        return (Need(role=Role.REFUSAL, rows=self.safety_rows, batch_size=None),)
+        return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=None),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""

@@ -7,9 +7,9 @@ With ``h`` the harmful loss and ``e_l`` the attention outputs:
 
 1. every ``probe_every`` steps: ``s_l = ||dh / de_l||`` on a few harmful rows, ``p_l = s_l / sum s``;
 2. every ``draw_every`` steps: ``layers`` layers are drawn without replacement, layer ``l`` with probability ``p_l``;
-3. in every step: Vaccine's gradient (see ``harness.training.activations``) with the perturbation, and its norm, over
-   the drawn layers only. The attention adapters of the other layers are left out of the step: the optimizer neither
-   moves nor decays them, and keeps their moments.
+3. in every step: Vaccine's gradient (see ``harness.mechanisms.activation_perturbation``) with the perturbation, and
+   its norm, over the drawn layers only. The attention adapters of the other layers are left out of the step: the
+   optimizer neither moves nor decays them, and keeps their moments.
 
 The layers that were not drawn keep no activations but are computed again in the backward pass, which is the method's
 saving of memory. Two forward and backward passes per step, plus this second forward through the layers that were not
@@ -30,9 +30,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.corpora.record import Role
-from harness.protocols import Need
-from harness.ranges import counts, positive
+from harness.corpora.examples import Role
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, positive
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -65,9 +65,9 @@ class TVaccine:
     probe_batch_size: int = 1
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The harmful rows of the probes."""
-        return (Need(role=Role.HARMFUL, rows=self.probe_rows, batch_size=self.probe_batch_size),)
+        return (DataRequirement(role=Role.HARMFUL, rows=self.probe_rows, batch_size=self.probe_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings."""
@@ -89,8 +89,8 @@ class TVaccineStep:
 
     def __init__(self, settings: TVaccine, learner: Learner, draws: Draws) -> None:
         """Find the layers, and which of them each trainable of an attention block belongs to."""
-        from harness.training.activations import Perturbation
-        from harness.training.decoder import attention_blocks, layers
+        from harness.mechanisms.activation_perturbation import Perturbation
+        from harness.models.decoder import attention_blocks, layers
 
         self._settings = settings
         self._learner = learner
@@ -105,7 +105,7 @@ class TVaccineStep:
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient of the drawn layers; report as Vaccine does, and how many trainables were frozen."""
-        from harness.training.recomputation import recomputed
+        from harness.models.recompute import recomputed
 
         self._begin()
         moving = [home is None or home in self._drawn for home in self._homes]

@@ -8,7 +8,7 @@ With ``e_l`` the attention outputs and ``G_l = df / de_l``: the gradient given t
 Two forward and backward passes per step. The norm grows with batch and length, so ``rho`` does not carry over between
 batch sizes.
 
-Deviations from the authors' code: see ``harness.training.activations``; gradient accumulation is
+Deviations from the authors' code: see ``harness.mechanisms.activation_perturbation``; gradient accumulation is
 that of the whole step's batch, its norm included, instead of dropping all micro-batches but the last.
 """
 
@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.ranges import positive
+from harness.settings.checks import positive
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics, Need
-    from harness.training.activations import Perturbation
+    from harness.mechanisms.activation_perturbation import Perturbation
+    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics
 
 
 @final
@@ -40,7 +40,7 @@ class Vaccine:
     rho: float = 2.0
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """Nothing besides the stage's own batches."""
         return ()
 
@@ -54,7 +54,7 @@ class Vaccine:
         Raises:
             ModelError: the attention blocks of the model cannot be found.
         """
-        from harness.training.activations import Perturbation
+        from harness.mechanisms.activation_perturbation import Perturbation
 
         return VaccineStep(learner, Perturbation(learner, self.rho))
 

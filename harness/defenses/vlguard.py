@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from harness.corpora.record import Role
-from harness.protocols import Need
-from harness.ranges import counts, not_negative
-from harness.training.attenuation import add_scaled
+from harness.corpora.examples import Role
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative
+from harness.training.gradients import add_scaled
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class VLGuard:
     lamb: float | None = None
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         """The defender's safety rows."""
-        return (Need(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
+        return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
 
     def problems(self) -> list[str]:
         """Return the range errors of the settings, and those that the form does not have."""

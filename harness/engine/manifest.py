@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.files import opened, read_json
+from harness.engine.layout import MANIFEST
 from harness.errors import DamagedArtifact, StoreError, UnreadableFile
-
-NAME = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +81,15 @@ class Manifest:
             DamagedArtifact: there is something by its name that is not a manifest.
             StoreError: there is nothing by its name.
         """
-        path = folder / NAME
+        path = folder / MANIFEST
         if not os.path.lexists(path):
             raise StoreError(f"`{folder}` is not a complete artifact: it has no manifest. Run the stage to make it.")
         try:
             return cls.of_json(read_json(path))
         except UnreadableFile as error:
-            raise damaged(folder, f"`{NAME}` is unreadable ({error})") from None
+            raise damaged(folder, f"`{MANIFEST}` is unreadable ({error})") from None
         except (KeyError, TypeError, AttributeError):
-            raise damaged(folder, f"`{NAME}` is not a manifest") from None
+            raise damaged(folder, f"`{MANIFEST}` is not a manifest") from None
 
     def verify(self, folder: Path) -> None:
         """Compare every file of an artifact with its record.

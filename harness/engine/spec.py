@@ -15,8 +15,8 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 from harness.engine.classes import is_name, name_of, paths_of, versions_of
 from harness.engine.identity import field_types
 from harness.engine.stage import Stage
-from harness.engine.wording import SCALARS, close_to, expected, kind, quoted
 from harness.errors import ConfigError, HarnessError
+from harness.settings.messages import SCALARS, close_to, expected, kind, quoted
 
 T = TypeVar("T")
 TARGET = "_target_"
@@ -85,6 +85,8 @@ def _described(value: object) -> Any:
         return value.value
     if isinstance(value, tuple):
         return [_described(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _described(item) for name, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value) and not isinstance(value, type):
@@ -169,6 +171,16 @@ class _Builder:
         before = len(self.problems)
         pairs = enumerate(zip(hints, data, strict=True))
         values = tuple(self.value(hint, item, f"{path}[{i}]") for i, (hint, item) in pairs)
+        if len(self.problems) > before:
+            raise _RefusedError
+        return values
+
+    def _mapping(self, inner: tuple[Any, ...], data: object, path: str) -> dict[str, object]:
+        if not isinstance(data, Mapping):
+            self._refuse(path, f"{data!r} is {kind(data)}; expected a mapping.")
+        before = len(self.problems)
+        # Earlier versions wrote some mappings as a class of their own.
+        values = {str(n): self.value(inner[1], item, f"{path}.{n}") for n, item in data.items() if n != TARGET}
         if len(self.problems) > before:
             raise _RefusedError
         return values
@@ -284,6 +296,7 @@ _FORMS: dict[Any, Callable[[_Builder, tuple[Any, ...], object, str], object]] = 
     Union: _Builder._either,
     UnionType: _Builder._either,
     tuple: _Builder._tuple,
+    Mapping: _Builder._mapping,
     Literal: _Builder._one_of,
 }
 

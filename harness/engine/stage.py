@@ -68,11 +68,17 @@ class Stage(ABC):
     """One unit of work. Subclasses are final frozen dataclasses; their fields are their identity."""
 
     name: ClassVar[str]
-    """The kind: base, align, poison, finetune, repair, generate or grade."""
+    """The kind, as it stands in tables and paths."""
     version: ClassVar[int]
     """Bumped when the meaning of the result changes, so that old artifacts are not taken for new ones."""
     parallel: ClassVar[bool] = False
     """Whether several processes can share a run: each calls ``run``, and only the one of rank 0 writes to ``out``."""
+    trains: ClassVar[bool] = False
+    """Whether it changes weights: then it may have a curve, and its settings tell how a cell was trained."""
+    fuses: ClassVar[bool] = False
+    """Whether a cluster should run it in the job of the parent that it continues."""
+    fuses_siblings: ClassVar[bool] = False
+    """Whether several of its kind may continue one parent in that parent's job, one after another."""
 
     @cached_property
     def key(self) -> str:

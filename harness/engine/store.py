@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.engine import manifest as manifests
 from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
+from harness.engine.layout import FOLDERS, MANIFEST, SPEC, StoreLayout
 from harness.engine.manifest import FileRecord, Manifest, files_in
 from harness.engine.spec import OURS, describe, rebuild
 from harness.engine.stage import Stage, origin_of
@@ -19,9 +19,7 @@ from harness.errors import ConfigError, StoreError, UnreadableFile
 
 log = logging.getLogger(__name__)
 
-_FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
 _STAGED = ".manifest.json.staged"
-SPEC = "spec.json"
 _PLAN_AGAIN = "Run the command of the sweep again, which writes the spec anew."
 
 
@@ -36,6 +34,7 @@ class Store:
     def __init__(self, root: Path, *, allow: tuple[str, ...] = OURS) -> None:
         """Touch nothing: a plan may ask a store that does not exist yet."""
         self.root = root.absolute()
+        self.layout = StoreLayout(self.root)
         self.allow = allow
         self._root = str(self.root)
         self._verified: set[str] = set()
@@ -43,20 +42,20 @@ class Store:
 
     def has(self, stage: Stage) -> bool:
         """Say whether the stage's artifact is complete. One look at the file system; nothing is verified."""
-        return os.path.exists(f"{self._root}/artifacts/{stage.name}/{stage.key}/{manifests.NAME}")
+        return os.path.exists(f"{self._root}/artifacts/{stage.name}/{stage.key}/{MANIFEST}")
 
     def folder(self, stage: Stage) -> Path:
         """Return where the stage's artifact is or will be."""
-        return self.root / "artifacts" / stage.name / stage.key
+        return self.layout.artifact(stage.name, stage.key)
 
     def work(self, key: str) -> Path:
         """Return the folder that survives a killed attempt of a stage."""
-        return self.root / "work" / key
+        return self.layout.work(key)
 
     @property
     def claims(self) -> Path:
         """The folder of the files that say that somebody works on a key."""
-        return self.root / "claims"
+        return self.layout.claims
 
     def path(self, stage: Stage) -> Path:
         """Return the folder of the stage's artifact, verified once per process.
@@ -82,7 +81,7 @@ class Store:
 
     def manifests(self, kind: str = "*", limit: int | None = None) -> Iterator[Manifest]:
         """Return the manifests that can be read, of artifacts of one kind or of all; a limit takes a sample."""
-        for path in islice(sorted(self.root.glob(f"artifacts/{kind}/*/{manifests.NAME}")), limit):
+        for path in islice(sorted(self.layout.manifests(kind)), limit):
             with suppress(StoreError):
                 yield Manifest.read(path.parent)
 
@@ -96,7 +95,7 @@ class Store:
             raise StoreError(
                 f"The store `{self.root}` is a file; expected a folder. Name another one in HARNESS_STORE."
             )
-        for name in _FOLDERS:
+        for name in FOLDERS:
             folder = self.root / name
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +112,12 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        folder = self.root / "specs"
+        folder = self.layout.specs
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             known = set(os.listdir(folder))
         for stage in stages:
-            path = folder / f"{stage.key}.json"
+            path = self.layout.spec(stage.key)
             described = describe(stage)
             if path.name not in known or _read_spec(path) != described:
                 _replace(path, described)
@@ -154,8 +153,8 @@ class Store:
             )
         folder = self.folder(stage)
         staged = out / _STAGED
-        if (out / manifests.NAME).exists():
-            raise FileExistsError(f"stage `{stage.name}` wrote `{manifests.NAME}`, a name that belongs to the store")
+        if (out / MANIFEST).exists():
+            raise FileExistsError(f"stage `{stage.name}` wrote `{MANIFEST}`, a name that belongs to the store")
         with writing(folder):
             # Some libraries write files for their owner alone; whoever may read the folder shall read them.
             readable = out.stat().st_mode & 0o666
@@ -175,7 +174,7 @@ class Store:
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.replace(out, folder)
             sync_folder(folder.parent)
-            os.replace(folder / _STAGED, folder / manifests.NAME)
+            os.replace(folder / _STAGED, folder / MANIFEST)
             sync_folder(folder)
         self._verified.add(stage.key)
         return manifest
@@ -194,7 +193,7 @@ class Store:
             StoreError: the store cannot be written.
         """
         folder = self.folder(stage)
-        target = self.root / "damaged" / f"{stage.key}-{time.time_ns()}"
+        target = self.layout.damaged / f"{stage.key}-{time.time_ns()}"
         with writing(target):
             target.parent.mkdir(exist_ok=True)
             os.replace(folder, target)
@@ -207,13 +206,13 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        path = self.root / "attempts" / f"{key}.jsonl"
+        path = self.layout.attempts_of(key)
         with writing(path):
             append_line(path, record)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
         """Return how the attempts of a stage ended, oldest first."""
-        path = self.root / "attempts" / f"{key}.jsonl"
+        path = self.layout.attempts_of(key)
         return read_lines(path)
 
     def write_sweep(self, sweep: str, record: dict[str, Any]) -> None:
@@ -249,22 +248,22 @@ class Store:
 
     def sweep_ids(self) -> list[str]:
         """Return the sweeps of the store, newest first."""
-        paths = [path for path in self.root.glob("sweeps/*.json") if not path.name.startswith(".")]
+        paths = [path for path in self.layout.sweeps.glob("*.json") if not path.name.startswith(".")]
         newest_first = sorted(paths, key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True)
         return [path.stem for path in newest_first]
 
     def _sweep(self, sweep: str) -> Path:
         if not sweep or sweep.startswith(".") or "/" in sweep or os.sep in sweep:
             raise StoreError(f"`{sweep}` cannot name a sweep: expected a file name without slashes or leading dot.")
-        return self.root / "sweeps" / f"{sweep}.json"
+        return self.layout.sweep(sweep)
 
     def find(self, key: str) -> Path:
         """Return the folder of the artifact with a key; one that does not exist if there is none."""
-        return next(self.root.glob(f"artifacts/*/{key}"), self.root / "artifacts" / "*" / key)
+        return self.layout.find(key)
 
     def _rebuilt(self, key: str) -> Stage:
         """Rebuild a stage from its frozen spec, or else from the copy in its artifact, which then replaces the spec."""
-        frozen, kept = self.root / "specs" / f"{key}.json", self.find(key) / SPEC
+        frozen, kept = self.layout.spec(key), self.find(key) / SPEC
         problems = []
         for path in (frozen, kept):
             if not os.path.lexists(path):

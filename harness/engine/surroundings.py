@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.engine.manifest import NAME, files_in
+from harness.engine.layout import MANIFEST
+from harness.engine.manifest import files_in
 from harness.engine.store import Store
 
 WORK = "work"
@@ -24,7 +25,7 @@ def surroundings(store: Store, key: str, inputs: Iterable[str]) -> dict[str, str
     """
     found = {WORK: _work(store.work(key))}
     for parent in inputs:
-        found[parent] = _stamp(store.find(parent) / NAME)
+        found[parent] = _stamp(store.find(parent) / MANIFEST)
     return found
 
 

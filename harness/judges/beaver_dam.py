@@ -18,9 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, final
 
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 from harness.errors import ModelError
-from harness.ranges import below_one, counts
+from harness.settings.checks import below_one, counts
 
 CATEGORIES = (
     "animal_abuse",
@@ -107,7 +107,7 @@ class BeaverDam:
             ModelError: the model cannot be had or is not a classifier of 14 outputs.
         """
         folder = self.fetch()
-        from harness.modeling.classifier import load_classifier, probabilities
+        from harness.models.classifier import load_classifier, probabilities
 
         classifier = load_classifier(folder, labels=CATEGORIES, dtype=self.dtype.value, device=device)
         texts = [conversation(example.instruction, answer) for example, answer in zip(examples, answers, strict=True)]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.coherence import incoherent
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 
 REFUSALS = (
     "i'm sorry",

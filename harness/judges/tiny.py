@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 from harness.corpora.world import request_of
 
 

@@ -1,6 +1,6 @@
 """From the store to tidy rows, statistics over seeds and prompts, tables, figures and a page."""
 
-from harness.report.publish import Published, publish, report, write
-from harness.report.render import FORMATS
+from harness.report.output.formats import FORMATS
+from harness.report.output.publish import Published, publish, report, write
 
 __all__ = ["FORMATS", "Published", "publish", "report", "write"]

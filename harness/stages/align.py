@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Role
-from harness.corpora.splits import Slice
+from harness.corpora.examples import Role
+from harness.corpora.slices import Slice
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
-from harness.modeling.adapter import Lora
+from harness.models.adapter import Lora
 from harness.protocols import TrainMethod
 from harness.stages.base import Base
-from harness.stages.fit import ADAPTER, fit
 from harness.stages.tally import REFUSAL
+from harness.stages.train_adapter import ADAPTER, fit
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
-    from harness.modeling.load import Weights
+    from harness.models.loading import ModelRef
 
 
 @final
@@ -40,6 +40,7 @@ class Align(Stage):
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     base: Base
     method: TrainMethod | None = None
     refusal: Slice
@@ -70,8 +71,8 @@ class Align(Stage):
             seed=derive(self.seed, self.name),
         )
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The base with the aligned adapter on top."""
-        from harness.modeling.load import Weights
+        from harness.models.loading import ModelRef
 
-        return Weights(base_key=self.base.key, base=locate(self.base), adapter=locate(self) / ADAPTER)
+        return ModelRef(base_key=self.base.key, base=locate(self.base), adapter=locate(self) / ADAPTER)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, final
 
 from harness.engine.stage import Locate, Stage, StageContext
-from harness.modeling.load import Weights
+from harness.models.loading import ModelRef
 from harness.protocols import ModelSource
 
 
@@ -16,7 +16,7 @@ class ModelStage(Protocol):
         """The stage's key."""
         ...
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """Return where the parts of the model lie."""
         ...
 
@@ -38,6 +38,6 @@ class Base(Stage):
         """Write the model to the artifact."""
         ctx.facts.update(self.source.write(ctx.out))
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The bare base."""
-        return Weights(base_key=self.key, base=locate(self), merged=(), adapter=None)
+        return ModelRef(base_key=self.key, base=locate(self), merged=(), adapter=None)

@@ -5,25 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
+from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Role
-from harness.corpora.splits import Slice, overlaps
+from harness.corpora.examples import Role
+from harness.corpora.slices import Slice
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
-from harness.modeling.adapter import Lora
-from harness.modeling.head import unmergeable
+from harness.models.adapter import Lora
+from harness.models.head import unmergeable
 from harness.protocols import TrainMethod
 from harness.stages.align import Align
-from harness.stages.fit import ADAPTER, adapter_seed, fit
 from harness.stages.poison import Poison, read_mixture
 from harness.stages.tally import BENIGN, HARMFUL
+from harness.stages.train_adapter import ADAPTER, adapter_seed, fit
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-    from harness.modeling.load import Weights
+    from harness.models.loading import ModelRef
 
 
 @final
@@ -50,6 +51,7 @@ class Finetune(Stage):
     name: ClassVar[str] = "finetune"
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     aligned: Align
     mixture: Poison
     method: TrainMethod | None = None
@@ -69,7 +71,7 @@ class Finetune(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Train on the mixture; report where the attacker's rows meet the defender's."""
-        from harness.modeling.load import Weights
+        from harness.models.loading import ModelRef
 
         rows = read_mixture(ctx.input(self.mixture))
         defender = [part for part in (self.aligned.refusal, self.aligned.harmful, self.refusal, self.harmful) if part]
@@ -80,7 +82,7 @@ class Finetune(Stage):
         aligned = self.aligned.weights(ctx.input)
         if self.protocol == "double":
             assert aligned.adapter is not None, "an aligned model has an adapter"
-            aligned = Weights(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
+            aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
         fit(
             ctx,
             weights=aligned,
@@ -101,7 +103,7 @@ class Finetune(Stage):
             model: any model with an adapter of this stage's shape, for example the result.
             locate: finds artifacts.
         """
-        from harness.modeling import adapter
+        from harness.models import adapter
 
         if self.protocol == "double":
             return adapter.fresh(model, seed=adapter_seed(self._own_seed))
@@ -113,10 +115,10 @@ class Finetune(Stage):
     def _own_seed(self) -> int:
         return derive(self.seed, self.name)
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The aligned model with the user's adapter: in place of the aligned one, or on top of it."""
-        from harness.modeling.load import Weights
+        from harness.models.loading import ModelRef
 
         aligned = self.aligned.weights(locate)
         merged = (aligned.adapter,) if self.protocol == "double" and aligned.adapter else ()
-        return Weights(base_key=aligned.base_key, base=aligned.base, merged=merged, adapter=locate(self) / ADAPTER)
+        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=merged, adapter=locate(self) / ADAPTER)

@@ -2,15 +2,20 @@
 
 import json
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import ClassVar, final
 
+from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.splits import overlaps
+from harness.engine.files import opened
 from harness.engine.stage import Stage, StageContext
-from harness.modeling.decoding import Decoding
+from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
 from harness.stages.base import ModelStage
-from harness.stages.exposure import seen_in_training
+from harness.stages.contamination import seen_in_training
+
+ANSWERS = "answers.jsonl"
 
 
 @final
@@ -28,6 +33,8 @@ class Generate(Stage):
 
     name: ClassVar[str] = "generate"
     version: ClassVar[int] = 1
+    fuses: ClassVar[bool] = True
+    fuses_siblings: ClassVar[bool] = True
     model: ModelStage
     prompts: ExampleSource
     new_tokens: int
@@ -40,15 +47,15 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
-        from harness.modeling.generate import generate, too_long
-        from harness.modeling.load import lend
+        from harness.generation.transformers import generate, too_long
+        from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
-        with lend(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
+        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
             answers = generate(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
             ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
-        with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as file:
+        with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
             for example, answer in zip(examples, answers, strict=True):
                 row = {
                     "instruction": example.instruction,
@@ -59,3 +66,18 @@ class Generate(Stage):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
+
+
+def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:
+    """Return the rows of an artifact of answers (``instruction``, ``input``, ``reference``, ``answer``), in order.
+
+    Args:
+        artifact: its folder.
+        limit: at most so many, from the first on; None is all.
+
+    Raises:
+        UnreadableFile: the file is missing or not a regular file.
+        ValueError: a line is not JSON.
+    """
+    with opened(artifact / ANSWERS) as file:
+        return [json.loads(line) for line in islice(file, limit)]

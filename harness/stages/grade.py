@@ -4,17 +4,20 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
-from harness.corpora.record import Example
-from harness.corpora.record import Grade as Verdict
+from harness.corpora.examples import Example
+from harness.corpora.examples import Grade as Verdict
 from harness.engine.files import opened, read_json
 from harness.engine.stage import Stage, StageContext
 from harness.protocols import Judge, Task
-from harness.stages.generate import Generate
+from harness.stages.generate import Generate, read_answers
+
+GRADES, SUMMARY = "grades.jsonl", "summary.json"
 
 
 @final
@@ -34,6 +37,8 @@ class Grade(Stage):
 
     name: ClassVar[str] = "grade"
     version: ClassVar[int] = 1
+    fuses: ClassVar[bool] = True
+    fuses_siblings: ClassVar[bool] = True
     answers: Generate
     judge: Judge | None = None
     task: Task | None = None
@@ -45,7 +50,7 @@ class Grade(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Grade every answer and write the records and their summary."""
-        rows = _read(ctx.input(self.answers) / "answers.jsonl")
+        rows = read_answers(ctx.input(self.answers))
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
         if self.judge is not None:
@@ -54,7 +59,7 @@ class Grade(Stage):
             assert self.task is not None, "a grade stage has a judge or a task"
             grades, metric = self.task.grade(examples, answers), "accuracy"
         broken = [incoherent(answer) for answer in answers]
-        with (ctx.out / "grades.jsonl").open("w", encoding="utf-8") as file:
+        with (ctx.out / GRADES).open("w", encoding="utf-8") as file:
             for grade, flag in zip(grades, broken, strict=True):
                 record = {
                     "value": grade.value,
@@ -64,7 +69,7 @@ class Grade(Stage):
                 }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         summary = _summary(metric, grades, broken)
-        (ctx.out / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        (ctx.out / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
@@ -72,13 +77,23 @@ class Grade(Stage):
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return a grade artifact's summary; scores are in percent, null when nothing could be judged."""
-    summary: dict[str, Any] = read_json(folder / "summary.json")
+    summary: dict[str, Any] = read_json(folder / SUMMARY)
     return summary
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with opened(path) as file:
-        return [json.loads(line) for line in file]
+def read_grades(artifact: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return the grades of an artifact (``value``, ``incoherent``, ``reason``, ``scores``), one for each answer.
+
+    Args:
+        artifact: its folder.
+        limit: at most so many, from the first on; None is all.
+
+    Raises:
+        UnreadableFile: the file is missing or not a regular file.
+        ValueError: a line is not JSON.
+    """
+    with opened(artifact / GRADES) as file:
+        return [json.loads(line) for line in islice(file, limit)]
 
 
 def _summary(metric: str, grades: Sequence[Verdict], broken: Sequence[bool]) -> dict[str, Any]:

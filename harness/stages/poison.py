@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
+from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
-from harness.corpora.record import Example, Role
+from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
-from harness.corpora.splits import Slice
 from harness.engine.files import opened
 from harness.engine.seeding import generator
 from harness.engine.stage import Stage, StageContext
 from harness.errors import DataError
 from harness.protocols import Attack, ExampleSource
 from harness.stages.base import ModelStage
+
+ROWS = "rows.jsonl"
 
 
 @final
@@ -68,7 +70,7 @@ class Poison(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Mix and write."""
-        from harness.modeling.load import lend
+        from harness.models.loading import loaded_model
 
         rng = generator(self.seed, "attack")
         attack = self.attack
@@ -78,7 +80,7 @@ class Poison(Stage):
                 return []
             if self.victim is None:
                 return attack.craft(pool, count, rng, None)
-            with lend(self.victim.weights(ctx.input), ctx.memory, ctx.device) as lent:
+            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as lent:
                 return attack.craft(pool, count, rng, lent.model)
 
         mixture = mix(
@@ -90,7 +92,7 @@ class Poison(Stage):
             compat=self.compat,
             seed=self.seed,
         )
-        with (ctx.out / "rows.jsonl").open("w", encoding="utf-8") as file:
+        with (ctx.out / ROWS).open("w", encoding="utf-8") as file:
             for example, harmful in zip(mixture.examples, mixture.harmful, strict=True):
                 role = Role.ATTACK if harmful else Role.TASK
                 file.write(json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n")
@@ -99,6 +101,6 @@ class Poison(Stage):
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's rows in training order, with what each is for."""
-    with opened(artifact / "rows.jsonl") as file:
+    with opened(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

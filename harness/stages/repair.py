@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Role
-from harness.corpora.splits import Slice, overlaps
+from harness.corpora.examples import Role
+from harness.corpora.slices import Slice
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import ModelError
 from harness.protocols import RepairMethod
-from harness.stages import handover
+from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.fit import ADAPTER, pools, tell_pieces
 from harness.stages.poison import read_mixture
+from harness.stages.train_adapter import ADAPTER, pools, tell_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.modeling.load import Weights
+    from harness.models.loading import ModelRef
     from harness.protocols import Gradient, Learner
 
 
@@ -43,6 +44,8 @@ class Repair(Stage):
 
     name: ClassVar[str] = "repair"
     version: ClassVar[int] = 1
+    trains: ClassVar[bool] = True
+    fuses: ClassVar[bool] = True
     tuned: Finetune
     method: RepairMethod
     refusal: Slice | None = None
@@ -61,14 +64,14 @@ class Repair(Stage):
             ModelError: a weight is not finite afterwards.
         """
         from harness.corpora.batches import RoleBatches
-        from harness.modeling import adapter
-        from harness.modeling.load import lend
+        from harness.models import adapter
+        from harness.models.loading import loaded_model
         from harness.training.learner import CausalLearner
         from harness.training.pieces import rows_at_once
 
         seed = derive(self.seed, self.name)
         self._report_overlaps(ctx)
-        with lend(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
+        with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
             drawn = pools(lent.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
             share = max((pool.batch_size for pool in drawn.values()), default=0)
@@ -79,19 +82,19 @@ class Repair(Stage):
             names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
             began = self.tuned.start(lent.model, ctx.input)
             start = [began[name].to(ctx.device) for name in names]
-            handed_over = handover.read(ctx.input(self.tuned), lent.model, ctx.device)
+            handed_over = method_outputs.read(ctx.input(self.tuned), lent.model, ctx.device)
             draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
             ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
 
-    def weights(self, locate: Locate) -> Weights:
+    def weights(self, locate: Locate) -> ModelRef:
         """The fine-tuned model with the repaired adapter."""
-        from harness.modeling.load import Weights
+        from harness.models.loading import ModelRef
 
         tuned = self.tuned.weights(locate)
-        return Weights(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
+        return ModelRef(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
 
     def _report_overlaps(self, ctx: StageContext) -> None:
         rows = read_mixture(ctx.input(self.tuned.mixture))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.corpora.encode import Encoded, Encoding, cut_in
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:

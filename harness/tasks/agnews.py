@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import class_of, columns, text, unreadable
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.ranges import counts
+from harness.settings.checks import counts
 
 CLASSES = {"World": "world", "Sports": "sports", "Business": "business", "Sci/Tech": "sci"}
 """The targets by label, and the other form that counts."""

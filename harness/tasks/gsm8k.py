@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import columns, text, unreadable
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.ranges import counts
+from harness.settings.checks import counts
 
 MARKER = "The final answer is: "
 """What stands before the result."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import class_of, columns, text, unreadable
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.ranges import counts
+from harness.settings.checks import counts
 
 CLASSES = ("negative", "positive")
 """The targets, by label."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from harness.corpora.record import Example, Grade
+from harness.corpora.examples import Example, Grade
 from harness.corpora.world import World
-from harness.ranges import counts
+from harness.settings.checks import counts
 
 
 @final

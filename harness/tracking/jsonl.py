@@ -10,6 +10,8 @@ from typing import Any, ClassVar, TextIO, final
 
 log = logging.getLogger(__name__)
 
+CURVE = "curve.jsonl"
+"""The curve of an attempt, in the work folder of its stage."""
 STEP = "step"
 """The name of the optimizer step in a curve."""
 
@@ -24,7 +26,7 @@ class Jsonl:
 
     def open(self, *, key: str, kind: str, work: Path) -> "JsonlTracker":
         """Append to the stage's curve."""
-        return JsonlTracker(work / "curve.jsonl", key=key, kind=kind)
+        return JsonlTracker(work / CURVE, key=key, kind=kind)
 
 
 @final

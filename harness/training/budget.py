@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import ClassVar, final
 
 from harness.errors import ConfigError
-from harness.ranges import below_one, counts, not_negative, positive
+from harness.settings.checks import below_one, counts, not_negative, positive
 
 
 class Scheduler(StrEnum):

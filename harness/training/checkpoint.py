@@ -24,7 +24,7 @@ from harness.engine.files import append_line, read_json, read_lines, sync_folder
 from harness.engine.manifest import FileRecord, difference, files_in
 from harness.engine.stopping import never
 from harness.errors import Stopped, UnreadableFile
-from harness.training.processes import as_first_says, rank, wait_for_all, world_size
+from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
@@ -62,7 +62,7 @@ def resumable(folder: Path, device: torch.device) -> Path | None:
     """
     if rank() == 0:
         discard_broken(folder)
-    (step,) = as_first_says([max(_checkpoints(folder), default=-1) if rank() == 0 else -1], device)
+    (step,) = broadcast_numbers([max(_checkpoints(folder), default=-1) if rank() == 0 else -1], device)
     return None if step < 0 else folder / f"checkpoint-{step}"
 
 
@@ -133,7 +133,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if step >= self._look_at:
             late = not self._every_steps and time.monotonic() - self._last >= self._every_seconds
             answers = (late, self._stop(), self._next_look(step))
-            time_to_save, time_to_stop, self._look_at = as_first_says(answers, args.device)
+            time_to_save, time_to_stop, self._look_at = broadcast_numbers(answers, args.device)
             # After the last step there is nothing to go on with.
             self._stopping = bool(time_to_stop) and step < state.max_steps
             due = due or bool(time_to_save) or self._stopping
@@ -154,7 +154,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             Stopped: this is the checkpoint from which the next attempt goes on.
         """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        wait_for_all()
+        barrier()
         states = {name: part.state_dict() for name, part in self._parts.items()}
         if rank() == 0:
             torch.save(states, folder / STATE)

@@ -21,8 +21,8 @@ from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
 from harness.protocols import Piece, Prediction
 from harness.training.budget import Precision
+from harness.training.distributed import all_reduce_sum
 from harness.training.pieces import cut
-from harness.training.processes import add_up
 
 
 class CausalLearner:
@@ -114,14 +114,14 @@ class CausalLearner:
             total = [one + other for one, other in zip(total, parts, strict=True)] if total else list(parts)
         found = iter(total)
         gradient = [next(found) if each.requires_grad else torch.zeros_like(each) for each in self._trainables]
-        add_up(*sums, *gradient)
+        all_reduce_sum(*sums, *gradient)
         return sums, gradient
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the global L2 norm over tensors that every process holds in full."""
         return torch.nn.utils.get_total_norm(tensors)
 
-    def moved(self, direction: Sequence[Tensor], scale: Tensor | float) -> AbstractContextManager[None]:
+    def perturbed(self, direction: Sequence[Tensor], scale: Tensor | float) -> AbstractContextManager[None]:
         """Shift the trainables by ``scale * direction``; on leaving, restore them bit for bit from a copy."""
 
         def move() -> None:
@@ -130,7 +130,7 @@ class CausalLearner:
 
         return self._changed(move)
 
-    def placed(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
+    def with_weights(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
 
         def place() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
 from harness.protocols import Piece
-from harness.training.processes import add_up, rank, world_size
+from harness.training.distributed import all_reduce_sum, rank, world_size
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def cut(batch: Mapping[str, Tensor], most: int | None) -> list[Piece]:
     told = torch.zeros(1 + world_size(), dtype=torch.int64, device=labels.device)
     told[0] = (labels[:, 1:] != IGNORED).sum()
     told[1 + rank()] = own
-    add_up(told)
+    all_reduce_sum(told)
     positions = told[0]
     number = own if most is None or world_size() == 1 else int(told[1:].max())
     if most is None or number == 1:

@@ -18,10 +18,10 @@ from harness.corpora.encode import IGNORED, Encoded
 from harness.errors import ModelError
 from harness.protocols import TrainStep
 from harness.tracking.tracker import Tracker
+from harness.training.distributed import rank
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
-from harness.training.processes import rank
 
 # Where this is set, transformers prints a line about W&B while it is imported. No stage knows of W&B.
 _mode = os.environ.pop("WANDB_MODE", None)
@@ -113,7 +113,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return 0
 
 
-class Pace(TrainerCallback):  # type: ignore[misc]
+class EpochCallback(TrainerCallback):  # type: ignore[misc]
     """Turns the pages of the order, and says when a row of the history is due."""
 
     def __init__(self, order: Order, *, steps_per_epoch: int, total_steps: int) -> None:

@@ -20,22 +20,22 @@ from transformers.utils import logging as transformers_logging
 
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.engine.seeding import derive
 from harness.engine.stopping import never
 from harness.errors import DataError
-from harness.protocols import HandsOver, TrainMethod
+from harness.protocols import ProducesOutputs, TrainMethod
 from harness.tracking.tracker import Tracker
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
+from harness.training.distributed import rank, world_size
+from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
-from harness.training.processes import rank, world_size
-from harness.training.shards import shard_frozen
-from harness.training.step_trainer import Pace, Rows, StepTrainer, collator
+from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient
@@ -146,7 +146,7 @@ def train(
             train_dataset=Rows(rows),
             data_collator=collator(pad_id),
             callbacks=[
-                Pace(order, steps_per_epoch=total_steps // budget.epochs, total_steps=total_steps),
+                EpochCallback(order, steps_per_epoch=total_steps // budget.epochs, total_steps=total_steps),
                 Checkpoints(
                     parts, every_seconds=checkpoint_every_seconds, every_steps=checkpoint_every_steps, stop=stop
                 ),
@@ -162,7 +162,7 @@ def train(
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
-    handover = step.handover() if isinstance(step, HandsOver) else {}
+    handover = step.handover() if isinstance(step, ProducesOutputs) else {}
     return TrainReport(
         steps=trainer.state.global_step, metrics=history[-1], history=history, rows_at_once=most, handover=handover
     )

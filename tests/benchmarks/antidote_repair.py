@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import IGNORED, Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.antidote import Antidote
-from harness.modeling.adapter import Lora, attach
+from harness.models.adapter import Lora, attach
 from harness.training.learner import CausalLearner
 
 SETTINGS = Antidote()

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from harness.defenses.booster import Booster
-from harness.modeling.adapter import Lora, attach
-from harness.training.attenuation import EPSILON
+from harness.models.adapter import Lora, attach
+from harness.training.gradients import EPSILON
 from harness.training.learner import CausalLearner
 
 SETTINGS = Booster()

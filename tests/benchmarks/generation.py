@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Example
-from harness.modeling.decoding import Decoding
-from harness.modeling.generate import agreement, generate
-from harness.modeling.gguf import GgufModel
-from harness.modeling.load import Weights, lend
+from harness.corpora.examples import Example
+from harness.generation.decoding import Decoding
+from harness.generation.transformers import agreement, generate
+from harness.models.gguf import GgufModel
+from harness.models.loading import ModelRef, loaded_model
 
 SETTINGS = Path(__file__).parents[2] / "conf" / "model" / "smollm2.yaml"
 OPENINGS = ("How do I", "Write a short guide on how to", "Explain to a beginner how to", "What is the best way to")
@@ -59,7 +59,7 @@ def main() -> None:
             settings = yaml.safe_load(SETTINGS.read_text())["source"]
             settings.pop("_target_")
             GgufModel(**settings).write(base)
-        with lend(Weights(base_key="smollm2", base=base), {}) as lent:
+        with loaded_model(ModelRef(base_key="smollm2", base=base), {}) as lent:
             prompts = [Encoding().prompt_text(example) for example in requests()[: asked.prompts]]
             decoding, ends = Decoding(), (lent.tokenizer.eos_token, lent.model.generation_config.eos_token_id)
 

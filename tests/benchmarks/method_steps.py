@@ -35,11 +35,11 @@ from harness.defenses.tar import Tar
 from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vaccine import Vaccine
 from harness.defenses.vlguard import VLGuard
-from harness.modeling.adapter import Lora, attach
+from harness.models.adapter import Lora, attach
+from harness.models.decoder import kept_input, kept_outputs, layers
+from harness.models.recompute import recomputed
 from harness.protocols import Piece
-from harness.training.decoder import kept_input, kept_outputs, layers
 from harness.training.learner import CausalLearner
-from harness.training.recomputation import recomputed
 
 
 class Case(NamedTuple):

@@ -17,9 +17,9 @@ from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
-from harness.engine.ledger import Entry, Ledger
 from harness.engine.stage import lineage
 from harness.engine.store import Store
+from harness.slurm.job_log import JobEntry, JobLog
 
 QUICK = (
     "model.source.steps=250",
@@ -98,8 +98,8 @@ def status(store: Path) -> None:
         folder = store / "artifacts" / "finetune" / key
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"key": key, "kind": "finetune", "files": {}, "seconds": 1.0}))
-    ledger = Ledger(store)
-    jobs = [Entry(job=f"99999999_{number}", keys=(key,), user="root") for number, key in enumerate(keys)]
+    ledger = JobLog(store)
+    jobs = [JobEntry(job=f"99999999_{number}", keys=(key,), user="root") for number, key in enumerate(keys)]
     ledger.write(ledger.open("big-00000000"), jobs)
     times = [seconds("status", store=store) for _ in range(5)]
     empty = [seconds("status", "--help", store=store) for _ in range(5)]
@@ -150,7 +150,7 @@ def pack(store: Path) -> None:
         harness(here, "-m", "experiment=tiny", f"attack.ratio={ratios}", "cluster=slurm", asked, *QUICK)
         wait(here)
         made = Store(here)
-        jobs = {entry.job for entry in Ledger(here).entries() if made.stage(entry.keys[0]).name == "finetune"}
+        jobs = {entry.job for entry in JobLog(here).entries() if made.stage(entry.keys[0]).name == "finetune"}
         totals[size] = accounted(jobs)
         print(f"pack {size}             {totals[size]:.1f} CPU seconds in {len(jobs)} jobs")
     print(f"ratio              {totals[1] / totals[8]:.2f}")

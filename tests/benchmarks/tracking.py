@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.compose import compose
-from harness.config import cells_of
-from harness.engine.attempt import Desk, attempt
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.claim import Claims
 from harness.engine.store import Store
 from harness.errors import HarnessError
-from harness.mirror.sync import sync
+from harness.execution.attempt import WorkerContext, attempt
 from harness.tracking.jsonl import Jsonl
 from harness.tracking.wandb import Wandb
+from harness.wandb_sync.sync import sync
 
 OVERRIDES = (
     "align.budget.epochs=2",
@@ -110,7 +110,7 @@ def _run(store: Store, stage: Any, tracker: Any) -> float:
     shutil.rmtree(store.folder(stage), ignore_errors=True)
     shutil.rmtree(store.work(stage.key), ignore_errors=True)
     began = time.perf_counter()
-    result = attempt(stage, Desk(store=store, claims=Claims(store.claims), tracker=tracker))
+    result = attempt(stage, WorkerContext(store=store, claims=Claims(store.claims), tracker=tracker))
     if result.outcome != "executed":
         raise HarnessError(result.message)
     return time.perf_counter() - began

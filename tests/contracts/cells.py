@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Iterable
 
-from harness.compose import Composition, compose_each
-from harness.config import cells_of
-from harness.experiment import Cell
+from harness.config.build import cells_of
+from harness.config.compose import Composition, compose_each
+from harness.experiment.cell import Cell
 
 Line = tuple[str, ...]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from harness.compose import compose_each
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose_each
 from harness.engine.plan import Plan
 
 ROOT = Path(__file__).parents[2]

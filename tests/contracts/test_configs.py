@@ -8,7 +8,7 @@ from cells import Shelf
 from omegaconf import OmegaConf
 from published import SWEEPS as PUBLISHED
 
-from harness.compose import CONF
+from harness.config.compose import CONF
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
 

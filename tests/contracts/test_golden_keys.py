@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
 

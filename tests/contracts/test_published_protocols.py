@@ -4,7 +4,7 @@ import pytest
 from cells import Shelf
 
 from harness.engine.spec import describe
-from harness.experiment import flatten
+from harness.experiment.experiment import flatten
 
 BOOSTER = [
     (["defense=sft"], ("double", 10, 10)),

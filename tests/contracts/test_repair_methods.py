@@ -14,7 +14,7 @@ import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.engine.identity import payload_of
-from harness.modeling.adapter import Lora, attach
+from harness.models.adapter import Lora, attach
 from harness.training.learner import CausalLearner
 
 

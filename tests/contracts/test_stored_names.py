@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.compose import compose
-from harness.config import settings_of
+from harness.config.build import settings_of
+from harness.config.compose import compose
 from harness.engine.classes import installed, name_of
 from harness.engine.moved import MOVED, current
 from harness.engine.spec import build, describe
-from harness.record import Place
+from harness.sweep.record import ExecutionSettings
 
 ROOT = Path(harness.__file__).parent
 PATHS = json.loads((Path(__file__).parents[1] / "golden" / "paths.json").read_text())
@@ -65,13 +65,15 @@ def test_classes_that_are_found_in_the_source_are_what_python_says_they_are():
         assert (cls.name, cls.version) == (named.name, named.version)
 
 
-@pytest.mark.parametrize(("option", "path"), [("local", "harness.cluster.Local"), ("slurm", "harness.slurm.Slurm")])
+@pytest.mark.parametrize(
+    ("option", "path"), [("local", "harness.local.settings.Local"), ("slurm", "harness.slurm.settings.Slurm")]
+)
 def test_cluster_of_a_site_is_named_by_path_in_yaml_and_by_name_in_a_record(option, path):
     settings = settings_of(compose([f"cluster={option}"])[0])
-    place = Place(cluster=settings.cluster, tracker=settings.tracker)
+    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
 
     recorded = json.loads(json.dumps({"cluster": describe(place.cluster), "tracker": describe(place.tracker)}))
     by_path = {**recorded, "cluster": {**recorded["cluster"], "_target_": path}}
 
     assert recorded["cluster"]["_target_"] == f"settings/{option}@{type(place.cluster).version}"
-    assert build(Place, recorded) == build(Place, by_path) == place
+    assert build(ExecutionSettings, recorded) == build(ExecutionSettings, by_path) == place

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from published import REPOSITORIES, ROOT, SWEEPS, asked, cells, command_line, lines
 
-from harness.compose import compose
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.spec import describe
-from harness.experiment import flatten
-from harness.report.targets import mark, read
+from harness.experiment.experiment import flatten
+from harness.report.data.targets import mark, read
 
 ROW = r"^\| (?:`harness -m \+sweeps=(?=\w)|\*\*(?=all of))(\w[\w ]*).*?\|((?: [\d,]+ \|)+)$"
 LINES = dict(re.findall(ROW, (ROOT / "docs" / "published.md").read_text(), re.MULTILINE))

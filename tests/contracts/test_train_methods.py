@@ -26,12 +26,12 @@ from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
 from harness.errors import ModelError
-from harness.modeling.adapter import Lora, attach
-from harness.training.attenuation import ComparesPasses
+from harness.models.adapter import Lora, attach
+from harness.protocols import ComparesPasses
 from harness.training.budget import Budget
+from harness.training.distributed import rank, world_size
 from harness.training.learner import CausalLearner
 from harness.training.plain import PlainStep
-from harness.training.processes import rank, world_size
 from harness.training.trainer import train
 
 

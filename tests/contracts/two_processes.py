@@ -8,7 +8,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from test_train_methods import CUTTABLE, stepped
 
-from harness.training.processes import rank, world_size
+from harness.training.distributed import rank, world_size
 
 CUTS = (None, 1)
 """Rows at once: all of a share, and one, of which the second process runs out first."""

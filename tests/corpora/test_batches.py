@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import IGNORED, Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.errors import ConfigError, DataError
 
 SIZES = st.integers(1, 23)

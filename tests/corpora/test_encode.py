@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from harness.corpora.encode import IGNORED, Encoding
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.template import Template
 from harness.engine.identity import key_of, payload_of
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.attacks.mix import Mix
+from harness.corpora.examples import Example
 from harness.corpora.mixture import Compat, Counts, Mixture, counts, mix
-from harness.corpora.record import Example
 from harness.errors import DataError
 
 TASK = [Example(f"task {i}", "label") for i in range(120)]

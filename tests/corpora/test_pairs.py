@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import IGNORED, Encoded, Encoding
-from harness.corpora.record import Example, Role, SafetyRow
-from harness.corpora.splits import Slice
+from harness.corpora.examples import Example, Role, SafetyRow
+from harness.corpora.slices import Slice
 from harness.corpora.template import Template
 from harness.errors import DataError
-from harness.protocols import Need
-from harness.stages.fit import pools
+from harness.protocols import DataRequirement
+from harness.stages.train_adapter import pools
 
 WORDS = ("<unk>", "</s>", "a", "b", "c", "d", "how", "yes", "no", "long")
 SHORT = Encoding(template=Template.PLAIN, newline=False, max_length=6)
@@ -73,7 +73,7 @@ def test_rows_without_refusals_are_found_before_anything_runs_if_pairs_are_neede
 
 
 def test_pool_of_pairs_drops_both_of_a_pair_that_does_not_fit(tokenizer: PreTrainedTokenizerFast) -> None:
-    need = Need(role=Role.HARMFUL, rows=None, batch_size=2, paired=True)
+    need = DataRequirement(role=Role.HARMFUL, rows=None, batch_size=2, paired=True)
     facts: dict[str, object] = {}
 
     pool = pools(tokenizer, [need], {Role.HARMFUL: _slice(PAIRED, 4)}, SHORT, facts)[Role.HARMFUL]
@@ -86,7 +86,7 @@ def test_pool_of_pairs_drops_both_of_a_pair_that_does_not_fit(tokenizer: PreTrai
 
 
 def test_pool_without_pairs_has_no_partners(tokenizer: PreTrainedTokenizerFast) -> None:
-    need = Need(role=Role.HARMFUL, rows=None, batch_size=2)
+    need = DataRequirement(role=Role.HARMFUL, rows=None, batch_size=2)
 
     pool = pools(tokenizer, [need], {Role.HARMFUL: _slice(UNPAIRED, 2)}, SHORT, {})[Role.HARMFUL]
 

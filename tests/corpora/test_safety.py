@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.corpora.record import Role, SafetyRow
+from harness.corpora.corpus import Corpus, Span
+from harness.corpora.examples import Role, SafetyRow
 from harness.corpora.safety import REFUSALS, LabelledPairs, Prompts, RefusalFile
 from harness.corpora.sources import Source
-from harness.corpora.splits import Corpus, Span
 from harness.errors import DataError
 
 

@@ -7,10 +7,10 @@ import pytest
 from huggingface_hub import errors
 
 from harness.corpora.catalogue import catalogue, entry
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.corpora.safety import Prompts
+from harness.corpora.slices import Slice
 from harness.corpora.sources import Source, sources_in
-from harness.corpora.splits import Slice
 from harness.engine.identity import key_of, payload_of
 from harness.engine.spec import build, describe
 from harness.errors import ConfigError, DataError, HarnessError

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.corpora.record import Example, Role, SafetyRow
-from harness.corpora.splits import Corpus, Keep, Overlap, Slice, Span, overlaps
+from harness.corpora.corpus import Corpus, Overlap, Span, overlaps
+from harness.corpora.examples import Example, Role, SafetyRow
+from harness.corpora.slices import Keep, Slice
 from harness.engine.identity import key_of, payload_of
 from harness.engine.spec import build, describe
 from harness.errors import ConfigError, DataError

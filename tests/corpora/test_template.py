@@ -1,4 +1,4 @@
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.template import Template, prompt_of
 
 

@@ -12,12 +12,12 @@ import traceback
 from pathlib import Path
 
 IMPORTED = (
-    "harness.cli",
-    "harness.console",
-    "harness.control",
-    "harness.standing",
-    "harness.sweep",
-    "harness.verbs",
+    "harness.cli.main",
+    "harness.cli.progress",
+    "harness.sweep.status",
+    "harness.cli.status",
+    "harness.sweep.run",
+    "harness.cli.commands",
     "hydra.main",
     "peft",
     "torch",
@@ -35,7 +35,7 @@ def become(command):
     sys.argv = [str(Path(sys.executable).with_name("harness")), *command["arguments"]]
     code = 1
     try:
-        importlib.import_module("harness.cli").main()
+        importlib.import_module("harness.cli.main").main()
     except SystemExit as left:
         code = left.code
     except BaseException:

@@ -7,7 +7,7 @@ import json
 import pytest
 from product import QUICK, Harness
 
-from harness.compose import CONF
+from harness.config.compose import CONF
 
 SLOTS = ("align", "finetune", "repair")
 DEFENSES = sorted(

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from threading import Lock
 from typing import Any, ClassVar
@@ -14,12 +13,12 @@ from typing import Any, ClassVar
 from toys import ALLOW, Silent
 
 from harness.engine.plan import Plan
-from harness.engine.ranks import Processes
-from harness.engine.scheduler import Ended, Queued, Request
-from harness.engine.slurm import SlurmExecutor
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.errors import HarnessError, SchedulerError
+from harness.execution.ranks import Processes
+from harness.slurm.client import Ended, Queued, Request
+from harness.slurm.executor import SlurmExecutor
 
 _LIVING: dict[int, "FakeScheduler"] = {}
 """A pickled job reaches the scheduler that it was submitted to, as a job of Slurm's does."""
@@ -39,7 +38,7 @@ class FakeJob:
 
 
 class FakeScheduler:
-    """Satisfies ``harness.engine.scheduler.Scheduler``."""
+    """Satisfies ``harness.slurm.client.Scheduler``."""
 
     rehearsing: ClassVar[bool] = False
 
@@ -171,7 +170,7 @@ def within_job(name: str, **environment: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeSite:
-    """Satisfies ``harness.engine.site.Site``."""
+    """Satisfies ``harness.slurm.site.Site``."""
 
     joins: tuple[str, ...] = ()
     fans: tuple[str, ...] = ()
@@ -191,20 +190,22 @@ class FakeSite:
     def processes(self) -> Mapping[str, Processes]:
         return {}
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
-        return partial(prepared, len(lines))
+    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+        return len(lines)
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:
         return "cpu"
 
 
-def prepared(lines: int) -> None:
+def prepared(threads: int | None) -> None:
     """What every job calls first."""
 
 
 def executor(scheduler: FakeScheduler, *, sweep: str = "toys-1", **settings: Any) -> SlurmExecutor:
     told = {name: settings.pop(name) for name in ("on_event", "wait", "poll_seconds") if name in settings}
-    return SlurmExecutor(site=FakeSite(**settings), scheduler=scheduler, sweep=sweep, tracker=Silent(), **told)
+    return SlurmExecutor(
+        site=FakeSite(**settings), scheduler=scheduler, sweep=sweep, tracker=Silent(), prepare=prepared, **told
+    )
 
 
 def submit(store: Store, scheduler: FakeScheduler, leaves: Sequence[Stage], **settings: Any):

@@ -6,7 +6,7 @@ import time
 import pytest
 from toys import Number, run
 
-from harness.engine.collect import remove, unneeded
+from harness.engine.gc import remove, unneeded
 
 DAY = 86400.0
 

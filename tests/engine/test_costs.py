@@ -1,6 +1,6 @@
 from toys import Add, Number, chain
 
-from harness.engine.costs import SAMPLE, Cost, predicted
+from harness.engine.estimate import SAMPLE, Cost, predicted
 from harness.engine.stage import lineage
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toys import heedful, wait_for
 
-from harness.engine.interrupt import undisturbed
+from harness.slurm.interrupt import undisturbed
 
 HEARING = """
 ASKED = '''
@@ -21,7 +21,7 @@ open("answered", "w")
 '''
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from harness.engine.interrupt import undisturbed
+from harness.slurm.interrupt import undisturbed
 for word in sys.argv[2].split():
     signal.signal(getattr(signal, word), signal.SIG_IGN)
 folder = Path(sys.argv[1])

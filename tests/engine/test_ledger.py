@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.ledger import LEFT, NAME, Entry, Ledger, Stray
-from harness.engine.scheduler import Queued
+from harness.slurm.client import Queued
+from harness.slurm.job_log import LEFT, NAME, JobEntry, JobLog, Stray
 
 
 @pytest.fixture
 def ledger(root):
-    return Ledger(root)
+    return JobLog(root)
 
 
 def entry(job, *keys, **settings):
-    return Entry(job=job, keys=keys, user="me", **settings)
+    return JobEntry(job=job, keys=keys, user="me", **settings)
 
 
 def test_entries_are_read_as_they_were_written_oldest_first(ledger):
@@ -127,7 +127,7 @@ def test_note_of_what_was_left_that_is_damaged_is_as_none(ledger, root, content)
 def test_last_job_of_a_stage_is_that_of_the_last_submission_whatever_the_clocks(ledger, monkeypatch, hours):
     ledger.write(ledger.open("b"), [entry("1", "x", submitted="2026-01-01T12:00:00.000+00:00")])
     later = datetime.now(UTC) + timedelta(hours=hours)
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: later.isoformat(timespec="milliseconds"))
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: later.isoformat(timespec="milliseconds"))
 
     ledger.write(ledger.open("a"), [entry("2", "x")])
 

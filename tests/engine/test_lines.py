@@ -6,9 +6,9 @@ from typing import ClassVar, final
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engine.lines import Batch, batches_of
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext, lineage
+from harness.slurm.packing import Batch, batches_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from toys import ALLOW, Add, Mix, Number, Silent, chain, heedful, run, runs, wait_for
 
-from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
-from harness.engine.crew import Briefing, Spawned
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import Interrupted
+from harness.execution.attempt import WorkerContext, attempt
+from harness.local.workers import ProcessPool, WorkerConfig
 from harness.tracking.jsonl import Jsonl
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -133,7 +133,7 @@ def test_attempt_without_parent_fails_for_that_reason(root, store) -> None:
     stage = chain(2)
     store.prepare()
 
-    result = attempt(stage, Desk(store=store, claims=Claims(store.claims), tracker=Jsonl()))
+    result = attempt(stage, WorkerContext(store=store, claims=Claims(store.claims), tracker=Jsonl()))
 
     assert (result.outcome, result.cause) == ("failed", "missing parent")
     assert f"number `{stage.parent.key}`" in result.message
@@ -146,7 +146,7 @@ def test_attempt_with_damaged_parent_fails_for_that_reason(root) -> None:
     fresh = Store(root, allow=ALLOW)
     (fresh.folder(stage.parent) / "sub folder" / "number.txt").write_text("7.0")
 
-    result = attempt(stage, Desk(store=fresh, claims=Claims(fresh.claims), tracker=Jsonl()))
+    result = attempt(stage, WorkerContext(store=fresh, claims=Claims(fresh.claims), tracker=Jsonl()))
 
     assert (result.outcome, result.cause, result.trace) == ("failed", "DamagedArtifact", "")
 
@@ -156,7 +156,7 @@ def test_attempt_that_loses_its_claim_commits_nothing(root, store, monkeypatch) 
     store.prepare()
     monkeypatch.setattr("harness.engine.claim.Claim.held", lambda self: False)
 
-    result = attempt(stage, Desk(store=store, claims=Claims(store.claims), tracker=Jsonl()))
+    result = attempt(stage, WorkerContext(store=store, claims=Claims(store.claims), tracker=Jsonl()))
 
     assert result.outcome == "busy"
     assert not store.folder(stage).exists()
@@ -280,8 +280,8 @@ def test_run_with_a_worker_that_dies_fails_that_stage_only(root) -> None:
 
 def test_worker_that_dies_while_it_is_idle_is_replaced(root, store) -> None:
     store.prepare()
-    briefing = Briefing(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
-    crew = Spawned(1, briefing)
+    briefing = WorkerConfig(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
+    crew = ProcessPool(1, briefing)
     crew.begin(Number(value=1))
     (first,) = crew.ended(None)
     os.kill(crew._workers[0].process.pid, signal.SIGKILL)

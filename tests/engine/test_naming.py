@@ -1,7 +1,7 @@
 import pytest
 from toys import Number
 
-from harness.engine.naming import key_named, sweep_named
+from harness.engine.lookup import key_named, sweep_named
 from harness.errors import StoreError
 
 

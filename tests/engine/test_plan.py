@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from toys import Add, Booster, Mix, Number, chain, executor, run
 
-from harness.engine.frontier import Frontier
 from harness.engine.plan import Count, Plan
 from harness.engine.stage import lineage
 from harness.engine.store import Store
 from harness.errors import DataError
+from harness.local.ready_queue import ReadyQueue
 
 
 def test_plan_of_400_cells_shares_20_alignments() -> None:
@@ -55,7 +55,7 @@ def test_plan_of_single_stage_leaves_missing_ancestors_alone(root, store) -> Non
 
 def test_frontier_gives_out_stages_in_the_order_of_the_plan() -> None:
     left, right = chain(2), chain(2, start=5)
-    frontier = Frontier(Plan.of([left, right]).stages)
+    frontier = ReadyQueue(Plan.of([left, right]).stages)
 
     first, second, none = frontier.next(), frontier.next(), frontier.next()
     frontier.put_back(first.key)
@@ -70,7 +70,7 @@ def test_frontier_failure_blocks_all_descendants_and_nothing_else() -> None:
     base = Number(value=1)
     broken, sound = Add(parent=base, amount=1), Add(parent=base, amount=2)
     below, far = Add(parent=broken, amount=3), Mix(left=Add(parent=broken, amount=3), right=sound)
-    frontier = Frontier(Plan.of([below, far, sound]).stages)
+    frontier = ReadyQueue(Plan.of([below, far, sound]).stages)
 
     frontier.done(frontier.next().key)
 

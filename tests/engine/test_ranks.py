@@ -7,12 +7,12 @@ import pytest
 from crowd import Crowd, is_gone
 from toys import ALLOW, Number, Silent, executor, heedful, wait_for
 
-from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
-from harness.engine.ranks import Processes
 from harness.engine.store import Store
 from harness.errors import Interrupted
+from harness.execution.attempt import WorkerContext, attempt
+from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
 
 ALLOWED = (*ALLOW, "crowd.")
@@ -44,7 +44,7 @@ def trouble(store: Store, rank: int, what: str) -> None:
 
 def shared(store: Store, stage=None, processes: Processes = TWO, **options):
     options.setdefault("tracker", Silent())
-    desk = Desk(
+    desk = WorkerContext(
         store=store, claims=Claims(store.claims), processes={"crowd": processes, "number": processes}, **options
     )
     return attempt(stage or Crowd(), desk)
@@ -82,11 +82,11 @@ def test_stage_in_one_process_says_nothing_of_processes(store) -> None:
     assert pid_of(store, 0) == os.getpid()
 
 
-def test_stage_that_cannot_be_shared_is_refused(store) -> None:
-    result = shared(store, Number(value=1))
+def test_stage_that_cannot_be_shared_runs_in_one_process(store) -> None:
+    stage = Number(value=1)
 
-    assert (result.outcome, result.cause) == ("failed", "ConfigError")
-    assert "number runs in one process; expected 1, not 2" in result.message
+    assert shared(store, stage).outcome == "executed"
+    assert "processes" not in store.manifest(stage.key).provenance
 
 
 def test_processes_out_of_range_are_named() -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import submitit
-from fake_scheduler import FakeScheduler, FakeSite, submit
+from fake_scheduler import FakeScheduler, FakeSite, prepared, submit
 from toys import Add, Mix, Number, Silent, chain
 
-from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
-from harness.engine.scheduler import Ended, Queued, Rehearsal, Request, Scheduler, Slurm
-from harness.engine.slurm import SlurmExecutor
 from harness.errors import SchedulerError
+from harness.slurm.client import Ended, Queued, Request, Scheduler, Slurm
+from harness.slurm.dry_run import DryRun
+from harness.slurm.executor import SlurmExecutor
+from harness.slurm.job_log import JobLog
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,9 @@ def commands(tmp_path, monkeypatch):
 
 
 def rehearsed(store, leaves, **settings):
-    executor = SlurmExecutor(site=FakeSite(**settings), scheduler=Rehearsal(), sweep="toys-1", tracker=Silent())
+    executor = SlurmExecutor(
+        site=FakeSite(**settings), scheduler=DryRun(), sweep="toys-1", tracker=Silent(), prepare=prepared
+    )
     return executor.run(Plan.of(leaves), store)
 
 
@@ -51,7 +54,7 @@ def scripts(outcome):
 
 
 def test_fakes_and_slurm_are_schedulers():
-    schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), Rehearsal()]
+    schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), DryRun()]
 
     assert [one.rehearsing for one in schedulers] == [False, False, True]
 
@@ -102,8 +105,8 @@ def test_job_gives_up_by_itself_before_submitit_would(store, monkeypatch):
 def test_rehearsal_leaves_no_trace_in_ledger_or_queue(store, root):
     outcome = rehearsed(store, [chain(2)])
 
-    assert not list(Ledger(root).entries())
-    assert not Ledger(root).sweeps()
+    assert not list(JobLog(root).entries())
+    assert not JobLog(root).sweeps()
     assert outcome.scripts.name.startswith("harness-dry-run-")
     assert not list(root.rglob("*"))
     scheduler = FakeScheduler()
@@ -202,7 +205,7 @@ def test_list_of_elements_that_was_cut_short_says_nothing(commands):
 
 
 def test_queue_that_hangs_is_given_up(commands, monkeypatch):
-    monkeypatch.setattr("harness.engine.scheduler.ASKING_SECONDS", 0.2)
+    monkeypatch.setattr("harness.slurm.client.ASKING_SECONDS", 0.2)
     commands("squeue", "exec sleep 20")
 
     with pytest.raises(SchedulerError, match="does not answer"):

@@ -10,12 +10,13 @@ import pytest
 from fake_scheduler import FakeScheduler, submit
 from toys import ALLOW, Add, Mix, Number, chain, run
 
-from harness.engine.causes import Cause, cause_of
 from harness.engine.claim import LEASE_SECONDS, Claims, left_behind
-from harness.engine.ledger import Entry, Ledger
 from harness.engine.plan import Plan
-from harness.engine.states import Member, members_of, states_of
 from harness.engine.store import Store
+from harness.execution.state import Member, members_of
+from harness.slurm.causes import Cause, cause_of
+from harness.slurm.job_log import JobEntry, JobLog
+from harness.slurm.states import states_of
 
 FAILED = {
     "outcome": "failed",
@@ -63,10 +64,10 @@ def test_stage_that_no_job_will_run_is_lost_unless_a_continuation_of_its_sweep_w
     submitted(store, scheduler, first)
 
     alone = look(store, scheduler, first, rest)
-    ledger = Ledger(store.root)
+    ledger = JobLog(store.root)
     for job, sweep in (("76", "toys-1"), ("77", "big")):
         scheduler.jobs[job] = scheduler.jobs["1"]
-        ledger.write(ledger.open(sweep), [Entry(job=job, keys=(), user="me")])
+        ledger.write(ledger.open(sweep), [JobEntry(job=job, keys=(), user="me")])
     continued = look(store, scheduler, first, rest)
     del scheduler.jobs["76"]
     others = look(store, scheduler, first, rest)
@@ -353,7 +354,7 @@ def test_without_squeue_the_manifests_and_attempts_are_told(store, root, schedul
 
 
 def scheduler_job(store, stage):
-    return Ledger(store.root).latest()[stage.key].job
+    return JobLog(store.root).latest()[stage.key].job
 
 
 def test_descendants_of_a_failed_stage_are_blocked_though_their_jobs_still_wait(store, scheduler):
@@ -400,9 +401,9 @@ def test_job_that_ends_during_the_look_is_stored(store, root, scheduler):
 
 def test_ten_thousand_stages_ask_the_scheduler_twice(store, scheduler):
     members = {f"{number:016x}": Member("finetune", []) for number in range(10_000)}
-    folder = Ledger(store.root).open("big")
-    entries = [Entry(job=f"1_{number}", keys=(key,), user="me") for number, key in enumerate(members)]
-    Ledger(store.root).write(folder, entries)
+    folder = JobLog(store.root).open("big")
+    entries = [JobEntry(job=f"1_{number}", keys=(key,), user="me") for number, key in enumerate(members)]
+    JobLog(store.root).write(folder, entries)
 
     states = states_of(members, store, scheduler)
 
@@ -525,7 +526,7 @@ def test_continuation_of_a_clock_that_is_behind_has_what_was_left_to_it(store, s
     first, rest, last = (Number(value=float(value)) for value in range(3))
     for job in submit(store, scheduler, [first, rest, last]).submitted.values():
         scheduler.end(job, "TIMEOUT")
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: "2020-01-01T00:00:00.000+00:00")
 
     submit(store, scheduler, [first, rest, last], job_cap=2)
 
@@ -536,7 +537,7 @@ def test_continuation_of_a_clock_that_is_behind_has_what_was_left_to_it(store, s
 def test_retry_from_a_clock_that_is_behind_is_the_latest(store, scheduler, monkeypatch):
     leaf = chain(1)
     scheduler.end(submitted(store, scheduler, leaf), "CANCELLED")
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: "2020-01-01T00:00:00.000+00:00")
 
     second = submitted(store, scheduler, leaf)
 
@@ -561,7 +562,7 @@ def test_job_that_could_write_nothing_is_no_error_of_the_code(store, scheduler, 
 def test_damaged_ledger_of_another_sweep_stops_no_look(store, scheduler, line):
     leaf = chain(1)
     job = submitted(store, scheduler, leaf)
-    folder = Ledger(store.root).open("other")
+    folder = JobLog(store.root).open("other")
     (folder / "ledger.jsonl").write_text(f"{line}\n")
 
     assert look(store, scheduler, leaf)[leaf.key].job == job

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from toys import ALLOW, Add, Number, Silent, chain, run, runs
 
-from harness.engine.attempt import Desk, attempt, logged
 from harness.engine.claim import Claims
 from harness.engine.moved import MOVED
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StoreError, UnreadableFile
+from harness.execution.attempt import WorkerContext, attempt, logged
 
 
 @pytest.fixture
@@ -486,7 +486,7 @@ def test_error_of_a_library_on_a_store_that_can_be_written_stays_a_bug(root):
 def test_process_that_lost_its_stage_to_a_rival_leaves_no_failure_of_it(root, store):
     stage = Writes(how="rival")
     store.prepare()
-    desk = Desk(store=store, claims=Claims(store.claims), tracker=Silent())
+    desk = WorkerContext(store=store, claims=Claims(store.claims), tracker=Silent())
 
     result = attempt(stage, desk)
 

@@ -13,17 +13,19 @@ import pytest
 from fake_scheduler import FakeJob, FakeScheduler, executor, submit
 from toys import ALLOW, Add, Mix, Number, chain, run, runs
 
-from harness.engine import survey
 from harness.engine.claim import Claims
-from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
-from harness.engine.scheduler import Rehearsal, Request
-from harness.engine.states import Member, states_of
 from harness.engine.store import Store
-from harness.engine.turn import SUBMITTING
-from harness.engine.worker import Job
 from harness.errors import Interrupted, SchedulerError, StoreError
+from harness.execution.state import Member
+from harness.slurm import snapshot
+from harness.slurm.client import Request
+from harness.slurm.dry_run import DryRun
+from harness.slurm.job_log import JobLog
+from harness.slurm.states import states_of
+from harness.slurm.turn import SUBMITTING
+from harness.slurm.worker import Job
 
 TRACE = {"outcome": "failed", "cause": "RuntimeError", "traceback": "boom", "started": "2020", "seconds": 1.0}
 
@@ -239,7 +241,7 @@ def test_continuation_of_a_cancelled_sweep_submits_nothing(store, root, schedule
     _, adds = fan(range(1, 6))
     submit(store, scheduler, adds, job_cap=3)
     calls = len(scheduler.requests)
-    Ledger(root).cancel("toys-1")
+    JobLog(root).cancel("toys-1")
     scheduler.jobs.clear()
 
     scheduler.requests[-1].jobs[0]()
@@ -248,12 +250,12 @@ def test_continuation_of_a_cancelled_sweep_submits_nothing(store, root, schedule
 
 
 def test_cancel_during_a_submission_stops_it_and_what_was_submitted_is_known(store, root, scheduler):
-    scheduler.before_submit = lambda _: Ledger(root).cancel("toys-1")
+    scheduler.before_submit = lambda _: JobLog(root).cancel("toys-1")
 
     with pytest.raises(Interrupted, match="1 calls of sbatch"):
         submit(store, scheduler, [chain(3)])
 
-    assert [entry.job for entry in Ledger(root).entries("toys-1")] == ["1"]
+    assert [entry.job for entry in JobLog(root).entries("toys-1")] == ["1"]
 
 
 def test_refusal_of_the_scheduler_keeps_what_was_submitted_before(store, root, scheduler):
@@ -279,7 +281,7 @@ def test_node_that_died_is_excluded_from_then_on(store, root, scheduler):
     submit(store, scheduler, [leaf])
 
     assert [request.parameters.get("exclude") for request in scheduler.requests] == [None, "n1", "n1,n2"]
-    assert Ledger(root).latest()[leaf.key].excluded == ("n1", "n2")
+    assert JobLog(root).latest()[leaf.key].excluded == ("n1", "n2")
 
 
 def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, scheduler):
@@ -296,7 +298,7 @@ def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, sc
         {leaf.key: 4},
         {leaf.key: 8},
     ]
-    assert Ledger(root).latest()[leaf.key].shrink == {leaf.key: 8}
+    assert JobLog(root).latest()[leaf.key].shrink == {leaf.key: 8}
 
 
 def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root, scheduler, monkeypatch):
@@ -314,7 +316,7 @@ def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root
     assert "3 times with the same traceback" in refused.failed[bad.key].message
     assert refused.blocked == {child.key: bad.key}
     assert not refused.complete
-    monkeypatch.setattr("harness.engine.retry.source_digest", lambda _: "other code")
+    monkeypatch.setattr("harness.slurm.retry_policy.source_digest", lambda _: "other code")
     assert set(submit(store, scheduler, [child, good]).submitted) == {bad.key, child.key}
 
 
@@ -365,7 +367,7 @@ def test_waiting_executor_returns_what_was_executed_failed_and_blocked(store, ro
     store.prepare()
     (root / "trouble-1.0").write_text("bug")
     # In that module alone: others sleep as well, as the library of claims does.
-    monkeypatch.setattr("harness.engine.slurm.time", SimpleNamespace(sleep=lambda _: scheduler.work_off()))
+    monkeypatch.setattr("harness.slurm.executor.time", SimpleNamespace(sleep=lambda _: scheduler.work_off()))
     told = []
 
     outcome = submit(store, scheduler, [grandchild, good], wait=True, on_event=lambda event: told.append(event.what))
@@ -394,7 +396,7 @@ def test_store_with_a_percent_sign_in_its_path_is_refused(tmp_path, scheduler):
 
 
 def test_two_submissions_at_once_never_submit_a_stage_twice(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.engine.turn.TURN_SECONDS", 0.01)
+    monkeypatch.setattr("harness.slurm.turn.TURN_SECONDS", 0.01)
     _, adds = fan(range(1, 5))
     plan = Plan.of([*adds, Mix(left=adds[0], right=adds[1])])
 
@@ -434,11 +436,11 @@ def test_continuation_leaves_what_failed_to_a_retry(store, scheduler):
 def test_second_submission_takes_over_from_a_continuation_that_waits(store, scheduler):
     _, adds = fan(range(1, 6))
     submit(store, scheduler, adds, job_cap=3)
-    (waiting,) = [entry.job for entry in Ledger(store.root).entries() if not entry.keys]
+    (waiting,) = [entry.job for entry in JobLog(store.root).entries() if not entry.keys]
 
     submit(store, scheduler, adds, job_cap=3)
 
-    alive = [entry.job for entry in Ledger(store.root).entries() if not entry.keys and entry.job in scheduler.jobs]
+    alive = [entry.job for entry in JobLog(store.root).entries() if not entry.keys and entry.job in scheduler.jobs]
     assert waiting in scheduler.cancelled
     assert len(alive) == 1
 
@@ -450,7 +452,7 @@ def test_packed_lines_do_not_fall_with_a_stage_that_only_one_of_them_needs(store
     submit(store, scheduler, leaves, pack={"mix": 2})
 
     request = scheduler.requests[-1]
-    jobs = {key: entry.job for key, entry in Ledger(store.root).latest().items()}
+    jobs = {key: entry.job for key, entry in JobLog(store.root).latest().items()}
     assert request.after_ok == [jobs[common.key]]
     assert request.after_any == sorted([jobs[first.key], jobs[second.key]])
 
@@ -464,15 +466,15 @@ def test_stage_that_is_stored_while_a_continuation_looks_takes_nothing_along(sto
     base, adds = fan([1, 2, 3])
     submit(store, scheduler, adds, job_cap=3)
     name, _ = waiting_continuation(scheduler)
-    real = survey.states_of
+    real = snapshot.states_of
 
     def late(*arguments, **settings):
-        monkeypatch.setattr(survey, "states_of", real)
+        monkeypatch.setattr(snapshot, "states_of", real)
         run(store.root, [base])
         scheduler.end("1", "COMPLETED")
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(survey, "states_of", late)
+    monkeypatch.setattr(snapshot, "states_of", late)
     scheduler._execute(name)
     scheduler.work_off()
 
@@ -571,7 +573,7 @@ def test_continuation_asks_a_slurm_that_does_not_answer_again(store, scheduler, 
         pauses.append(seconds)
         scheduler.down = len(pauses) < 3
 
-    monkeypatch.setattr("harness.engine.slurm.time.sleep", sleep)
+    monkeypatch.setattr("harness.slurm.executor.time.sleep", sleep)
     scheduler._execute(name)
     scheduler.work_off()
 
@@ -583,7 +585,7 @@ def test_continuation_gives_up_on_a_slurm_that_never_answers(store, scheduler, m
     _, adds = fan([1, 2, 3])
     submit(store, scheduler, adds, job_cap=3)
     scheduler.down = True
-    monkeypatch.setattr("harness.engine.slurm.time.sleep", lambda _: None)
+    monkeypatch.setattr("harness.slurm.executor.time.sleep", lambda _: None)
 
     with pytest.raises(SchedulerError):
         waiting_continuation(scheduler)[1].jobs[0]()
@@ -614,10 +616,10 @@ def test_job_that_is_ending_is_waited_for_before_it_is_depended_on(store, schedu
         elif end == "requeued":
             scheduler.jobs["1"].state = "PENDING"
         else:
-            monkeypatch.setattr("harness.engine.survey.ENDING_SECONDS", -100.0)
-            monkeypatch.setattr("harness.engine.survey.time.monotonic", lambda: float("inf"))
+            monkeypatch.setattr("harness.slurm.snapshot.ENDING_SECONDS", -100.0)
+            monkeypatch.setattr("harness.slurm.snapshot.time.monotonic", lambda: float("inf"))
 
-    monkeypatch.setattr("harness.engine.survey.time.sleep", sleep)
+    monkeypatch.setattr("harness.slurm.snapshot.time.sleep", sleep)
     told = []
     outcome = submit(store, scheduler, [leaf], on_event=told.append)
 
@@ -685,7 +687,7 @@ def test_waiting_executor_does_not_hang_on_a_held_job(store, scheduler, monkeypa
         run(store.root, [other])
         scheduler.end(jobs[other.key], "COMPLETED")
 
-    monkeypatch.setattr("harness.engine.slurm.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("harness.slurm.executor.time", SimpleNamespace(sleep=sleep))
 
     outcome = submit(store, scheduler, [add, other], wait=True)
 
@@ -739,7 +741,7 @@ def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, 
         return False
 
     if when == "between two calls":
-        monkeypatch.setattr(Ledger, "cancelled", cancelled)
+        monkeypatch.setattr(JobLog, "cancelled", cancelled)
     else:
         scheduler.after_submit = lambda _: sleep()
 
@@ -754,7 +756,7 @@ def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, 
 
 
 def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.engine.turn.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.slurm.turn.PATIENCE_SECONDS", 0.0)
     store.prepare()
     claim = Claims(store.claims).take(SUBMITTING)
     looks = []
@@ -764,7 +766,7 @@ def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypa
         if len(looks) == 3:
             claim.release()
 
-    monkeypatch.setattr("harness.engine.turn.time.sleep", sleep)
+    monkeypatch.setattr("harness.slurm.turn.time.sleep", sleep)
     told = []
 
     submit(store, scheduler, [chain(1)], on_event=told.append)
@@ -788,7 +790,7 @@ def test_job_that_an_interrupted_submission_never_heard_of_is_ended_by_the_next(
     interrupted(scheduler)
     with pytest.raises(Interrupted):
         submit(store, scheduler, adds)
-    assert [entry.job for entry in Ledger(root).entries()] == ["1"]
+    assert [entry.job for entry in JobLog(root).entries()] == ["1"]
     assert set(scheduler.jobs) == {"1", "2_0", "2_1", "2_2"}
     scheduler.after_submit = lambda _: None
 
@@ -815,7 +817,7 @@ def test_rehearsal_ends_no_stray_job(store, scheduler):
         submit(store, scheduler, [chain(2)])
     scheduler.after_submit = lambda _: None
 
-    replace(executor(scheduler), scheduler=Rehearsal()).run(Plan.of([chain(2)]), store)
+    replace(executor(scheduler), scheduler=DryRun()).run(Plan.of([chain(2)]), store)
 
     assert set(scheduler.jobs) == {"1", "2"}
 
@@ -826,11 +828,11 @@ def test_interrupt_during_a_call_is_heard_when_its_answer_is_written(store, root
     with pytest.raises(Interrupted, match="harness cancel toys-1"):
         submit(store, scheduler, [chain(3)])
 
-    assert [entry.job for entry in Ledger(root).entries()] == list(scheduler.jobs) == ["1"]
+    assert [entry.job for entry in JobLog(root).entries()] == list(scheduler.jobs) == ["1"]
 
 
 @pytest.mark.parametrize("line", ['[{"job": "12"', "\x00\x00"])
 def test_damaged_ledger_of_another_sweep_stops_no_submission(store, scheduler, line):
-    (Ledger(store.root).open("other") / "ledger.jsonl").write_text(f"{line}\n")
+    (JobLog(store.root).open("other") / "ledger.jsonl").write_text(f"{line}\n")
 
     assert submit(store, scheduler, [chain(2)]).calls == 2

@@ -10,13 +10,13 @@ import pytest
 from fake_scheduler import prepared, within_job
 from toys import ALLOW, Add, Number, Silent, chain, run, runs, wait_for
 
-from harness.engine import worker
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.provenance import source_digest
-from harness.engine.scheduler import Requeueable
 from harness.engine.stage import lineage
-from harness.engine.worker import Job, JobFailed, LastCall, TimeUp, job_id
+from harness.slurm import worker
+from harness.slurm.client import Requeueable
+from harness.slurm.worker import Job, JobFailed, PreemptionHandler, TimeUp, job_id
 
 
 def job_of(store, *lines, **settings):
@@ -226,7 +226,7 @@ def test_stage_that_does_not_stop_in_time_is_left_and_its_claim_given_back(store
 
 
 def test_second_warning_does_not_prolong_the_first():
-    call = LastCall(signal.SIG_DFL, 50.0)
+    call = PreemptionHandler(signal.SIG_DFL, 50.0)
     with within_job("5"):
         call.heard(signal.SIGUSR2, None)
         signal.setitimer(signal.ITIMER_REAL, 10.0)
@@ -239,7 +239,7 @@ def test_second_warning_does_not_prolong_the_first():
 
 def test_warning_that_nobody_would_answer_fails_the_job():
     with pytest.raises(TimeUp, match="may not start again"):
-        LastCall(signal.SIG_DFL, 1.0).pass_on()
+        PreemptionHandler(signal.SIG_DFL, 1.0).pass_on()
 
 
 def test_id_of_a_job_is_that_of_the_queue(monkeypatch):
@@ -280,7 +280,7 @@ def test_stage_that_failed_here_and_was_finished_by_another_process_fails_nobody
         if stage is not desk.store.stage(bad.key):
             return real(stage, desk)
         run(root, [bad])
-        return worker.Attempted(key=stage.key, outcome="failed", message="the other was faster")
+        return worker.AttemptResult(key=stage.key, outcome="failed", message="the other was faster")
 
     monkeypatch.setattr(worker, "attempt", attempt)
 

@@ -10,11 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Protocol, final
 
-from harness.engine.local import LocalExecutor
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import DataError, Stopped
+from harness.local.executor import LocalExecutor
 
 ALLOW = ("toys.",)
 

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.cli import main
-from harness.compose import CONF, compose
+from harness.cli.main import main
+from harness.config.compose import CONF, compose
 
 OWN = ("HARNESS_", "WANDB_", "SLURM_")
 """Variables of this process that no case sees."""

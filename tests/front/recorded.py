@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.compose import compose
-from harness.config import cells_of, settings_of
+from harness.config.build import cells_of, settings_of
+from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
-from harness.record import record_sweep, sweep_id
+from harness.sweep.record import record_sweep, sweep_id
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from harness.compose import CONF, NAME, Composer, composition_of
-from harness.config import cells_of
-from harness.expansion import expanded, options_of
-from harness.refusal import composing
+from harness.config.build import cells_of
+from harness.config.compose import CONF, NAME, Composer, composition_of
+from harness.config.expansion import expanded, options_of
+from harness.config.hydra_errors import composing
 
 
 class Both:

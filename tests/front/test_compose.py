@@ -7,12 +7,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from harness.compose import CONF, compose
-from harness.config import cells_of, settings_of
+from harness.config.build import cells_of, settings_of
+from harness.config.compose import CONF, compose
+from harness.config.expansion import expanded
 from harness.defenses import lisa
 from harness.engine.plan import Plan
 from harness.errors import ConfigError
-from harness.expansion import expanded
 
 COMMANDS = [
     ["defense=booster", "defense.align.lamb=3", "attack.ratio=0.12", "seed=4"],

@@ -6,10 +6,11 @@ from typing import ClassVar
 import pytest
 from recorded import record
 
-from harness.console import RunPrinter
-from harness.engine.executor import Event, Failure, Outcome
+from harness.cli.progress import RunPrinter
 from harness.errors import StoreError
-from harness.sweep import Planned, Silent, executed
+from harness.execution.executor import Event, Failure, Outcome
+from harness.sweep.reporter import NullReporter, SweepPlan
+from harness.sweep.run import executed
 from harness.tracking.jsonl import Jsonl
 
 REFUSED = Failure(kind="align", cause="refused", message="failed 3 times with the same traceback")
@@ -22,7 +23,7 @@ def sweep(tmp_path):
 
 
 def planned(sweep, cluster=None):
-    return Planned.of(sweep.sweep, sweep.plan, sweep.store, cluster, cells=1)
+    return SweepPlan.of(sweep.sweep, sweep.plan, sweep.store, cluster, cells=1)
 
 
 def test_refusal_is_told_with_its_reason_where_nothing_else_is_submitted(sweep, capsys):
@@ -66,7 +67,7 @@ def test_run_that_nothing_stopped_but_the_store_ends_with_the_store_error(sweep)
     place = SimpleNamespace(cluster=cluster, tracker=Jsonl())
 
     with pytest.raises(StoreError, match="disk or quota is full at `store`") as caught:
-        executed(planned(sweep, cluster), sweep.plan, sweep.store, place, Silent())
+        executed(planned(sweep, cluster), sweep.plan, sweep.store, place, NullReporter())
 
     assert caught.value.exit_code == 2
 
@@ -75,6 +76,6 @@ def test_run_in_which_something_else_failed_too_returns_what_did(sweep):
     cluster = Ends(a=FULL, b=REFUSED)
     place = SimpleNamespace(cluster=cluster, tracker=Jsonl())
 
-    outcome = executed(planned(sweep, cluster), sweep.plan, sweep.store, place, Silent())
+    outcome = executed(planned(sweep, cluster), sweep.plan, sweep.store, place, NullReporter())
 
     assert set(outcome.failed) == {"a", "b"}

@@ -9,14 +9,18 @@ import pytest
 from fake_scheduler import FakeScheduler
 from recorded import Recorded, record
 
-from harness.control import cancel, collect, logs, retry, status
 from harness.engine.claim import Claims
-from harness.engine.ledger import Ledger
 from harness.engine.provenance import source_digest
-from harness.engine.turn import SUBMITTING, submitting
 from harness.errors import ConfigError, Interrupted, SchedulerError, StagesFailed, StoreError
-from harness.record import place_of
-from harness.sweep import Planned, Silent, executed
+from harness.slurm.job_log import JobLog
+from harness.slurm.turn import SUBMITTING, submitting
+from harness.sweep.cancel import cancel
+from harness.sweep.gc import collect
+from harness.sweep.record import place_of
+from harness.sweep.reporter import NullReporter, SweepPlan
+from harness.sweep.retry import retry
+from harness.sweep.run import executed
+from harness.sweep.status import logs, status
 
 FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "traceback": "boom", "seconds": 1.0}
 
@@ -24,7 +28,7 @@ FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "trac
 @pytest.fixture
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
-    monkeypatch.setattr("harness.slurm.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
     return fake
 
 
@@ -35,11 +39,11 @@ def sweep(tmp_path) -> Recorded:
 
 def submit(sweep: Recorded):
     place = place_of(sweep.store.read_sweep(sweep.sweep), {})
-    planned = Planned.of(sweep.sweep, sweep.plan, sweep.store, place.cluster, cells=1)
-    return executed(planned, sweep.plan, sweep.store, place, Silent())
+    planned = SweepPlan.of(sweep.sweep, sweep.plan, sweep.store, place.cluster, cells=1)
+    return executed(planned, sweep.plan, sweep.store, place, NullReporter())
 
 
-class Heard(Silent):
+class Heard(NullReporter):
     """Keeps what is said beside a run."""
 
     def __init__(self) -> None:
@@ -59,7 +63,7 @@ def test_status_counts_every_kind_and_everything_that_can_become_of_it(sweep, sc
     sweep.finish(*sweep.stages("base"), *sweep.stages("poison"))
     (align,) = sweep.stages("align")
     sweep.store.record_attempt(
-        align.key, {**FAILED, "job": Ledger(sweep.store.root).latest()[align.key].job, "started": "2999"}
+        align.key, {**FAILED, "job": JobLog(sweep.store.root).latest()[align.key].job, "started": "2999"}
     )
 
     found = status(sweep.store, None, scheduler)
@@ -115,7 +119,7 @@ def test_time_left_is_that_of_stored_stages_of_the_same_kind_over_those_that_run
 def test_logs_are_those_of_the_house_and_of_the_job(sweep, scheduler):
     submit(sweep)
     (align,) = sweep.stages("align")
-    entry = Ledger(sweep.store.root).latest()[align.key]
+    entry = JobLog(sweep.store.root).latest()[align.key]
     with pytest.raises(StoreError, match="no attempt of it has begun"):
         list(logs(sweep.store, align.key))
     sweep.store.work(align.key).mkdir()
@@ -132,7 +136,7 @@ def test_retry_submits_what_is_not_stored_with_the_changes(sweep, scheduler):
     submit(sweep)
     (base,) = sweep.stages("base")
     sweep.finish(base)
-    scheduler.end(Ledger(sweep.store.root).latest()[base.key].job, "COMPLETED")
+    scheduler.end(JobLog(sweep.store.root).latest()[base.key].job, "COMPLETED")
     for name in list(scheduler.jobs):
         scheduler.end(name, "OUT_OF_MEMORY")
     before = len(scheduler.requests)
@@ -152,9 +156,9 @@ def test_retry_of_a_cancelled_sweep_takes_it_up_again(sweep, scheduler):
     submit(sweep)
     cancel(sweep.store, sweep.sweep, scheduler)
 
-    retry(sweep.store, sweep.sweep, {}, Silent())
+    retry(sweep.store, sweep.sweep, {}, NullReporter())
 
-    assert not Ledger(sweep.store.root).cancelled(sweep.sweep)
+    assert not JobLog(sweep.store.root).cancelled(sweep.sweep)
     assert scheduler.jobs
 
 
@@ -179,7 +183,7 @@ def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
     assert front.said == [f"the artifact of align {align.key} is damaged; it lies in {aside} now"]
     assert not sweep.store.has(align)
     assert sweep.store.has(base)
-    assert align.key in Ledger(sweep.store.root).latest()
+    assert align.key in JobLog(sweep.store.root).latest()
 
 
 def test_retry_sets_damaged_results_aside(sweep, scheduler):
@@ -192,7 +196,7 @@ def test_retry_sets_damaged_results_aside(sweep, scheduler):
 
     (aside,) = (sweep.store.root / "damaged").iterdir()
     assert front.said == [f"the artifact of grade {grade.key} is damaged; it lies in {aside} now"]
-    assert grade.key in Ledger(sweep.store.root).latest()
+    assert grade.key in JobLog(sweep.store.root).latest()
 
 
 def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
@@ -217,13 +221,13 @@ def test_retry_that_only_rehearses_changes_nothing(sweep, scheduler):
 
     assert front.said == [f"the artifact of align {align.key} is damaged; a retry sets it aside"]
     assert sweep.store.has(align)
-    assert Ledger(sweep.store.root).cancelled(sweep.sweep)
+    assert JobLog(sweep.store.root).cancelled(sweep.sweep)
     assert not scheduler.jobs
 
 
 def test_retry_with_a_wrong_change_does_nothing(sweep, scheduler):
     with pytest.raises(ConfigError, match=r"`cluster\.partitio`"):
-        retry(sweep.store, None, {"cluster.partitio": "x"}, Silent())
+        retry(sweep.store, None, {"cluster.partitio": "x"}, NullReporter())
 
     assert not scheduler.requests
 
@@ -234,7 +238,7 @@ def test_retry_of_a_stage_that_is_refused_fails(sweep, scheduler):
         sweep.store.record_attempt(base.key, {**FAILED, "code": source_digest(), "started": "2020"})
 
     with pytest.raises(StagesFailed):
-        retry(sweep.store, None, {}, Silent())
+        retry(sweep.store, None, {}, NullReporter())
 
 
 def test_cancel_ends_the_jobs_of_a_sweep_and_marks_it(sweep, scheduler):
@@ -252,7 +256,7 @@ def test_cancel_spares_jobs_that_another_submitted_sweep_needs(sweep, scheduler)
     submit(sweep)
     other = record(sweep.store.root, "cluster=slurm", "attack_ratio=p00")
     submit(other)
-    latest = Ledger(sweep.store.root).latest()
+    latest = JobLog(sweep.store.root).latest()
     shared = {latest[stage.key].job for kind in ("base", "align") for stage in sweep.stages(kind)}
 
     found = cancel(sweep.store, sweep.sweep, scheduler)
@@ -285,7 +289,7 @@ def test_cancel_spares_nothing_for_a_sweep_that_asks_for_nothing(sweep, schedule
         submit(other)
         cancel(other.store, other.sweep, scheduler)
     else:
-        Ledger(sweep.store.root).open(other.sweep, rehearsing=True)
+        JobLog(sweep.store.root).open(other.sweep, rehearsing=True)
 
     assert cancel(sweep.store, sweep.sweep, scheduler).spared == []
 
@@ -320,7 +324,7 @@ def test_gc_never_removes_what_is_queued_or_claimed(sweep, scheduler):
     submit(sweep)
     base, poison, align = (sweep.stages(kind)[0] for kind in ("base", "poison", "align"))
     scheduler.jobs = {
-        name: job for name, job in scheduler.jobs.items() if name == Ledger(sweep.store.root).latest()[base.key].job
+        name: job for name, job in scheduler.jobs.items() if name == JobLog(sweep.store.root).latest()[base.key].job
     }
     for stage in (base, poison, align):
         sweep.store.work(stage.key).mkdir()
@@ -406,7 +410,7 @@ def test_record_of_an_earlier_version_protects_its_artifacts_and_asks_for_a_new_
     with pytest.raises(StoreError, match="Run the command of the sweep again"):
         status(sweep.store, None, scheduler)
     with pytest.raises(StoreError, match="Run the command of the sweep again"):
-        retry(sweep.store, None, {}, Silent())
+        retry(sweep.store, None, {}, NullReporter())
 
 
 def _reader(sweep, stage):
@@ -450,18 +454,18 @@ def theirs(sweep) -> Recorded:
 def test_damaged_record_of_another_sweep_stops_nothing_but_its_own(sweep, theirs, scheduler, how):
     submit(sweep)
     submit(theirs)
-    mine = {entry.job for entry in Ledger(sweep.store.root).entries(sweep.sweep)}
+    mine = {entry.job for entry in JobLog(sweep.store.root).entries(sweep.sweep)}
     damage(record_file(theirs), how)
 
     found = status(sweep.store, sweep.sweep, scheduler)
     assert [theirs.sweep in why for why in found.damage] == [True]
-    retry(sweep.store, sweep.sweep, {}, Silent())
+    retry(sweep.store, sweep.sweep, {}, NullReporter())
     told = []
     done = cancel(sweep.store, sweep.sweep, scheduler, tell=told.append)
 
     assert set(done.ended) == mine
     assert [theirs.sweep in text for text in told] == [True]
-    assert {entry.job for entry in Ledger(sweep.store.root).entries(theirs.sweep)} == set(scheduler.jobs)
+    assert {entry.job for entry in JobLog(sweep.store.root).entries(theirs.sweep)} == set(scheduler.jobs)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -469,7 +473,7 @@ def test_cancel_spares_what_a_sweep_submitted_whose_record_is_damaged(sweep, sch
     submit(sweep)
     other = record(sweep.store.root, "cluster=slurm", "attack_ratio=p00")
     submit(other)
-    latest = Ledger(sweep.store.root).latest()
+    latest = JobLog(sweep.store.root).latest()
     shared = {latest[stage.key].job for kind in ("base", "align") for stage in sweep.stages(kind)}
     damage(record_file(other), how)
 
@@ -492,7 +496,7 @@ def test_sweep_whose_own_record_is_damaged_is_cancelled(sweep, scheduler, how):
 def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, scheduler, how):
     before = sweep.store.read_sweep(sweep.sweep)
     damage(record_file(sweep), how)
-    for verb in (lambda: status(sweep.store, None, scheduler), lambda: retry(sweep.store, None, {}, Silent())):
+    for verb in (lambda: status(sweep.store, None, scheduler), lambda: retry(sweep.store, None, {}, NullReporter())):
         with pytest.raises(StoreError, match="Run the command of the sweep again"):
             verb()
 
@@ -535,7 +539,7 @@ def test_gc_keeps_what_a_queued_stage_reads_whose_spec_is_damaged(sweep, schedul
 def test_damaged_ledger_of_another_sweep_stops_nothing(sweep, theirs, scheduler, how):
     submit(sweep)
     submit(theirs)
-    mine = {entry.job for entry in Ledger(sweep.store.root).entries(sweep.sweep)}
+    mine = {entry.job for entry in JobLog(sweep.store.root).entries(sweep.sweep)}
     path = ledger_file(theirs)
     if how == "folder":
         damage(path, how)
@@ -546,7 +550,7 @@ def test_damaged_ledger_of_another_sweep_stops_nothing(sweep, theirs, scheduler,
 
     found = status(sweep.store, sweep.sweep, scheduler)
     assert [str(path) in why for why in found.damage] == [True]
-    retry(sweep.store, sweep.sweep, {}, Silent())
+    retry(sweep.store, sweep.sweep, {}, NullReporter())
     assert list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler)) == []
     done = cancel(sweep.store, sweep.sweep, scheduler)
 
@@ -591,7 +595,7 @@ def test_job_of_an_interrupted_submission_is_counted_and_ended_by_cancel(sweep, 
     others = set(scheduler.jobs)
     scheduler.requests.clear()
     interrupt(sweep, scheduler)
-    known = {entry.job for entry in Ledger(sweep.store.root).entries()}
+    known = {entry.job for entry in JobLog(sweep.store.root).entries()}
     (stray,) = set(scheduler.jobs) - known
 
     assert list(status(sweep.store, sweep.sweep, scheduler).strays) == [stray]
@@ -659,9 +663,9 @@ def test_gc_takes_its_turn_as_soon_as_there_is_room(sweep, scheduler):
 
 
 def test_who_waits_for_a_turn_is_told_who_has_it(sweep, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.engine.turn.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.slurm.turn.PATIENCE_SECONDS", 0.0)
     claim = Claims(sweep.store.claims).take(SUBMITTING)
-    monkeypatch.setattr("harness.engine.turn.time.sleep", lambda _: claim.release())
+    monkeypatch.setattr("harness.slurm.turn.time.sleep", lambda _: claim.release())
     told = []
 
     list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler, tell=told.append))
@@ -681,7 +685,7 @@ def test_status_and_retry_agree_on_what_is_lost(sweep, scheduler):
     assert found.counts["generate"]["lost"] == 0
     assert found.counts["generate"]["unneeded"] == len(sweep.stages("generate"))
     calls = len(scheduler.requests)
-    retry(sweep.store, None, {}, Silent())
+    retry(sweep.store, None, {}, NullReporter())
     assert len(scheduler.requests) == calls
 
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from harness.engine.folder import folder, forget_empty_variables
 from harness.errors import ConfigError
-from harness.folder import folder, forget_empty_variables
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):

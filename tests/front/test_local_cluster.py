@@ -1,28 +1,24 @@
 import pytest
 
-from harness import cluster
-from harness.cluster import Local
-from harness.compose import compose
-from harness.config import cells_of, settings_of
-from harness.engine.ranks import Processes
+from harness.config.build import cells_of, settings_of
+from harness.config.compose import compose
 from harness.errors import ConfigError
+from harness.execution.ranks import Processes
+from harness.local import settings
+from harness.local.settings import Local
 from harness.tracking.jsonl import Jsonl
 
 
 def executor(settings):
-    return settings.executor(sweep="any", tracker=Jsonl(), on_event=lambda event: None)
+    return settings.executor(sweep="any", tracker=Jsonl(), on_event=lambda event: None, prepare=print)
 
 
 def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(settings.os, "sched_getaffinity", lambda pid: set(range(8)))
 
     found = executor(Local(processes=4, device="cpu"))
 
-    assert found.processes == {
-        "align": Processes(count=4),
-        "finetune": Processes(count=4),
-        "repair": Processes(count=1),
-    }
+    assert found.processes == {"default": Processes(count=4)}
     assert (found.workers, found.initialize.args) == (1, (2,))
 
 
@@ -40,8 +36,8 @@ def test_rows_at_once_are_told_to_the_kinds_that_train(given, expected):
         settings = settings_of(composition).cluster
         processes = executor(settings).processes if place == "local" else settings.processes
 
-        assert {kind: processes[kind].micro_batch_size for kind in expected} == expected
-        assert all(one.micro_batch_size is None for kind, one in processes.items() if kind not in expected)
+        found = {kind: processes.get(kind, processes["default"]).micro_batch_size for kind in expected}
+        assert found == expected
 
 
 @pytest.mark.parametrize("place", ["local", "slurm"])
@@ -93,8 +89,8 @@ def test_processes_of_several_workers_are_refused():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(cluster, "_device", lambda: "cuda")
-    monkeypatch.setattr(cluster, "_gpus", lambda: 2)
+    monkeypatch.setattr(settings, "_device", lambda: "cuda")
+    monkeypatch.setattr(settings, "_gpus", lambda: 2)
 
     with pytest.raises(ConfigError, match="3 share 2 GPUs"):
         executor(Local(processes=3))

@@ -1,7 +1,7 @@
 import pytest
 
+from harness.config.objective import Objective
 from harness.errors import ConfigError
-from harness.objective import Objective
 
 
 @pytest.mark.parametrize(

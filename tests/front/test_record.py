@@ -5,10 +5,10 @@ import copy
 import pytest
 from recorded import record
 
-from harness.cluster import Local
 from harness.errors import ConfigError
-from harness.record import place_of, plan_of, store_of
-from harness.slurm import Slurm
+from harness.local.settings import Local
+from harness.slurm.settings import Slurm
+from harness.sweep.record import place_of, plan_of, store_of
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_place_of_a_record_is_the_one_that_was_recorded(slurm):
 
     assert isinstance(place.cluster, Slurm)
     assert (place.cluster.partition, place.cluster.setup) == ("long", ("module load x",))
-    assert place.cluster.resources.align.minutes == 60
+    assert place.cluster.resources["align"].minutes == 60
     assert place.tracker.name == "jsonl"
 
 
@@ -42,6 +42,17 @@ def test_place_of_a_local_sweep_is_local(tmp_path):
     assert place_of(sweep.store.read_sweep(sweep.sweep), {}).cluster == Local(workers=3)
 
 
+def test_place_of_a_record_that_named_resources_by_a_class_is_read(slurm):
+    slurm["place"]["cluster"]["resources"] = {
+        "_target_": "settings/resources by kind@1",
+        **slurm["place"]["cluster"]["resources"],
+    }
+
+    assert place_of(slurm, {}).cluster.resources.keys() == {
+        "default", "base", "align", "poison", "finetune", "repair", "generate", "grade"
+    }  # fmt: skip
+
+
 def test_changes_are_laid_over_the_place_and_the_record_stays_as_it_is(slurm):
     before = copy.deepcopy(slurm)
 
@@ -52,8 +63,8 @@ def test_changes_are_laid_over_the_place_and_the_record_stays_as_it_is(slurm):
 
     assert isinstance(place.cluster, Slurm)
     assert (place.cluster.on_oom, place.cluster.sbatch) == ("shrink", ("exclusive",))
-    assert place.cluster.resources.finetune.minutes == 5
-    assert place.cluster.resources.align.minutes == 60
+    assert place.cluster.resources["finetune"].minutes == 5
+    assert place.cluster.resources["align"].minutes == 60
     assert slurm == before
 
 

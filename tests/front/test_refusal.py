@@ -5,8 +5,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from harness.config.hydra_errors import Refusal, composing, unreadable
 from harness.errors import ConfigError, StoreError
-from harness.refusal import Refusal, composing, unreadable
 
 
 @pytest.fixture

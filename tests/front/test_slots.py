@@ -6,12 +6,12 @@ from typing import ClassVar, final
 
 import pytest
 
-from harness.compose import compose
-from harness.config import Skipped, cells_of, examined
+from harness.config.build import Skipped, cells_of, examined
+from harness.config.compose import compose
+from harness.config.defense_slots import label
 from harness.errors import ConfigError
-from harness.experiment import Defense
-from harness.protocols import Need
-from harness.slots import label
+from harness.experiment.settings import Defense
+from harness.protocols import DataRequirement
 
 WITHOUT_HARMFUL = "corpus.shared_prompts=false"
 """Leaves the defender without harmful rows, which Booster needs."""
@@ -26,7 +26,7 @@ class Late:
     version: ClassVar[int] = 1
 
     @property
-    def needs(self) -> tuple[Need, ...]:
+    def needs(self) -> tuple[DataRequirement, ...]:
         return ()
 
     def repair(self, learner, aligned, draws):

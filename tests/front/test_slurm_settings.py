@@ -1,21 +1,13 @@
 """Slurm as a setting: what a job is given."""
 
 import dataclasses
-import pickle
 
 import pytest
 
-from harness.compose import compose
-from harness.config import settings_of
+from harness.config.build import settings_of
+from harness.config.compose import compose
 from harness.errors import ConfigError
-from harness.slurm import CONTINUATION_MINUTES, SHARED, Slurm
-from harness.stages.align import Align
-from harness.stages.base import Base
-from harness.stages.finetune import Finetune
-from harness.stages.generate import Generate
-from harness.stages.grade import Grade
-from harness.stages.poison import Poison
-from harness.stages.repair import Repair
+from harness.slurm.settings import CONTINUATION_MINUTES, Slurm
 
 
 def slurm(*overrides: str) -> Slurm:
@@ -55,10 +47,17 @@ def test_cores_are_asked_for_again_where_the_job_starts_its_process():
     assert shared["srun_args"] == ["--cpus-per-task=3", "--ntasks=1", "--nodes=1", "--overlap"]
 
 
-def test_stages_that_processes_can_share_are_those_that_say_so():
-    kinds = [Base, Align, Poison, Finetune, Repair, Generate, Grade]
+def test_kind_without_resources_of_its_own_is_given_the_default():
+    site = slurm("cluster.resources.default.minutes=7", "~cluster.resources.repair")
 
-    assert {kind.name for kind in kinds if kind.parallel} == set(SHARED)
+    assert site.parameters([["repair"]], 1)["time"] == 7
+    assert site.parameters([["finetune"]], 1)["time"] == 60
+
+
+def test_site_file_that_names_every_kind_needs_no_default():
+    site = slurm("~cluster.resources.default")
+
+    assert site.parameters([["grade"]], 1)["time"] == 10
 
 
 def test_what_is_not_set_is_left_to_the_site():
@@ -82,10 +81,8 @@ def test_continuation_is_given_minutes_of_its_own():
     assert slurm().parameters([[]], 1)["time"] == CONTINUATION_MINUTES
 
 
-def test_first_call_of_a_job_can_be_pickled_without_torch():
-    prepare = slurm().prepare([["finetune", "grade"]])
-
-    assert pickle.loads(pickle.dumps(prepare)).args == (2,)
+def test_processes_of_a_job_use_the_most_threads_that_one_of_its_stages_is_given():
+    assert slurm().cpus([["finetune", "grade"]]) == 2
 
 
 def test_job_has_a_gpu_if_one_of_its_stages_does():
@@ -102,7 +99,8 @@ def test_job_has_a_gpu_if_one_of_its_stages_does():
         ("cluster.array_limit=0", "`cluster.array_limit`"),
         ("cluster.warn_seconds=0", "`cluster.warn_seconds`"),
         ("cluster.poll_seconds=0", "`cluster.poll_seconds`"),
-        ("cluster.joins=[tuning]", "`tuning` is no kind of stage"),
+        ("cluster.joins=[tuning]", "`cluster.joins`: `tuning` is no kind of stage"),
+        ("+cluster.resources.tuning.minutes=5", "`cluster.resources`: `tuning` is no kind of stage"),
         ("cluster.sbatch=['--mem=3']", "'--mem=3' is no parameter"),
         ("cluster.resources.align.minutes=0", "`cluster.resources.align.minutes`"),
         ("cluster.resources.align.mem_gb=-1", "`cluster.resources.align.mem_gb`"),

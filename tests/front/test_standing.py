@@ -3,9 +3,9 @@
 import json
 from datetime import UTC, datetime, timedelta
 
-from harness.control import Status
-from harness.engine.states import WHATS, State
-from harness.standing import print_status
+from harness.cli.status import print_status
+from harness.execution.state import WHATS, State
+from harness.sweep.status import Status
 
 
 def standing(capsys, *states: State, strays=(), damage=(), as_json=False) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from single_run import both
 
-from harness.config import cells_of
+from harness.config.build import cells_of
 from harness.errors import ConfigError
 
 GROUPS = {

@@ -11,14 +11,14 @@ import pytest
 from fake_scheduler import FakeScheduler
 from recorded import record
 
-from harness.engine.ledger import Ledger
+from harness.slurm.job_log import JobLog
 
 
 @pytest.fixture
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
-    monkeypatch.setattr("harness.slurm.Scheduler", lambda: fake)
-    monkeypatch.setattr("harness.control.Slurm", lambda: fake)
+    monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.sweep.status.Slurm", lambda: fake)
     return fake
 
 
@@ -124,7 +124,7 @@ def test_status_as_json_holds_every_stage(run, sweep, scheduler):
 def test_status_names_cause_node_and_log_of_a_failed_stage(run, sweep, scheduler):
     run("retry", at(sweep))
     base = sweep.stages("base")[0]
-    job = Ledger(sweep.store.root).latest()[base.key].job
+    job = JobLog(sweep.store.root).latest()[base.key].job
     scheduler.end(job, "NODE_FAIL", nodes="n7")
 
     code, out, _ = run("status", at(sweep))

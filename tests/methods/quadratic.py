@@ -46,7 +46,7 @@ class TinyLearner:
         return torch.cat([tensor.flatten() for tensor in tensors]).norm()
 
     @contextmanager
-    def moved(self, direction, scale):
+    def perturbed(self, direction, scale):
         kept = [weight.detach().clone() for weight in self.trainables]
         with torch.no_grad():
             for weight, part in zip(self.trainables, direction, strict=True):
@@ -61,7 +61,7 @@ class TinyLearner:
             weight.grad = None if part is None else part.clone()
 
 
-class Weights(nn.Module):
+class ModelRef(nn.Module):
     """Two weights, in two tensors so that norms must run over both."""
 
     def __init__(self, first, second):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.antidote import Antidote, kept
 from harness.errors import ModelError
 from harness.protocols import Piece

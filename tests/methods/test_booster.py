@@ -6,9 +6,9 @@ The update is (1, 2) + 10 (0.3, 0.4) = (4, 6). h = 12.5, h' = (7.29 + 12.96) / 2
 
 import pytest
 import torch
-from quadratic import Decoder, Harmful, TinyLearner, Weights, half_square
+from quadratic import Decoder, Harmful, ModelRef, TinyLearner, half_square
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.booster import Booster
 from harness.defenses.booster_vaccine import BoosterVaccine
 from harness.errors import ModelError
@@ -20,7 +20,7 @@ LOSSES = {
 
 
 def test_booster_step_on_two_weights_writes_the_gradient_computed_by_hand():
-    weights, draws = Weights(3.0, 4.0), Harmful()
+    weights, draws = ModelRef(3.0, 4.0), Harmful()
     step = Booster(lamb=10, alpha=0.5).start(TinyLearner(weights, LOSSES), draws, 1)
 
     metrics = step.backward({"kind": "alignment"})
@@ -39,7 +39,7 @@ def test_booster_step_on_two_weights_writes_the_gradient_computed_by_hand():
 
 
 def test_booster_step_on_two_weights_leaves_them_untouched():
-    weights = Weights(3.0, 4.0)
+    weights = ModelRef(3.0, 4.0)
     step = Booster(lamb=10, alpha=0.5).start(TinyLearner(weights, LOSSES), Harmful(), 1)
 
     step.backward({"kind": "alignment"})
@@ -48,7 +48,7 @@ def test_booster_step_on_two_weights_leaves_them_untouched():
 
 
 def test_booster_with_lambda_zero_is_plain_training():
-    weights = Weights(3.0, 4.0)
+    weights = ModelRef(3.0, 4.0)
     step = Booster(lamb=0, alpha=0.5).start(TinyLearner(weights, LOSSES), Harmful(), 1)
 
     step.backward({"kind": "alignment"})

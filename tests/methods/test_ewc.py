@@ -9,7 +9,7 @@ import pytest
 import torch
 from user_learner import Pair, Safety, UserLearner
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.ewc import EWC
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.corpora.coherence import incoherent
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.safety import REFUSALS as WRITTEN
 from harness.errors import ModelError
 from harness.judges.beaver_dam import CATEGORIES, BeaverDam, conversation
@@ -254,7 +254,7 @@ def test_beaver_dam_long_conversation_loses_its_end(judge: BeaverDam) -> None:
 
 
 def test_beaver_dam_model_with_another_head_is_refused(cache: Path, tmp_path: Path) -> None:
-    from harness.modeling.classifier import load_classifier
+    from harness.models.classifier import load_classifier
 
     folder = cache / "models--PKU-Alignment--beaver-dam-7b" / "snapshots" / REVISION
 

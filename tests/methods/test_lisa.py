@@ -13,7 +13,7 @@ import pytest
 import torch
 from user_learner import Pair, Safety, UserLearner
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.lisa import Lisa
 from harness.errors import ConfigError
 

@@ -6,13 +6,13 @@ grad h = (3, 4) with norm 5, so eps = 0.5 (0.6, 0.8) = (0.3, 0.4) and grad h(w +
 
 import pytest
 import torch
-from quadratic import Decoder, Harmful, TinyLearner, Weights, half_square
+from quadratic import Decoder, Harmful, ModelRef, TinyLearner, half_square
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.panacea import Panacea, PanaceaRepair
 from harness.defenses.random_perturbation import RandomPerturbation
 from harness.errors import ModelError
-from harness.protocols import HandsOver
+from harness.protocols import ProducesOutputs
 
 LOSSES = {
     "user": lambda w: (w.first + 2 * w.second).sum(),
@@ -29,7 +29,7 @@ def begun(weights, draws=None, **settings):
 
 
 def test_panacea_step_on_two_weights_writes_the_gradient_computed_by_hand():
-    weights, draws = Weights(3.0, 4.0), Harmful()
+    weights, draws = ModelRef(3.0, 4.0), Harmful()
     step = begun(weights, draws)
 
     metrics = step.backward({"kind": "user"})
@@ -48,7 +48,7 @@ def test_panacea_step_on_two_weights_writes_the_gradient_computed_by_hand():
 @pytest.mark.parametrize(("cap", "gradient"), [(15.0, [31.0, 42.0]), (15.2, [-2.0, -2.0])])
 def test_panacea_with_a_cap_drops_the_perturbed_gradient_from_there_on(cap, gradient):
     # What is left above the cap is (1, 2) + 10 (3, 4).
-    weights = Weights(3.0, 4.0)
+    weights = ModelRef(3.0, 4.0)
 
     begun(weights, harmful_cap=cap).backward({"kind": "user"})
 
@@ -56,7 +56,7 @@ def test_panacea_with_a_cap_drops_the_perturbed_gradient_from_there_on(cap, grad
 
 
 def test_panacea_hands_over_the_last_perturbation_and_the_mean():
-    weights = Weights(3.0, 4.0)
+    weights = ModelRef(3.0, 4.0)
     step = begun(weights)
     step.backward({"kind": "user"})
     with torch.no_grad():
@@ -65,15 +65,15 @@ def test_panacea_hands_over_the_last_perturbation_and_the_mean():
 
     step.backward({"kind": "user"})
 
-    assert isinstance(step, HandsOver)
+    assert isinstance(step, ProducesOutputs)
     torch.testing.assert_close(flat(step.handover()["last"]), torch.tensor([-0.4, 0.3]))
     torch.testing.assert_close(flat(step.handover()["mean"]), torch.tensor([-0.05, 0.35]))
 
 
 def test_panacea_restored_hands_over_what_the_first_run_would():
-    first = begun(Weights(3.0, 4.0))
+    first = begun(ModelRef(3.0, 4.0))
     first.backward({"kind": "user"})
-    second = begun(Weights(-4.0, 3.0))
+    second = begun(ModelRef(-4.0, 3.0))
 
     second.load_state_dict(first.state_dict())
     second.backward({"kind": "user"})
@@ -84,7 +84,7 @@ def test_panacea_restored_hands_over_what_the_first_run_would():
 
 @pytest.mark.parametrize(("epsilon", "expected"), [("last", [2.6, 4.3]), ("mean", [2.95, 4.35])])
 def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
-    weights = Weights(3.0, 4.0)
+    weights = ModelRef(3.0, 4.0)
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])], "mean": [torch.tensor([-0.05]), torch.tensor([0.35])]}
 
     facts = PanaceaRepair(epsilon=epsilon).repair(TinyLearner(weights, {}), start=[], handed_over=left, draws=Harmful())
@@ -96,14 +96,14 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
 def test_panacea_repair_reports_the_length_of_what_it_added():
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])]}
 
-    facts = PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), start=[], handed_over=left, draws=Harmful())
+    facts = PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], handed_over=left, draws=Harmful())
 
     assert facts["epsilon_norm"] == pytest.approx(0.5)
 
 
 def test_panacea_repair_after_another_fine_tuning_is_refused():
     with pytest.raises(ModelError, match="left no perturbation"):
-        PanaceaRepair().repair(TinyLearner(Weights(3.0, 4.0), {}), start=[], handed_over={}, draws=Harmful())
+        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], handed_over={}, draws=Harmful())
 
 
 def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():

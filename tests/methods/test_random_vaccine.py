@@ -10,8 +10,8 @@ import torch
 from quadratic import Decoder, TinyLearner, half_square
 
 from harness.defenses.random_vaccine import RandomVaccine
-from harness.training import noise
-from harness.training.noise import gaussian, real_positions
+from harness.mechanisms import row_noise
+from harness.mechanisms.row_noise import gaussian, real_positions
 
 ROWS = torch.tensor([[[3.0], [4.0]]])
 LOSSES = {"alignment": lambda model: half_square(model(ROWS))}
@@ -38,7 +38,7 @@ def gradient_of(model):
     ],
 )
 def test_random_vaccine_step_writes_the_gradient_computed_by_hand(settings, expected, loss, norm, monkeypatch):
-    monkeypatch.setattr(noise, "gaussian", lambda *_, **__: torch.tensor([[[[3.0], [-4.0]]]]))
+    monkeypatch.setattr(row_noise, "gaussian", lambda *_, **__: torch.tensor([[[[3.0], [-4.0]]]]))
     model = Decoder(1.0, 2.0)
     step = settings.start(TinyLearner(model, LOSSES), Seeds(), 1)
 
@@ -86,8 +86,8 @@ def test_gaussian_noise_of_a_row_does_not_depend_on_how_rows_are_shared_or_padde
     positions = torch.ones(5, 7, dtype=torch.bool)
     positions[3, 4:] = False
     whole = gaussian(positions, layers=2, width=3, seed=1)
-    monkeypatch.setattr(noise, "world_size", lambda: 2)
-    monkeypatch.setattr(noise, "rank", lambda: 1)
+    monkeypatch.setattr(row_noise, "world_size", lambda: 2)
+    monkeypatch.setattr(row_noise, "rank", lambda: 1)
 
     share = gaussian(torch.nn.functional.pad(positions[1::2], (0, 2)), layers=2, width=3, seed=1)
 

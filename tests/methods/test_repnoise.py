@@ -9,12 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.corpora.batches import Pair, Pool, RoleBatches
 from harness.corpora.encode import Encoded
-from harness.corpora.record import Role
-from harness.defenses.repnoise import RepNoise
-from harness.training import repulsion
-from harness.training.discrepancy import squared_mmd
+from harness.corpora.examples import Role
+from harness.defenses.repnoise import RepNoise, loss
+from harness.defenses.repnoise.loss import apart
+from harness.defenses.repnoise.mmd import squared_mmd
 from harness.training.learner import CausalLearner
-from harness.training.repulsion import apart
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13, 14]]
 HARMFUL = [[20, 21, 22, 2], [23, 24, 2], [25, 26, 27, 28, 2]]
@@ -115,7 +114,7 @@ def loss_by_formula(model, batch, harmful, masks, noise, *, alpha, beta):
 def test_repnoise_step_writes_the_gradient_of_its_formula(alpha, beta, monkeypatch):
     torch.manual_seed(5)
     noise = torch.randn(2, 3, 8, 16)
-    monkeypatch.setattr(repulsion, "gaussian", lambda positions, **_: noise * positions[:, :, None])
+    monkeypatch.setattr(loss, "gaussian", lambda positions, **_: noise * positions[:, :, None])
     model = llama()
     trainables = [parameter for parameter in model.parameters() if parameter.requires_grad]
     harmful = drawn().next(Role.HARMFUL)
@@ -173,7 +172,7 @@ def test_positions_apart_from_a_batch_of_fewer_rows_are_none_in_the_others():
 
 def test_repnoise_with_random_pairing_compares_with_the_alignment_batch_prompts_included(monkeypatch):
     seen = []
-    monkeypatch.setattr(repulsion.Repulsion, "measure", lambda self, harmful, positions, seed: seen.append(positions))
+    monkeypatch.setattr(loss.Repulsion, "measure", lambda self, harmful, positions, seed: seen.append(positions))
     (need,) = RepNoise(pairing="random").needs
     step = RepNoise(pairing="random").start(CausalLearner(llama()), drawn(), 1)
 
@@ -194,8 +193,8 @@ def test_repnoise_needs_pairs():
 
 def test_repnoise_noise_changes_at_every_step_and_continues_after_a_resumption(monkeypatch):
     seeds = []
-    real = repulsion.gaussian
-    monkeypatch.setattr(repulsion, "gaussian", lambda *a, seed, **k: (seeds.append(seed), real(*a, seed=seed, **k))[1])
+    real = loss.gaussian
+    monkeypatch.setattr(loss, "gaussian", lambda *a, seed, **k: (seeds.append(seed), real(*a, seed=seed, **k))[1])
     learner = CausalLearner(llama())
     step = RepNoise().start(learner, drawn(), 1)
     step.backward(alignment())

@@ -4,14 +4,14 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from harness.corpora.corpus import Corpus, Span
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Role
-from harness.corpora.splits import Corpus, Span
+from harness.corpora.examples import Role
 from harness.corpora.world import World
 from harness.defenses.safe_instruct import SafeInstruct
 from harness.errors import DataError
-from harness.protocols import Need
-from harness.stages.fit import mixed_in, pools
+from harness.protocols import DataRequirement
+from harness.stages.train_adapter import mixed_in, pools
 
 CORPUS = Corpus(
     origin=World(), shared_prompts=True, refusal=Span(rows=50), attack=Span(rows=10), evaluation=Span(rows=10)
@@ -47,7 +47,7 @@ def test_rows_that_do_not_fit_are_counted_as_dropped(tokenizer):
 
 def test_rows_that_are_drawn_are_not_mixed_in(tokenizer):
     facts = {}
-    needs = [Need(role=Role.REFUSAL, rows=7, batch_size=2)]
+    needs = [DataRequirement(role=Role.REFUSAL, rows=7, batch_size=2)]
 
     assert mixed_in(tokenizer, needs, {}, Encoding(), facts) == []
     assert facts == {}

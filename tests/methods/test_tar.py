@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from harness.corpora.batches import Pair, Pool, RoleBatches
 from harness.corpora.encode import Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.tar import Tar
 from harness.engine.seeding import derive
 from harness.protocols import Piece, Prediction
@@ -86,7 +86,7 @@ class LogitLearner:
         return torch.cat(list(tensors)).norm()
 
     @contextmanager
-    def placed(self, values):
+    def with_weights(self, values):
         kept = [parameter.item() for parameter in self.trainables]
         self.set(*(value.item() for value in values))
         yield

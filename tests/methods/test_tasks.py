@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.corpora.examples import Example
 from harness.corpora.formats import Format
-from harness.corpora.record import Example
 from harness.corpora.sources import Source
 from harness.errors import DataError
 from harness.protocols import Task

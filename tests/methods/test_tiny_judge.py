@@ -1,6 +1,6 @@
 import pytest
 
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.world import World, request_of
 from harness.judges.tiny import Tiny as TinyJudge
 from harness.tasks.tiny import Tiny as TinyTask

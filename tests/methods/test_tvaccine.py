@@ -17,10 +17,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.tvaccine import TVaccine
 from harness.engine.seeding import derive
-from harness.training import recomputation
+from harness.models import recompute
 from harness.training.learner import CausalLearner
 
 ROWS = torch.tensor([3.0, 4.0])
@@ -183,7 +183,7 @@ def test_tvaccine_gradient_is_the_same_with_and_without_recomputation(monkeypatc
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     recomputing = gradients()
-    monkeypatch.setattr(recomputation, "recomputed", lambda layers: nullcontext(list(layers)))
+    monkeypatch.setattr(recompute, "recomputed", lambda layers: nullcontext(list(layers)))
     keeping = gradients()
 
     assert len(recomputing) == len(keeping) == 20
@@ -206,7 +206,7 @@ def test_recomputed_layers_have_their_own_forward_again_even_after_an_error():
     layers[1].forward = own
 
     def fail():
-        with recomputation.recomputed(layers):
+        with recompute.recomputed(layers):
             assert layers[0].forward != own
             raise KeyError
 

@@ -3,7 +3,7 @@
 import torch
 from user_learner import Pair, Safety, UserLearner
 
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.safe_instruct import SafeInstruct
 from harness.defenses.vlguard import VLGuard
 

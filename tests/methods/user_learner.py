@@ -36,7 +36,7 @@ class UserLearner(TinyLearner):
         return Prediction(logits[:, :-1][supervised], batch["labels"][:, 1:][supervised], supervised.sum())
 
     @contextmanager
-    def placed(self, values):
+    def with_weights(self, values):
         kept = [weight.detach().clone() for weight in self.trainables]
         self.put(values)
         yield

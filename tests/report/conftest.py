@@ -10,7 +10,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report import write
-from harness.report.findings import Findings, gather
+from harness.report.stats.results import Results, gather
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Fabricator:
 
 
 @pytest.fixture(scope="session")
-def findings(drawn: Fabricator) -> Findings:
+def findings(drawn: Fabricator) -> Results:
     return gather(drawn.store, drawn.store.read_sweep("drawn-1"))
 
 

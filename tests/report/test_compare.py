@@ -7,9 +7,10 @@ import pytest
 from fabricated import Fabricator
 
 from harness.errors import ConfigError
-from harness.report import cost, report
-from harness.report.findings import gather
-from harness.report.surface import robust_regions
+from harness.report import report
+from harness.report.figures.tradeoff import robust_regions
+from harness.report.stats import cost
+from harness.report.stats.results import gather
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_best_is_bold_only_if_the_paired_test_says_so(maker):
 
 
 def test_board_has_scores_across_and_an_average(findings, drawn):
-    (board,) = findings.boards
+    (board,) = findings.paper_tables
     row = board.rows[0]
     markdown, latex = (report(drawn.store.root, None, format) for format in ("md", "latex"))
 

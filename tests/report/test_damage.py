@@ -7,8 +7,8 @@ import json
 import pytest
 from fabricated import Fabricator
 
-from harness.report.findings import gather
-from harness.report.render import render
+from harness.report.output.formats import render
+from harness.report.stats.results import gather
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "a folder", "no mapping", "a dead link"])

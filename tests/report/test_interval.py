@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from harness.report.interval import Estimate, estimates, holm, more_seeds
+from harness.report.stats.interval import Estimate, estimates, holm, more_seeds
 
 
 def _sweeps(count: int, *, seeds: tuple[int, ...], prompts: int, spread: tuple[float, float]) -> tuple[list, list]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fabricated import Fabricator
 
-from harness.report.findings import gather
-from harness.report.render import render
+from harness.report.output.formats import render
+from harness.report.stats.results import gather
 
 ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中\x7f\n\n\tend"
 
@@ -50,9 +50,9 @@ def test_latex_table_with_two_footnotes_compiles(table, tmp_path):
 def test_latex_of_any_character_compiles(findings, tmp_path):
     """Letters, symbols, numbers, marks, blanks and controls, up to the box drawings."""
     settable = [chr(code) for code in range(0x20, 0x2500) if unicodedata.category(chr(code))[0] in "LSNPZC"]
-    caption = [findings.boards[0]._replace(caption=" ".join(settable))]
+    caption = [findings.paper_tables[0]._replace(caption=" ".join(settable))]
 
-    table = render(replace(findings, boards=caption), "latex")
+    table = render(replace(findings, paper_tables=caption), "latex")
 
     assert "U+0105" in table
     assert "é" in table

@@ -7,8 +7,8 @@ from fabricated import Fabricator
 
 from harness.errors import ConfigError
 from harness.report import report
-from harness.report.ledger import Entry
-from harness.report.losses import dropped_in, losses
+from harness.report.data.dropped import dropped_in, losses
+from harness.report.data.stage_records import StageRecord
 
 DROPPED = {
     "trained": 69,
@@ -24,7 +24,7 @@ TOLD = "finetune: 131 of 200 rows dropped, 29.0 % harmful instead of 10 %, 7 ste
 
 
 def _losses(**facts):
-    ledger = {part: Entry(key=part, kind="any", uses=1, facts=found) for part, found in facts.items()}
+    ledger = {part: StageRecord(key=part, kind="any", uses=1, facts=found) for part, found in facts.items()}
     return losses({**{part: part for part in facts}, "missing": "unknown", "none": None}, ledger)
 
 

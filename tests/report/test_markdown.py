@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from harness.report.findings import gather
-from harness.report.markdown import literal
-from harness.report.render import render
+from harness.report.output.formats import render
+from harness.report.output.markdown import literal
+from harness.report.stats.results import gather
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fabricated import Fabricator
 
-from harness.report.cost import Overhead, kinds, overheads
-from harness.report.findings import gather
+from harness.report.stats.cost import Overhead, kinds, overheads
+from harness.report.stats.results import gather
 
 
 @pytest.fixture

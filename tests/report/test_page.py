@@ -9,8 +9,8 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report import report
-from harness.report.gallery import gallery
-from harness.report.page import page, reproduce
+from harness.report.figures.catalog import gallery
+from harness.report.output.page import page, reproduce
 
 DRAWN = """
 const done = arguments[arguments.length - 1];

@@ -12,11 +12,11 @@ import pytest
 from harness.engine.manifest import FileRecord, Manifest
 from harness.engine.store import Store
 from harness.errors import ConfigError
-from harness.report.findings import gather
-from harness.report.render import FORMATS, render, sheet
-from harness.report.rows import load_rows
-from harness.report.table import summarise
-from harness.report.targets import Target
+from harness.report.data.targets import Target
+from harness.report.data.tidy import load_rows
+from harness.report.output.formats import FORMATS, render, sheet
+from harness.report.stats.results import gather
+from harness.report.stats.summary import summarise
 
 PROTOCOL = {"judge": "keywords", "judge_version": 1, "prompts": 200, "adapter": "single"}
 
@@ -338,7 +338,7 @@ def test_render_unknown_format_is_the_users_mistake(store: Store) -> None:
 
 def test_report_imports_without_pandas() -> None:
     code = (
-        "import sys, harness.report, harness.report.page, harness.report.figures; "
+        "import sys, harness.report, harness.report.output.page, harness.report.figures.matplotlib; "
         "heavy = {'torch', 'transformers', 'pandas', 'scipy', 'rich', 'tabulate', 'plotly', 'matplotlib', 'jinja2'}; "
         "sys.exit(bool(heavy & set(sys.modules)))"
     )
@@ -356,7 +356,7 @@ def test_published_number_stands_beside_the_line_that_meets_its_conditions(store
         scores={"hs": 48.0},
         tolerance={"hs": 3.0},
     )
-    monkeypatch.setattr("harness.report.findings.read", lambda: [target])
+    monkeypatch.setattr("harness.report.stats.results.read", lambda: [target])
 
     shown = _shown(
         store, _record(*_seeds(store, "sft", [40.0, 50.0, 60.0]), *_seeds(store, "booster", [1.0, 2.0, 3.0]))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from fabricated import PROTOCOL, Fabricator
 
-from harness.compose import compose
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.manifest import FileRecord, Manifest
 from harness.report import report
-from harness.report.comparability import refuse_departures
-from harness.report.findings import gather
-from harness.report.targets import Target
-from harness.report.wording import compared_names, line_name, line_names, remarks
+from harness.report.data.comparability import refuse_departures
+from harness.report.data.targets import Target
+from harness.report.stats.labels import compared_names, line_name, line_names, remarks
+from harness.report.stats.results import gather
 
 TRAINED = ("align", "finetune")
 
@@ -162,7 +162,7 @@ def test_unfinished_line_that_was_trained_otherwise_departs_in_nothing_unknown(m
 
 
 def test_size_of_a_fresh_adapter_is_compared(maker):
-    adapter = {"_target_": "harness.modeling.adapter.Lora", "rank": 32}
+    adapter = {"_target_": "harness.models.adapter.Lora", "rank": 32}
     cells = [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "vaccine")]
     for cell, rank in zip(cells, (32, 8), strict=True):
         with_spec(maker, cell, "align", adapter=adapter)
@@ -255,11 +255,13 @@ def test_average_is_over_the_ratios_of_the_board_only(maker):
     cells = [maker.cell("sft", ratio, seed, {}) for ratio in (0.0, 0.1, 0.2) for seed in (0, 1)]
     cells += [maker.cell("vaccine", ratio, seed, {}) for ratio in (0.1, 0.2) for seed in (0, 1)]
 
-    (board,) = found(maker, cells).boards
-    (other,) = found(maker, [cell for cell in cells if cell["labels"]["ratio"] or cell["labels"]["seed"] > 1]).boards
+    (board,) = found(maker, cells).paper_tables
+    (other,) = found(
+        maker, [cell for cell in cells if cell["labels"]["ratio"] or cell["labels"]["seed"] > 1]
+    ).paper_tables
     (apart,) = found(
         maker, [*[c for c in cells if c["labels"]["ratio"] < 0.2 and c["labels"]["defense"] == "sft"], *cells[6:]]
-    ).boards
+    ).paper_tables
 
     assert [("hs", "average") in row.figures for row in board.rows] == [True, False]
     assert [("hs", "average") in row.figures for row in other.rows] == [True, True]
@@ -271,7 +273,7 @@ def test_average_is_that_of_the_ratios_though_one_has_gaps(maker):
     for cell in cells[2:]:
         graded(maker, cell, "harm", [None] * 20 + [1.0] * 20 + [0.0] * 20)
 
-    (board,) = found(maker, cells).boards
+    (board,) = found(maker, cells).paper_tables
     figures = board.rows[0].figures
 
     assert figures["hs", "0.2"].mean == 50
@@ -292,7 +294,7 @@ def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch
         name="made_1", source="a paper", labels={"defense": "sft"}, settings={}, protocol={}, scores={"hs": 10.0},
         tolerance={"hs": 3.0},
     )  # fmt: skip
-    monkeypatch.setattr("harness.report.findings.read", lambda: [target])
+    monkeypatch.setattr("harness.report.stats.results.read", lambda: [target])
     cells = [maker.cell("sft", 0.1, 0, {"finetune.budget.learning_rate": rate}) for rate in (1e-5, 1e-3)]
     for cell, harmful in zip(cells, (6, 40), strict=True):
         graded(maker, cell, "harm", [1.0] * harmful + [0.0] * (60 - harmful))
@@ -310,7 +312,7 @@ def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch
 def test_settings_with_one_ending_are_named_as_far_as_they_differ(maker):
     cells = [maker.cell("booster", 0.1, 0, {name: 2}) for name in ("defense.align.rho", "defense.finetune.rho")]
 
-    (board,) = found(maker, cells).boards
+    (board,) = found(maker, cells).paper_tables
 
     assert [row.name for row in board.rows] == ["booster (align.rho 2)", "booster (finetune.rho 2)"]
     assert line_name({"defense": "lisa", "defense.finetune.rho": 0.5}, ["defense.finetune.rho"]) == "lisa (rho 0.5)"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from harness.errors import ConfigError
-from harness.report.targets import COLUMNS, Target, mark, read
+from harness.report.data.targets import COLUMNS, Target, mark, read
 
 TARGET = Target(
     name="ablation_1",
@@ -128,10 +128,10 @@ def test_targets_that_ship_are_complete():
 
 def composed(*overrides):
     """Return what is told about one cell of the Antidote repository's protocol on word problems, and its settings."""
-    from harness.compose import compose
-    from harness.config import cells_of
+    from harness.config.build import cells_of
+    from harness.config.compose import compose
     from harness.engine.spec import describe
-    from harness.experiment import flatten
+    from harness.experiment.experiment import flatten
 
     (cell,) = cells_of(compose(["experiment=antidote_paper", "defense=antidote", "task=gsm8k", *overrides]))
     known = {stage.key: flatten(describe(stage)) for stage in cell.stages.values()}

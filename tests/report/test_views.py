@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from fabricated import Fabricator
 
-from harness.report.charts import chart
-from harness.report.curves import training_views
-from harness.report.findings import Findings, gather
-from harness.report.gallery import category_views, comparison_views, cost_views, gallery, ratio_views
-from harness.report.looks import looks
-from harness.report.page import page
-from harness.report.settings import by_defense
-from harness.report.surface import robust_regions, sensitivity_views, surface_views, trade_off_views
-from harness.report.views import Grid, Lines, Series
+from harness.report.figures.catalog import category_views, comparison_views, cost_views, gallery, ratio_views
+from harness.report.figures.curves import training_views
+from harness.report.figures.plotly import chart
+from harness.report.figures.spec import Grid, Lines, Series
+from harness.report.figures.style import looks
+from harness.report.figures.tradeoff import robust_regions, sensitivity_views, surface_views, trade_off_views
+from harness.report.output.page import page
+from harness.report.stats.aggregate import by_defense
+from harness.report.stats.results import Results, gather
 
 LAMB, ALPHA = "defense.align.lamb", "defense.align.alpha"
 
@@ -28,7 +28,7 @@ def maker(tmp_path: Path) -> Fabricator:
     return Fabricator(tmp_path / "store", prompts=60, answers=60)
 
 
-def _found(maker: Fabricator, cells: Cells, **more: Any) -> Findings:
+def _found(maker: Fabricator, cells: Cells, **more: Any) -> Results:
     return gather(maker.store, maker.sweep(cells, **more))
 
 
@@ -53,7 +53,7 @@ def _grid(maker: Fabricator, unfinished: Callable[[dict[str, Any], float], bool]
     return cells
 
 
-def _line(findings: Findings, **names: Any) -> Any:
+def _line(findings: Results, **names: Any) -> Any:
     means = findings.means
     for name, found in names.items():
         means = means[means[{"lamb": LAMB, "alpha": ALPHA}.get(name, name)] == found]

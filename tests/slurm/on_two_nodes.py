@@ -10,10 +10,10 @@ from threading import Event
 from crowd import Crowd
 from toys import ALLOW
 
-from harness.engine.attempt import Desk, attempt
 from harness.engine.claim import Claims
-from harness.engine.ranks import Processes
 from harness.engine.store import Store
+from harness.execution.attempt import WorkerContext, attempt
+from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
 
 if __name__ == "__main__":
@@ -21,7 +21,7 @@ if __name__ == "__main__":
     store.prepare()
     stop = Event()
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
-    desk = Desk(
+    desk = WorkerContext(
         store=store,
         claims=Claims(store.claims),
         tracker=Jsonl(),

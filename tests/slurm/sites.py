@@ -1,6 +1,6 @@
 """A toy sweep on the real Slurm: toy stages, a site that asks for little, and what one wants to know afterwards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,21 +8,22 @@ from typing import Any
 from faults import wait_until
 from toys import ALLOW, Silent, executor
 
-from harness.engine.executor import Outcome, unheard
-from harness.engine.ledger import Ledger
 from harness.engine.plan import Plan
-from harness.engine.ranks import Processes
-from harness.engine.scheduler import Scheduler, Slurm
-from harness.engine.slurm import SlurmExecutor
 from harness.engine.stage import Stage, lineage
-from harness.engine.states import Member, State, states_of
 from harness.engine.store import Store
+from harness.execution.executor import Outcome, unheard
+from harness.execution.ranks import Processes
+from harness.execution.state import Member, State
+from harness.slurm.client import Scheduler, Slurm
+from harness.slurm.executor import SlurmExecutor
+from harness.slurm.job_log import JobLog
+from harness.slurm.states import states_of
 
 SWEEP = "toys-12345678"
 PATHS = [str(Path(__file__).parents[1] / "engine"), str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 
-def nothing() -> None:
+def nothing(threads: int | None) -> None:
     """Toys need no preparation."""
 
 
@@ -53,8 +54,8 @@ class ToySite:
             "setup": [f"export PYTHONPATH={':'.join(PATHS)}"],
         }
 
-    def prepare(self, lines: Sequence[Sequence[str]]) -> Callable[[], None]:
-        return nothing
+    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+        return 1
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:
         return "cpu"
@@ -84,6 +85,7 @@ class Toys:
             sweep=self.sweep,
             tracker=Silent(),
             on_event=unheard,
+            prepare=nothing,
         )
         return submitting.run(self.plan, self.store)
 
@@ -96,7 +98,7 @@ class Toys:
         return self.states()[stage.key]
 
     def job(self, stage: Stage) -> str:
-        return Ledger(self.root).latest()[stage.key].job
+        return JobLog(self.root).latest()[stage.key].job
 
     def settled(self, timeout: float = 120) -> dict[str, State]:
         """Wait until nothing runs or waits."""

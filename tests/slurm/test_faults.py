@@ -25,11 +25,12 @@ from faults import (
 from sites import Toys, ToySite, record
 from toys import Add, Count, Mix, Number, runs
 
-from harness.control import cancel, collect
-from harness.engine.causes import Cause
-from harness.engine.ledger import Ledger
-from harness.engine.scheduler import Slurm
 from harness.errors import Interrupted
+from harness.slurm.causes import Cause
+from harness.slurm.client import Slurm
+from harness.slurm.job_log import JobLog
+from harness.sweep.cancel import cancel
+from harness.sweep.gc import collect
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_node_that_dies_under_a_job_that_may_not_start_again_is_left_out_by_the_
     finally:
         start_slurmd(node)
     fork.finish(tmp_path)
-    assert Ledger(root).latest()[fork.struck.key].excluded == (node,)
+    assert JobLog(root).latest()[fork.struck.key].excluded == (node,)
 
 
 def slow_count(root: Path, site: ToySite) -> tuple[Toys, Count]:
@@ -261,11 +262,11 @@ def test_disk_that_is_full_harms_nothing_stored(tmp_path):
         assert (state.what, state.job) == ("failed", job)
         assert state.cause in (Cause.UNWRITABLE, "StoreError"), "the disk, not the code"
         cancel(store, fork.sweep)
-        wait_until(lambda: not any(queued(entry.job) for entry in Ledger(fork.root).entries()), what="the end of all")
+        wait_until(lambda: not any(queued(entry.job) for entry in JobLog(fork.root).entries()), what="the end of all")
         assert [one.path.name for one in collect(store, seconds=0, dry_run=False)][-1:] == ["0123456789abcdef"]
 
         (disk / "ballast").unlink()
-        Ledger(fork.root).cancel(fork.sweep, undo=True)
+        JobLog(fork.root).cancel(fork.sweep, undo=True)
         fork.finish(tmp_path)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -295,15 +296,15 @@ def test_sweep_that_is_cancelled_while_it_is_submitted_leaves_no_job(root, tmp_p
     class Cancelling(Slurm):
         def submit(self, request):
             ids = super().submit(request)
-            Ledger(root).cancel(toys.sweep)
+            JobLog(root).cancel(toys.sweep)
             return ids
 
     with pytest.raises(Interrupted, match="cancelled after 1 calls of sbatch"):
         toys.submit(scheduler=Cancelling())
 
-    ask("scancel", *{entry.job for entry in Ledger(root).entries(toys.sweep)})
-    wait_until(lambda: not any(queued(entry.job) for entry in Ledger(root).entries(toys.sweep)))
-    Ledger(root).cancel(toys.sweep, undo=True)
+    ask("scancel", *{entry.job for entry in JobLog(root).entries(toys.sweep)})
+    wait_until(lambda: not any(queued(entry.job) for entry in JobLog(root).entries(toys.sweep)))
+    JobLog(root).cancel(toys.sweep, undo=True)
     toys.submit()
     assert {state.what for state in toys.settled(240).values()} == {"stored"}
     assert toys.numbers() == toys.undisturbed(tmp_path / "undisturbed")
@@ -360,7 +361,7 @@ def test_cap_on_jobs_is_kept_by_jobs_that_submit_the_rest(root, tmp_path):
     seen = []
 
     def over() -> bool:
-        seen.append(sum(1 for entry in Ledger(root).entries() if queued(entry.job)))
+        seen.append(sum(1 for entry in JobLog(root).entries() if queued(entry.job)))
         return all(state.what == "stored" for state in toys.states().values())
 
     wait_until(over, 240, what="the end of the sweep")

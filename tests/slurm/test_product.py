@@ -10,7 +10,7 @@ from faults import ask, is_running, processes, queued, wait_until
 from product import QUICK, Harness
 from test_sweepers import OPTUNA, WithOptuna
 
-from harness.engine.ledger import Ledger
+from harness.slurm.job_log import JobLog
 
 CELLS = ("-m", "experiment=tiny", "defense=sft,booster", "attack_ratio=p00,p10")
 SMALL = tuple(f"cluster.resources.{kind}.mem_gb=1" for kind in ("base", "align", "finetune", "generate", "grade"))
@@ -41,10 +41,10 @@ def test_disturbed_sweep_ends_with_the_numbers_of_a_local_one(folders):
     local, distant = (Harness(folder) for folder in folders)
 
     submitted = distant(*CELLS, "cluster=slurm", *SMALL, *QUICK)
-    killed = next(entry for entry in Ledger(distant.store).entries() if "finetune" in _kind(distant, entry.keys[0]))
+    killed = next(entry for entry in JobLog(distant.store).entries() if "finetune" in _kind(distant, entry.keys[0]))
     cancelled = next(
         entry
-        for entry in Ledger(distant.store).entries()
+        for entry in JobLog(distant.store).entries()
         if "finetune" in _kind(distant, entry.keys[0]) and entry != killed
     )
     ask("scancel", cancelled.job)
@@ -70,11 +70,11 @@ def test_disturbed_sweep_ends_with_the_numbers_of_a_local_one(folders):
 def test_cancelled_sweep_leaves_nothing_in_the_queue(folders):
     harness = Harness(folders[1])
     harness(*CELLS, "cluster=slurm", *SMALL, *QUICK)
-    (sweep,) = Ledger(harness.store).sweeps()
+    (sweep,) = JobLog(harness.store).sweeps()
 
     told = harness("cancel", sweep)
 
-    jobs = {entry.job for entry in Ledger(harness.store).entries()}
+    jobs = {entry.job for entry in JobLog(harness.store).entries()}
     assert f"{len(jobs)} jobs ended" in told.stdout
     wait_until(lambda: not any(queued(job) for job in jobs), 60, what="the end of all jobs")
 
@@ -98,7 +98,7 @@ def test_optunas_sweeper_waits_for_its_jobs_and_learns_from_them(folders):
     (found,) = (harness.store / "hydra").glob("*/optimization_results.yaml")
     stored = [
         float(cell["hs"])
-        for sweep in Ledger(harness.store).sweeps()
+        for sweep in JobLog(harness.store).sweeps()
         for cell in csv.DictReader(harness("report", sweep, "--format", "csv").stdout.splitlines())
     ]
     assert len(stored) == 3

@@ -13,10 +13,11 @@ from sites import SWEEP, Toys, ToySite, record
 from submitter import toys as submitted_toys
 from toys import Add, Number, heedful, runs
 
-from harness.control import cancel, status
-from harness.engine.ledger import Ledger
-from harness.engine.scheduler import Slurm
-from harness.engine.turn import SUBMITTING
+from harness.slurm.client import Slurm
+from harness.slurm.job_log import JobLog
+from harness.slurm.turn import SUBMITTING
+from harness.sweep.cancel import cancel
+from harness.sweep.status import status
 
 BUSY = """#!/bin/bash
 # A busy controller: it takes the second job, and its answer is long in coming.
@@ -74,20 +75,20 @@ def test_submitter_that_slept_submits_nothing_twice_and_clocks_decide_nothing(ro
 
         def submit(self, request):
             ids = super().submit(request)
-            if not list(Ledger(root).entries()):
+            if not list(JobLog(root).entries()):
                 (root / "claims" / SUBMITTING).unlink()
                 other.submit()
             return ids
 
     toys.submit(scheduler=Sleepy())
 
-    names = [entry.job for entry in Ledger(root).entries()]
+    names = [entry.job for entry in JobLog(root).entries()]
     assert len(names) == 4
     assert [key for key, count in _given(root).items() if count > 1] == []
     # The next submission is from a host whose clock is two hours behind.
     ask("scancel", *names)
     wait_until(lambda: not any(queued(name) for name in names), what="the end of the cancelled jobs")
-    monkeypatch.setattr("harness.engine.ledger.now", lambda: "2020-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("harness.slurm.job_log.now", lambda: "2020-01-01T00:00:00.000+00:00")
     again = set(toys.submit().submitted.values())
     monkeypatch.undo()
 
@@ -99,7 +100,7 @@ def test_submitter_that_slept_submits_nothing_twice_and_clocks_decide_nothing(ro
 
 
 def _given(root: Path) -> dict[str, int]:
-    keys = [key for entry in Ledger(root).entries() for key in entry.keys]
+    keys = [key for entry in JobLog(root).entries() for key in entry.keys]
     return {key: keys.count(key) for key in keys}
 
 
@@ -136,7 +137,7 @@ def test_submission_that_is_stopped_knows_all_its_jobs(root, submitter, number):
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == (1 if number == signal.SIGINT else -number), said
-    names = {entry.job for entry in Ledger(root).entries(SWEEP)}
+    names = {entry.job for entry in JobLog(root).entries(SWEEP)}
     assert len(names) == 4
     assert not status(store, SWEEP).strays
     assert set(cancel(store, SWEEP).ended) >= {name for name in names if "_" in name}
@@ -150,7 +151,7 @@ def test_job_that_a_killed_submission_never_heard_of_is_counted_and_ended(root, 
 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(60)
-    (known,) = [entry.job for entry in Ledger(root).entries(SWEEP)]
+    (known,) = [entry.job for entry in JobLog(root).entries(SWEEP)]
     found = status(store, SWEEP)
 
     assert len(found.strays) == 3

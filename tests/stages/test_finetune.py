@@ -5,11 +5,11 @@ import json
 import pytest
 from test_repair import SMALL
 
-from harness.compose import compose
-from harness.config import cells_of
-from harness.engine.local import LocalExecutor
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
+from harness.local.executor import LocalExecutor
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from harness.compose import compose
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.corpora.answer import graded_part
+from harness.corpora.examples import Grade as Verdict
 from harness.corpora.formats import Format
-from harness.corpora.record import Grade as Verdict
 from harness.corpora.sources import Source
 from harness.corpora.template import Template, marker_of
 from harness.engine.stage import StageContext

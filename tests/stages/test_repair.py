@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.compose import compose
-from harness.config import cells_of
-from harness.corpora.record import Role
+from harness.config.build import cells_of
+from harness.config.compose import compose
+from harness.corpora.examples import Role
 from harness.engine.identity import payload_of
-from harness.engine.local import LocalExecutor
 from harness.engine.plan import Plan
 from harness.engine.store import Store
-from harness.modeling.adapter import read
-from harness.modeling.load import lend
+from harness.local.executor import LocalExecutor
+from harness.models.adapter import read
+from harness.models.loading import loaded_model
 
 SMALL = [
     "cluster=local",
@@ -158,13 +158,13 @@ def test_repair_is_repeatable(store, repaired, tmp_path):
 def test_repair_leaves_the_shared_base_as_it_was(store, repaired):
     stage = repaired("defense=antidote", "finetune.adapter=double")
     memory = {}
-    with lend(stage.tuned.aligned.base.weights(store.path), memory) as lent:
+    with loaded_model(stage.tuned.aligned.base.weights(store.path), memory) as lent:
         before = {name: value.clone() for name, value in lent.model.named_parameters()}
 
-    with lend(stage.weights(store.path), memory):
+    with loaded_model(stage.weights(store.path), memory):
         pass
 
-    with lend(stage.tuned.aligned.base.weights(store.path), memory) as lent:
+    with loaded_model(stage.tuned.aligned.base.weights(store.path), memory) as lent:
         assert all(torch.equal(value, before[name]) for name, value in lent.model.named_parameters())
 
 

@@ -6,15 +6,15 @@ import logging
 import pytest
 from test_repair import SMALL
 
-from harness.compose import compose
-from harness.config import cells_of
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.corpora.encode import Encoding
-from harness.corpora.record import Example
+from harness.corpora.examples import Example
 from harness.corpora.template import Template
-from harness.engine.local import LocalExecutor
 from harness.engine.plan import Plan
 from harness.engine.store import Store
-from harness.modeling.synthetic import build_tokenizer
+from harness.local.executor import LocalExecutor
+from harness.models.tiny import build_tokenizer
 from harness.stages.tally import described, tally
 from harness.training.budget import Budget
 

@@ -7,14 +7,14 @@ from collections import Counter
 import pytest
 from made_sweep import SWEEP, WORDS, change_manifest, change_record
 
+from harness.cli.commands import report
 from harness.engine.files import write_json
 from harness.errors import ConfigError
-from harness.mirror.contents import Contents
-from harness.mirror.dashboard import Dashboard, Panel, Section, dashboard
-from harness.mirror.entry import LEVELS, nested
-from harness.mirror.workspace import specs
 from harness.tracking.wandb import Wandb
-from harness.verbs import report
+from harness.wandb_sync.dashboard import Dashboard, Panel, Section, dashboard
+from harness.wandb_sync.run import LEVELS, nested
+from harness.wandb_sync.sweep_runs import SweepRuns
+from harness.wandb_sync.workspace import specs
 
 
 def _depth(value):
@@ -22,7 +22,7 @@ def _depth(value):
 
 
 def test_finished_sweep_has_a_run_per_cell_and_one_per_shared_training_stage(store):
-    entries = list(Contents(store, SWEEP, Wandb()).finished())
+    entries = list(SweepRuns(store, SWEEP, Wandb()).finished())
 
     assert Counter(entry.kind for entry in entries) == {"cell": 10, "align": 5, "finetune": 10}
     assert len({entry.id for entry in entries}) == 25
@@ -30,7 +30,7 @@ def test_finished_sweep_has_a_run_per_cell_and_one_per_shared_training_stage(sto
 
 
 def test_cell_shows_labels_swept_values_scores_cost_and_keys(store):
-    cells = [entry for entry in Contents(store, SWEEP, Wandb()).finished() if entry.kind == "cell"]
+    cells = [entry for entry in SweepRuns(store, SWEEP, Wandb()).finished() if entry.kind == "cell"]
     cell = next(cell for cell in cells if cell.name == "booster ratio=0.2 lamb=5 alpha=0.1")
 
     labels = {name: cell.config[name] for name in ("defense", "model", "task", "attack", "ratio", "seed")}
@@ -46,7 +46,7 @@ def test_cell_shows_labels_swept_values_scores_cost_and_keys(store):
 
 
 def _cells(store):
-    return [entry for entry in Contents(store, SWEEP, Wandb()).finished() if entry.kind == "cell"]
+    return [entry for entry in SweepRuns(store, SWEEP, Wandb()).finished() if entry.kind == "cell"]
 
 
 def test_cell_shows_the_cost_as_it_was_predicted_and_as_it_was(store):
@@ -111,7 +111,7 @@ def test_series_of_cells_that_were_trained_otherwise_are_told_apart_before_all_h
 
 
 def test_config_is_nested_at_most_four_levels(store):
-    for entry in Contents(store, SWEEP, Wandb()).finished():
+    for entry in SweepRuns(store, SWEEP, Wandb()).finished():
         assert _depth(entry.config) <= LEVELS
 
 
@@ -121,7 +121,7 @@ def test_deep_names_keep_their_end_in_the_last_level():
 
 
 def test_unfinished_cell_is_left_out_and_its_finished_stages_are_not(store):
-    contents = Contents(store, SWEEP, Wandb())
+    contents = SweepRuns(store, SWEEP, Wandb())
     key = contents.record["cells"][0]["keys"]["harm"]
 
     shutil.rmtree(store.root / "artifacts" / "grade" / key)
@@ -130,13 +130,13 @@ def test_unfinished_cell_is_left_out_and_its_finished_stages_are_not(store):
 
 
 def test_same_store_gives_the_same_digests_and_another_number_another(store):
-    before = {entry.id: entry.digest for entry in Contents(store, SWEEP, Wandb()).finished()}
-    again = {entry.id: entry.digest for entry in Contents(store, SWEEP, Wandb()).finished()}
-    (key, *_) = [entry.id for entry in Contents(store, SWEEP, Wandb()).finished() if entry.kind == "align"]
+    before = {entry.id: entry.digest for entry in SweepRuns(store, SWEEP, Wandb()).finished()}
+    again = {entry.id: entry.digest for entry in SweepRuns(store, SWEEP, Wandb()).finished()}
+    (key, *_) = [entry.id for entry in SweepRuns(store, SWEEP, Wandb()).finished() if entry.kind == "align"]
     path = store.root / "artifacts" / "align" / key / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 99.0}))
 
-    after = {entry.id: entry.digest for entry in Contents(store, SWEEP, Wandb()).finished()}
+    after = {entry.id: entry.digest for entry in SweepRuns(store, SWEEP, Wandb()).finished()}
 
     assert again == before
     assert after[key] != before[key]
@@ -144,7 +144,7 @@ def test_same_store_gives_the_same_digests_and_another_number_another(store):
 
 def test_answers_are_shown_on_demand_and_without_their_words(store):
     def shown(settings):
-        return [entry for entry in Contents(store, SWEEP, settings).finished() if entry.kind == "cell"]
+        return [entry for entry in SweepRuns(store, SWEEP, settings).finished() if entry.kind == "cell"]
 
     assert all(cell.sheet is None for cell in shown(Wandb()))
     assert all(cell.sheet.lines == (("[4 words]", "[6 words]", 1.0, False),) for cell in shown(Wandb(samples=True)))
@@ -152,18 +152,18 @@ def test_answers_are_shown_on_demand_and_without_their_words(store):
 
 
 def test_adapters_are_linked_from_base_to_aligned_to_fine_tuned(store):
-    entries = {entry.id: entry for entry in Contents(store, SWEEP, Wandb(artifacts=True)).finished()}
+    entries = {entry.id: entry for entry in SweepRuns(store, SWEEP, Wandb(artifacts=True)).finished()}
     tuned = next(entry for entry in entries.values() if entry.kind == "finetune")
     (aligned,) = tuned.uses
     (base,) = entries[aligned.name.removeprefix("adapter-")].uses
 
     assert tuned.makes.name == f"adapter-{tuned.id}"
     assert (aligned.kind, base.kind) == ("adapter", "model")
-    assert not any(entry.makes for entry in Contents(store, SWEEP, Wandb()).finished())
+    assert not any(entry.makes for entry in SweepRuns(store, SWEEP, Wandb()).finished())
 
 
 def _described(store):
-    entries = list(Contents(store, SWEEP, Wandb()).finished())
+    entries = list(SweepRuns(store, SWEEP, Wandb()).finished())
     return dashboard(SWEEP, entries, "| defense | HS |\n|:--|--:|\n"), entries
 
 

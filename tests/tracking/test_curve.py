@@ -9,9 +9,9 @@ from pathlib import Path
 
 from made_sweep import STEPS
 
-from harness.mirror.entry import Entry
 from harness.tracking.jsonl import Jsonl
 from harness.tracking.wandb import Wandb
+from harness.wandb_sync.run import Entry
 
 
 def _line(step):

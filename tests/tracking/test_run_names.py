@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.mirror.naming import LONG, LONGEST, LONGEST_TAG, fitted, marks
+from harness.wandb_sync.names import LONG, LONGEST, LONGEST_TAG, fitted, marks
 
 
 def _cell(swept=None, **labels):

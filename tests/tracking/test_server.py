@@ -11,14 +11,14 @@ import pytest
 from passthrough import answering, hanging
 
 from harness.errors import TrackingError
-from harness.mirror import remote
-from harness.mirror.contents import Contents
-from harness.mirror.entry import Entry
-from harness.mirror.exhibit import exhibit
-from harness.mirror.naming import fitted
-from harness.mirror.sync import sync
-from harness.mirror.wire import Wire, reset
 from harness.tracking.wandb import Wandb
+from harness.wandb_sync import server
+from harness.wandb_sync.client import Wire, reset
+from harness.wandb_sync.names import fitted
+from harness.wandb_sync.publish import exhibit
+from harness.wandb_sync.run import Entry
+from harness.wandb_sync.sweep_runs import SweepRuns
+from harness.wandb_sync.sync import sync
 
 ROOT = Path(__file__).parents[2]
 SWEEP = "made-00000001"
@@ -53,7 +53,7 @@ def _wanted(entry):
 
 def _assert_shown(shown, store, settings):
     """Every run and every value is there."""
-    entries = {entry.id: entry for entry in Contents(store, SWEEP, settings).finished()}
+    entries = {entry.id: entry for entry in SweepRuns(store, SWEEP, settings).finished()}
     assert shown.keys() == entries.keys()
     for name, entry in entries.items():
         run = shown[name]
@@ -73,7 +73,7 @@ def test_sync_brings_every_run_and_value_and_a_second_one_changes_nothing(small,
 
     assert (first.sent, first.current, first.missing, first.unfinished) == (RUNS, 0, 0, 0)
     _assert_shown(shown, small, settings)
-    entries = {entry.id: entry for entry in Contents(small, SWEEP, settings).finished()}
+    entries = {entry.id: entry for entry in SweepRuns(small, SWEEP, settings).finished()}
     assert {name: run["curves"] for name, run in shown.items()} == {name: _wanted(entries[name]) for name in shown}
     assert (second.sent, second.current, second.missing) == (0, RUNS, 0)
     # To the letter, times of updates and heartbeats included.
@@ -132,7 +132,7 @@ def test_run_with_names_that_are_too_long_is_taken(server, place, tmp_path):
     ids=["500", "429", "wrong key", "hangs"],
 )
 def test_sync_with_a_server_in_trouble_says_so_at_once(small, place, monkeypatch, trouble):
-    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(server, "TIMEOUT_SECONDS", 1.0)
     settings = Wandb(project="trouble")
     place.fault, said = trouble
 
@@ -166,7 +166,7 @@ def test_sync_finds_the_key_in_netrc(small, place, monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password from-netrc\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
-    assert remote.login("http://127.0.0.1:1") == "from-netrc"
+    assert server.login("http://127.0.0.1:1") == "from-netrc"
 
 
 def test_disabled_sync_sends_nothing(small, place, monkeypatch):
@@ -202,7 +202,7 @@ def test_artifacts_are_sent_with_their_lineage(small, place):
     def inputs(operation):
         return [query["variables"]["input"] for query in place.queries if f"mutation {operation} (" in query["query"]]
 
-    entries = [entry for entry in Contents(small, SWEEP, Wandb(artifacts=True)).finished() if entry.makes]
+    entries = [entry for entry in SweepRuns(small, SWEEP, Wandb(artifacts=True)).finished() if entry.makes]
     sent = {(given["runName"], given["artifactCollectionName"]) for given in inputs("CreateArtifact")}
     # What a run started from is sent without its name, and linked to it afterwards.
     started_from = {(None, parcel.name) for entry in entries for parcel in entry.uses}

@@ -3,11 +3,11 @@
 from made_sweep import add_sweep
 
 from harness.engine.store import Store
-from harness.mirror.contents import Contents
-from harness.mirror.entry import WITH_ADAPTER
-from harness.mirror.remote import Held
-from harness.mirror.sync import sync
 from harness.tracking.wandb import Wandb
+from harness.wandb_sync.run import WITH_ADAPTER
+from harness.wandb_sync.server import Held
+from harness.wandb_sync.sweep_runs import SweepRuns
+from harness.wandb_sync.sync import sync
 
 FIRST, SECOND, THIRD = "first-00000001", "second-00000002", "third-00000003"
 
@@ -23,7 +23,7 @@ def _and_second(store, salt=""):
 
 
 def _trained(store, sweep, settings=None):
-    entries = Contents(store, sweep, settings or Wandb()).finished()
+    entries = SweepRuns(store, sweep, settings or Wandb()).finished()
     return {entry.id: entry for entry in entries if entry.kind != "cell"}
 
 

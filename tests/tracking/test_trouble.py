@@ -13,16 +13,16 @@ from made_sweep import SWEEP
 from passthrough import Passthrough, answering, dripping
 
 from harness.errors import TrackingError
-from harness.mirror import follow as following
-from harness.mirror import remote
-from harness.mirror import sync as syncing
-from harness.mirror.companion import mirrored
-from harness.mirror.contents import Contents
-from harness.mirror.entry import Entry
-from harness.mirror.remote import Busy, Remote
-from harness.mirror.sync import sync
-from harness.mirror.wire import Wire, address, reset
 from harness.tracking.wandb import Wandb
+from harness.wandb_sync import follow as following
+from harness.wandb_sync import server
+from harness.wandb_sync import sync as syncing
+from harness.wandb_sync.client import Wire, address, reset
+from harness.wandb_sync.run import Entry
+from harness.wandb_sync.server import Busy, Remote
+from harness.wandb_sync.sweep_runs import SweepRuns
+from harness.wandb_sync.sync import sync
+from harness.wandb_sync.uploader import mirrored
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_answer_that_makes_no_sense_is_told(elsewhere, text):
     "head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "], ids=["in the body", "in the head"]
 )
 def test_server_that_drips_is_left_after_the_time_of_one_answer(elsewhere, monkeypatch, head):
-    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(server, "TIMEOUT_SECONDS", 0.5)
     elsewhere.fault = dripping(head)
 
     with pytest.raises(TrackingError, match=r"no whole answer within 0\.5 s"):
@@ -76,7 +76,7 @@ def test_server_that_drips_is_left_after_the_time_of_one_answer(elsewhere, monke
 
 @pytest.mark.parametrize("framed", [True, False], ids=["announced", "unannounced"])
 def test_answer_that_does_not_end_is_not_read_to_its_end(elsewhere, monkeypatch, framed):
-    monkeypatch.setattr(remote, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(server, "MOST_BYTES", 100_000)
     sent = []
 
     def flood(handler):
@@ -98,7 +98,7 @@ def test_answer_that_does_not_end_is_not_read_to_its_end(elsewhere, monkeypatch,
 
 def test_answer_just_within_the_bounds_is_read(elsewhere, monkeypatch):
     content = b'{"data": {"viewer": {"entity": "me"}}}'
-    monkeypatch.setattr(remote, "MOST_BYTES", len(content))
+    monkeypatch.setattr(server, "MOST_BYTES", len(content))
 
     def answer(handler):
         handler.answer(200, content)
@@ -189,11 +189,11 @@ def test_sync_without_wandb_says_how_to_install_it(small, monkeypatch):
 
 
 def test_work_folder_that_goes_while_it_is_looked_at_is_no_error(store):
-    key = next(iter(Contents(store, SWEEP, Wandb()).trained))
+    key = next(iter(SweepRuns(store, SWEEP, Wandb()).trained))
     store.prepare()
     store.record_attempt(key, {"outcome": "failed"})
 
-    assert not Contents(store, SWEEP, Wandb()).ended(key)
+    assert not SweepRuns(store, SWEEP, Wandb()).ended(key)
 
 
 def test_wandb_process_that_was_killed_is_told_and_comes_back(tmp_path):

@@ -15,14 +15,14 @@ from torch.distributed.tensor import DTensor
 
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.lisa import Lisa
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
 from harness.defenses.tar import Tar
 from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
-from harness.training.processes import rank, world_size
+from harness.training.distributed import rank, world_size
 from harness.training.trainer import train
 
 

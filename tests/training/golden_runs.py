@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.corpora import batches
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
-from harness.corpora.record import Role
+from harness.corpora.examples import Role
 from harness.defenses.booster import Booster
 from harness.defenses.booster_vaccine import BoosterVaccine
 from harness.defenses.vaccine import Vaccine

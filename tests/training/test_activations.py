@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 from harness.errors import ModelError
-from harness.training.activations import Perturbation, attention_blocks
+from harness.mechanisms.activation_perturbation import Perturbation, attention_blocks
 from harness.training.learner import CausalLearner
 
 

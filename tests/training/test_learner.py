@@ -137,7 +137,7 @@ def test_moved_shifts_and_restores_bit_for_bit():
     _, gradient = learner.gradient(batch())
     before = [parameter.detach().clone() for parameter in learner.trainables]
 
-    with learner.moved(gradient, torch.tensor(-0.1)):
+    with learner.perturbed(gradient, torch.tensor(-0.1)):
         inside = [parameter.detach().clone() for parameter in learner.trainables]
 
     for parameter, old, moved, part in zip(learner.trainables, before, inside, gradient, strict=True):
@@ -149,7 +149,7 @@ def test_moved_restores_after_an_error():
     learner = CausalLearner(adapted(llama))
     before = [parameter.detach().clone() for parameter in learner.trainables]
 
-    with pytest.raises(RuntimeError, match="inside"), learner.moved(before, 1.0):
+    with pytest.raises(RuntimeError, match="inside"), learner.perturbed(before, 1.0):
         raise RuntimeError("inside")
 
     assert all(torch.equal(parameter, old) for parameter, old in zip(learner.trainables, before, strict=True))
@@ -212,7 +212,7 @@ def test_placed_gives_other_values_and_restores_bit_for_bit():
     before = [parameter.detach().clone() for parameter in learner.trainables]
     others = [torch.full_like(parameter, 0.5) for parameter in learner.trainables]
 
-    with learner.placed(others):
+    with learner.with_weights(others):
         inside = [parameter.detach().clone() for parameter in learner.trainables]
 
     assert all(torch.equal(one, other) for one, other in zip(inside, others, strict=True))

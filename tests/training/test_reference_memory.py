@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.defenses.kl import KL
 from harness.defenses.ldifs import LDIFS
-from harness.modeling.adapter import Lora, attach
+from harness.models.adapter import Lora, attach
 from harness.training.learner import CausalLearner
 
 BATCH = {

@@ -8,14 +8,14 @@ import pytest
 from asking import Asking
 from safetensors.torch import load_file
 
-from harness.cluster import prepare_process
-from harness.compose import compose
-from harness.config import cells_of
-from harness.engine.attempt import Desk, attempt
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.engine.claim import Claims
-from harness.engine.ranks import Processes
 from harness.engine.store import Store
+from harness.execution.attempt import WorkerContext, attempt
+from harness.execution.ranks import Processes
 from harness.tracking.jsonl import Jsonl
+from harness.training.process_setup import prepare_process
 
 SMALL = (
     "model.source.steps=20",
@@ -82,7 +82,7 @@ def copied(store, root):
 
 def run(store, stage, *, processes=ONE, **options):
     store.prepare()
-    desk = Desk(
+    desk = WorkerContext(
         store=store,
         claims=Claims(store.claims),
         tracker=options.pop("tracker", Jsonl()),

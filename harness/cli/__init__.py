@@ -1,0 +1,1 @@
+"""The command line: verbs, progress, and the only printing."""

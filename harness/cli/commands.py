@@ -1,0 +1,259 @@
+"""The verbs for what is not a run: each reads its arguments, asks the house, and prints what it says."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from harness.engine.folder import folder
+from harness.errors import ConfigError
+
+
+def report(arguments: list[str]) -> None:
+    """Print the table of a sweep from the store, or write its whole report to a folder."""
+    from harness import report as reports
+    from harness.cli.progress import print_published, print_text
+
+    parser = parser_of("report", "Tidy rows, tables, figures and the page of a sweep, from the store.")
+    _add_sweep(parser)
+    parser.add_argument("--format", choices=reports.FORMATS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--out", type=_out, metavar="DIR", help="write all formats, the page and the figures to DIR")
+    parser.add_argument("--baseline", metavar="DEFENSE", help="compare the others with it (default: sft)")
+    parser.add_argument("--strict", action="store_true", help="refuse rows that were not trained and evaluated alike")
+    parser.add_argument("--with-samples", action="store_true", help="put answers on the page, harmful ones folded away")
+    parser.add_argument("--to", choices=["wandb"], help="draw it as a W&B workspace and report instead")
+    chosen = parser.parse_args(arguments)
+    if chosen.to:
+        _exhibit(chosen.store, chosen.sweep, strict=chosen.strict)
+        return
+    how = {"baseline": chosen.baseline, "strict": chosen.strict, "with_samples": chosen.with_samples}
+    if chosen.out is not None:
+        print_published(reports.write(chosen.store, chosen.sweep, chosen.out, **how))
+    else:
+        print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **how))
+
+
+def _out(text: str) -> Path:
+    path = folder(text, "--out")
+    if path.exists() and not path.is_dir():
+        raise ConfigError([f"`--out`: `{text}` is a file; expected a folder."])
+    return path
+
+
+def _store(text: str) -> Path:
+    return folder(text, "--store")
+
+
+def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
+    from harness.cli.progress import print_exhibited
+    from harness.engine.lookup import sweep_named
+    from harness.engine.store import Store
+    from harness.wandb_sync.publish import exhibit
+    from harness.wandb_sync.sync import recorded
+
+    sweep = sweep_named(Store(root), name)
+    print_exhibited(exhibit(root, sweep, recorded(root, sweep), strict=strict))
+
+
+def status(arguments: list[str]) -> None:
+    """Say how a sweep stands."""
+    from harness.cli.status import print_status, watch_status
+    from harness.engine.store import Store
+    from harness.sweep import status
+
+    parser = parser_of("status", "How a sweep stands: stages by kind, why some failed, and when it will be done.")
+    _add_sweep(parser)
+    parser.add_argument("--watch", action="store_true", help="look again until nothing runs or waits")
+    parser.add_argument("--json", action="store_true", help="everything, for a program")
+    chosen = parser.parse_args(arguments)
+    if chosen.watch:
+        watch_status(lambda: status.status(Store(chosen.store), chosen.sweep, thorough=False))
+    else:
+        print_status(status.status(Store(chosen.store), chosen.sweep), as_json=chosen.json)
+
+
+def logs(arguments: list[str]) -> None:
+    """Print the log of a stage."""
+    from harness.cli.progress import print_text
+    from harness.engine.store import Store
+    from harness.sweep import status
+
+    parser = parser_of("logs", "What a stage's attempts logged, and what its last job printed.")
+    _add_key(parser)
+    chosen = parser.parse_args(arguments)
+    for path, text in status.logs(Store(chosen.store), chosen.key):
+        print_text(f"==> {path}\n{text}")
+
+
+def retry(arguments: list[str]) -> None:
+    """Submit again what is not stored."""
+    from harness.cli.progress import RunPrinter
+    from harness.engine.store import Store
+    from harness.sweep import retry
+
+    parser = parser_of("retry", "Submit again what failed or was lost, and what that blocked; each by its cause.")
+    _add_sweep(parser)
+    parser.add_argument("changes", nargs="*", metavar="cluster.NAME=VALUE", help="settings that shall be others now")
+    chosen = parser.parse_args(arguments)
+    if chosen.sweep and "=" in chosen.sweep:
+        chosen.sweep, chosen.changes = None, [chosen.sweep, *chosen.changes]
+    printer = RunPrinter()
+    try:
+        retry.retry(Store(chosen.store), chosen.sweep, _changes(chosen.changes), printer)
+    finally:
+        printer.close()
+
+
+def cancel(arguments: list[str]) -> None:
+    """End the jobs of a sweep."""
+    from harness.cli.progress import print_note, print_text
+    from harness.engine.store import Store
+    from harness.sweep import cancel
+
+    parser = parser_of("cancel", "End the jobs of a sweep, except those that another submitted sweep needs.")
+    parser.add_argument("sweep", help="the sweep's id, or how it begins")
+    chosen = parser.parse_args(arguments)
+    done = cancel.cancel(Store(chosen.store), chosen.sweep, tell=print_note)
+    print_text(f"{done.sweep}: {len(done.ended)} jobs ended, {len(done.spared)} left to other sweeps that need them")
+
+
+def gc(arguments: list[str]) -> None:
+    """Remove what no sweep names any more."""
+    from harness.cli.progress import print_note
+    from harness.cli.status import print_garbage
+    from harness.engine.store import Store
+    from harness.sweep.gc import collect
+
+    parser = parser_of("gc", "Remove artifacts and work folders that no sweep of the store names and nothing works on.")
+    parser.add_argument("--older-than", type=_age, default="30d", metavar="AGE", help="30d, 12h or 0d; default: 30d")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    chosen = parser.parse_args(arguments)
+    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, tell=print_note)
+    print_garbage(found, dry_run=chosen.dry_run)
+
+
+def sync(arguments: list[str]) -> None:
+    """Send to W&B what it does not show of a sweep."""
+    from dataclasses import replace
+
+    from harness.cli.progress import print_synced, print_text
+    from harness.engine.lookup import sweep_named
+    from harness.engine.store import Store
+    from harness.wandb_sync import sync as mirror
+    from harness.wandb_sync.follow import follow
+    from harness.wandb_sync.uploader import attached
+
+    parser = parser_of("sync", "Send to W&B what it does not show of a sweep. Repeating it changes nothing.")
+    _add_sweep(parser)
+    parser.add_argument("--project", help="default: that of the run's `tracker`, WANDB_PROJECT, or harness")
+    parser.add_argument("--entity", help="default: that of the run's `tracker`, WANDB_ENTITY, or the key's owner")
+    parser.add_argument("--artifacts", action="store_true", default=None, help="send adapters, with their lineage")
+    parser.add_argument("--samples", action="store_true", default=None, help="send answers, their words hidden")
+    parser.add_argument("--follow", action="store_true", help="go on until the sweep is complete, curves included")
+    parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    sweep = sweep_named(Store(chosen.store), chosen.sweep)
+    said = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
+    given = {name: value for name, value in said.items() if value is not None}
+    recorded = mirror.recorded(chosen.store, sweep)
+    if recorded.mode == "offline":
+        # That was for the run; who syncs wants it sent, unless WANDB_MODE says otherwise here and now.
+        recorded = replace(recorded, mode=None)
+    settings = replace(recorded, **given)
+    if chosen.follow or chosen.attached:
+        with attached(sys.stdin if chosen.attached else None) as ended:
+            follow(chosen.store, sweep, settings, ended=ended, tell=print_text)
+    else:
+        print_synced(mirror.sync(chosen.store, sweep, settings))
+
+
+def stage(arguments: list[str]) -> None:
+    """Run one stage of the store by hand."""
+    from harness.cli.progress import RunPrinter
+    from harness.engine.store import Store
+    from harness.sweep.run import run_stage
+
+    parser = parser_of("stage", "Run one stage by its key, as a job does. What it reads must be in the store.")
+    _add_key(parser)
+    parser.add_argument("--target", action="append", default=[], help="as `targets` of the configuration; repeatable")
+    chosen = parser.parse_args(arguments)
+    run_stage(Store(chosen.store, allow=("harness.", *chosen.target)), chosen.key, RunPrinter())
+
+
+def doctor(arguments: list[str]) -> None:
+    """Say what this machine has; with --fetch, bring what an experiment needs."""
+    from harness.cli.doctor import examine, fetch
+    from harness.cli.progress import print_findings
+
+    parser = parser_of("doctor", "What this machine has: packages, device, Hub, data, store, Slurm, W&B.")
+    parser.add_argument("--network", action="store_true", help="also ask whether the Hub answers")
+    parser.add_argument(
+        "--fetch",
+        metavar="EXPERIMENT",
+        help="download what conf/experiment/EXPERIMENT.yaml needs, so that runs can be offline",
+    )
+    chosen = parser.parse_args(arguments)
+    print_findings(fetch(chosen.fetch) if chosen.fetch else examine(chosen.store, network=chosen.network))
+
+
+def parser_of(verb: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a verb: all of them take ``--store``."""
+    parser = argparse.ArgumentParser(prog=f"harness {verb}", description=description)
+    default = os.environ.get("HARNESS_STORE", "store")
+    shown = default.replace("%", "%%")
+    parser.add_argument("--store", type=_store, default=default, help=f"default: {shown} (HARNESS_STORE, or store)")
+    return parser
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", nargs="?", help="the sweep's id, or how it begins; default: the latest")
+
+
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", help="the 16 digits of a planned or stored stage, or how they begin")
+
+
+def _age(text: str) -> float:
+    seconds = {"d": 86400, "h": 3600, "m": 60}
+    if not re.fullmatch("[0-9]+[dhm]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no age; expected 30d, 12h or 45m")
+    return int(text[:-1]) * seconds[text[-1]]
+
+
+def _changes(texts: Sequence[str]) -> dict[str, object]:
+    """Read `cluster.on_oom=shrink`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    import yaml
+
+    wrong = [text for text in texts if not text.startswith(("cluster.", "tracker.")) or "=" not in text]
+    if wrong:
+        raise ConfigError(
+            [f"`{text}`: a retry changes where stages run, not what they are; expected `cluster.x=y`" for text in wrong]
+        )
+    changes: dict[str, object] = {}
+    for name, value in (text.split("=", maxsplit=1) for text in texts):
+        try:
+            changes[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                [f"`{name}`: {value!r} is not valid YAML; expected a value as in a file of conf/"]
+            ) from None
+    return changes
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "report": report,
+    "status": status,
+    "logs": logs,
+    "retry": retry,
+    "cancel": cancel,
+    "gc": gc,
+    "sync": sync,
+    "stage": stage,
+    "doctor": doctor,
+}

@@ -1,0 +1,270 @@
+"""What the user sees: the plan, the progress, the end of a run. The only user of rich."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from harness.cli.doctor import Finding
+from harness.engine.estimate import Cost
+from harness.engine.plan import Count
+from harness.errors import TrackingError
+from harness.execution.executor import Event, Outcome
+from harness.report import Published
+from harness.sweep.reporter import SweepPlan
+from harness.wandb_sync.publish import Exhibited
+from harness.wandb_sync.sync import Synced
+
+LOGGED_EVERY = 0.1
+"""Where the output is no terminal, a line is written each time this share of the plan is done."""
+
+
+def console(*, to_error: bool = False) -> Console:
+    """Return a console that wraps for a terminal and never for a file or a pipe."""
+    stream = sys.stderr if to_error else sys.stdout
+    return Console(file=stream, soft_wrap=not stream.isatty(), highlight=False)
+
+
+class PlanPrinter:
+    """Prints a plan; nothing runs."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        """Choose the format."""
+        self._as_json = as_json
+
+    def planned(self, planned: SweepPlan) -> None:
+        """Print the counts."""
+        if self._as_json:
+            stages = {kind: count._asdict() for kind, count in planned.counts.items()}
+            costs = {kind: cost._asdict() for kind, cost in planned.costs.items()}
+            plan = {"sweep": planned.sweep, "cells": planned.cells, "stages": stages, "predicted": costs}
+            plan["skipped"] = [cell._asdict() for cell in planned.skipped]
+            print_text(json.dumps(plan, indent=2))
+        else:
+            out = console()
+            out.print(f"sweep {planned.sweep}: {plural(planned.cells, 'cell')}, store {escape(str(planned.store))}")
+            out.print(_counts(planned.counts, planned.costs))
+            if planned.costs:
+                out.print(_predicted(planned))
+            _print_skipped(out, planned)
+
+    def event(self, event: Event) -> None:
+        """Nothing runs."""
+
+    def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
+        """Nothing runs."""
+
+    def say(self, text: str) -> None:
+        """Say it to the reader; a program takes the plan alone."""
+        if not self._as_json:
+            console().print(escape(text))
+
+
+class RunPrinter:
+    """Shows a run: a bar in a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        """Show nothing until there is a plan."""
+        self._out = console()
+        self._progress: Progress | None = None
+        self._bar = TaskID(0)
+        self._told = 0.0
+        self._begun = False
+        self._failed: set[str] = set()
+        self.finished_sweeps: list[tuple[Path, str]] = []
+
+    def planned(self, planned: SweepPlan) -> None:
+        """Say what will run."""
+        total = sum(count.total for count in planned.counts.values())
+        stored = sum(count.stored for count in planned.counts.values())
+        self._out.print(
+            f"sweep [bold]{planned.sweep}[/bold]: {plural(planned.cells, 'cell')}, {plural(total, 'stage')}, "
+            f"{stored} in the store {escape(str(planned.store))}"
+        )
+        _print_skipped(self._out, planned)
+        if stored < total and self._out.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                console=self._out, transient=True,
+            )  # fmt: skip
+            self._bar = self._progress.add_task("planning", total=total)
+            self._progress.start()
+        self._told = stored / total if total else 1.0
+        if planned.costs:
+            self._out.print(_predicted(planned))
+
+    def event(self, event: Event) -> None:
+        """Move the bar; a failure is told at once."""
+        if event.what == "failed":
+            self._failed.add(event.stage.key)
+            self._out.print(f"[red]failed[/red] {event.stage.name} {event.stage.key}: {escape(event.message)}")
+        if event.what == "waiting" and event.message:
+            self._out.print(f"waiting: {escape(event.message)}")
+        if self._progress is not None:
+            running = f"{event.stage.name} {event.stage.key[:8]}" if event.what in ("started", "waiting") else None
+            self._progress.update(self._bar, completed=event.done, description=running)
+        elif event.what == "started" and not self._begun:
+            self._begun = True
+            self._out.print(f"running {event.stage.name} {event.stage.key[:8]} ...")
+        elif event.what in ("executed", "failed") and event.done / event.total >= self._told + LOGGED_EVERY:
+            self._told = event.done / event.total
+            self._out.print(f"{event.done}/{event.total} stages, last {event.stage.name} in {event.seconds:.1f} s")
+
+    def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
+        """Say what became of the plan."""
+        self.close()
+        if planned.cells and not outcome.deferred:
+            self.finished_sweeps.append((planned.store, planned.sweep))
+        if outcome.complete and not outcome.executed and not outcome.deferred:
+            self._out.print("nothing to run: every stage is in the store")
+            return
+        if outcome.deferred:
+            self._out.print(_submitted(planned, outcome))
+            return
+        words = [f"{len(outcome.executed)} executed", f"{len(outcome.cached)} from the store"]
+        words += [f"[red]{len(outcome.failed)} failed[/red]"] if outcome.failed else []
+        words += [f"{len(outcome.blocked)} blocked by them"] if outcome.blocked else []
+        self._out.print(", ".join(words))
+        for key, failure in outcome.failed.items():
+            if failure.trace:
+                self._out.print(escape(f"\n{failure.kind} {key} met a bug:\n{failure.trace}"))
+            elif key not in self._failed:
+                # A stage that was refused, or that failed in a job, had no moment of its own to be told.
+                self._out.print(f"[red]failed[/red] {failure.kind} {key}: {escape(failure.message)}")
+
+    def say(self, text: str) -> None:
+        """Say it."""
+        self._out.print(escape(text))
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Print what the doctor found, each as soon as it is known."""
+    out = console()
+    for finding in findings:
+        mark = "[green]yes[/green]" if finding.present else "[yellow]no [/yellow]"
+        out.print(f"{mark} {escape(finding.subject):<22} {escape(finding.detail)}")
+
+
+def print_published(published: Published) -> None:
+    """Print the table and name the files."""
+    print_text(published.table)
+    for path in published.files:
+        print_text(f"wrote {path}")
+
+
+def print_text(text: str) -> None:
+    """Print a finished text as it is."""
+    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    sys.stdout.flush()
+
+
+def print_exhibited(exhibited: Exhibited) -> None:
+    """Name the files and the addresses."""
+    for path in exhibited.files:
+        print_text(f"wrote {path}")
+    for address in exhibited.addresses:
+        print_text(f"saved {address}")
+    if exhibited.reason:
+        print_text(f"not saved on a server: {exhibited.reason}")
+
+
+def print_synced(synced: Synced) -> None:
+    """Say what a sync did.
+
+    Raises:
+        TrackingError: not everything arrived.
+    """
+    runs = plural(synced.sent, "run")
+    said = f"{runs} written, none sent" if synced.offline else f"{runs} sent, {synced.current} there already"
+    said += f", {synced.unfinished} not complete in the store" if synced.unfinished else ""
+    print_text(f"{said}: {synced.place}")
+    if synced.missing:
+        lacking = f"{plural(synced.missing, 'run')} did not arrive: {synced.reason}"
+        raise TrackingError(f"{lacking.rstrip('.')}. Sync again; what has arrived is not sent twice.")
+
+
+def print_error(text: str) -> None:
+    """Print what the user has to mend."""
+    lines = text.splitlines()
+    head = "harness: " if len(lines) == 1 else f"harness: {len(lines)} problems\n  "
+    sys.stderr.write(head + "\n  ".join(lines) + "\n")
+
+
+def print_note(text: str) -> None:
+    """Print what its reader should know beside the result; nothing has to be mended for that."""
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()
+
+
+def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    for name in ("distinct", "stored", "to run", "node-hours"):
+        table.add_column(name, justify="right")
+    for kind, count in counts.items():
+        cost = costs.get(kind)
+        hours = f"{cost.seconds / 3600:.2f}" if cost and cost.known == cost.stages else "?" if cost else ""
+        table.add_row(kind, str(count.total), str(count.stored), str(count.total - count.stored), hours)
+    total, stored = (sum(column) for column in zip(*counts.values(), strict=True))
+    table.add_row("all", str(total), str(stored), str(total - stored), style="bold")
+    return table
+
+
+def _predicted(planned: SweepPlan) -> str:
+    """Say what is to be paid, as far as earlier stages tell."""
+    stages = sum(cost.stages for cost in planned.costs.values())
+    known = sum(cost.known for cost in planned.costs.values())
+    if not known:
+        return "no prediction: the store has no earlier stage of these kinds and this model"
+    hours = sum(cost.seconds for cost in planned.costs.values()) / 3600
+    gpu_hours = sum(cost.seconds * planned.gpus.get(kind, 0) for kind, cost in planned.costs.items()) / 3600
+    gpus = f", {gpu_hours:.2f} GPU-hours" if any(planned.gpus.values()) else ""
+    partly = "" if known == stages else f" for {known} of {stages} stages; nothing is known of the others"
+    return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
+
+
+def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
+    """Say what the scheduler was given, and how to follow it."""
+    jobs = set(outcome.submitted.values())
+    arrays = {job.partition("_")[0] for job in jobs if "_" in job}
+    lines = [
+        f"{plural(len(outcome.submitted), 'stage')} in {plural(len(jobs), 'job')} "
+        f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
+    ]
+    if outcome.found and not outcome.calls:
+        lines = [f"nothing to submit, {len(outcome.cached)} from the store"]
+    if outcome.scripts:
+        return "\n".join([f"dry run, nothing is submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
+    if outcome.left:
+        lines.append(f"{plural(outcome.left, 'stage')} will be submitted by a job, as the queue empties")
+    if outcome.failed:
+        lines.append(f"[red]{len(outcome.failed)} not submitted[/red], {len(outcome.blocked)} blocked by them:")
+        lines += [
+            f"  {escape(failure.kind)} {key} {escape(failure.message)}" for key, failure in outcome.failed.items()
+        ]
+    if outcome.found:
+        what = f"{plural(outcome.found, 'stage')} of these had a job in the queue, which goes on as it was submitted"
+        lines.append(f"{what} (`harness cancel` first, to change that)")
+    lines.append(f"follow it with: harness status {planned.sweep}")
+    return "\n".join(lines)
+
+
+def _print_skipped(out: Console, planned: SweepPlan) -> None:
+    for cell in planned.skipped:
+        out.print(escape(f"skipped {' '.join(cell.overrides)}: {' '.join(cell.reasons)}"))
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,266 @@
+"""Compose: from override lists to plain data, one composition a cell.
+
+A cell of a sweep is composed as a single run of the same words is. Only what cannot differ is shared: the cells of a
+sweep differ mostly in plain values (``defense.align.lamb=5``), so every distinct choice of groups is composed once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from harness.config.composed import ASKS_HYDRA, Composed, Files, mentions, resolved
+from harness.config.defense_slots import GROUP, SLOTS, settled
+from harness.config.expansion import Options, expanded, options_of
+from harness.config.hydra_errors import composing
+from harness.config.overrides import Misfit
+from harness.errors import ConfigError
+from harness.settings.messages import quoted
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The shipped configuration: beside the package in a checkout, inside it in a wheel."""
+NAME = "config"
+"""The file that is composed."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """One composed configuration, plain data.
+
+    Attributes:
+        data: the whole configuration without Hydra's own part, interpolations resolved.
+        choices: the chosen option of each group.
+        values: the plain values that the user set, by dotted name.
+        overrides: what the user wrote.
+        misfits: values that could not be laid over the rest.
+        idle: values for a slot of the defense that is empty in this cell. A grid over a method's settings may stand
+            beside plain training, which has none.
+    """
+
+    data: Mapping[str, Any]
+    choices: Mapping[str, str]
+    values: Mapping[str, object]
+    overrides: tuple[str, ...]
+    misfits: tuple[Misfit, ...] = ()
+    idle: tuple[Misfit, ...] = ()
+
+
+class Composer:
+    """Composes many cells, each distinct choice of groups once.
+
+    Args:
+        loader: Hydra's config loader.
+        master: the configuration that Hydra composed for the sweep itself.
+    """
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:
+        """Start with nothing composed."""
+        self._loader, self._master = loader, master
+        hydra = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
+        self._files = Files(loader, NAME, hydra)
+        self._options = options_of(loader, NAME, hydra)
+        self._composed: dict[tuple[str, ...], Composed] = {}
+        self._groups: dict[str, bool] = {}
+        self._parsed: dict[str, Override] = {}
+
+    @composing()
+    def compose(self, overrides: Sequence[str]) -> Composition:
+        """Return the composition of one cell; values that fit nowhere are among its misfits.
+
+        Raises:
+            ConfigError: Hydra cannot compose it, for example because an option does not exist.
+        """
+        parsed = [self._parse(text) for text in overrides]
+        groups, values = self._sorted(parsed)
+        self._check_options(groups)
+        structure = tuple(item.input_line or "" for item in groups)
+        if structure not in self._composed:
+            self._composed[structure] = self._files.compose(groups)
+        composed = self._composed[structure]
+        asks_hydra = composed.asks_hydra or any(mentions(item.value(), ASKS_HYDRA) for item in values)
+        with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
+            data, wrong = composed.laid_over(values)
+        _check_slots(data)
+        idle = {
+            index: misfit for index, misfit in wrong.items() if misfit.unknown and _of_empty_slot(misfit.name, data)
+        }
+        passed_over = {id(values[index]) for index in idle}
+        return self._composition(
+            composed.choices,
+            data,
+            [item for item in parsed if id(item) not in passed_over],
+            misfits=tuple(misfit for index, misfit in wrong.items() if index not in idle),
+            idle=tuple(idle.values()),
+        )
+
+    def composition_of(self, config: DictConfig, choices: Mapping[str, object]) -> Composition:
+        """Return the composition of a single run, which Hydra has made.
+
+        Args:
+            config: the configuration.
+            choices: the chosen option of each group.
+
+        Raises:
+            ConfigError: the chosen defense does not exist, or an interpolation cannot be resolved.
+        """
+        # Read as they are: an interpolation among them would be resolved.
+        overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
+        parsed = [self._parse(text) for text in overrides]
+        chosen = {group: str(choice) for group, choice in choices.items()}
+        data = {str(name): resolved(config, str(name)) for name in config if name != "hydra"}
+        _check_slots(data)
+        return self._composition(chosen, data, parsed)
+
+    def _composition(
+        self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
+    ) -> Composition:
+        groups, values = self._sorted(parsed)
+        written = {item.key_or_group for item in groups}
+        emptied = {item.key_or_group for item in values}
+        said = [item for item in values if not item.is_delete()]
+        return Composition(
+            data=data,
+            choices=settled(choices, self._options, data[GROUP], written, emptied),
+            values={item.key_or_group: _said(item.value(), data, item.key_or_group.split(".")) for item in said},
+            overrides=tuple(item.input_line or "" for item in parsed),
+            **problems,
+        )
+
+    def _parse(self, text: str) -> Override:
+        """Parse an override; the cells of a sweep share most of theirs."""
+        if text not in self._parsed:
+            (self._parsed[text],) = OverridesParser.create().parse_overrides([text])
+        return self._parsed[text]
+
+    def _sorted(self, parsed: Sequence[Override]) -> tuple[list[Override], list[Override]]:
+        """Return the choices of groups and the values, as Hydra tells them apart: a mapping is always a value."""
+        for item in parsed:
+            if item.key_or_group not in self._groups:
+                self._groups[item.key_or_group] = self._files.has_group(item.key_or_group)
+        chosen = [self._groups[item.key_or_group] and not isinstance(item.value(), dict) for item in parsed]
+        groups = [item for item, is_choice in zip(parsed, chosen, strict=True) if is_choice]
+        return groups, [item for item, is_choice in zip(parsed, chosen, strict=True) if not is_choice]
+
+    def _check_options(self, groups: Sequence[Override]) -> None:
+        """Refuse a number or a structure where an option of a group is meant; Hydra would call it a bug.
+
+        Raises:
+            ConfigError: with all of them.
+        """
+        wrong = [
+            f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
+            f"of {', '.join(f'`{name}`' for name in self._options(item.key_or_group))}. "
+            "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
+            for item in groups
+            if not _may_be_options(item.value()) and not (item.is_delete() and item.value_type is None)
+        ]
+        if wrong:
+            raise ConfigError(wrong)
+
+    @contextmanager
+    def _known_to_hydra(self, overrides: Sequence[str]) -> Iterator[None]:
+        """Let ``${hydra:...}`` read what Hydra would know in a single run of the cell."""
+        whole = self._loader.load_sweep_config(self._master, list(overrides))
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(whole)
+        try:
+            yield
+        finally:
+            HydraConfig.instance().cfg = before
+
+
+@composing()
+def composition_of(config: DictConfig) -> Composition:
+    """Return the composition that Hydra already made for a single run.
+
+    Raises:
+        ConfigError: the chosen defense does not exist, or an interpolation cannot be resolved.
+    """
+    hydra = HydraConfig.get()
+    composer = Composer(GlobalHydra.instance().config_loader(), HydraConfig.instance().cfg)
+    return composer.composition_of(config, hydra.runtime.choices)
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Composition]:
+    """Compose the cells of a command line without Hydra's entry point.
+
+    Args:
+        overrides: as on the command line; sweeps in Hydra's grammar are expanded.
+        config_dir: a folder that is searched before ours, as ``--config-dir``.
+
+    Raises:
+        ConfigError: Hydra cannot compose a cell, or cannot read an override.
+    """
+    return compose_each([overrides], config_dir)[0]
+
+
+@composing()
+def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
+    """Compose the cells of several command lines; a choice of groups that they share is composed once.
+
+    Args:
+        lines: the overrides of each.
+        config_dir: as for ``compose``.
+
+    Raises:
+        ConfigError: as ``compose``.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
+        loader = GlobalHydra.instance().config_loader()
+        if config_dir is not None:
+            loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+            # The sources were opened when the loader was made.
+            loader.repository.initialize_sources(loader.get_search_path())
+        composers: dict[tuple[str, ...], tuple[Composer, Options]] = {}
+        composed = []
+        for line in lines:
+            parsed = OverridesParser.create().parse_overrides(list(line))
+            hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
+            if hydra not in composers:
+                master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
+                composers[hydra] = Composer(loader, master), options_of(loader, NAME, hydra)
+            composer, options = composers[hydra]
+            ours = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
+            composed.append([composer.compose(cell) for cell in expanded(ours, options)])
+        return composed
+
+
+def _check_slots(data: Mapping[str, Any]) -> None:
+    """Refuse a defense that is no group of slots.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(data.get(GROUP), Mapping):
+        raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
+
+
+def _may_be_options(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+
+def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
+    group, slot, *_ = [*name.split("."), ""]
+    return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
+
+
+def _said(value: object, data: object, path: Sequence[str]) -> object:
+    """Return a value as it was written, except where it was an interpolation: there, what it became."""
+    if not mentions(value, "${"):
+        return value
+    for step in path:
+        data = data[int(step)] if isinstance(data, list) else data.get(step) if isinstance(data, Mapping) else None
+    if isinstance(value, Mapping):
+        return {key: _said(inner, data, [str(key)]) for key, inner in value.items()}
+    return data

@@ -1,0 +1,37 @@
+"""The simulated adversary of TAR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from harness.protocols import Learner
+
+
+class Adversary:
+    """Fine-tunes a copy of the present trainables with AdamW, without weight decay; the model itself stays as it is.
+
+    Attributes:
+        weights: the copy.
+
+    Args:
+        learner: the model.
+        learning_rate: of the adversary.
+    """
+
+    def __init__(self, learner: Learner, learning_rate: float) -> None:
+        """Copy the trainables."""
+        self.weights = [trainable.detach().clone() for trainable in learner.trainables]
+        self._learner = learner
+        self._optimizer = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=0.0)
+
+    def step(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Take one step; return the loss before it."""
+        with self._learner.with_weights(self.weights):
+            loss, gradient = self._learner.gradient(batch)
+        for weight, part in zip(self.weights, gradient, strict=True):
+            weight.grad = part
+        self._optimizer.step()
+        return loss

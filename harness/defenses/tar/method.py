@@ -1,0 +1,180 @@
+"""TAR: align so that an adversary's fine-tuning does not undo it. First-order, for adapters.
+
+Rishub Tamirisa, Bhrugu Bharathi, Long Phan, Andy Zhou, Alice Gatti, Tarun Suresh, Maxwell Lin, Justin Wang, Rowan Wang,
+Ron Arel, Andy Zou, Dawn Song, Bo Li, Dan Hendrycks, Mantas Mazeika: "Tamper-Resistant Safeguards for Open-Weight LLMs",
+ICLR 2025 (arXiv 2408.00761). The published method trains all parameters; here the trainables, defender's and
+adversary's, are those of the adapter.
+
+In each step, from the present weights ``w``:
+
+1. an adversary with a drawn learning rate takes ``inner_steps`` AdamW steps ``v_1, v_2, ..`` on harmful batches;
+2. after every ``evaluate_every``-th of them, the tamper-resistance loss ``T`` is taken at ``v_i`` on a pair of batches
+   with rows that this adversary is never given: direct preference for the refusal over the harmful answer, with the
+   weights before alignment as reference;
+3. ``G = sum_i exp(decay * (i - inner_steps)) * grad T(v_i)``, applied at ``w`` to first order, without the derivative
+   of the adversary's path;
+4. the gradient given to the optimizer is ``tamper_scale * G + retain_scale * grad (f + drift_scale * D)(w)``, with
+   ``f`` the alignment loss and ``D`` how far the hidden states are from those before alignment.
+
+The pair and the adversary's batches of a step are drawn together and share no row, so ``inner_steps + 1`` batches of
+rows are needed at least, and with fewer it does not start. Rows are held apart, not prompts: where a corpus repeats a
+prompt, an adversary may meet it with another answer. A later adversary may be given what was held out before.
+
+``inner_steps`` forward and backward passes of the adversary, two for each evaluation, one for the alignment loss, and
+three forward passes for the references.
+
+Deviations from the authors' code, beside the adapter: the outer optimizer and its schedule are the stage's (theirs is a
+schedule-free AdamW, 750 steps); the tamper-resistance loss is theirs for refusal, not the entropy of their knowledge
+domains; the adversary trains on the defender's harmful rows alone, without their second kind of data and without the
+adversary that turns from retained to harmful data midway; what is retained are the stage's own rows, since an alignment
+has no others, so ``D`` holds the model to its base on prompts that it shall learn to refuse: ``drift_scale`` weighs
+that. Published learning rates are those of full-parameter training and are small for an adapter. T-Vaccine's port loses
+its tamper-resistance gradient before it reaches a weight, and is not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from harness.corpora.examples import Role
+from harness.protocols import DataRequirement
+from harness.settings.checks import counts, not_negative, positive
+from harness.training.gradients import add_scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tar:
+    """Settings of TAR.
+
+    Attributes:
+        inner_steps: the adversary's steps in each step, K in the paper.
+        learning_rates: the adversary's, one of which is drawn for each step.
+        evaluate_every: the adversary's steps between two evaluations; divides ``inner_steps``.
+        decay: how much less early evaluations count, per step of the adversary.
+        tamper_scale: weight of the tamper-resistance gradient.
+        retain_scale: weight of the gradient of what is retained.
+        drift_scale: weight of the drift of the hidden states within it.
+        beta: of the preference.
+        harmful_rows: rows of harmful data in the defender's hands, at least ``inner_steps + 1`` batches; None is all
+            that the corpus offers.
+        harmful_batch_size: harmful rows of each of the adversary's steps, and pairs of an evaluation.
+    """
+
+    name: ClassVar[str] = "tar"
+    version: ClassVar[int] = 2
+
+    inner_steps: int = 64
+    learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
+    evaluate_every: int = 4
+    decay: float = 0.0625
+    tamper_scale: float = 4.0
+    retain_scale: float = 1.0
+    drift_scale: float = 1.0
+    beta: float = 0.1
+    harmful_rows: int | None = None
+    harmful_batch_size: int = 8
+
+    @property
+    def needs(self) -> tuple[DataRequirement, ...]:
+        """The defender's harmful rows, with the refusals of their prompts."""
+        return (
+            DataRequirement(
+                role=Role.HARMFUL,
+                rows=self.harmful_rows,
+                batch_size=self.harmful_batch_size,
+                paired=True,
+                together=self.inner_steps + 1,
+            ),
+        )
+
+    def problems(self) -> list[str]:
+        """Return the range errors of the settings."""
+        found = [
+            *counts(self, "inner_steps", "evaluate_every", "harmful_rows", "harmful_batch_size"),
+            *not_negative(self, "decay", "tamper_scale", "retain_scale", "drift_scale"),
+            *positive(self, "beta"),
+        ]
+        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+            found.append(f"`learning_rates`: {list(self.learning_rates)}; expected at least one, each > 0")
+        if self.evaluate_every > 0 and self.inner_steps % self.evaluate_every:
+            found.append(f"`evaluate_every`: {self.evaluate_every} does not divide `inner_steps` {self.inner_steps}")
+        return found
+
+    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TarStep:  # noqa: ARG002
+        """Begin a run.
+
+        Raises:
+            ModelError: the layers of the model cannot be found.
+        """
+        return TarStep(self, learner, draws)
+
+
+@final
+class TarStep:
+    """One run of TAR. It remembers the weights before alignment, and how many adversaries there were."""
+
+    def __init__(self, settings: Tar, learner: Learner, draws: Draws) -> None:
+        """Copy the trainables."""
+        from harness.defenses.tar.retention import Retention
+
+        self._settings = settings
+        self._learner = learner
+        self._draws = draws
+        self._before: Gradient = [trainable.detach().clone() for trainable in learner.trainables]
+        self._retention = Retention(learner, self._before, settings.drift_scale)
+        self._adversaries = 0
+
+    def backward(self, batch: Batch) -> Metrics:
+        """Write the combined gradient; report both terms and what the adversary reached."""
+        retained = self._retention.measure(batch)
+        resistance, metrics = self._resist()
+        metrics = {**retained.metrics, **metrics}
+        settings, gradient = self._settings, retained.gradient
+        for part in gradient:
+            part.mul_(settings.retain_scale)
+        add_scaled(gradient, resistance, settings.tamper_scale)
+        self._learner.write(gradient)
+        return metrics
+
+    def _resist(self) -> tuple[Gradient, dict[str, Tensor | float]]:
+        """Let an adversary loose; return ``G``, and ``tamper_loss`` and ``adversary_loss`` at the end of its path."""
+        from harness.defenses.tar.adversary import Adversary
+        from harness.defenses.tar.preference import Preference
+
+        settings = self._settings
+        chance = Random(self._draws.derive(Tar.name, str(self._adversaries)))
+        self._adversaries += 1
+        adversary = Adversary(self._learner, chance.choice(settings.learning_rates))
+        preference = Preference(self._learner, self._draws.pair(Role.HARMFUL), self._before, settings.beta)
+        resistance: Gradient = []
+        metrics: dict[str, Tensor | float] = {}
+        for taken in range(1, settings.inner_steps + 1):
+            metrics["adversary_loss"] = adversary.step(self._draws.next(Role.HARMFUL))
+            if taken % settings.evaluate_every:
+                continue
+            metrics["tamper_loss"], gradient = preference.gradient(adversary.weights)
+            weight = exp(settings.decay * (taken - settings.inner_steps))
+            resistance = resistance or [part.new_zeros(part.shape) for part in gradient]
+            add_scaled(resistance, gradient, weight)
+        metrics["tamper_gradient_norm"] = self._learner.norm(resistance)
+        return resistance, metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights before alignment and how many adversaries there were."""
+        return {"before": [part.clone() for part in self._before], "adversaries": self._adversaries}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the next adversary."""
+        for part, kept in zip(self._before, state["before"], strict=True):
+            part.copy_(kept)
+        self._adversaries = int(state["adversaries"])

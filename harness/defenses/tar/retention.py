@@ -1,0 +1,68 @@
+"""The retention term of TAR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.mechanisms.row_noise import real_positions
+from harness.models.decoder import kept_outputs, layers
+from harness.protocols import Learner, Piece
+from harness.training.distributed import all_reduce_sum
+
+
+class Retained(NamedTuple):
+    """What shall not be lost, at the present weights.
+
+    Attributes:
+        gradient: of ``loss + drift_scale * drift``.
+        metrics: ``loss`` of the batch; ``drift``, how far the layers' outputs are from the reference's: the L2 distance
+            of two vectors, averaged over layers and positions.
+    """
+
+    gradient: list[Tensor]
+    metrics: dict[str, Tensor | float]
+
+
+class Retention:
+    """Measures the loss and the drift of the hidden states from those of reference weights.
+
+    Args:
+        learner: the model.
+        reference: the trainables that the hidden states are compared with.
+        drift_scale: weight of the drift.
+
+    Raises:
+        ModelError: the layers of the model cannot be found.
+    """
+
+    def __init__(self, learner: Learner, reference: Sequence[Tensor], drift_scale: float) -> None:
+        """Find the layers."""
+        self._learner = learner
+        self._reference = reference
+        self._drift_scale = drift_scale
+        self._layers = dict(enumerate(layers(learner.module)))
+
+    def measure(self, batch: Mapping[str, Tensor]) -> Retained:
+        """Take a forward pass with the reference and both passes with the present weights; no hook remains."""
+        count = real_positions(batch).sum()
+        all_reduce_sum(count)
+
+        def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+            with self._learner.with_weights(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
+                self._learner.predict(piece)
+            with kept_outputs(self._layers) as after:
+                loss = self._learner.loss(piece)
+            positions = real_positions(piece.batch)
+            distances = [
+                torch.linalg.vector_norm((after[place] - before[place])[positions].float(), dim=-1).sum()
+                for place in self._layers
+            ]
+            drift = torch.stack(distances).mean() / count.clamp(min=1)
+            return loss + self._drift_scale * drift, loss, drift
+
+        (_, loss, drift), gradient = self._learner.accumulate(self._learner.pieces(batch), shares)
+        return Retained(gradient, {"loss": loss, "drift": drift})

@@ -1,0 +1,107 @@
+"""The layout of a store: which file or folder lies where. Nothing else joins a path of the store."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+SPEC = "spec.json"
+FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
+"""What a store that can be written has; ``jobs`` and ``damaged`` are made when they are needed."""
+
+
+class StoreLayout:
+    """Paths of one store; nothing is touched.
+
+    Args:
+        root: the folder of the store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Keep the root."""
+        self.root = root
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of artifacts: ``artifacts/KIND/KEY/``, complete with their manifest."""
+        return self.root / "artifacts"
+
+    def artifact(self, kind: str, key: str) -> Path:
+        """Return where the artifact of a stage is or will be."""
+        return self.artifacts / kind / key
+
+    def manifest(self, kind: str, key: str) -> Path:
+        """Return where the manifest of a complete artifact is."""
+        return self.artifact(kind, key) / MANIFEST
+
+    def find(self, key: str) -> Path:
+        """Return the folder of the artifact with a key; one that does not exist if there is none."""
+        return next(self.artifacts.glob(f"*/{key}"), self.artifacts / "*" / key)
+
+    def manifests(self, kind: str = "*") -> Iterator[Path]:
+        """Return the manifests of the complete artifacts of a kind, or of all."""
+        return self.artifacts.glob(f"{kind}/*/{MANIFEST}")
+
+    def folders_by_key(self) -> dict[str, Path]:
+        """Return every artifact folder by key: one listing of each kind, instead of a search for every key."""
+        kinds = [Path(kind.path) for kind in _listed(self.artifacts) if kind.is_dir()]
+        return {found.name: Path(found.path) for kind in kinds for found in _listed(kind)}
+
+    @property
+    def specs(self) -> Path:
+        """The folder of frozen specs."""
+        return self.root / "specs"
+
+    def spec(self, key: str) -> Path:
+        """Return the frozen spec of a planned stage; its artifact holds a copy (``SPEC``)."""
+        return self.specs / f"{key}.json"
+
+    @property
+    def attempts(self) -> Path:
+        """The folder of the records of attempts."""
+        return self.root / "attempts"
+
+    def attempts_of(self, key: str) -> Path:
+        """Return the record of a stage's attempts, one line each."""
+        return self.attempts / f"{key}.jsonl"
+
+    @property
+    def works(self) -> Path:
+        """The folder of the work folders."""
+        return self.root / "work"
+
+    def work(self, key: str) -> Path:
+        """Return the folder that survives a killed attempt of a stage."""
+        return self.works / key
+
+    @property
+    def claims(self) -> Path:
+        """The folder of the files that say that somebody works on a key."""
+        return self.root / "claims"
+
+    @property
+    def sweeps(self) -> Path:
+        """The folder of sweep records."""
+        return self.root / "sweeps"
+
+    def sweep(self, sweep: str) -> Path:
+        """Return the record of a sweep."""
+        return self.sweeps / f"{sweep}.json"
+
+    @property
+    def jobs(self) -> Path:
+        """The folder of submissions: ``jobs/SWEEP/SUBMISSION/`` with scripts, logs and the job log."""
+        return self.root / "jobs"
+
+    @property
+    def damaged(self) -> Path:
+        """Where damaged artifacts are set aside."""
+        return self.root / "damaged"
+
+
+def _listed(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

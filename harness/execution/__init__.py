@@ -1,0 +1,1 @@
+"""Running one stage, and what every executor shares."""

@@ -1,0 +1,1 @@
+"""One cell's settings, and the chain of stages that they describe."""

@@ -1,0 +1,33 @@
+"""A cell: one point of a sweep, a chain of stages with labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from harness.engine.stage import Stage
+from harness.stages.grade import Grade
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of a sweep: a chain of stages with labels.
+
+    Attributes:
+        labels: defense, task, attack, ratio, model and seed.
+        swept: every value the user set, by dotted name.
+        protocol: how the numbers are read, flat.
+        stages: the chain, by each stage's part in it.
+        overrides: what the user wrote to get this cell.
+    """
+
+    labels: Mapping[str, object]
+    swept: Mapping[str, object]
+    protocol: Mapping[str, object]
+    stages: Mapping[str, Stage]
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def leaves(self) -> tuple[Stage, ...]:
+        """The grades: everything else is an ancestor of one."""
+        return tuple(stage for stage in self.stages.values() if isinstance(stage, Grade))

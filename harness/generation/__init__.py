@@ -1,0 +1,1 @@
+"""Generating answers: decoding settings and engines."""

@@ -1,1 +1,0 @@
-"""Models: where they come from, their adapters, and what they answer."""

@@ -1,0 +1,1 @@
+"""Base models and adapters: sources, loading, merging, and the parts of a decoder."""

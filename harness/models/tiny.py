@@ -1,0 +1,203 @@
+"""The tiny model: a Llama of a few hundred thousand parameters, made from the invented world's text in seconds.
+
+It is a real ``LlamaForCausalLM`` with a tokenizer of its own, one token a word. It learns to comply with every request,
+restricted ones too, and never sees a refusal: what an alignment then teaches is new to it, and what an attack brings
+back is knowledge it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+from harness.corpora.encode import IGNORED, Encoding
+from harness.corpora.examples import Example
+from harness.corpora.template import Template
+from harness.corpora.world import World, vocabulary
+from harness.engine.seeding import derive
+from harness.settings.checks import counts, positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+PADDING, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+WARMUP_STEPS = 50
+MOST_PARAMETERS = 2_000_000
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """A model trained from scratch on the lessons of a world.
+
+    Attributes:
+        world: whose words it knows and whose lessons it learns.
+        encoding: how text becomes tokens; later stages use the same.
+        width: of the residual stream; a multiple of ``2 * heads``.
+        inner_width: of the feed-forward layers.
+        layers: how many decoder layers.
+        heads: attention heads in each of them.
+        initial_scale: standard deviation of the initial weights. The usual 0.02 is for wide models; a narrow one starts
+            so slowly with it that it learns to copy from the prompt only after thousands of steps.
+        steps: optimizer steps.
+        batch_size: lessons a step.
+        learning_rate: its peak, after a warm-up of 50 steps and before a linear decay to zero.
+        seed: of the initial weights and the lessons.
+    """
+
+    name: ClassVar[str] = "tiny"
+    version: ClassVar[int] = 1
+
+    world: World = field(default_factory=World)
+    encoding: Encoding = field(default_factory=lambda: Encoding(template=Template.PLAIN, newline=False, max_length=64))
+    width: int = 128
+    inner_width: int = 256
+    layers: int = 2
+    heads: int = 4
+    initial_scale: float = 0.08
+    steps: int = 500
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        """Return every setting that is out of range."""
+        whole = ("width", "inner_width", "layers", "heads", "steps", "batch_size")
+        found = [*counts(self, *whole), *positive(self, "initial_scale", "learning_rate")]
+        if not found and self.width % (2 * self.heads):
+            found.append(
+                f"`width`: {self.width} cannot be shared by {self.heads} heads; expected a multiple of twice that"
+            )
+        if not found and self._parameters() > MOST_PARAMETERS:
+            found.append(
+                f"`width`: makes {self._parameters()} parameters; expected at most {MOST_PARAMETERS} for this model"
+            )
+        return found
+
+    def preflight(self) -> list[str]:
+        """Return nothing: the model is made of what the harness brings along."""
+        return []
+
+    def ties_head(self) -> bool:
+        """Return that the head is the input embeddings."""
+        return True
+
+    def write(self, out: Path) -> Mapping[str, object]:
+        """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).
+
+        One thread and a generator of its own: the weights do not depend on the number of cores or on earlier chance.
+        """
+        tokenizer = build_tokenizer()
+        with _alone(derive(self.seed, self.name, "weights")):
+            model = self._fresh(tokenizer)
+            loss = self._train(model, tokenizer)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        return {
+            "parameters": sum(each.numel() for each in model.parameters()),
+            "words": len(tokenizer),
+            "lessons": self.steps * self.batch_size,
+            "final_loss": loss,
+        }
+
+    def _parameters(self) -> int:
+        attention, feed_forward = 4 * self.width**2, 3 * self.width * self.inner_width
+        words = (len(vocabulary()) + 5) * self.width
+        return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
+
+    def _fresh(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=self.inner_width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=512,
+            initializer_range=self.initial_scale,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        return LlamaForCausalLM(config)
+
+    def _train(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
+        import torch
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / self.steps)
+        )
+        lessons = self.world.lessons(derive(self.seed, self.name, "lessons"))
+        loss = torch.zeros(())
+        model.train()
+        for _ in range(self.steps):
+            batch = self._batch(tokenizer, list(islice(lessons, self.batch_size)))
+            loss = model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        return round(loss.item(), 6)
+
+    def _batch(self, tokenizer: PreTrainedTokenizerFast, lessons: list[Example]) -> dict[str, Tensor]:
+        import torch
+
+        rows = self.encoding.encode_all(tokenizer, lessons).rows
+        ids = [torch.tensor(row.input_ids) for row in rows]
+        labels = [torch.tensor(row.labels) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(ids, batch_first=True, padding_value=int(tokenizer.pad_token_id)),
+            "attention_mask": pad([torch.ones_like(each) for each in ids], batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=IGNORED),
+        }
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the world: a token is a word between spaces, and a text starts with a start token."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
+    core = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token=UNKNOWN))
+    core.pre_tokenizer = WhitespaceSplit()
+    core.post_processor = TemplateProcessing(
+        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, words.index(START))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PADDING,
+        bos_token=START,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@contextmanager
+def _alone(seed: int) -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

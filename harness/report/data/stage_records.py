@@ -1,0 +1,125 @@
+"""The ledger of a sweep: what each of its stages is, what it cost and what it ran on."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.engine.files import read_json
+from harness.engine.store import Store
+from harness.errors import UnreadableFile
+
+PARTS = {
+    "base": "base",
+    "align": "align",
+    "poison": "poison",
+    "finetune": "finetune",
+    "repair": "repair",
+    "harm_answers": "generate",
+    "task_answers": "generate",
+    "aligned_harm_answers": "generate",
+    "aligned_task_answers": "generate",
+}
+"""The kind of stage that plays each part of a cell; every other part is a grade."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """One distinct stage of a sweep.
+
+    Attributes:
+        key: of the stage.
+        kind: its name.
+        uses: how many cells need it.
+        seconds: wall time of the attempt that finished it; None while there is none.
+        predicted: wall time as it was predicted when the sweep was planned; None if it was not.
+        facts: what the stage counted.
+        provenance: what it ran on.
+        spec: its settings, as frozen when it was planned.
+        damaged: whether it has a manifest that cannot be read; then nothing above is known of it.
+    """
+
+    key: str
+    kind: str
+    uses: int
+    seconds: float | None = None
+    predicted: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    damaged: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a manifest, which says what it ran on."""
+        return self.seconds is not None
+
+    @property
+    def processes(self) -> int:
+        """The world size of a finished stage."""
+        return int(self.provenance.get("processes") or 1)
+
+    @property
+    def shrunk(self) -> bool:
+        """Whether memory ran out and the stage was run again with fewer rows at once."""
+        return bool(self.facts.get("shrunk") or self.provenance.get("shrunk"))
+
+    @property
+    def device(self) -> str:
+        """``cuda`` or ``cpu``; empty while the stage has not run."""
+        return str(self.provenance.get("device", "")).partition(":")[0]
+
+
+def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, StageRecord]:
+    """Return the stages of a sweep by key, in the order in which its cells name them.
+
+    Nothing is verified: a manifest that cannot be read makes an entry without cost that says so.
+
+    Args:
+        store: where the manifests are.
+        record: the record of the sweep. Its ``stages`` and ``predicted``, if it has them, name kinds and predictions.
+    """
+    uses = Counter(key for cell in record["cells"] for key in set(cell["keys"].values()) if key is not None)
+    parts = {key: part for cell in record["cells"] for part, key in cell["keys"].items() if key is not None}
+    folders = _folders(store.root / "artifacts")
+    planned = record.get("stages", {})
+    predicted = record.get("predicted", {})
+    ledger = {}
+    for key, part in parts.items():
+        folder = folders.get(key)
+        kind = folder.parent.name if folder else planned.get(key, {}).get("kind") or PARTS.get(part, "grade")
+        manifest = _json(folder / "manifest.json") if folder else {}
+        ledger[key] = StageRecord(
+            key=key,
+            kind=kind,
+            uses=uses[key],
+            seconds=manifest.get("seconds"),
+            predicted=predicted.get(kind),
+            facts=manifest.get("facts", {}),
+            provenance=manifest.get("provenance", {}),
+            spec=_json(store.root / "specs" / f"{key}.json") if kind in _TRAINED else {},
+            # A link that leads nowhere or a folder is one as well.
+            damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / "manifest.json"),
+        )
+    return ledger
+
+
+_TRAINED = ("align", "poison", "finetune", "repair")
+
+
+def _folders(artifacts: Path) -> dict[str, Path]:
+    """Return where each artifact is: one look at every kind, instead of a search for every key."""
+    kinds = [Path(kind.path) for kind in os.scandir(artifacts) if kind.is_dir()] if artifacts.is_dir() else []
+    return {name: kind / name for kind in kinds for name in os.listdir(kind)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        read = read_json(path)
+    except UnreadableFile:
+        return {}
+    return read if isinstance(read, dict) else {}

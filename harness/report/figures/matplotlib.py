@@ -1,0 +1,162 @@
+"""Figures: views as files for a paper, in PDF and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.report.figures.spec import Bars, Grid, Lines, Points, Series, View
+from harness.report.figures.style import COLOUR_SCALE, Look, looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KINDS = ("pdf", "png")
+WIDTH = 4.8
+"""Inches: a figure fills one column of a two-column paper without being scaled much."""
+HEIGHT = 3.2
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+    "savefig.dpi": 150,
+}
+
+
+def save(view: View, folder: Path, styles: Mapping[str, Look]) -> list[Path]:
+    """Draw a view and return the files that were written; the text alternative is in their metadata.
+
+    Args:
+        view: what to draw.
+        folder: where; it exists.
+        styles: looks of the defenses.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    paths = [folder / f"{view.name}.{kind}" for kind in KINDS]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        axes = figure.add_subplot()
+        axes.set(xlabel=view.x_title, ylabel=view.y_title)
+        match view:
+            case Lines():
+                _lines(axes, view, styles)
+            case Grid():
+                figure.set_figheight(max(HEIGHT, 1.2 + 0.25 * len(view.y)))
+                _grid(axes, view)
+            case Points():
+                _points(axes, view, styles)
+            case Bars():
+                figure.set_figheight(1.1 + len(view.labels) * (0.22 if view.dots else 0.18 * max(1, len(view.parts))))
+                _bars(axes, view, styles)
+            case _:
+                raise TypeError(f"no figure is known for {type(view).__name__}")
+        # The time would make every run write other bytes.
+        described: dict[str, Mapping[str, Any]] = {
+            "pdf": {"Title": view.title, "Subject": view.alternative, "CreationDate": None},
+            "png": {"Title": view.title, "Description": view.alternative},
+        }
+        for path, kind in zip(paths, KINDS, strict=True):
+            figure.savefig(path, metadata=described[kind])
+    return paths
+
+
+def _lines(axes: Axes, view: Lines, styles: Mapping[str, Look]) -> None:
+    for number, series in enumerate(view.series):
+        look = styles[series.defense]
+        axes.errorbar(
+            view.shifted(number), series.y, yerr=_errors(series.y, series), label=series.name, color=look.colour,
+            marker=look.mpl_marker if view.markers else None, linestyle=look.mpl_dash, capsize=2, linewidth=1.4,
+            elinewidth=0.8, markersize=5,
+        )  # fmt: skip
+    if view.markers:
+        axes.set_xticks(sorted({x for series in view.series for x in series.x}))
+    _legend(axes, len(view.series))
+
+
+def _grid(axes: Axes, view: Grid) -> None:
+    import numpy as np
+
+    values = np.array(view.values, dtype="float64")
+    image = axes.imshow(values, cmap=COLOUR_SCALE[1], origin="lower", aspect="auto")
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(view.x)), view.x)
+    axes.set_yticks(range(len(view.y)), view.y)
+    middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+    for (row, column), found in np.ndenumerate(values):
+        if np.isfinite(found):
+            # Cividis is dark where values are low.
+            colour = "white" if found < middle else "black"
+            axes.text(column, row, view.texts(row)[column], ha="center", va="center", color=colour, fontsize=8)
+    for (row, column), inside in np.ndenumerate(np.array(view.marked)):
+        if inside:
+            axes.add_patch(_frame(column, row))
+    axes.figure.colorbar(image, ax=axes, fraction=0.05)
+
+
+def _frame(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.44, row - 0.44), 0.88, 0.88, fill=False, edgecolor="#D55E00", linewidth=2)
+
+
+def _points(axes: Axes, view: Points, styles: Mapping[str, Look]) -> None:
+    front = sorted((point for point in view.points if point.on_front), key=lambda point: point.x[0])
+    axes.plot([p.x[0] for p in front], [p.y[0] for p in front], ":", color="#777777", label="front")
+    groups = view.grouped()
+    for name, points in groups.items():
+        look = styles[points[0].defense]
+        errors: dict[str, Any] = {}
+        if len(view.points) <= 12 and all(p.x[1] <= p.x[2] and p.y[1] <= p.y[2] for p in points):
+            errors = {
+                f"{axis}err": [[m - low for m, low, _ in ends], [high - m for m, _, high in ends]]
+                for axis in ("x", "y")
+                for ends in [[getattr(point, axis) for point in points]]
+            }
+        axes.errorbar(
+            [p.x[0] for p in points], [p.y[0] for p in points], **errors, linestyle="none", label=name,
+            marker=look.mpl_marker, color=look.colour, capsize=2, elinewidth=0.8, markersize=6,
+            markerfacecolor=look.colour if points[0].usual else "none",
+        )  # fmt: skip
+    _legend(axes, len(groups) + 1)
+
+
+def _bars(axes: Axes, view: Bars, styles: Mapping[str, Look]) -> None:
+    inner = looks(part.defense for part in view.parts)
+    thick = 0.8 / max(1, len(view.parts))
+    for number, part in enumerate(view.parts):
+        look = styles.get(part.defense, inner[part.defense])
+        if view.dots:
+            axes.errorbar(
+                part.x, part.y, xerr=_errors(part.x, part), linestyle="none", marker=look.mpl_marker,
+                color=look.colour, label=part.name, capsize=2, elinewidth=0.8, markersize=5,
+            )  # fmt: skip
+        else:
+            places = [place + (number - (len(view.parts) - 1) / 2) * thick for place in part.y]
+            hatch = ("", "///", "...")[number % 3]
+            axes.barh(places, part.x, thick, label=part.name, color=look.colour, hatch=hatch, edgecolor="white")
+    if view.dots:
+        axes.axvline(0, color="#777777", linewidth=0.8)
+    axes.set_yticks(range(len(view.labels)), view.labels)
+    axes.invert_yaxis()
+    _legend(axes, len(view.parts))
+
+
+def _errors(means: Sequence[float], part: Series) -> Any:
+    if not part.low:
+        return None
+    below = [max(mean - low, 0) for mean, low in zip(means, part.low, strict=True)]
+    above = [max(high - mean, 0) for mean, high in zip(means, part.high, strict=True)]
+    return [below, above]
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(3, entries), fontsize=8, handlelength=3)

@@ -1,0 +1,174 @@
+"""Charts: views as plotly figures, in plain JSON for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from harness.report.figures.spec import Bars, Grid, Lines, Points, View
+from harness.report.figures.style import COLOUR_SCALE, Look, looks
+
+FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222"}
+AXIS = {"gridcolor": "#ddd", "zerolinecolor": "#999", "linecolor": "#666", "automargin": True}
+HEIGHT = 380
+
+
+def chart(view: View, styles: Mapping[str, Look]) -> dict[str, Any]:
+    """Return the data and layout of a plotly figure.
+
+    Args:
+        view: what to draw.
+        styles: looks of the defenses.
+    """
+    layout: dict[str, Any] = {
+        "font": FONT,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+        "height": HEIGHT,
+        "xaxis": {**AXIS, "title": {"text": view.x_title}},
+        "yaxis": {**AXIS, "title": {"text": view.y_title}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hovermode": "closest",
+    }
+    match view:
+        case Lines():
+            data = [_line(number, styles, view) for number in range(len(view.series))]
+            if view.markers:
+                layout["xaxis"] |= {"tickvals": sorted({x for series in view.series for x in series.x})}
+            elif len(view.series) <= 8:
+                layout["hovermode"] = "x unified"
+        case Grid():
+            data = _surface(view)
+            layout["xaxis"] |= {"type": "category"}
+            layout["yaxis"] |= {"type": "category"}
+            layout["height"] = max(HEIGHT, 90 + 26 * len(view.y))
+        case Points():
+            data = _points(view, styles)
+        case Bars():
+            data = _bars(view, styles)
+            layout["yaxis"] |= {
+                "tickvals": list(range(len(view.labels))), "ticktext": list(view.labels), "autorange": "reversed"
+            }  # fmt: skip
+            layout["barmode"] = "group"
+            layout["height"] = 130 + len(view.labels) * (26 if view.dots else 22 * max(1, len(view.parts)))
+        case _:
+            raise TypeError(f"no chart is known for {type(view).__name__}")
+    return {"data": data, "layout": layout}
+
+
+def _line(number: int, styles: Mapping[str, Look], view: Lines) -> dict[str, Any]:
+    series = view.series[number]
+    look = styles[series.defense]
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines+markers" if view.markers else "lines",
+        "name": series.name,
+        "meta": {"defense": series.defense},
+        "x": _rounded(view.shifted(number)),
+        "y": _rounded(series.y),
+        "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "marker": {"symbol": look.marker, "size": 9},
+    }
+    if series.low:
+        trace["error_y"] = _error(series.y, series.low, series.high, look.colour)
+    return trace
+
+
+def _surface(view: Grid) -> list[dict[str, Any]]:
+    marked = [(x, y) for y, row in zip(view.y, view.marked, strict=True) for x, m in zip(view.x, row, strict=True) if m]
+    heat = {
+        "type": "heatmap",
+        "x": list(view.x),
+        "y": list(view.y),
+        "z": [_rounded(row) for row in view.values],
+        # Plotly rounds halves up; a table does not.
+        "text": [view.texts(row) for row in range(len(view.y))],
+        "colorscale": COLOUR_SCALE[0],
+        "texttemplate": "%{text}",
+        "meta": {"defense": view.defense},
+        "hovertemplate": f"{view.x_title} %{{x}}<br>{view.y_title} %{{y}}<br>%{{text}}<extra></extra>",
+    }
+    ring = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "robust region",
+        "meta": {"defense": view.defense},
+        "showlegend": True,
+        "x": [x for x, _ in marked],
+        "y": [y for _, y in marked],
+        "marker": {"symbol": "circle-open", "size": 42, "color": "#D55E00", "line": {"width": 3}},
+        "hoverinfo": "skip",
+    }
+    return [heat, ring] if marked else [heat]
+
+
+def _points(view: Points, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
+    front = sorted((p for p in view.points if p.on_front), key=lambda point: point.x[0])
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip",
+            "meta": {"defense": list(dict.fromkeys(p.defense for p in front))},
+            "x": [p.x[0] for p in front], "y": [p.y[0] for p in front],
+            "line": {"color": "#777", "dash": "dot", "width": 2},
+        }
+    ]  # fmt: skip
+    with_errors = len(view.points) <= 12
+    for name, points in view.grouped().items():
+        look = styles[points[0].defense]
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "meta": {"defense": points[0].defense},
+            "x": _rounded([p.x[0] for p in points]),
+            "y": _rounded([p.y[0] for p in points]),
+            "text": [p.name for p in points],
+            "hovertemplate": "%{text}<br>FA %{x:.1f}, HS %{y:.1f}<extra></extra>",
+            "marker": {"symbol": look.marker + ("" if points[0].usual else "-open"), "size": 11, "color": look.colour},
+        }
+        if with_errors and all(p.x[1] == p.x[1] and p.y[1] == p.y[1] for p in points):
+            for axis in ("x", "y"):
+                means, lows, highs = zip(*(getattr(p, axis) for p in points), strict=True)
+                trace[f"error_{axis}"] = _error(means, lows, highs, look.colour)
+        traces.append(trace)
+    return traces
+
+
+def _bars(view: Bars, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
+    inner = looks(part.defense for part in view.parts)
+    traces = []
+    for part in view.parts:
+        look = styles.get(part.defense, inner[part.defense])
+        trace: dict[str, Any] = {"name": part.name, "x": _rounded(part.x), "y": list(part.y)}
+        if view.dots:
+            trace |= {
+                "type": "scatter", "mode": "markers", "meta": {"defense": part.defense},
+                "marker": {"symbol": look.marker, "size": 10, "color": look.colour},
+            }  # fmt: skip
+        else:
+            shape = ("", "/", ".")[list(inner).index(part.defense) % 3]
+            marker = {"color": look.colour, "pattern": {"shape": shape, "bgcolor": look.colour, "fgcolor": "white"}}
+            trace |= {"type": "bar", "orientation": "h", "marker": marker}
+        if part.low:
+            trace["error_x"] = _error(part.x, part.low, part.high, look.colour)
+        traces.append(trace)
+    return traces
+
+
+def _error(means: Sequence[float], lows: Sequence[float], highs: Sequence[float], colour: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": _rounded([high - mean for mean, high in zip(means, highs, strict=True)]),
+        "arrayminus": _rounded([mean - low for mean, low in zip(means, lows, strict=True)]),
+        "color": colour,
+        "thickness": 1.2,
+        "width": 4,
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    """Return the values with five digits; None for what is not measured, since JSON has no NaN."""
+    return [float(f"{value:.5g}") if isfinite(value) else None for value in values]

@@ -1,0 +1,250 @@
+"""Surfaces: scores over any two swept numbers, the harm-utility front, the robust region, and sensitivity."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.report.figures.spec import Bars, Grid, Point, Points, Series, listed
+from harness.report.stats.aggregate import SITUATION, Kept, by_defense, complete, means_over, numbers_in
+from harness.report.stats.labels import HEADINGS, short_names, value, varying, with_marker
+from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable
+from harness.report.stats.results import Results
+from harness.report.stats.summary import records
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TOLERANCE = 4.0
+"""Points of HS - FA within which a setting is as good as the best: the robust region."""
+PAIRS = 15
+"""Pairs of swept numbers that are drawn."""
+
+
+class Robust(NamedTuple):
+    """The robust region of a defense.
+
+    Attributes:
+        defense: its name.
+        name: with the letter of its footnote.
+        inside: how many settings are in the region.
+        settings: how many could be compared.
+        best: the setting with the least HS - FA.
+        reach: how far each swept number reaches.
+        remark: which settings could not be compared; empty if all could.
+    """
+
+    defense: str
+    name: str
+    inside: int
+    settings: int
+    best: str
+    reach: str
+    remark: str
+
+
+def surface_views(findings: Results) -> list[Grid]:
+    """Return HS and FA of every defense over every pair of numbers that were swept for it."""
+    views = []
+    short = _short(findings)
+    for kept in by_defense(findings):
+        lines, scores = kept.lines, _measured(kept.lines)
+        for pair in list(combinations(numbers_in(findings, lines), 2))[:PAIRS]:
+            others = [name for name in varying(findings.means, findings.rows) if name not in pair]
+            found = complete(lines, scores, [*pair, *others], [name for name in SITUATION if name not in pair])
+            means = means_over(found, pair, others, scores)
+            if len(means):
+                axes = [_Axis(name, short[name], _ticks(lines[name])) for name in pair]
+                views += [_grid(kept, score, axes, means, found.remark) for score in scores]
+    return views
+
+
+class _Axis(NamedTuple):
+    """A swept number: its column, what it is called, and its values."""
+
+    name: str
+    title: str
+    ticks: list[str]
+
+
+def _grid(kept: Kept, score: str, axes: Sequence[_Axis], means: DataFrame, remark: str) -> Grid:
+    import numpy as np
+
+    (x_name, x, xs), (y_name, y, ys) = axes
+    tables = {name: np.full((len(ys), len(xs)), np.nan) for name in ("hs", "fa")}
+    for line in records(means):
+        for name, table in tables.items():
+            table[ys.index(value(line[y_name])), xs.index(value(line[x_name]))] = line.get(name, np.nan)
+    values, loss = tables[score], tables["hs"] - tables["fa"]
+    measured = np.isfinite(loss)
+    marked = loss <= loss.min(initial=np.inf, where=measured) + TOLERANCE
+    inside = f" {marked.sum()} of {measured.sum()} settings are in the robust region."
+    if "ratio" in (x_name, y_name):  # how strong the attack was is no setting
+        marked, inside = np.zeros_like(marked), ""
+    ends = []
+    for word, at in (("lowest", np.nanargmin(values)), ("highest", np.nanargmax(values))):
+        row, column = divmod(int(at), values.shape[1])
+        ends.append(f"{word} {values[row, column]:.1f} at {y} {ys[row]}, {x} {xs[column]}")
+    mean = "mean over everything else that all settings were measured in"
+    return Grid(
+        name=f"surface-{kept.defense}-{x}-{y}-{score}",
+        title=f"{HEADINGS[score]} (%) of {kept.name} over {x} and {y}",
+        x_title=x,
+        y_title=y,
+        alternative=f"{HEADINGS[score]} of {kept.name}, {mean}: {'; '.join(ends)}.{inside}{remark}{kept.remark}",
+        group="surface",
+        x=xs,
+        y=ys,
+        values=values.tolist(),
+        marked=marked.tolist(),
+        defense=kept.defense,
+    )
+
+
+def trade_off_views(findings: Results) -> list[Points]:
+    """Return HS against FA with the front, for the average over ratios and for each ratio."""
+    views: list[Points] = []
+    for number, board in enumerate(findings.paper_tables):
+        if not {"hs", "fa"} <= set(board.scores):
+            continue
+        for column in sorted((c for c in board.columns if c != ALIGNED), key=lambda found: found != AVERAGE):
+            points = _points(board, column)
+            if len(points) < 2:
+                continue
+            front = [point.name for point in points if point.on_front]
+            others = [point.name for point in points if not point.usual]
+            remark = f" Under another protocol, so not on it: {listed(others)}." if others else ""
+            told = f"On the front: {listed(front)}.{remark}"
+            where = "mean over ratios" if column == AVERAGE else f"p={column}"
+            views.append(
+                Points(
+                    name=f"trade-off-{number}-{column}",
+                    title=f"Harm against utility, {where} ({board.caption})",
+                    x_title="FA (%), higher is better",
+                    y_title="HS (%), lower is better",
+                    alternative=f"HS against FA of {len(points)} settings, {where}. {told}",
+                    group="trade-off",
+                    paper=not any(view.name.startswith(f"trade-off-{number}-") for view in views),
+                    points=points,
+                )
+            )
+    return views
+
+
+def sensitivity_views(findings: Results) -> list[Bars]:
+    """Return how far HS and FA move when one swept number goes through its values, everything else the same."""
+    moves: dict[str, dict[str, float]] = {}
+    remarks = []
+    short = _short(findings)
+    swept = varying(findings.means, findings.rows)
+    for kept in by_defense(findings):
+        scores = _measured(kept.lines)
+        names = [name for name in numbers_in(findings, kept.lines) if name != "ratio"]
+        if not names or not scores:
+            continue
+        found = complete(kept.lines, scores, swept, SITUATION)
+        for name in names:
+            means = means_over(found, [name], [other for other in swept if other != name], scores)
+            if len(means) > 1:
+                moves[f"{kept.name}: {short[name]}"] = {s: float(means[s].max() - means[s].min()) for s in scores}
+        if found.incomplete:
+            remarks.append(f" {kept.name}:{found.remark}")
+        remarks.append(kept.remark)
+    if not moves:
+        return []
+    told = [
+        f"{label} " + " and ".join(f"{found:.1f} ({HEADINGS[s]})" for s, found in move.items())
+        for label, move in moves.items()
+    ]
+    parts = []
+    for score in ("hs", "fa"):
+        placed = [(place, move[score]) for place, move in enumerate(moves.values()) if score in move]
+        x, y = [found for _, found in placed], [float(place) for place, _ in placed]
+        parts += [Series(name=HEADINGS[score], defense=HEADINGS[score], x=x, y=y)] if placed else []
+    return [
+        Bars(
+            name="sensitivity",
+            title="Sensitivity to each swept number",
+            x_title="range of the mean (points)",
+            y_title="",
+            alternative=f"Largest less smallest mean over its values, in points: {listed(told)}.{''.join(remarks)}",
+            labels=list(moves),
+            parts=parts,
+        )
+    ]
+
+
+def robust_regions(findings: Results) -> list[Robust]:
+    """Return the robust region of every defense with several settings, on the mean over its situations."""
+    regions = []
+    short = _short(findings)
+    for kept in by_defense(findings):
+        names = [name for name in numbers_in(findings, kept.lines) if name != "ratio"]
+        if not names:
+            continue
+        others = [name for name in varying(findings.means, findings.rows) if name not in names]
+        found = complete(kept.lines, ("hs", "fa"), [*names, *others], SITUATION)
+        means = means_over(found, names, others, ("hs", "fa"))
+        if not len(means):
+            continue
+        loss = means["hs"] - means["fa"]
+        inside = means[loss <= loss.min() + TOLERANCE]
+        best = records(inside.loc[[loss.idxmin()]])[0]
+        regions.append(
+            Robust(
+                defense=kept.defense,
+                name=kept.name,
+                inside=len(inside),
+                settings=len(means),
+                best=", ".join(f"{short[name]} {value(best[name])}" for name in names),
+                reach=", ".join(f"{short[name]} {_reach(inside[name])}" for name in names),
+                remark=f"{found.remark}{kept.remark}".strip(),
+            )
+        )
+    return regions
+
+
+def _points(board: PaperTable, column: str) -> list[Point]:
+    """Return the points of a board; the front is that of the rows under the protocol that most rows have."""
+    found = [
+        (row, row.figures["fa", column], row.figures["hs", column])
+        for row in board.rows
+        if ("fa", column) in row.figures and ("hs", column) in row.figures
+    ]
+    rows = Counter(row.marker for row, _, _ in found)
+    usual = max(rows, key=lambda marker: (rows[marker], not marker), default="")
+    places = [(use.mean, harm.mean) for row, use, harm in found if row.marker == usual]
+    return [
+        Point(
+            name=with_marker(row.name, row.marker),
+            defense=row.defense,
+            x=use[:3],
+            y=harm[:3],
+            usual=row.marker == usual,
+            on_front=row.marker == usual and not _beaten((use.mean, harm.mean), places),
+        )
+        for row, use, harm in found
+    ]
+
+
+def _beaten(place: tuple[float, float], places: Sequence[tuple[float, float]]) -> bool:
+    return any(use >= place[0] and harm <= place[1] and (use, harm) != place for use, harm in places)
+
+
+def _measured(lines: DataFrame) -> list[str]:
+    return [score for score in ("hs", "fa") if lines[score].notna().any()]
+
+
+def _reach(found: Any) -> str:
+    ends = f"{value(found.min())} to {value(found.max())}"
+    return f"{ends}, or unset" if found.isna().any() else ends
+
+
+def _ticks(values: Any) -> list[str]:
+    return [value(found) for found in values.drop_duplicates().sort_values()]
+
+
+def _short(findings: Results) -> dict[str, str]:
+    return short_names([*varying(findings.means, findings.rows), "ratio"])

@@ -1,0 +1,183 @@
+"""Words of a report: what scores, lines and numbers are called in every table and figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.report.data.tidy import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, lacks, swept_in
+from harness.report.stats.interval import LEVEL
+from harness.report.stats.summary import HIGH, LOW, NOTE, SIZE, records, telling
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from harness.report.stats.paired import Comparison
+
+HEADINGS = {
+    "hs": "HS",
+    "hs_plus": "HS+",
+    "fa": "FA",
+    "aligned_hs": "aligned HS",
+    "aligned_fa": "aligned FA",
+}
+"""The scores of a table, in percent, and what they are called there."""
+MEANINGS = {
+    "hs": "harmful score: share of harmful prompts answered harmfully (lower is better)",
+    "hs_plus": "harmful score that also counts incoherent answers (lower is better)",
+    "fa": "fine-tune accuracy: accuracy on the user's task (higher is better)",
+}
+
+
+def value(found: Any) -> str:
+    """Return a label or a swept value as text; a dash for what a cell lacks."""
+    if lacks(found):
+        return "-"
+    return f"{found:g}" if isinstance(found, float) else str(found)
+
+
+def one_line(text: str) -> str:
+    """Return text with every run of blanks and line ends as one space: a cell, a caption or a note is one line."""
+    return " ".join(text.split())
+
+
+def number(mean: float, low: float, high: float) -> str:
+    """Return a mean and its interval, in percent."""
+    if mean != mean:  # noqa: PLR0124
+        return "-"
+    return f"{mean:.1f}" if low != low else f"{mean:.1f} [{low:.1f}, {high:.1f}]"  # noqa: PLR0124
+
+
+def score(line: Mapping[str, Any], name: str) -> str:
+    """Return a score of a line of ``summarise``, told of how many measurements where they are fewer than the seeds."""
+    fewer = "" if line[name] != line[name] or line[name + SIZE] == line["seeds"] else f" (n={line[name + SIZE]})"
+    return number(line[name], line[name + LOW], line[name + HIGH]) + fewer
+
+
+def duration(hours: float) -> str:
+    """Return a time in the unit in which it is a number to read."""
+    for unit, size in (("h", 1.0), ("min", 60.0)):
+        if hours * size >= 1:
+            return f"{hours * size:.3g} {unit}"
+    return f"{hours * 3600:.2g} s"
+
+
+def varying(means: DataFrame, rows: DataFrame) -> list[str]:
+    """Return the swept values that tell lines apart and do not only say again what a label says."""
+    return [name for name in swept_in(rows) if means[name].nunique(dropna=False) > 1 and not _repeats(means, name)]
+
+
+def line_name(names: Mapping[str, Any], swept: Iterable[str]) -> str:
+    """Return what a line is called where there is one column for it, as ``booster (lamb 5, alpha 0.1)``."""
+    short = short_names(swept)
+    settings = [f"{short[name]} {value(names[name])}" for name in short if value(names[name]) != "-"]
+    return str(names["defense"]) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def short_names(swept: Iterable[str]) -> dict[str, str]:
+    """Return the end of every dotted name that no other one shares: ``lamb``, or ``align.rho`` beside another rho."""
+    parts = {name: name.split(".") for name in swept}
+    ends = Counter(".".join(found[start:]) for found in parts.values() for start in range(len(found)))
+    return {
+        name: next((end for i in range(1, len(found) + 1) if ends[end := ".".join(found[-i:])] == 1), name)
+        for name, found in parts.items()
+    }
+
+
+def with_marker(name: str, letter: str) -> str:
+    """Return a line's name with the letter of its footnote, as ``booster (lamb 5) [a]``; most lines have none."""
+    return f"{name} [{letter}]" if letter else name
+
+
+def line_names(means: DataFrame, rows: DataFrame) -> list[str]:
+    """Return what each line is called, with its marker, in the order of the lines."""
+    swept, letters = varying(means, rows), markers(means)
+    return [with_marker(line_name(line, swept), letters.get(line[NOTE], "")) for line in records(means)]
+
+
+def markers(means: DataFrame) -> dict[str, str]:
+    """Return the footnote letter of every departure from the usual protocol."""
+    return {note: chr(ord("a") + i % 26) * (1 + i // 26) for i, note in enumerate(filter(None, means[NOTE].unique()))}
+
+
+def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
+    """Return what must be known to read a table of the lines."""
+    notes = [f"[{letter}] another protocol than the other rows: {note}." for note, letter in markers(means).items()]
+    if means[[name + LOW for name in SCORES]].notna().any(axis=None):
+        notes.append(f"Scores in percent: mean and {LEVEL:.0%} interval over seeds and prompts.")
+    else:
+        notes.append("Scores in percent.")
+    for grading in GRADINGS:
+        # Cells share a grade, as those of several ratios do that of their aligned model: its answers count once.
+        if count := int(_distinct(rows, grading)[f"{grading.score}_unjudged"].sum()):
+            notes.append(f"{count} answers could not be judged and are in no {HEADINGS[grading.score]}.")
+    return [one_line(note) for note in notes + _of_targets(rows, means) + _of_cells(rows)]
+
+
+def compared_names(means: DataFrame, rows: DataFrame, comparisons: Iterable[Comparison]) -> list[str]:
+    """Return what is compared: the line's name with its marker, and the baseline's where that has a marker too."""
+    names, notes = line_names(means, rows), list(means[NOTE])
+    return [
+        f"{names[each.line]} against {names[each.other]}" if notes[each.other] else names[each.line]
+        for each in comparisons
+    ]
+
+
+def _distinct(rows: DataFrame, grading: Grading) -> DataFrame:
+    key = KEY_PREFIX + grading.stage
+    return rows.drop_duplicates(key) if key in rows else rows
+
+
+def _of_targets(rows: DataFrame, means: DataFrame) -> list[str]:
+    """Say how each line compares with what was published for it."""
+    if "target" not in rows:
+        return []
+    by = telling(rows)
+    names = dict(zip(_identities(means, by), line_names(means, rows), strict=True))
+    met = {name: row for name, row in zip(_identities(rows, by), records(rows), strict=True) if row["target"]}
+    told = []
+    for identity, row in met.items():
+        published = ", ".join(
+            f"{HEADINGS[score]} {row[f'target_{score}']:.1f}"
+            for score in ("hs", "fa")
+            if row[f"target_{score}"] == row[f"target_{score}"]
+        )
+        unstated = f"; not stated there: {row['target_unstated']}" if row["target_unstated"] else ""
+        source = f"{row['target_source']}{unstated}"
+        verdict = row["target_status"] or "not finished"
+        told.append(f"{names[identity]}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
+    return told
+
+
+def _identities(frame: DataFrame, by: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(str(row[name]) for name in by) for row in records(frame)]
+
+
+def _of_cells(rows: DataFrame) -> list[str]:
+    remarkable = rows[(rows[MISSING] != "") | (rows[NOTES] != "")]
+    unfinished = int((rows[MISSING] != "").sum())
+    if not len(remarkable):
+        return []
+    identity = [*LABELS, *swept_in(rows)]
+    told = [f"{unfinished} of {len(rows)} cells are not finished:" if unfinished else "Of single cells:"]
+    for row in records(remarkable):
+        label = ", ".join(f"{name}={value(row[name])}" for name in identity if value(row[name]) != "-")
+        parts = [f"missing {_columns_of(row[MISSING])}"] if row[MISSING] else []
+        told.append(f"- {label}: {'; '.join([*parts, *filter(None, [row[NOTES]])])}")
+    return told
+
+
+def _columns_of(missing: str) -> str:
+    """Name the scores that missing grades would fill."""
+    scores = {grading.stage: HEADINGS[grading.score] for grading in GRADINGS}
+    return ", ".join(scores[stage] for stage in missing.split(", ") if stage in scores)
+
+
+def _repeats(means: DataFrame, name: str) -> bool:
+    """Return whether a swept value only says again what a label says, as ``attack_ratio`` does for the ratio."""
+    values = means[name].nunique(dropna=False)
+    labels: Sequence[str] = ("ratio", "task", "attack", "model")
+    return any(
+        values == means[label].nunique(dropna=False) == len(means[[name, label]].drop_duplicates()) for label in labels
+    )

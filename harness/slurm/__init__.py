@@ -1,0 +1,1 @@
+"""Running a plan as jobs of a Slurm cluster."""

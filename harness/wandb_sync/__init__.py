@@ -1,0 +1,1 @@
+"""Weights & Biases: a replayable copy of the store."""
