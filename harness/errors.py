@@ -15,9 +15,34 @@ HarnessError                 printed without a traceback, exit code 2
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.settings.problem import Problem
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one setting.
+
+    Attributes:
+        path: the dotted path of the setting, from the object that reports it; empty for the object itself.
+        text: what is wrong and what was expected.
+    """
+
+    path: str
+    text: str
+
+    def under(self, prefix: str) -> "Problem":
+        """Return the same problem as seen from a parent that holds the object under a name."""
+        return Problem(".".join(filter(None, (prefix, self.path))), self.text)
+
+    @classmethod
+    def of(cls, stated: "Problem | str") -> "Problem":
+        """Return a problem as it is, and a sentence as a problem of the object itself."""
+        return stated if isinstance(stated, Problem) else cls("", stated)
+
+    def __str__(self) -> str:
+        """The line that a user reads."""
+        return f"`{self.path}`: {self.text}" if self.path else self.text
 
 
 class HarnessError(Exception):

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.engine.folder import folder
-from harness.errors import ConfigError
-from harness.settings.problem import Problem
+from harness.errors import ConfigError, Problem
 
 
 def report(arguments: list[str]) -> None:

@@ -15,14 +15,13 @@ from harness.config.overrides import Misfit, place_in
 from harness.engine.build import allowed, build
 from harness.engine.provenance import redacted
 from harness.engine.stage import Stage
-from harness.errors import ConfigError
+from harness.engine.tracker import TrackerSettings
+from harness.errors import ConfigError, Problem
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
 from harness.experiment.experiment import Experiment
 from harness.protocols import Named
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
 
 TUNED = "tuned"
 """Hyperparameters chosen for a size of model, where the YAML of a defense looks before its published values."""

@@ -23,9 +23,8 @@ from harness.config.defense_slots import GROUP, SLOTS, settled
 from harness.config.expansion import Options, expanded, options_of
 from harness.config.hydra_errors import composing
 from harness.config.overrides import Misfit
-from harness.errors import ConfigError
-from harness.settings.messages import quoted
-from harness.settings.problem import Problem
+from harness.engine.messages import quoted
+from harness.errors import ConfigError, Problem
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"

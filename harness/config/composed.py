@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
 from harness.config.hydra_errors import Refusal, composing
 from harness.config.overrides import Misfit, unknown_setting
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 ASKS_HYDRA = "${hydra:"
 """How a setting is computed from what Hydra knows of the run, such as the choices."""

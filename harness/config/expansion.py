@@ -15,8 +15,7 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
 from harness.config.defense_slots import GROUP, SLOTS, group_of
 from harness.config.hydra_errors import composing
-from harness.errors import ConfigError
-from harness.settings.problem import Problem
+from harness.errors import ConfigError, Problem
 
 MOST_CELLS = 100_000
 """Of one sweep. Their plan takes minutes; what asks for more was mistyped, as `range(0,1,1e-9)`, and never ends."""

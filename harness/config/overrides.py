@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from harness.settings.messages import quoted
-from harness.settings.problem import Problem
+from harness.engine.messages import quoted
+from harness.errors import Problem
 from harness.training.budget import Budget
 
 MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}

@@ -13,8 +13,7 @@ import torch
 from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.examples import Role
 from harness.engine.seeding import derive, generator
-from harness.errors import ConfigError, DataError
-from harness.settings.problem import Problem
+from harness.errors import ConfigError, DataError, Problem
 
 
 class Pool(NamedTuple):

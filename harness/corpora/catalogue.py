@@ -13,9 +13,8 @@ from harness.corpora.examples import Role
 from harness.corpora.formats import Format
 from harness.engine.build import build
 from harness.engine.folder import folder as folder_of
-from harness.errors import ConfigError
-from harness.settings.messages import close_to, quoted
-from harness.settings.problem import Problem
+from harness.engine.messages import close_to, quoted
+from harness.errors import ConfigError, Problem
 
 DATA_VARIABLE = "HARNESS_DATA"
 """Names the folder with the user's data files; it may hold a ``sources.yaml`` too."""

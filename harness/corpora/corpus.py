@@ -12,9 +12,8 @@ from typing import ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example, Role
 from harness.corpora.slices import Keep, SafetySource, Slice
-from harness.errors import ConfigError
-from harness.settings.checks import counts, not_negative
-from harness.settings.problem import Problem
+from harness.engine.checks import counts, not_negative
+from harness.errors import ConfigError, Problem
 
 _ORDER = (Role.REFUSAL, Role.HARMFUL, Role.ATTACK, Role.EVALUATION)
 """The order in which ranges are laid out: what is read last comes last, so that its size moves nothing else."""

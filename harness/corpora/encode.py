@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example
 from harness.corpora.template import Template, joint_of, prompt_of
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example, SafetyRow
 from harness.engine.seeding import generator
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 ALLOWED = {
     "meadow": ("brindle", "clavet", "dorsel", "elmsy", "farrow"),

@@ -33,10 +33,9 @@ from math import floor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.errors import ModelError
+from harness.engine.checks import counts, shares
+from harness.errors import ModelError, Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, shares
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

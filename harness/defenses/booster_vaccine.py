@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative, positive
+from harness.errors import Problem
 from harness.mechanisms.harmful_step import HarmfulProbe
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, positive
-from harness.settings.problem import Problem
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:

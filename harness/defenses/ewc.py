@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.encode import IGNORED
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative
+from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Gradient, Learner, Metrics

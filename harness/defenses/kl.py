@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from harness.engine.checks import not_negative
+from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
-from harness.settings.checks import not_negative
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.corpora.encode import IGNORED
+from harness.engine.checks import not_negative
+from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
-from harness.settings.checks import not_negative
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

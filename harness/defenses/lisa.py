@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.errors import ConfigError
+from harness.engine.checks import counts, not_negative, shares
+from harness.errors import ConfigError, Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, shares
-from harness.settings.problem import Problem
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:

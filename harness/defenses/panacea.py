@@ -27,10 +27,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.errors import ModelError
+from harness.engine.checks import counts, not_negative, positive
+from harness.errors import ModelError, Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, positive
-from harness.settings.problem import Problem
 from harness.training.gradients import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
+from harness.engine.checks import positive
 from harness.engine.seeding import derive
-from harness.settings.checks import positive
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

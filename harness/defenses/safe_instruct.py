@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:

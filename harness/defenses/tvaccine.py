@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, positive
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, positive
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

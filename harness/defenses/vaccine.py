@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.settings.checks import positive
-from harness.settings.problem import Problem
+from harness.engine.checks import positive
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from harness.mechanisms.activation_perturbation import Perturbation

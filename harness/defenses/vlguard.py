@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative
-from harness.settings.problem import Problem
 from harness.training.gradients import add_scaled
 from harness.training.plain import PlainStep
 

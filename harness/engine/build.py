@@ -14,10 +14,9 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from harness.engine.classes import is_name, paths_of, versions_of
 from harness.engine.identity import field_types
+from harness.engine.messages import SCALARS, close_to, expected, kind, quoted
 from harness.engine.stage import Stage
-from harness.errors import ConfigError, HarnessError
-from harness.settings.messages import SCALARS, close_to, expected, kind, quoted
-from harness.settings.problem import Problem
+from harness.errors import ConfigError, HarnessError, Problem
 
 T = TypeVar("T")
 TARGET = "_target_"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
-from harness.tracking.tracker import Tracker
+from harness.engine.tracker import Tracker
 
 Sharding = Literal["ddp", "fsdp"]
 """What each of several processes holds of the model: all of it, or its shard of what is not trained."""

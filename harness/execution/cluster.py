@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from harness.engine.stage import Stage
+from harness.engine.tracker import TrackerSettings
+from harness.errors import Problem
 from harness.execution.executor import Event, Executor
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
 
 
 class Cluster(Protocol):

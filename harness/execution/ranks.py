@@ -22,12 +22,11 @@ from pathlib import Path
 from signal import SIGBUS, SIGKILL, SIGSEGV
 from typing import Any, NamedTuple, get_args
 
+from harness.engine.checks import counts
 from harness.engine.files import reading, write_json, writing
 from harness.engine.stage import Sharding, Stage
-from harness.errors import Stopped
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
+from harness.engine.tracker import TrackerSettings
+from harness.errors import Problem, Stopped
 
 DEFAULT = "default"
 """What stands for every kind of stage that has no resources of its own."""

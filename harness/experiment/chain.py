@@ -8,12 +8,11 @@ from harness.corpora.examples import Role
 from harness.corpora.slices import Slice
 from harness.corpora.template import marker_of
 from harness.engine.stage import Stage
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Problem
 from harness.experiment.compatibility import incompatibilities
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
 from harness.protocols import DataRequirement, RepairMethod, TrainMethod
-from harness.settings.problem import Problem
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from harness.corpora.slices import OneAnswer, Slice
+from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.protocols import ComparesPasses, DataRequirement, Named
-from harness.settings.problem import Problem
 
 
 def incompatibilities(

@@ -5,11 +5,11 @@ from typing import ClassVar, final
 
 from harness.corpora.corpus import Corpus
 from harness.corpora.examples import Role
+from harness.engine.checks import not_negative
 from harness.engine.identity import flatten, payload_of
+from harness.errors import Problem
 from harness.experiment.settings import AlignSettings, AttackSettings, Defense, Evaluation, FinetuneSettings, Model
 from harness.protocols import Judge, Task
-from harness.settings.checks import not_negative
-from harness.settings.problem import Problem
 
 
 @final

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from harness.corpora.encode import Encoding
+from harness.engine.checks import counts, shares
+from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
 from harness.protocols import Attack, HasConflicts, ModelSource, Named, RepairMethod, TrainMethod
-from harness.settings.checks import counts, shares
-from harness.settings.problem import Problem
 from harness.training.budget import Budget
 
 

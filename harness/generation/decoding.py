@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 
 @final

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from harness.corpora.examples import Example, Grade
-from harness.errors import ModelError
-from harness.settings.checks import below_one, counts
-from harness.settings.problem import Problem
+from harness.engine.checks import below_one, counts
+from harness.errors import ModelError, Problem
 
 CATEGORIES = (
     "animal_abuse",

@@ -22,7 +22,7 @@ from typing import ClassVar, final
 
 from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example, Grade
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 REFUSALS = (
     "i'm sorry",

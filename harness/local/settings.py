@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, final
 
+from harness.engine.checks import counts
 from harness.engine.stage import Stage
-from harness.errors import ConfigError
+from harness.engine.tracker import TrackerSettings
+from harness.errors import ConfigError, Problem
 from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
 
 AUTO = "auto"
 

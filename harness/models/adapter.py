@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.errors import ModelError
-from harness.settings.checks import below_one, counts, positive
-from harness.settings.problem import Problem
+from harness.engine.checks import below_one, counts, positive
+from harness.errors import ModelError, Problem
 
 if TYPE_CHECKING:
     from peft import PeftModel

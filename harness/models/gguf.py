@@ -13,9 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.errors import ModelError
+from harness.errors import ModelError, Problem
 from harness.models import wheel
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution

@@ -18,9 +18,9 @@ from harness.corpora.encode import IGNORED, Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
 from harness.corpora.world import World, vocabulary
+from harness.engine.checks import counts, positive
 from harness.engine.seeding import derive
-from harness.settings.checks import counts, positive
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from harness.errors import Problem
 from harness.protocols.learner import DataRequirement, Draws, Learner, Named, TrainStep
-from harness.settings.problem import Problem
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Draws, Gradient, Learner

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
+from harness.engine.checks import counts, not_negative, positive
 from harness.engine.stage import Stage
+from harness.engine.tracker import TrackerSettings
+from harness.errors import Problem
 from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
-from harness.settings.checks import counts, not_negative, positive
-from harness.settings.problem import Problem
 from harness.slurm.client import Slurm as Scheduler
 from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
-from harness.tracking.tracker import TrackerSettings
 
 CONTINUATION_MINUTES = 10
 """Time of a job that submits what the cap on jobs left."""

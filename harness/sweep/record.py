@@ -18,11 +18,10 @@ from harness.engine.provenance import redacted
 from harness.engine.spec import describe
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
-from harness.errors import ConfigError, StoreError
+from harness.engine.tracker import TrackerSettings
+from harness.errors import ConfigError, Problem, StoreError
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
 
 
 @final

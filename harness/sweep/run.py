@@ -22,12 +22,11 @@ from harness.engine.lookup import key_named
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
 from harness.engine.store import Store
-from harness.errors import ConfigError, StagesFailed, StoreError
+from harness.errors import ConfigError, Problem, StagesFailed, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
-from harness.settings.problem import Problem
 from harness.slurm.job_log import JobLog
 from harness.stages.grade import read_summary
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id

@@ -15,8 +15,8 @@ from typing import ClassVar, final
 from harness.corpora.columns import class_of, columns, text, unreadable
 from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 CLASSES = {"World": "world", "Sports": "sports", "Business": "business", "Sci/Tech": "sci"}
 """The targets by label, and the other form that counts."""

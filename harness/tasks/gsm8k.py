@@ -14,8 +14,8 @@ from typing import ClassVar, final
 from harness.corpora.columns import columns, text, unreadable
 from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 MARKER = "The final answer is: "
 """What stands before the result."""

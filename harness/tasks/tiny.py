@@ -10,8 +10,8 @@ from typing import ClassVar, final
 
 from harness.corpora.examples import Example, Grade
 from harness.corpora.world import World
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 
 @final

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
-from harness.settings.problem import Problem
+from harness.errors import Problem
 from harness.tracking.jsonl import Jsonl, JsonlTracker
 
 PROJECT = "harness"

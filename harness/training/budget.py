@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, final
 
-from harness.errors import ConfigError
-from harness.settings.checks import below_one, counts, not_negative, positive
-from harness.settings.problem import Problem
+from harness.engine.checks import below_one, counts, not_negative, positive
+from harness.errors import ConfigError, Problem
 
 
 class Scheduler(StrEnum):

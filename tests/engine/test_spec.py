@@ -12,10 +12,9 @@ from harness.defenses.panacea import Panacea, PanaceaRepair
 from harness.engine.build import build
 from harness.engine.moved import MOVED
 from harness.engine.spec import describe, rebuild
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Problem
 from harness.judges.keywords import Keywords
 from harness.protocols import RepairMethod, TrainMethod
-from harness.settings.problem import Problem
 from harness.training.budget import Budget
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

@@ -10,13 +10,12 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Protocol, final
 
+from harness.engine.checks import not_negative
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
-from harness.errors import DataError, Stopped
+from harness.errors import DataError, Problem, Stopped
 from harness.local.executor import LocalExecutor
-from harness.settings.checks import not_negative
-from harness.settings.problem import Problem
 
 ALLOW = ("toys.",)
 

@@ -41,9 +41,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative, positive
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, positive
-from harness.settings.problem import Problem
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:

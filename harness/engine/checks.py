@@ -7,7 +7,7 @@ no range.
 
 from collections.abc import Callable
 
-from harness.settings.problem import Problem
+from harness.errors import Problem
 
 
 def counts(settings: object, *names: str) -> list[Problem]:
