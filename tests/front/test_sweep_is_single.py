@@ -58,10 +58,10 @@ VALUES = {
     "mine.a": ["${align.rows}"],
     "finetune.fresh": ["{rank: 2}", "null"],
     "finetune.fresh.rank": ["3"],
-    "finetune.budget.micro_batch_size": ["2", "null"],
+    "finetune.budget.precision": ["float32", "bfloat16"],
 }
 FAMILIES = [
-    ["finetune.budget", "finetune.budget.epochs", "finetune.budget.batch_size", "finetune.budget.micro_batch_size"],
+    ["finetune.budget", "finetune.budget.epochs", "finetune.budget.batch_size", "finetune.budget.precision"],
     ["defense", "defense.align", "defense.align.lamb", "defense/align", "tuned.booster"],
     ["align", "align.rows", "finetune.rows", "corpus.refusal.rows", "corpus.refusal"],
     ["mine", "mine.a", "finetune.fresh", "finetune.fresh.rank"],
