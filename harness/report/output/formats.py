@@ -144,12 +144,13 @@ def _on_boards(findings: Results) -> list[str]:
 
 
 def _latex(findings: Results) -> str:
-    from jinja2 import Environment
+    from jinja2 import Environment, StrictUndefined
 
     source = resources.files("harness.report.output").joinpath("templates", "table.tex.j2").read_text("utf-8")
     environment = Environment(  # LaTeX's own braces and percent signs stay what they are
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
+        undefined=StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
