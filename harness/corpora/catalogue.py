@@ -11,10 +11,10 @@ import yaml
 
 from harness.corpora.examples import Role
 from harness.corpora.formats import Format
+from harness.engine.build import build
 from harness.engine.folder import folder as folder_of
-from harness.engine.spec import build
-from harness.errors import ConfigError
-from harness.settings.messages import close_to, quoted
+from harness.engine.messages import close_to, quoted
+from harness.errors import ConfigError, Problem
 
 DATA_VARIABLE = "HARNESS_DATA"
 """Names the folder with the user's data files; it may hold a ``sources.yaml`` too."""
@@ -135,7 +135,7 @@ def _built(paths: tuple[Path, ...]) -> Mapping[str, Entry]:
         merged = _laid_over(merged, content)
         last_in |= dict.fromkeys(content, path)
     entries: dict[str, Entry] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name, fields in merged.items():
         file = str(last_in[name])
         try:
@@ -144,7 +144,8 @@ def _built(paths: tuple[Path, ...]) -> Mapping[str, Entry]:
             problems += error.problems
             continue
         if entries[name].file is None and entries[name].hub is None:
-            problems.append(f"`{name}`: no origin; expected `file`, `hub` or both. Set in `{last_in[name]}`.")
+            lacking = f"no origin; expected `file`, `hub` or both. Set in `{last_in[name]}`."
+            problems.append(Problem(name, lacking))
     if problems:
         raise ConfigError(problems)
     return entries

@@ -11,8 +11,9 @@ from harness.corpora.examples import Role
 from harness.corpora.safety import Prompts
 from harness.corpora.slices import Slice
 from harness.corpora.sources import Source, sources_in
+from harness.engine.build import build
 from harness.engine.identity import key_of, payload_of
-from harness.engine.spec import build, describe
+from harness.engine.spec import describe
 from harness.errors import ConfigError, DataError, HarnessError
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
@@ -78,11 +79,11 @@ def test_catalogue_with_wrong_entries_reports_all_of_them_and_the_file(data_fold
         catalogue()
 
     text = str(caught.value)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "`one.file.format`",
-        "`two`",
-        "`three.hub.repos`",
-        "`three.hub.repo`",
+    assert [problem.path for problem in caught.value.problems] == [
+        "one.file.format",
+        "two",
+        "three.hub.repos",
+        "three.hub.repo",
     ]
     assert str(data_folder / "sources.yaml") in text
 

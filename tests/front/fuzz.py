@@ -70,7 +70,7 @@ class Ending:
             return "it did not end"
         if self.code not in CODES:
             return f"exit code {self.code}"
-        if "Traceback" in self.output or "met a bug" in self.output:
+        if "Traceback" in self.output or "raised an unexpected error" in self.output:
             return "a traceback"
         if self.code == 2 and not self.output.strip():
             return "not a word about what is wrong"

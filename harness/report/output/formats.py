@@ -11,14 +11,15 @@ from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
+from harness.report.data.columns import NOTES, records, value
 from harness.report.data.comparability import SHOWN
+from harness.report.data.conditions import varying
 from harness.report.data.dropped import dropped_in
-from harness.report.data.tidy import NOTES
 from harness.report.output.markdown import literal
-from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score, value, varying
+from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, Figure, PaperTable
 from harness.report.stats.results import Results
-from harness.report.stats.summary import NOTE, records
+from harness.report.stats.summary import NOTE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
