@@ -240,7 +240,7 @@ def _changes(texts: Sequence[str]) -> dict[str, object]:
     for name, value in (text.split("=", maxsplit=1) for text in texts):
         try:
             changes[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(
                 [Problem(name, f"{value!r} is not valid YAML; expected a value as in a file of conf/")]
             ) from None

@@ -68,6 +68,8 @@ def test_age_that_is_none_is_refused(run, sweep, age):
         ("cluster.nothing=1", "`cluster.nothing`: unknown setting"),
         ("cluster.requeues=many", "`cluster.requeues`"),
         ("cluster.setup=[a", "is not valid YAML"),
+        ("cluster.setup=2020-13-01", "is not valid YAML"),
+        ("cluster.requeues=" + "9" * 5000, "is not valid YAML"),
     ],
 )
 def test_wrong_change_is_refused(run, sweep, scheduler, change, words):
