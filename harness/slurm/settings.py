@@ -62,7 +62,7 @@ class Resources:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """A Slurm cluster; satisfies ``cluster.Cluster`` and ``engine.site.Site``.
+    """A Slurm cluster; satisfies ``execution.cluster.Cluster`` and ``slurm.site.Site``.
 
     Attributes:
         partition: where jobs go; null leaves it to the site. So with ``account``, ``qos`` and ``constraint``.

@@ -17,6 +17,7 @@ from harness.models.adapter import Lora
 from harness.protocols import DataRequirement, TrainMethod
 from harness.stages import method_outputs
 from harness.stages.tally import described, tally
+from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from harness.models.loading import ModelRef
     from harness.training.trainer import TrainReport
 
-METRICS = "metrics.jsonl"
-"""The curve of a training inside an artifact."""
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
 

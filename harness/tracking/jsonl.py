@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 CURVE = "curve.jsonl"
 """The curve of an attempt, in the work folder of its stage."""
+METRICS = "metrics.jsonl"
+"""The curve of a finished training, inside its artifact."""
 STEP = "step"
 """The name of the optimizer step in a curve."""
 

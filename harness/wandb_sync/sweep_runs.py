@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.cells import CellIdentity
 from harness.engine.classes import label_of
-from harness.engine.files import opened, read_json, reading
+from harness.engine.files import read_json, reading
 from harness.engine.identity import flatten
+from harness.engine.layout import SPEC
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
 from harness.report.data.columns import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS
 from harness.report.data.stage_records import StageRecord, load_stage_records, trained_in
 from harness.report.data.tidy import load_rows
 from harness.report.data.training_protocol import setup_of
+from harness.stages.generate import read_answers
+from harness.stages.grade import read_grades
+from harness.stages.train_adapter import ADAPTER
+from harness.tracking.jsonl import CURVE, METRICS
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.names import marks, title, varying
 from harness.wandb_sync.run import Artifact, Entry, Sheet, finite, nested
@@ -91,14 +95,14 @@ class SweepRuns:
     def running(self) -> Iterator[Entry]:
         """Yield the unfinished entry of every training stage that has a curve and is not complete."""
         for key, kind in self.trained.items():
-            curve = self._store.work(key) / "curve.jsonl"
+            curve = self._store.work(key) / CURVE
             if curve.exists() and not self._stored(kind, key):
                 yield self._training(key, None)
 
     def ended(self, key: str) -> bool:
         """Say whether the last thing known of a stage is that an attempt ended without a result."""
-        curve = self._store.work(key) / "curve.jsonl"
-        path = self._store.root / "attempts" / f"{key}.jsonl"
+        curve = self._store.work(key) / CURVE
+        path = self._store.layout.attempts_of(key)
         try:
             return bool(self._store.attempts(key)) and path.stat().st_mtime_ns >= curve.stat().st_mtime_ns
         except FileNotFoundError:
@@ -112,7 +116,7 @@ class SweepRuns:
         return self._manifests[key]
 
     def _stored(self, kind: str, key: str) -> bool:
-        return (self._store.root / "artifacts" / kind / key / "manifest.json").exists()
+        return self._store.layout.manifest(kind, key).exists()
 
     def _complete(self, cell: Mapping[str, Any]) -> bool:
         graded = (cell["keys"].get(grading.stage) for grading in GRADINGS)
@@ -211,15 +215,15 @@ class SweepRuns:
 
     def _curve(self, kind: str, key: str, manifest: Manifest | None) -> Path:
         if manifest is None:
-            return self._store.work(key) / "curve.jsonl"
-        return self._store.root / "artifacts" / kind / key / "metrics.jsonl"
+            return self._store.work(key) / CURVE
+        return self._store.layout.artifact(kind, key) / METRICS
 
     def _spec(self, key: str) -> dict[str, Any]:
         spec: dict[str, Any]
         try:
-            spec = read_json(self._store.root / "specs" / f"{key}.json")
+            spec = read_json(self._store.layout.spec(key))
         except UnreadableFile:
-            spec = read_json(self._store.root / "artifacts" / self.trained[key] / key / "spec.json")
+            spec = read_json(self._store.layout.artifact(self.trained[key], key) / SPEC)
         return spec
 
     def _parents(self, key: str) -> dict[str, str]:
@@ -229,8 +233,8 @@ class SweepRuns:
         }
 
     def _adapter(self, kind: str, key: str) -> Artifact:
-        folder = self._store.root / "artifacts" / kind / key
-        return Artifact(name=f"adapter-{key}", kind="adapter", files=folder / "adapter", metadata={"kind": kind})
+        folder = self._store.layout.artifact(kind, key)
+        return Artifact(name=f"adapter-{key}", kind="adapter", files=folder / ADAPTER, metadata={"kind": kind})
 
     def _uses(self, key: str) -> tuple[Artifact, ...]:
         """The artifacts of the models that a stage started from; of a base its description alone, not its weights."""
@@ -239,24 +243,21 @@ class SweepRuns:
             if parent in self.trained:
                 used.append(self._adapter(self.trained[parent], parent))
             elif name == "base":
-                spec = self._store.root / "artifacts" / "base" / parent / "spec.json"
+                spec = self._store.layout.artifact("base", parent) / SPEC
                 used.append(Artifact(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
         return tuple(used)
 
     def _sheet(self, cell: Mapping[str, Any]) -> Sheet:
-        answers = self._lines("generate", cell["keys"]["harm_answers"], "answers.jsonl")
-        grades = self._lines("grade", cell["keys"]["harm"], "grades.jsonl")
+        layout, keys = self._store.layout, cell["keys"]
+        with reading(layout.artifacts):
+            answers = read_answers(layout.artifact("generate", keys["harm_answers"]), SHOWN_ANSWERS)
+            grades = read_grades(layout.artifact("grade", keys["harm"]), SHOWN_ANSWERS)
         shown = (lambda text: f"[{len(text.split())} words]") if self._settings.redact else (lambda text: text)
         lines = tuple(
             (shown(answer["instruction"]), shown(answer["answer"]), grade["value"], grade["incoherent"])
             for answer, grade in zip(answers, grades, strict=True)
         )
         return Sheet(columns=("prompt", "answer", "harmful", "incoherent"), lines=lines)
-
-    def _lines(self, kind: str, key: str, name: str) -> Sequence[dict[str, Any]]:
-        path = self._store.root / "artifacts" / kind / key / name
-        with reading(path), opened(path) as file:
-            return [json.loads(line) for line, _ in zip(file, range(SHOWN_ANSWERS), strict=False)]
 
 
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.files import read_bytes
+from harness.engine.layout import MANIFEST
 from harness.engine.manifest import FileRecord, Manifest, damaged
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, UnreadableFile
+from harness.stages.grade import GRADES, SUMMARY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,15 +54,15 @@ def read_grades(store: Store, keys: Iterable[str]) -> dict[str, Graded]:
 
 
 def _read(store: Store, key: str) -> Graded:
-    folder = store.root / "artifacts" / "grade" / key
-    if not (folder / "manifest.json").exists():
+    folder = store.layout.artifact("grade", key)
+    if not (folder / MANIFEST).exists():
         return Graded()
     try:
         files = {name: _checked(folder, name, record) for name, record in Manifest.read(folder).files.items()}
         summary = _summary(folder, files)
     except DamagedArtifact as error:
         return Graded(trouble=str(error))
-    verdicts = files.get("grades.jsonl")
+    verdicts = files.get(GRADES)
     if verdicts is None:
         return Graded(summary=summary)
     values, plus = _verdicts(verdicts)
@@ -81,11 +83,11 @@ def _checked(folder: Path, name: str, expected: FileRecord) -> bytes:
 
 def _summary(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        summary: dict[str, Any] = json.loads(files["summary.json"])
+        summary: dict[str, Any] = json.loads(files[SUMMARY])
     except (KeyError, ValueError):
-        raise damaged(folder, "it has no readable `summary.json`") from None
+        raise damaged(folder, f"it has no readable `{SUMMARY}`") from None
     if not {"count", "unjudged", "score"} <= summary.keys():
-        raise damaged(folder, "`summary.json` is not the summary of a grading")
+        raise damaged(folder, f"`{SUMMARY}` is not the summary of a grading")
     return summary
 
 

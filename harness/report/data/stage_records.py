@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.files import read_json
+from harness.engine.layout import MANIFEST
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
 from harness.report.data.earlier_records import KINDS, settings_in, traits_of
@@ -87,7 +88,7 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
     """
     uses = Counter(key for cell in record["cells"] for key in set(cell["keys"].values()) if key is not None)
     parts = {key: part for cell in record["cells"] for part, key in cell["keys"].items() if key is not None}
-    folders = _folders(store.root / "artifacts")
+    folders = store.layout.folders_by_key()
     planned = record.get("stages", {})
     predicted = record.get("predicted", {})
     ledger = {}
@@ -97,8 +98,8 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
         kind = folder.parent.name if folder else _kind(part, told)
         traits = told if "trains" in told else traits_of(kind)
         settings = traits["settings"]
-        spec = {} if settings is None else _json(store.root / "specs" / f"{key}.json")
-        manifest = _json(folder / "manifest.json") if folder else {}
+        spec = {} if settings is None else _json(store.layout.spec(key))
+        manifest = _json(folder / MANIFEST) if folder else {}
         ledger[key] = StageRecord(
             key=key,
             kind=kind,
@@ -113,7 +114,7 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
             attacked=traits["attacked"],
             settings=settings if settings is None or traits is told else settings_in(settings, spec),
             # A link that leads nowhere or a folder is one as well.
-            damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / "manifest.json"),
+            damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / MANIFEST),
         )
     return ledger
 
@@ -133,12 +134,6 @@ def trained_in(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _kind(part: str, told: Mapping[str, Any]) -> str:
     return str(told.get("kind") or KINDS.get(part, "grade"))
-
-
-def _folders(artifacts: Path) -> dict[str, Path]:
-    """Return where each artifact is: one look at every kind, instead of a search for every key."""
-    kinds = [Path(kind.path) for kind in os.scandir(artifacts) if kind.is_dir()] if artifacts.is_dir() else []
-    return {name: kind / name for kind in kinds for name in os.listdir(kind)}
 
 
 def _json(path: Path) -> dict[str, Any]:

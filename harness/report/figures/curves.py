@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.engine.layout import StoreLayout
 from harness.report.data.columns import value
 from harness.report.data.conditions import condition_name, varying
 from harness.report.figures.spec import Lines, Series, listed
 from harness.report.stats.labels import markers, with_marker
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
-from harness.tracking.jsonl import read_curve
+from harness.tracking.jsonl import CURVE, METRICS, read_curve
 
 POINTS = 80
 """Positions of a curve; steps between them are averaged."""
@@ -92,7 +93,7 @@ def _mean(findings: Results, defense: str, name: str, kind: str, keys: Sequence[
     import numpy as np
 
     chosen = [keys[index] for index in np.linspace(0, len(keys) - 1, min(STAGES, len(keys))).astype(int)]
-    logged = [table for key in chosen if (table := _logged(findings.store.root, kind, key))]
+    logged = [table for key in chosen if (table := _logged(findings.store.layout, kind, key))]
     quantities = {}
     for quantity in dict.fromkeys(name for table in logged for name in table if name != "step"):
         having = [table for table in logged if quantity in table]
@@ -109,11 +110,11 @@ def _mean(findings: Results, defense: str, name: str, kind: str, keys: Sequence[
     return _Curve(name, defense, quantities)
 
 
-def _logged(root: Path, kind: str, key: str) -> dict[str, Any]:
+def _logged(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
     """Return the numbers a stage logged, ``[steps]`` by name; of a stage that is not finished, what it has so far."""
     import numpy as np
 
-    places = (root / "artifacts" / kind / key / "metrics.jsonl", root / "work" / key / "curve.jsonl")
+    places = (layout.artifact(kind, key) / METRICS, layout.work(key) / CURVE)
     path = next((place for place in places if place.exists()), None)
     if path is None:
         return {}

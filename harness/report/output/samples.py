@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.engine.files import opened
 from harness.errors import StoreError
 from harness.report.data.columns import KEY_PREFIX, records, value
 from harness.report.data.conditions import condition_name, varying
 from harness.report.stats.results import Results
+from harness.stages.generate import read_answers
+from harness.stages.grade import read_grades
 
 PROMPTS = 8
 """Answers of each cell; the same prompts in every cell."""
@@ -44,9 +44,9 @@ def samples(findings: Results) -> list[Answers]:
         answers, grades = row.get(KEY_PREFIX + "harm_answers"), row.get(KEY_PREFIX + "harm")
         if row["missing"] or not isinstance(answers, str) or not isinstance(grades, str):
             continue
-        artifacts = findings.store.root / "artifacts"
-        said = _head(artifacts / "generate" / answers / "answers.jsonl")
-        graded = _head(artifacts / "grade" / grades / "grades.jsonl")
+        layout = findings.store.layout
+        said = _head(read_answers, layout.artifact("generate", answers))
+        graded = _head(read_grades, layout.artifact("grade", grades))
         cell = f"{condition_name(row, swept)}, {row['task']}, p={value(row['ratio'])}, seed {row['seed']}"
         pairs = [_sample(answer, grade) for answer, grade in zip(said, graded, strict=False)]
         found.append(Answers(cell, str(row["defense"]), pairs))
@@ -64,9 +64,8 @@ def _sample(answer: dict[str, Any], grade: dict[str, Any]) -> Sample:
     )
 
 
-def _head(path: Path) -> list[dict[str, Any]]:
+def _head(read: Callable[[Path, int], list[dict[str, Any]]], artifact: Path) -> list[dict[str, Any]]:
     try:
-        with opened(path) as file:
-            return [json.loads(line) for line, _ in zip(file, range(PROMPTS), strict=False)]
+        return read(artifact, PROMPTS)
     except (StoreError, OSError, ValueError):
         return []
