@@ -1,0 +1,55 @@
+"""Specs that an earlier version wrote are the stages that they were."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.engine.spec import describe
+from harness.engine.store import Store, StoreError
+
+SPECS = json.loads((Path(__file__).parents[1] / "golden" / "specs.json").read_text())
+"""By key, what commit 9ff18f6 wrote for its stages, with classes by import path. Lines are added, never changed."""
+
+NEW_VERSIONS = ("harness.judges.beaver_dam.BeaverDam", "harness.judges.keywords.Keywords")
+"""Judges that grade otherwise since (docs/decisions.md): their grades are made anew, under other keys."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    root = tmp_path_factory.mktemp("store")
+    (root / "specs").mkdir()
+    for key, spec in SPECS.items():
+        (root / "specs" / f"{key}.json").write_text(json.dumps(spec))
+    return Store(root)
+
+
+def graded_otherwise(spec):
+    return (spec.get("judge") or {}).get("_target_") in NEW_VERSIONS
+
+
+def test_specs_of_the_past_are_of_every_kind():
+    assert {spec["_target_"].rpartition(".")[2] for spec in SPECS.values()} == {
+        "Base",
+        "Align",
+        "Poison",
+        "Finetune",
+        "Repair",
+        "Generate",
+        "Grade",
+    }
+    assert len(SPECS) == 69
+
+
+@pytest.mark.parametrize("key", [key for key, spec in SPECS.items() if not graded_otherwise(spec)])
+def test_spec_of_the_past_is_a_stage_of_the_same_key_that_is_written_by_name(store, key):
+    stage = store.stage(key)
+
+    assert stage.key == key
+    assert "harness." not in json.dumps(describe(stage))
+
+
+@pytest.mark.parametrize("key", [key for key, spec in SPECS.items() if graded_otherwise(spec)])
+def test_grade_of_a_judge_with_a_new_version_is_not_taken_for_one_of_the_new(store, key):
+    with pytest.raises(StoreError, match="the meaning of `grade` has changed since"):
+        store.stage(key)
