@@ -1,6 +1,6 @@
 """Settings of the W&B mirror. A stage writes its curve into the store as ever; what W&B shows is sent from there.
 
-No stage knows of W&B: sending is the work of a process of its own (``harness.wandb_sync``), during the run and afterwards.
+No stage knows of W&B: sending is work of a process of its own (``harness.wandb_sync``), during the run or after it.
 """
 
 import os
