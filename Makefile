@@ -26,8 +26,7 @@ install: $(TOOLS)
 demo: $(CORE)
 	$(BIN)/harness -m +sweeps=demo
 
-# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
-PYTEST := HARNESS_SLURM_BED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test: $(TOOLS)
 	$(PYTEST) -m 'not slow'

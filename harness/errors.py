@@ -15,7 +15,34 @@ HarnessError                 printed without a traceback, exit code 2
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one setting.
+
+    Attributes:
+        path: the dotted path of the setting, from the object that reports it; empty for the object itself.
+        text: what is wrong and what was expected.
+    """
+
+    path: str
+    text: str
+
+    def under(self, prefix: str) -> "Problem":
+        """Return the same problem as seen from a parent that holds the object under a name."""
+        return Problem(".".join(filter(None, (prefix, self.path))), self.text)
+
+    @classmethod
+    def of(cls, stated: "Problem | str") -> "Problem":
+        """Return a problem as it is, and a sentence as a problem of the object itself."""
+        return stated if isinstance(stated, Problem) else cls("", stated)
+
+    def __str__(self) -> str:
+        """The line that a user reads."""
+        return f"`{self.path}`: {self.text}" if self.path else self.text
 
 
 class HarnessError(Exception):
@@ -28,13 +55,16 @@ class ConfigError(HarnessError):
     """One or more settings are wrong.
 
     Args:
-        problems: one sentence each, starting with the dotted path of the setting in backticks.
+        problems: each with the path of the setting it is about, or a whole sentence.
+
+    Attributes:
+        problems: the same; a sentence is a problem without a path.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[Problem | str]) -> None:
         """Keep the problems for callers that collect them further."""
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
+        self.problems = tuple(map(Problem.of, problems))
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class DataError(HarnessError):

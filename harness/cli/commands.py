@@ -1,4 +1,4 @@
-"""The verbs for what is not a run: each reads its arguments, asks the house, and prints what it says."""
+"""The verbs that are not runs: each parses its arguments, calls the package, and prints the result."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.engine.folder import folder
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Problem
 
 
 def report(arguments: list[str]) -> None:
@@ -16,14 +16,14 @@ def report(arguments: list[str]) -> None:
     from harness import report as reports
     from harness.cli.progress import print_published, print_text
 
-    parser = parser_of("report", "Tidy rows, tables, figures and the page of a sweep, from the store.")
+    parser = parser_of("report", "Tables, figures and the page of a sweep, from the store.")
     _add_sweep(parser)
-    parser.add_argument("--format", choices=reports.FORMATS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--format", choices=reports.FORMATS, default="table", help="format to print (default: table)")
     parser.add_argument("--out", type=_out, metavar="DIR", help="write all formats, the page and the figures to DIR")
-    parser.add_argument("--baseline", metavar="DEFENSE", help="compare the others with it (default: sft)")
-    parser.add_argument("--strict", action="store_true", help="refuse rows that were not trained and evaluated alike")
-    parser.add_argument("--with-samples", action="store_true", help="put answers on the page, harmful ones folded away")
-    parser.add_argument("--to", choices=["wandb"], help="draw it as a W&B workspace and report instead")
+    parser.add_argument("--baseline", metavar="DEFENSE", help="defense to compare the others with (default: sft)")
+    parser.add_argument("--strict", action="store_true", help="fail if rows were trained or evaluated differently")
+    parser.add_argument("--with-samples", action="store_true", help="put generations on the page, harmful ones folded")
+    parser.add_argument("--to", choices=["wandb"], help="create a W&B workspace and report instead")
     chosen = parser.parse_args(arguments)
     if chosen.to:
         _exhibit(chosen.store, chosen.sweep, strict=chosen.strict)
@@ -58,15 +58,15 @@ def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
 
 
 def status(arguments: list[str]) -> None:
-    """Say how a sweep stands."""
+    """Print the progress of a sweep."""
     from harness.cli.status import print_status, watch_status
     from harness.engine.store import Store
     from harness.sweep import status
 
-    parser = parser_of("status", "How a sweep stands: stages by kind, why some failed, and when it will be done.")
+    parser = parser_of("status", "Progress of a sweep: stages by kind and state, causes of failure, time left.")
     _add_sweep(parser)
-    parser.add_argument("--watch", action="store_true", help="look again until nothing runs or waits")
-    parser.add_argument("--json", action="store_true", help="everything, for a program")
+    parser.add_argument("--watch", action="store_true", help="refresh until nothing is running or pending")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
     chosen = parser.parse_args(arguments)
     if chosen.watch:
         watch_status(lambda: status.status(Store(chosen.store), chosen.sweep, thorough=False))
@@ -80,7 +80,7 @@ def logs(arguments: list[str]) -> None:
     from harness.engine.store import Store
     from harness.sweep import status
 
-    parser = parser_of("logs", "What a stage's attempts logged, and what its last job printed.")
+    parser = parser_of("logs", "Logs of a stage: of its attempts, and the output of its last job.")
     _add_key(parser)
     chosen = parser.parse_args(arguments)
     for path, text in status.logs(Store(chosen.store), chosen.key):
@@ -88,14 +88,14 @@ def logs(arguments: list[str]) -> None:
 
 
 def retry(arguments: list[str]) -> None:
-    """Submit again what is not stored."""
+    """Resubmit what is not stored."""
     from harness.cli.progress import RunPrinter
     from harness.engine.store import Store
     from harness.sweep import retry
 
-    parser = parser_of("retry", "Submit again what failed or was lost, and what that blocked; each by its cause.")
+    parser = parser_of("retry", "Resubmit failed, lost and blocked stages, according to the cause of failure.")
     _add_sweep(parser)
-    parser.add_argument("changes", nargs="*", metavar="cluster.NAME=VALUE", help="settings that shall be others now")
+    parser.add_argument("changes", nargs="*", metavar="cluster.NAME=VALUE", help="settings to override for this retry")
     chosen = parser.parse_args(arguments)
     if chosen.sweep and "=" in chosen.sweep:
         chosen.sweep, chosen.changes = None, [chosen.sweep, *chosen.changes]
@@ -107,35 +107,35 @@ def retry(arguments: list[str]) -> None:
 
 
 def cancel(arguments: list[str]) -> None:
-    """End the jobs of a sweep."""
+    """Cancel the jobs of a sweep."""
     from harness.cli.progress import print_note, print_text
     from harness.engine.store import Store
     from harness.sweep import cancel
 
-    parser = parser_of("cancel", "End the jobs of a sweep, except those that another submitted sweep needs.")
-    parser.add_argument("sweep", help="the sweep's id, or how it begins")
+    parser = parser_of("cancel", "Cancel the jobs of a sweep, except those that another submitted sweep needs.")
+    parser.add_argument("sweep", help="the sweep's id, or a prefix of it")
     chosen = parser.parse_args(arguments)
     done = cancel.cancel(Store(chosen.store), chosen.sweep, tell=print_note)
     print_text(f"{done.sweep}: {len(done.ended)} jobs ended, {len(done.spared)} left to other sweeps that need them")
 
 
 def gc(arguments: list[str]) -> None:
-    """Remove what no sweep names any more."""
+    """Remove what no sweep refers to (garbage collection)."""
     from harness.cli.progress import print_note
     from harness.cli.status import print_garbage
     from harness.engine.store import Store
     from harness.sweep.gc import collect
 
-    parser = parser_of("gc", "Remove artifacts and work folders that no sweep of the store names and nothing works on.")
+    parser = parser_of("gc", "Garbage collection: remove artifacts and work folders that no sweep or job refers to.")
     parser.add_argument("--older-than", type=_age, default="30d", metavar="AGE", help="30d, 12h or 0d; default: 30d")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be removed")
     chosen = parser.parse_args(arguments)
     found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, tell=print_note)
     print_garbage(found, dry_run=chosen.dry_run)
 
 
 def sync(arguments: list[str]) -> None:
-    """Send to W&B what it does not show of a sweep."""
+    """Upload the runs of a sweep that W&B lacks."""
     from dataclasses import replace
 
     from harness.cli.progress import print_synced, print_text
@@ -145,13 +145,13 @@ def sync(arguments: list[str]) -> None:
     from harness.wandb_sync.follow import follow
     from harness.wandb_sync.uploader import attached
 
-    parser = parser_of("sync", "Send to W&B what it does not show of a sweep. Repeating it changes nothing.")
+    parser = parser_of("sync", "Upload missing or outdated runs of a sweep to W&B; idempotent.")
     _add_sweep(parser)
-    parser.add_argument("--project", help="default: that of the run's `tracker`, WANDB_PROJECT, or harness")
-    parser.add_argument("--entity", help="default: that of the run's `tracker`, WANDB_ENTITY, or the key's owner")
-    parser.add_argument("--artifacts", action="store_true", default=None, help="send adapters, with their lineage")
-    parser.add_argument("--samples", action="store_true", default=None, help="send answers, their words hidden")
-    parser.add_argument("--follow", action="store_true", help="go on until the sweep is complete, curves included")
+    parser.add_argument("--project", help="default: the run's `tracker.project`, WANDB_PROJECT, or harness")
+    parser.add_argument("--entity", help="default: the run's `tracker.entity`, WANDB_ENTITY, or the owner of the key")
+    parser.add_argument("--artifacts", action="store_true", default=None, help="upload adapters, with their lineage")
+    parser.add_argument("--samples", action="store_true", default=None, help="upload generations (text redacted)")
+    parser.add_argument("--follow", action="store_true", help="keep uploading, with curves, until the sweep is done")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     sweep = sweep_named(Store(chosen.store), chosen.sweep)
@@ -159,7 +159,7 @@ def sync(arguments: list[str]) -> None:
     given = {name: value for name, value in said.items() if value is not None}
     recorded = mirror.recorded(chosen.store, sweep)
     if recorded.mode == "offline":
-        # That was for the run; who syncs wants it sent, unless WANDB_MODE says otherwise here and now.
+        # Offline was meant for the run; a sync uploads, unless WANDB_MODE is set here.
         recorded = replace(recorded, mode=None)
     settings = replace(recorded, **given)
     if chosen.follow or chosen.attached:
@@ -172,23 +172,24 @@ def sync(arguments: list[str]) -> None:
 def stage(arguments: list[str]) -> None:
     """Run one stage of the store by hand."""
     from harness.cli.progress import RunPrinter
+    from harness.engine.build import allowed
     from harness.engine.store import Store
     from harness.sweep.run import run_stage
 
-    parser = parser_of("stage", "Run one stage by its key, as a job does. What it reads must be in the store.")
+    parser = parser_of("stage", "Run one stage by its key, as a job does. Its inputs must be in the store.")
     _add_key(parser)
-    parser.add_argument("--target", action="append", default=[], help="as `targets` of the configuration; repeatable")
+    parser.add_argument("--target", action="append", default=[], help="an extra entry of `targets`; repeatable")
     chosen = parser.parse_args(arguments)
-    run_stage(Store(chosen.store, allow=("harness.", *chosen.target)), chosen.key, RunPrinter())
+    run_stage(Store(chosen.store, allow=allowed(chosen.target)), chosen.key, RunPrinter())
 
 
 def doctor(arguments: list[str]) -> None:
-    """Say what this machine has; with --fetch, bring what an experiment needs."""
+    """Check this machine; with --fetch, download what an experiment needs."""
     from harness.cli.doctor import examine, fetch
     from harness.cli.progress import print_findings
 
-    parser = parser_of("doctor", "What this machine has: packages, device, Hub, data, store, Slurm, W&B.")
-    parser.add_argument("--network", action="store_true", help="also ask whether the Hub answers")
+    parser = parser_of("doctor", "Check this machine: packages, device, Hub, data, store, Slurm, W&B.")
+    parser.add_argument("--network", action="store_true", help="also check whether the Hub is reachable")
     parser.add_argument(
         "--fetch",
         metavar="EXPERIMENT",
@@ -199,7 +200,7 @@ def doctor(arguments: list[str]) -> None:
 
 
 def parser_of(verb: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a verb: all of them take ``--store``."""
+    """Return the parser of a verb; all verbs take ``--store``."""
     parser = argparse.ArgumentParser(prog=f"harness {verb}", description=description)
     default = os.environ.get("HARNESS_STORE", "store")
     shown = default.replace("%", "%%")
@@ -208,17 +209,17 @@ def parser_of(verb: str, description: str) -> argparse.ArgumentParser:
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", nargs="?", help="the sweep's id, or how it begins; default: the latest")
+    parser.add_argument("sweep", nargs="?", help="the sweep's id, or a prefix of it; default: the latest")
 
 
 def _add_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("key", help="the 16 digits of a planned or stored stage, or how they begin")
+    parser.add_argument("key", help="the 16-digit key of a planned or stored stage, or a prefix of it")
 
 
 def _age(text: str) -> float:
     seconds = {"d": 86400, "h": 3600, "m": 60}
     if not re.fullmatch("[0-9]+[dhm]", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no age; expected 30d, 12h or 45m")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age; expected 30d, 12h or 45m")
     return int(text[:-1]) * seconds[text[-1]]
 
 
@@ -239,9 +240,9 @@ def _changes(texts: Sequence[str]) -> dict[str, object]:
     for name, value in (text.split("=", maxsplit=1) for text in texts):
         try:
             changes[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(
-                [f"`{name}`: {value!r} is not valid YAML; expected a value as in a file of conf/"]
+                [Problem(name, f"{value!r} is not valid YAML; expected a value as in a file of conf/")]
             ) from None
     return changes
 

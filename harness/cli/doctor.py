@@ -1,4 +1,4 @@
-"""What this machine has: one finding a line, nothing changed."""
+"""Checks of this machine: one finding per line, nothing is changed."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ HUB_TIMEOUT_SECONDS = 3.0
 
 
 class Finding(NamedTuple):
-    """One line of the doctor: what was looked at, whether it is there, and what was found."""
+    """One line of the doctor: what was checked, whether it is present, and details."""
 
     subject: str
     present: bool
@@ -32,11 +32,11 @@ class Finding(NamedTuple):
 
 
 def examine(store: Path, *, network: bool = False) -> Iterator[Finding]:
-    """Look at Python, torch, the Hub, the data, the store, Slurm and W&B.
+    """Check Python, torch, the Hub, the data, the store, Slurm and W&B.
 
     Args:
         store: the folder, which need not exist.
-        network: whether to ask the Hub as well; nothing else leaves this machine.
+        network: whether to contact the Hub as well; nothing else uses the network.
     """
     yield Finding("python", (3, 11) <= sys.version_info[:2] <= (3, 13), sys.version.split()[0])
     for name in ("torch", "transformers", "peft", "hydra-core", "gguf"):
@@ -50,12 +50,12 @@ def examine(store: Path, *, network: bool = False) -> Iterator[Finding]:
 
 
 def fetch(experiment: str) -> Iterator[Finding]:
-    """Bring what an experiment needs from outside, so that its runs can be offline.
+    """Download what an experiment needs, so that its runs can be offline.
 
     Raises:
         ConfigError: there is no such experiment.
-        DataError: a source cannot be had.
-        ModelError: the model cannot be had.
+        DataError: a source is not available.
+        ModelError: the model is not available.
     """
     stages = [stage for cell in cells_of(compose([f"experiment={experiment}"])) for stage in cell.stages.values()]
     for part in fetchables(stages).values():
@@ -71,7 +71,7 @@ def _package(name: str) -> Finding:
 
 def _device() -> Finding:
     if find_spec("torch") is None:
-        return Finding("device", False, "torch is not installed: this machine can plan and submit, not train")
+        return Finding("device", False, "torch is not installed: this machine can plan and submit, but not train")
     import torch
 
     if torch.cuda.is_available():
@@ -86,7 +86,7 @@ def _hub(*, network: bool) -> Iterator[Finding]:
     if constants.is_offline_mode():
         yield Finding("hub", False, "HF_HUB_OFFLINE is set: only cached models and data")
     elif not network:
-        yield Finding("hub", True, f"{constants.ENDPOINT}, not asked; `harness doctor --network` does")
+        yield Finding("hub", True, f"{constants.ENDPOINT}, not contacted; use `harness doctor --network`")
     else:
         endpoint = urlsplit(constants.ENDPOINT)
         address = (endpoint.hostname or "", endpoint.port or 443)
@@ -96,7 +96,7 @@ def _hub(*, network: bool) -> Iterator[Finding]:
         except OSError as error:
             yield Finding("hub", False, f"{endpoint.hostname} does not answer ({error})")
     present = get_token() is not None
-    yield Finding("hub token", present, "present" if present else "none; needed for gated models only")
+    yield Finding("hub token", present, "present" if present else "none; only needed for gated models")
 
 
 def _data() -> Iterator[Finding]:
@@ -109,7 +109,7 @@ def _data() -> Iterator[Finding]:
             problems, here = source.preflight(), source.at_hand()
         except HarnessError as error:
             problems, here = [str(error)], False
-        known = "on this machine" if here else f"not here; {source.repo} has it on the Hub"
+        known = "on this machine" if here else f"not on this machine; on the Hub as {source.repo}"
         yield Finding(f"  {name}", here and not problems, problems[0] if problems else known)
 
 
@@ -117,7 +117,7 @@ def _store(path: Path) -> Finding:
     root = path.absolute()
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        return Finding("store", False, f"{existing} is not a folder that can be written")
+        return Finding("store", False, f"{existing} is not a writable folder")
     count = sum(1 for _ in StoreLayout(root).manifests())
     return Finding("store", True, f"{root}, {count} artifacts")
 
@@ -127,7 +127,7 @@ def _wandb() -> Finding:
         return Finding("wandb", False, "not installed; curves and tables stay in the store")
     from harness.wandb_sync.client import address
 
-    # What the library would talk to: its default is not the same in all versions.
+    # The address that the library would use: its default differs between versions.
     try:
         place = address()
         login(place)

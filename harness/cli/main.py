@@ -1,4 +1,4 @@
-"""The command line: Hydra's entry point, and the verbs for what is not a run. A thin dispatcher."""
+"""The command line: Hydra's entry point, and the verbs that are not runs. A thin dispatcher."""
 
 import argparse
 import difflib
@@ -18,7 +18,7 @@ from harness.errors import ConfigError, HarnessError, Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the harness and leave with 0, 1 (stages failed, or a bug), 2 (the user's to mend) or 130 (interrupted)."""
+    """Run the harness and leave with 0, 1 (stages failed, or a bug), 2 (the user's to fix) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # What the house logs of a stage goes into the stage's own log file, not to the terminal.
     logging.getLogger("harness").setLevel(logging.INFO)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except HarnessError as error:
         code = _told(error)
     except KeyboardInterrupt:
-        code = _told(Interrupted("stopped; what was finished is stored. Run the same command again to go on."))
+        code = _told(Interrupted("interrupted; finished stages are stored. Run the same command again to resume."))
     except BrokenPipeError:
         # The reader (`| head`) has seen what it wanted; nothing may be flushed into the closed pipe at exit.
         _close_stdout()
@@ -101,7 +101,7 @@ def _help(arguments: list[str]) -> None:
     elif arguments[0] in _verbs():
         _verbs()[arguments[0]](["--help"])
     else:
-        raise _unknown_verb(arguments[0], "none for the help of the whole")
+        raise _unknown_verb(arguments[0], "nothing for the general help")
 
 
 def _told(error: HarnessError) -> int:
@@ -112,7 +112,7 @@ def _told(error: HarnessError) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    """Run one cell or, with ``-m``, a sweep; then print the table of what there is, even if stages failed."""
+    """Run one cell or, with ``-m``, a sweep; then print the table of available results, even if stages failed."""
     from harness.cli.progress import RunPrinter, print_published
     from harness.report import publish
     from harness.sweep.reporter import session
@@ -128,12 +128,12 @@ def _run(arguments: list[str]) -> None:
 
 
 def _plan(arguments: list[str]) -> None:
-    """Say which stages a run would need, and how many of them are stored."""
+    """Print which stages a run needs, and how many of them are stored."""
     from harness.cli.progress import PlanPrinter
     from harness.sweep.reporter import session
 
     if "--help" in arguments or "-h" in arguments:
-        parser_of("plan", "Say what a run would do: the arguments are those of a run.").parse_args(["--help"])
+        parser_of("plan", "Show what a run with these arguments would do.").parse_args(["--help"])
     printer = PlanPrinter(as_json="--json" in arguments)
     # Hydra's own sweeper, and others, leave a folder for each sweep.
     with session(printer, "plan"), TemporaryDirectory(prefix="harness-plan-") as folder:
@@ -149,7 +149,7 @@ def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
     if given.config_dir is not None and not os.path.isdir(given.config_dir):
         raise ConfigError([f"`--config-dir`: there is no folder `{given.config_dir}`."])
     if given.experimental_rerun is not None:
-        raise ConfigError(["`--experimental-rerun`: a pickle may run anything; run the command of that run again."])
+        raise ConfigError(["`--experimental-rerun`: a pickle can run arbitrary code; repeat the original command."])
     asked = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
     asked |= {"--shell-completion": given.shell_completion}
     if len(chosen := [flag for flag, value in asked.items() if value]) > 1:
@@ -158,8 +158,8 @@ def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
     for text in given.overrides:
         name, _, chosen = text.partition("=")
         if name.lstrip("+") == "sweeps" and "," in chosen:
-            advice = "Run one after another; they share what they have in common."
-            raise ConfigError([f"`{text}`: a command takes one sweep file. {advice}"])
+            advice = "Run them one after another; shared stages run once."
+            raise ConfigError([f"`{text}`: a command takes a single sweep file. {advice}"])
 
 
 def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:

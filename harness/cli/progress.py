@@ -1,4 +1,4 @@
-"""What the user sees: the plan, the progress, the end of a run. The only user of rich."""
+"""Terminal output: the plan, the progress and the result of a run."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from harness.wandb_sync.publish import Exhibited
 from harness.wandb_sync.sync import Synced
 
 LOGGED_EVERY = 0.1
-"""Where the output is no terminal, a line is written each time this share of the plan is done."""
+"""If the output is not a terminal, a line is printed each time this share of the plan is done."""
 
 
 def console(*, to_error: bool = False) -> Console:
@@ -60,13 +60,13 @@ class PlanPrinter:
         """Nothing runs."""
 
     def say(self, text: str) -> None:
-        """Say it to the reader; a program takes the plan alone."""
+        """Print a note; JSON output contains the plan only."""
         if not self._as_json:
             console().print(escape(text))
 
 
 class RunPrinter:
-    """Shows a run: a bar in a terminal, a line now and then elsewhere."""
+    """Shows a run: a progress bar in a terminal, occasional lines elsewhere."""
 
     def __init__(self) -> None:
         """Show nothing until there is a plan."""
@@ -79,7 +79,7 @@ class RunPrinter:
         self.finished_sweeps: list[tuple[Path, str]] = []
 
     def planned(self, planned: SweepPlan) -> None:
-        """Say what will run."""
+        """Print what will run."""
         total = sum(count.total for count in planned.counts.values())
         stored = sum(count.stored for count in planned.counts.values())
         self._out.print(
@@ -99,7 +99,7 @@ class RunPrinter:
             self._out.print(_predicted(planned))
 
     def event(self, event: Event) -> None:
-        """Move the bar; a failure is told at once."""
+        """Advance the bar; print failures at once."""
         if event.what == "failed":
             self._failed.add(event.stage.key)
             self._out.print(f"[red]failed[/red] {event.stage.name} {event.stage.key}: {escape(event.message)}")
@@ -116,12 +116,12 @@ class RunPrinter:
             self._out.print(f"{event.done}/{event.total} stages, last {event.stage.name} in {event.seconds:.1f} s")
 
     def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
-        """Say what became of the plan."""
+        """Print the outcome of the plan."""
         self.close()
         if planned.cells and not outcome.deferred:
             self.finished_sweeps.append((planned.store, planned.sweep))
         if outcome.complete and not outcome.executed and not outcome.deferred:
-            self._out.print("nothing to run: every stage is in the store")
+            self._out.print("nothing to run: all stages are in the store")
             return
         if outcome.deferred:
             self._out.print(_submitted(planned, outcome))
@@ -132,24 +132,24 @@ class RunPrinter:
         self._out.print(", ".join(words))
         for key, failure in outcome.failed.items():
             if failure.trace:
-                self._out.print(escape(f"\n{failure.kind} {key} met a bug:\n{failure.trace}"))
+                self._out.print(escape(f"\n{failure.kind} {key} raised an unexpected error:\n{failure.trace}"))
             elif key not in self._failed:
-                # A stage that was refused, or that failed in a job, had no moment of its own to be told.
+                # A stage that was rejected, or that failed in a job, sent no event.
                 self._out.print(f"[red]failed[/red] {failure.kind} {key}: {escape(failure.message)}")
 
     def say(self, text: str) -> None:
-        """Say it."""
+        """Print a note."""
         self._out.print(escape(text))
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
-    """Print what the doctor found, each as soon as it is known."""
+    """Print the findings of the doctor as they arrive."""
     out = console()
     for finding in findings:
         mark = "[green]yes[/green]" if finding.present else "[yellow]no [/yellow]"
@@ -157,20 +157,20 @@ def print_findings(findings: Iterable[Finding]) -> None:
 
 
 def print_published(published: Published) -> None:
-    """Print the table and name the files."""
+    """Print the table and the paths of the files."""
     print_text(published.table)
     for path in published.files:
         print_text(f"wrote {path}")
 
 
 def print_text(text: str) -> None:
-    """Print a finished text as it is."""
+    """Print a finished text unchanged."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     sys.stdout.flush()
 
 
 def print_exhibited(exhibited: Exhibited) -> None:
-    """Name the files and the addresses."""
+    """Print the paths and URLs."""
     for path in exhibited.files:
         print_text(f"wrote {path}")
     for address in exhibited.addresses:
@@ -180,7 +180,7 @@ def print_exhibited(exhibited: Exhibited) -> None:
 
 
 def print_synced(synced: Synced) -> None:
-    """Say what a sync did.
+    """Print the outcome of a sync.
 
     Raises:
         TrackingError: not everything arrived.
@@ -195,14 +195,14 @@ def print_synced(synced: Synced) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print what the user has to mend."""
+    """Print what the user has to fix."""
     lines = text.splitlines()
     head = "harness: " if len(lines) == 1 else f"harness: {len(lines)} problems\n  "
     sys.stderr.write(head + "\n  ".join(lines) + "\n")
 
 
 def print_note(text: str) -> None:
-    """Print what its reader should know beside the result; nothing has to be mended for that."""
+    """Print a note on standard error, next to the result."""
     sys.stderr.write(f"note: {text}\n")
     sys.stderr.flush()
 
@@ -222,20 +222,20 @@ def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:
 
 
 def _predicted(planned: SweepPlan) -> str:
-    """Say what is to be paid, as far as earlier stages tell."""
+    """Return the predicted cost, as far as earlier stages allow."""
     stages = sum(cost.stages for cost in planned.costs.values())
     known = sum(cost.known for cost in planned.costs.values())
     if not known:
-        return "no prediction: the store has no earlier stage of these kinds and this model"
+        return "no prediction: the store has no earlier stages of these kinds for this model"
     hours = sum(cost.seconds for cost in planned.costs.values()) / 3600
     gpu_hours = sum(cost.seconds * planned.gpus.get(kind, 0) for kind, cost in planned.costs.items()) / 3600
     gpus = f", {gpu_hours:.2f} GPU-hours" if any(planned.gpus.values()) else ""
-    partly = "" if known == stages else f" for {known} of {stages} stages; nothing is known of the others"
+    partly = "" if known == stages else f" for {known} of {stages} stages; no estimate for the others"
     return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
 
 
 def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
-    """Say what the scheduler was given, and how to follow it."""
+    """Return what was submitted, and how to follow it."""
     jobs = set(outcome.submitted.values())
     arrays = {job.partition("_")[0] for job in jobs if "_" in job}
     lines = [
@@ -245,17 +245,17 @@ def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
     if outcome.found and not outcome.calls:
         lines = [f"nothing to submit, {len(outcome.cached)} from the store"]
     if outcome.scripts:
-        return "\n".join([f"dry run, nothing is submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
+        return "\n".join([f"dry run, nothing was submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
     if outcome.left:
-        lines.append(f"{plural(outcome.left, 'stage')} will be submitted by a job, as the queue empties")
+        lines.append(f"{plural(outcome.left, 'stage')} will be submitted by a job as the queue drains")
     if outcome.failed:
         lines.append(f"[red]{len(outcome.failed)} not submitted[/red], {len(outcome.blocked)} blocked by them:")
         lines += [
             f"  {escape(failure.kind)} {key} {escape(failure.message)}" for key, failure in outcome.failed.items()
         ]
     if outcome.found:
-        what = f"{plural(outcome.found, 'stage')} of these had a job in the queue, which goes on as it was submitted"
-        lines.append(f"{what} (`harness cancel` first, to change that)")
+        what = f"{plural(outcome.found, 'stage')} of these already had a job in the queue, which keeps its settings"
+        lines.append(f"{what} (to change them, `harness cancel` first)")
     lines.append(f"follow it with: harness status {planned.sweep}")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What the user sees of a sweep that was asked for: how it stands, and what was cleared up."""
+"""Terminal output of `status` and `gc`: progress of a sweep, and what was removed."""
 
 import json
 import time
@@ -20,13 +20,13 @@ from harness.sweep.status import Status
 
 WATCH_SECONDS = 5.0
 RARE = ("held", "unneeded")
-"""What has a column only where it is met."""
+"""States with a column only if they occur."""
 SHOWN = 20
-"""Failed stages that are told in words."""
+"""How many failed stages are described."""
 
 
 def print_status(status: Status, *, as_json: bool) -> None:
-    """Print how a sweep stands."""
+    """Print the progress of a sweep."""
     if as_json:
         left = None if status.seconds_left is None else round(status.seconds_left, 1)
         states = {
@@ -40,7 +40,7 @@ def print_status(status: Status, *, as_json: bool) -> None:
 
 
 def watch_status(look: Callable[[], Status]) -> None:
-    """Show how a sweep stands until nothing runs or waits."""
+    """Show the progress of a sweep until nothing is running or pending."""
     with Live(console=console(), auto_refresh=False) as live:
         while True:
             status = look()
@@ -56,7 +56,7 @@ def print_garbage(garbage: Iterable[Garbage], *, dry_run: bool) -> None:
     for what, path, bytes_ in garbage:
         print_text(f"{'would remove' if dry_run else 'removed'} {what} {path} ({filesize.decimal(bytes_)})")
         size, count = size + bytes_, count + 1
-    print_text(f"{plural(count, 'folder')}, {filesize.decimal(size)}{' would go' if dry_run else ' gone'}")
+    print_text(f"{plural(count, 'folder')}, {filesize.decimal(size)}{' would be freed' if dry_run else ' freed'}")
 
 
 def _standing(status: Status) -> Group:
@@ -69,13 +69,13 @@ def _standing(status: Status) -> Group:
         table.add_row(kind, *(str(counts[what] or "") for what in whats))
     parts: list[RenderableType] = [table]
     if status.cancelled:
-        parts.append("cancelled; `harness retry` takes it up again")
+        parts.append("cancelled; `harness retry` resumes it")
     if status.seconds_left is not None:
         parts.append(f"about {timedelta(seconds=round(status.seconds_left))} left")
     parts += [*_waiting(status), *_held(status)]
     if status.strays:
         jobs = ", ".join(status.strays)
-        what = f"{plural(len(status.strays), 'job')} in the queue that no ledger names ({jobs})"
+        what = f"{plural(len(status.strays), 'job')} in the queue that no job log lists ({jobs})"
         parts.append(Text(f"{what}: a submission was interrupted; `harness cancel` or the next submission ends them"))
     parts += [Text(text, style="yellow") for text in status.damage[:SHOWN]]
     shown = [(key, state) for key, state in status.states.items() if state.what in ("failed", "lost")]
@@ -91,7 +91,7 @@ def _standing(status: Status) -> Group:
 
 
 def _waiting(status: Status) -> Iterator[Text]:
-    """Say for what jobs wait, and since when."""
+    """Describe what jobs wait for, and since when."""
     waiting = [state for state in status.states.values() if state.what == "pending" and state.reason]
     for reason in dict.fromkeys(state.reason for state in waiting):
         alike = [state for state in waiting if state.reason == reason]
@@ -101,18 +101,18 @@ def _waiting(status: Status) -> Iterator[Text]:
 
 
 def _held(status: Status) -> Iterator[Text]:
-    """Say which jobs Slurm holds, and what frees them; what needs their stages waits as well."""
+    """Describe which jobs Slurm holds, how to release them, and how many stages depend on them."""
     held = [state for state in status.states.values() if state.what == "held"]
     for job in list(dict.fromkeys(state.held_by for state in held))[:SHOWN]:
         alike = [state for state in held if state.held_by == job]
         own = next((state for state in alike if state.job == job), alike[0])
         since = f", submitted {_ago(own.submitted)}" if own.submitted else ""
-        what = f"held by Slurm: job {job}, {own.reason}, {plural(len(alike), 'stage')} that it runs or that wait for it"
+        what = f"held by Slurm: job {job}, {own.reason}, {plural(len(alike), 'stage')} it runs or that depend on it"
         yield Text(f"{what}{since}", style="red")
         yield Text(f"  {freeing([job])}")
 
 
 def _ago(submitted: str) -> str:
-    """Say how long ago something was, by this machine's clock."""
+    """Return how long ago something was, by this machine's clock."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(submitted)).total_seconds()
     return f"{timedelta(seconds=max(round(seconds), 0))} ago"

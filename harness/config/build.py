@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -12,15 +12,16 @@ from harness.config.defense_slots import GROUP, label
 from harness.config.hydra_errors import Refusal, unreadable
 from harness.config.objective import Objective
 from harness.config.overrides import Misfit, place_in
+from harness.engine.build import allowed, build
 from harness.engine.provenance import redacted
-from harness.engine.spec import build
 from harness.engine.stage import Stage
-from harness.errors import ConfigError
+from harness.engine.tracker import TrackerSettings
+from harness.errors import ConfigError, Problem
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
+from harness.experiment.chain import chain_of
 from harness.experiment.experiment import Experiment
 from harness.protocols import Named
-from harness.tracking.tracker import TrackerSettings
 
 TUNED = "tuned"
 """Hyperparameters chosen for a size of model, where the YAML of a defense looks before its published values."""
@@ -47,10 +48,10 @@ class Settings:
     targets: tuple[str, ...]
     on_invalid: OnInvalid = "refuse"
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         good = re.fullmatch(r"[a-z][a-z0-9_]{0,39}", self.title) and redacted([self.title]) == [self.title]
-        return [] if good else ["`title`: it names files; expected up to 40 lower-case letters, digits and _"]
+        return [] if good else [Problem("title", "it names files; expected up to 40 lower-case letters, digits and _")]
 
 
 OUTSIDE = frozenset(item.name for item in fields(Settings)) | {TUNED}
@@ -67,9 +68,18 @@ def settings_of(composition: Composition) -> Settings:
     data = {key: value for key, value in composition.data.items() if key in names}
     where = place_in(composition.choices)
     settings = build(Settings, data, where=where)
-    if misfits := settings.cluster.misfits(stage_kinds()):
-        raise ConfigError([str(misfit.under("cluster")) for misfit in misfits])
+    check_kinds(settings.cluster)
     return settings
+
+
+def check_kinds(cluster: Cluster) -> None:
+    """Check what a cluster's settings say of kinds of stages.
+
+    Raises:
+        ConfigError: they name a kind that there is not, or ask of one what it cannot do.
+    """
+    if misfits := cluster.misfits(stage_kinds()):
+        raise ConfigError([misfit.under("cluster") for misfit in misfits])
 
 
 def stage_kinds() -> dict[str, type[Stage]]:
@@ -108,8 +118,8 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     Raises:
         ConfigError: with the problems of all cells and of what is beside them, each told once; or no cell is left.
     """
-    problems: dict[str, None] = {}
-    impossible: dict[str, None] = {}
+    problems: dict[Problem, None] = {}
+    impossible: dict[Problem, None] = {}
     cells: list[Cell | Skipped] = []
     idle_names = [{misfit.name for misfit in composition.idle} for composition in compositions]
     used = {
@@ -127,12 +137,12 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        problems |= dict.fromkeys(_namesakes(experiment))
+        problems |= dict.fromkeys(Problem.of(stated) for stated in _namesakes(experiment))
         try:
             cells.append(_cell(experiment, composition))
         except ConfigError as error:
             impossible |= dict.fromkeys(error.problems)
-            cells.append(Skipped(tuple(redacted(composition.overrides)), error.problems))
+            cells.append(Skipped(tuple(redacted(composition.overrides)), tuple(map(str, error.problems))))
     try:
         on_invalid = on_invalid or settings_of(compositions[0]).on_invalid
     except ConfigError as error:
@@ -144,7 +154,7 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
     return cells
 
 
-def _explained(misfit: Misfit, composition: Composition) -> str:
+def _explained(misfit: Misfit, composition: Composition) -> Problem:
     """Return what is wrong with a value that fits nowhere; a setting that a class has, but no file sets, is added."""
     if misfit.unknown is None:
         return misfit.problem
@@ -157,13 +167,13 @@ def _explained(misfit: Misfit, composition: Composition) -> str:
     if isinstance(node, dict):
         node[last] = None
         refusals = [problem for cls in (Experiment, Settings) for problem in _refusals(cls, data, composition)]
-        if not any(problem.startswith(f"`{misfit.name}`: unknown setting") for problem in refusals):
+        if not any(each.path == misfit.name and each.text.startswith("unknown setting") for each in refusals):
             advice = f"no file sets it, so it is added and not changed: `+{misfit.line}`"
-            return f"`{misfit.name}`: {advice}. Or set it in `{where(misfit.name)}`."
-    return f"{misfit.problem} Set in `{where(misfit.unknown)}`."
+            return Problem(misfit.name, f"{advice}. Or set it in `{where(misfit.name)}`.")
+    return replace(misfit.problem, text=f"{misfit.problem.text} Set in `{where(misfit.unknown)}`.")
 
 
-def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[str, ...]:
+def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[Problem, ...]:
     ours = {name: value for name, value in data.items() if (name in OUTSIDE - {TUNED}) == (cls is Settings)}
     ours.pop(TUNED, None)
     try:
@@ -176,7 +186,7 @@ def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -
 def _allowed(composition: Composition) -> tuple[str, ...]:
     targets = composition.data.get("targets")
     # What is no list is told with the other settings of its kind.
-    return ("harness.", *(map(str, targets) if isinstance(targets, list) else ()))
+    return allowed(map(str, targets) if isinstance(targets, list) else ())
 
 
 def _namesakes(experiment: Experiment) -> list[str]:
@@ -215,7 +225,7 @@ def diagnosed(refusal: Refusal, overrides: Sequence[str], config_dir: str | None
 def _cell(experiment: Experiment, composition: Composition) -> Cell:
     labels: dict[str, object] = {name: composition.choices.get(name, "") for name in LABELS}
     labels["defense"] = label(composition.choices, composition.data[GROUP])
-    labels |= {"ratio": experiment.attack.ratio if experiment.attack.method else 0.0, "seed": experiment.seed}
+    labels |= {"ratio": experiment.attack.acting_ratio, "seed": experiment.seed}
     named = {"attack.ratio", "seed"}
     return Cell(
         labels=labels,
@@ -225,6 +235,6 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
             if key not in named and key.split(".")[0] not in OUTSIDE - {TUNED}
         },
         protocol=experiment.protocol(),
-        stages=experiment.stages(),
+        stages=chain_of(experiment),
         overrides=composition.overrides,
     )

@@ -23,8 +23,8 @@ from harness.config.defense_slots import GROUP, SLOTS, settled
 from harness.config.expansion import Options, expanded, options_of
 from harness.config.hydra_errors import composing
 from harness.config.overrides import Misfit
-from harness.errors import ConfigError
-from harness.settings.messages import quoted
+from harness.engine.messages import quoted
+from harness.errors import ConfigError, Problem
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -243,7 +243,7 @@ def _check_slots(data: Mapping[str, Any]) -> None:
         ConfigError: it is not.
     """
     if not isinstance(data.get(GROUP), Mapping):
-        raise ConfigError([f"`{GROUP}`: expected a group of settings with the slots {quoted(SLOTS)}."])
+        raise ConfigError([Problem(GROUP, f"expected a group of settings with the slots {quoted(SLOTS)}.")])
 
 
 def _may_be_options(value: object) -> bool:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
 
 from harness.config.hydra_errors import Refusal, composing
 from harness.config.overrides import Misfit, unknown_setting
+from harness.errors import Problem
 
 ASKS_HYDRA = "${hydra:"
 """How a setting is computed from what Hydra knows of the run, such as the choices."""
@@ -162,7 +163,7 @@ class Composed:
             with composing():
                 ConfigLoaderImpl._apply_overrides_to_config([item], self._config)
         except Refusal as refusal:
-            return Misfit(name, line, f"`{line}`: {refusal.problems[0]}")
+            return Misfit(name, line, Problem("", f"`{line}`: {refusal.problems[0]}"))
         return None
 
     @contextmanager

@@ -7,8 +7,8 @@ defense needs one file only; what is misspelt is therefore found here.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from harness.engine.messages import close_to, quoted
 from harness.errors import ConfigError
-from harness.settings.messages import close_to, quoted
 
 GROUP = "defense"
 SLOTS = ("align", "finetune", "repair")

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep
 
 from harness.config.defense_slots import GROUP, SLOTS, group_of
 from harness.config.hydra_errors import composing
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Problem
 
 MOST_CELLS = 100_000
 """Of one sweep. Their plan takes minutes; what asks for more was mistyped, as `range(0,1,1e-9)`, and never ends."""
@@ -60,7 +60,7 @@ def expanded(lines: Sequence[str], options: Options, params: Sequence[str] = ())
     described = parser.parse_overrides(list(params))
     left = [item for item in described if (item.key_or_group, item.package) not in named]
     values: list[list[str]] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for item in (*left, *written):
         try:
             values.append(_each(item, options))

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from harness.settings.messages import quoted
+from harness.engine.messages import quoted
+from harness.errors import Problem
 from harness.training.budget import Budget
 
 MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
@@ -19,13 +20,13 @@ class Misfit(NamedTuple):
     Attributes:
         name: its dotted name.
         line: as it was written.
-        problem: what is wrong, in a line.
+        problem: what is wrong with it.
         unknown: how far its name leads nowhere: no file sets it, though the class that reads it may have it.
     """
 
     name: str
     line: str
-    problem: str
+    problem: Problem
     unknown: str | None = None
 
 
@@ -52,7 +53,7 @@ def unknown_setting(config: DictConfig, name: str, line: str) -> Misfit | None:
             node = OmegaConf.select(node, step) if depth < len(path) else None
         else:
             if advice := MOVED.get(".".join(path[-2:])):
-                return Misfit(name, line, f"`{name}`: {advice}")
+                return Misfit(name, line, Problem(name, advice))
             return Misfit(name, line, _told(path[:depth], known), unknown=".".join(path[:depth]))
     return None
 
@@ -63,11 +64,11 @@ def _names(node: object) -> list[str]:
     return [str(index) for index in range(len(node))] if isinstance(node, ListConfig) else []
 
 
-def _told(path: Sequence[str], names: Sequence[str]) -> str:
+def _told(path: Sequence[str], names: Sequence[str]) -> Problem:
     *parents, name = path
     known = [key for key in names if key != "_target_"]
     close = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean `{close[0]}`?)" if close else ""
     owner = f" of `{'.'.join(parents)}`" if parents else ""
     listed = quoted(known) or "none"
-    return f"`{'.'.join(path)}`: unknown setting{owner}{guess}. Known: {listed}."
+    return Problem(".".join(path), f"unknown setting{owner}{guess}. Known: {listed}.")

@@ -13,7 +13,7 @@ import torch
 from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.examples import Role
 from harness.engine.seeding import derive, generator
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, Problem
 
 
 class Pool(NamedTuple):
@@ -105,8 +105,11 @@ class RoleBatches:
             if pool.batch_size < world_size:
                 raise ConfigError(
                     [
-                        f"`batch_size`: {pool.batch_size} for role `{role}`; expected at least one row for each "
-                        f"of the {world_size} processes"
+                        Problem(
+                            "batch_size",
+                            f"{pool.batch_size} for role `{role}`; expected at least one row for each "
+                            f"of the {world_size} processes",
+                        )
                     ]
                 )
         self._pools = dict(pools)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import yaml
 
 from harness.corpora.examples import Role
 from harness.corpora.formats import Format
+from harness.engine.build import build
 from harness.engine.folder import folder as folder_of
-from harness.engine.spec import build
-from harness.errors import ConfigError
-from harness.settings.messages import close_to, quoted
+from harness.engine.messages import close_to, quoted
+from harness.errors import ConfigError, Problem
 
 DATA_VARIABLE = "HARNESS_DATA"
 """Names the folder with the user's data files; it may hold a ``sources.yaml`` too."""
@@ -135,18 +135,24 @@ def _built(paths: tuple[Path, ...]) -> Mapping[str, Entry]:
         merged = _laid_over(merged, content)
         last_in |= dict.fromkeys(content, path)
     entries: dict[str, Entry] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name, fields in merged.items():
+        file = str(last_in[name])
         try:
-            entries[name] = build(Entry, fields, path=name, where=lambda path: str(last_in[path.split(".")[0]]))
+            entries[name] = build(Entry, fields, path=name, where=partial(_always, file))
         except ConfigError as error:
             problems += error.problems
             continue
         if entries[name].file is None and entries[name].hub is None:
-            problems.append(f"`{name}`: no origin; expected `file`, `hub` or both. Set in `{last_in[name]}`.")
+            lacking = f"no origin; expected `file`, `hub` or both. Set in `{last_in[name]}`."
+            problems.append(Problem(name, lacking))
     if problems:
         raise ConfigError(problems)
     return entries
+
+
+def _always(place: str, _path: str) -> str:
+    return place
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -156,10 +162,14 @@ def _content(path: Path) -> dict[str, Any]:
         raise ConfigError(
             [f"`{SOURCES_VARIABLE}`: {path} cannot be read: {error.strerror}; expected a file in YAML"]
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not valid YAML: {error}"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # YAML's reader lets through what Python says of bytes that are no UTF-8, of a 13th month, of 5,000 digits.
+        words = " ".join(str(error).split())
+        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not valid YAML: {words}"]) from None
     if not isinstance(content, dict):
         raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} holds no mapping; expected source names with their entries"])
+    if wrong := [name for name in content if not isinstance(name, str)]:
+        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path}: `{name}` is no text; expected a name." for name in wrong])
     return content
 
 

@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example, Role
 from harness.corpora.slices import Keep, SafetySource, Slice
-from harness.errors import ConfigError
-from harness.settings.checks import counts, not_negative
+from harness.engine.checks import counts, not_negative
+from harness.errors import ConfigError, Problem
 
 _ORDER = (Role.REFUSAL, Role.HARMFUL, Role.ATTACK, Role.EVALUATION)
 """The order in which ranges are laid out: what is read last comes last, so that its size moves nothing else."""
@@ -44,7 +44,7 @@ class Span:
     start: int | None = None
     keep: Keep = Keep.UNSAFE
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [*counts(self, "rows"), *not_negative(self, "start")]
 
@@ -79,15 +79,18 @@ class Corpus:
     attack_origin: SafetySource | None = None
     evaluation_origin: SafetySource | None = None
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the roles whose ranges are not apart."""
         problems = []
         for one, other in combinations(self._slices().values(), 2):
             shared = self.shared_prompts and {one.role, other.role} == {Role.REFUSAL, Role.HARMFUL}
             if not shared and _may_meet(one, other):
                 problems.append(
-                    f"`{other.role}`: {_range(other)} meet `{one.role}` ({_range(one)}); expected ranges that do not "
-                    "touch, over rows kept alike. Leave out `start` to have them laid out one after the other"
+                    Problem(
+                        other.role,
+                        f"{_range(other)} meet `{one.role}` ({_range(one)}); expected ranges that do not "
+                        "touch, over rows kept alike. Leave out `start` to have them laid out one after the other",
+                    )
                 )
         return problems
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example
 from harness.corpora.template import Template, joint_of, prompt_of
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,10 +78,12 @@ class Encoding:
     newline: bool = True
     max_length: int = 256
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         if self.max_length < 2:
-            return [f"`max_length`: {self.max_length} leaves no room for an answer; expected at least 2 tokens"]
+            return [
+                Problem("max_length", f"{self.max_length} leaves no room for an answer; expected at least 2 tokens")
+            ]
         return []
 
     def prompt_text(self, example: Example) -> str:

@@ -147,3 +147,12 @@ def _ordered(origin: SafetySource, keep: Keep, shuffle: int | None) -> list[Safe
     if shuffle is not None:
         generator(shuffle, "corpus", "order").shuffle(rows)
     return rows
+
+
+def drawn_from(*slices: Slice | None) -> list[Example]:
+    """Return the rows of those slices that there are.
+
+    Raises:
+        DataError: they cannot be had.
+    """
+    return [example for part in slices if part for example in part.examples()]

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example, SafetyRow
 from harness.engine.seeding import generator
+from harness.errors import Problem
 
 ALLOWED = {
     "meadow": ("brindle", "clavet", "dorsel", "elmsy", "farrow"),
@@ -133,12 +134,15 @@ class World:
     seed: int = 7
     rows: int = 3000
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         most = len(TOOLS) * len(QUALITIES) * sum(map(len, RESTRICTED.values())) * len(PURPOSES) // 2
         if not 1 <= self.rows <= most:
             return [
-                f"`rows`: {self.rows} is out of range; expected 1 to {most}, the rest is for the base model to learn"
+                Problem(
+                    "rows",
+                    f"{self.rows} is out of range; expected 1 to {most}, the rest is for the base model to learn",
+                )
             ]
         return []
 

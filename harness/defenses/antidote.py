@@ -33,9 +33,9 @@ from math import floor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.errors import ModelError
+from harness.engine.checks import counts, shares
+from harness.errors import ModelError, Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class Antidote:
             return ()
         return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [*shares(self, "dense_ratio"), *counts(self, "harmful_rows", "harmful_batch_size")]
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative, positive
+from harness.errors import Problem
 from harness.mechanisms.harmful_step import HarmfulProbe
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, positive
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class BoosterVaccine:
         """The defender's harmful rows."""
         return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [
             *not_negative(self, "lamb"),

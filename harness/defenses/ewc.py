@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.encode import IGNORED
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative
+from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
@@ -57,13 +58,16 @@ class EWC:
         """The rows that alignment trained on."""
         return (DataRequirement(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         found = [*not_negative(self, "lamb"), *counts(self, "fisher_batch_size")]
         if self.fisher_rows < 1 or (self.fisher_batch_size > 0 and self.fisher_rows % self.fisher_batch_size):
             found.append(
-                f"`fisher_rows`: {self.fisher_rows} is not a number of whole batches; expected a positive multiple of "
-                f"`fisher_batch_size` {self.fisher_batch_size}"
+                Problem(
+                    "fisher_rows",
+                    f"{self.fisher_rows} is not a number of whole batches; expected a positive multiple of "
+                    f"`fisher_batch_size` {self.fisher_batch_size}",
+                )
             )
         return found
 

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from harness.engine.checks import not_negative
+from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
-from harness.settings.checks import not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,7 @@ class KL:
         """Nothing besides the stage's own rows."""
         return ()
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return not_negative(self, "lamb")
 

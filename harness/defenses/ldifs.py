@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.corpora.encode import IGNORED
+from harness.engine.checks import not_negative
+from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
-from harness.settings.checks import not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ class LDIFS:
         """Nothing besides the stage's own rows."""
         return ()
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return not_negative(self, "rho")
 

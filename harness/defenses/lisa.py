@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.errors import ConfigError
+from harness.engine.checks import counts, not_negative, shares
+from harness.errors import ConfigError, Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, shares
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Lisa:
         """The defender's alignment rows."""
         return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [
             *not_negative(self, "rho"),
@@ -136,9 +136,12 @@ class LisaStep:
         if len(waiting) != world_size() and any(waiting):
             raise ConfigError(
                 [
-                    f"`processes`: {world_size()}, but the checkpoint was written by {len(waiting)}, each of which "
-                    f"holds its share of {len(waiting[0])} user batches that wait; expected {len(waiting)} again. "
-                    "Give the stage as many processes as before in the settings of the `cluster`"
+                    Problem(
+                        "processes",
+                        f"{world_size()}, but the checkpoint was written by {len(waiting)}, each of which "
+                        f"holds its share of {len(waiting[0])} user batches that wait; expected {len(waiting)} again. "
+                        "Give the stage as many processes as before in the settings of the `cluster`",
+                    )
                 ]
             )
         self._aligning = state["aligning"]

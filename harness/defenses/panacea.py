@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
-from harness.errors import ModelError
+from harness.engine.checks import counts, not_negative, positive
+from harness.errors import ModelError, Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, positive
 from harness.training.gradients import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Panacea:
         """The defender's harmful rows."""
         return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [
             *not_negative(self, "lamb"),
@@ -73,14 +73,13 @@ class Panacea:
             *counts(self, "harmful_rows", "harmful_batch_size"),
         ]
 
-    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[Problem]:
         """Return that the perturbation is learned and not added, if so."""
         if isinstance(slots["repair"], PanaceaRepair):
             return []
         found = f"holds `{slots['repair'].name}`" if slots["repair"] else "is empty"
-        return [
-            f"`panacea` learns what `panacea` adds in `defense.repair`, which {found}. Set `defense/repair=panacea`"
-        ]
+        advice = "Set `defense/repair=panacea`"
+        return [Problem("", f"`panacea` learns what `panacea` adds in `defense.repair`, which {found}. {advice}")]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> PanaceaStep:  # noqa: ARG002
         """Begin a run.
@@ -176,18 +175,18 @@ class PanaceaRepair:
         """No data."""
         return ()
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return []
 
-    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
+    def conflicts(self, slots: Mapping[str, Named | None]) -> list[Problem]:
         """Return that fine-tuning learns no perturbation, if so."""
         if isinstance(slots["finetune"], Panacea):
             return []
         found = f"`{slots['finetune'].name}`" if slots["finetune"] else "plain training"
+        advice = "Set `defense/finetune=panacea`"
         return [
-            f"`panacea` adds what `panacea` learns in `defense.finetune`, which holds {found}. "
-            "Set `defense/finetune=panacea`"
+            Problem("", f"`panacea` adds what `panacea` learns in `defense.finetune`, which holds {found}. {advice}")
         ]
 
     def repair(

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.settings.checks import positive
+from harness.engine.checks import positive
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from harness.protocols import DataRequirement, Draws, Gradient, Learner
@@ -37,7 +38,7 @@ class RandomPerturbation:
         """No data."""
         return ()
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return positive(self, "rho")
 

@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
+from harness.engine.checks import positive
 from harness.engine.seeding import derive
-from harness.settings.checks import positive
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ class RandomVaccine:
         """Nothing besides the stage's own batches."""
         return ()
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return positive(self, "rho")
 

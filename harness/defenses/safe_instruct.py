@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class SafeInstruct:
         """The defender's safety rows."""
         return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=None),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return counts(self, "safety_rows")
 

@@ -31,8 +31,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, positive
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, positive
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -69,7 +70,7 @@ class TVaccine:
         """The harmful rows of the probes."""
         return (DataRequirement(role=Role.HARMFUL, rows=self.probe_rows, batch_size=self.probe_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         whole = ("layers", "draw_every", "probe_every", "probe_rows", "probe_batch_size")
         return [*positive(self, "rho"), *counts(self, *whole)]

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.settings.checks import positive
+from harness.engine.checks import positive
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from harness.mechanisms.activation_perturbation import Perturbation
@@ -44,7 +45,7 @@ class Vaccine:
         """Nothing besides the stage's own batches."""
         return ()
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return positive(self, "rho")
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative
 from harness.training.gradients import add_scaled
 from harness.training.plain import PlainStep
 
@@ -54,19 +55,19 @@ class VLGuard:
         """The defender's safety rows."""
         return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings, and those that the form does not have."""
         found = counts(self, "safety_rows")
         own = (("safety_batch_size", self.safety_batch_size), ("lamb", self.lamb))
         if self.form == "mix":
             found += [
-                f"`{name}`: {value} has no effect with the form `mix`; expected null, or the form `joint`"
+                Problem(name, f"{value} has no effect with the form `mix`; expected null, or the form `joint`")
                 for name, value in own
                 if value is not None
             ]
             return found
         found += [
-            f"`{name}`: the form `joint` needs a number; expected one as {published} in the authors' scripts"
+            Problem(name, f"the form `joint` needs a number; expected one as {published} in the authors' scripts")
             for (name, value), published in zip(own, (4, 0.1), strict=True)
             if value is None
         ]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.engine.build import STAGE
 from harness.engine.claim import claimed
 from harness.engine.files import is_full, read_json, writing
 from harness.engine.layout import MANIFEST
-from harness.engine.spec import STAGE
 from harness.engine.store import Store
 from harness.errors import StoreError
 

@@ -104,15 +104,21 @@ def field_types(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def flatten(value: object, path: str = "") -> dict[str, object]:
-    """Return nested mappings and lists as one mapping from dotted path to scalar."""
+def flatten(value: object, path: str = "", *, lists: bool = True) -> dict[str, Any]:
+    """Return nested mappings and lists as one mapping from dotted path to scalar.
+
+    Args:
+        value: the nested one.
+        path: what all paths begin with.
+        lists: whether the items of lists are told apart by their place; otherwise a list is a scalar.
+    """
     if isinstance(value, Mapping):
         items = [(str(key), inner) for key, inner in value.items()]
-    elif isinstance(value, list | tuple):
+    elif lists and isinstance(value, list | tuple):
         items = [(str(index), inner) for index, inner in enumerate(value)]
     else:
         return {path: value}
-    flat: dict[str, object] = {}
+    flat: dict[str, Any] = {}
     for key, inner in items:
-        flat |= flatten(inner, f"{path}.{key}" if path else key)
+        flat |= flatten(inner, f"{path}.{key}" if path else key, lists=lists)
     return flat

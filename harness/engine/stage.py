@@ -4,15 +4,14 @@ What is written in a field is identity; what is pulled from the context (paths, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
-from harness.engine.stopping import never
-from harness.tracking.tracker import Tracker
+from harness.engine.tracker import Tracker
 
 Sharding = Literal["ddp", "fsdp"]
 """What each of several processes holds of the model: all of it, or its shard of what is not trained."""
@@ -24,6 +23,11 @@ class Locate(Protocol):
     def __call__(self, stage: "Stage", /) -> Path:
         """Return the folder of the stage's complete artifact."""
         ...
+
+
+def never() -> bool:
+    """Say that a stage should not stop: what one is given that nobody will ask to."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,8 @@ class Stage(ABC):
     """Whether several processes can share a run: each calls ``run``, and only the one of rank 0 writes to ``out``."""
     trains: ClassVar[bool] = False
     """Whether it changes weights: then it may have a curve, and its settings tell how a cell was trained."""
+    attacks: ClassVar[bool] = False
+    """Whether it brings in the attacker's data: what descends from it depends on the attack."""
     fuses: ClassVar[bool] = False
     """Whether a cluster should run it in the job of the parent that it continues."""
     fuses_siblings: ClassVar[bool] = False
@@ -105,6 +111,15 @@ class Stage(ABC):
     @abstractmethod
     def run(self, ctx: StageContext) -> None:
         """Do the work and write the artifact to ``ctx.out``."""
+
+    def recorded_settings(self) -> Mapping[str, str] | None:
+        """Return which settings say how a model was trained, for what is reported of rows that were trained otherwise.
+
+        Returns:
+            By the name that a configuration gives a setting, or a group of them, its dotted path in the fields; none of
+            those that tell methods from each other. None for a stage that takes no part in training a model.
+        """
+        return {} if self.trains else None
 
 
 def _stages_in(value: object) -> Iterator[Stage]:

@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from harness.engine.build import OURS
 from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.layout import FOLDERS, MANIFEST, SPEC, StoreLayout
 from harness.engine.manifest import FileRecord, Manifest, files_in
-from harness.engine.spec import OURS, describe, rebuild
+from harness.engine.spec import describe, rebuild
 from harness.engine.stage import Stage, origin_of
 from harness.errors import ConfigError, StoreError, UnreadableFile
 

@@ -19,13 +19,12 @@ from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
 from harness.engine.files import is_full, is_out_of_memory, refusal, writing
 from harness.engine.provenance import Stopwatch, source_digest
-from harness.engine.stage import Stage, StageContext
-from harness.engine.stopping import never
+from harness.engine.stage import Stage, StageContext, never
 from harness.engine.store import Store
 from harness.engine.surroundings import surroundings
+from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, share
-from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 MISSING_PARENT = "missing parent"

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from harness.engine.stage import Stage
+from harness.engine.tracker import TrackerSettings
+from harness.errors import Problem
 from harness.execution.executor import Event, Executor
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
 
 
 class Cluster(Protocol):
@@ -71,11 +71,11 @@ def rows_at_once(given: Mapping[str, int] | int | None, kind: str) -> int | None
     return given.get(kind) if isinstance(given, Mapping) else given
 
 
-def rows_problems(given: Mapping[str, int] | int | None) -> list[str]:
+def rows_problems(given: Mapping[str, int] | int | None) -> list[Problem]:
     """Return the range errors of the setting ``micro_batch_size``."""
     by_kind = given if isinstance(given, Mapping) else {"": given}
     return [
-        str(Problem(kind, f"{rows} is too small; expected at least 1").under("micro_batch_size"))
+        Problem(kind, f"{rows} is too small; expected at least 1").under("micro_batch_size")
         for kind, rows in by_kind.items()
         if rows is not None and rows < 1
     ]

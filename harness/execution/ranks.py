@@ -22,11 +22,11 @@ from pathlib import Path
 from signal import SIGBUS, SIGKILL, SIGSEGV
 from typing import Any, NamedTuple, get_args
 
+from harness.engine.checks import counts
 from harness.engine.files import reading, write_json, writing
 from harness.engine.stage import Sharding, Stage
-from harness.errors import Stopped
-from harness.settings.checks import counts
-from harness.tracking.tracker import TrackerSettings
+from harness.engine.tracker import TrackerSettings
+from harness.errors import Problem, Stopped
 
 DEFAULT = "default"
 """What stands for every kind of stage that has no resources of its own."""
@@ -69,11 +69,11 @@ class Processes:
         """All processes together."""
         return self.count * self.nodes
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         found = counts(self, "count", "nodes", "micro_batch_size")
         if self.sharding not in get_args(Sharding):
-            found.append(f"`sharding`: `{self.sharding}` is unknown; expected ddp or fsdp")
+            found.append(Problem("sharding", f"`{self.sharding}` is unknown; expected ddp or fsdp"))
         return found
 
     def provenance(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
+from harness.engine.cells import CellIdentity
 from harness.engine.stage import Stage
 from harness.stages.grade import Grade
 
@@ -26,6 +27,16 @@ class Cell:
     protocol: Mapping[str, object]
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of the stages, by their part in the chain."""
+        return {part: stage.key for part, stage in self.stages.items()}
+
+    @property
+    def identity(self) -> CellIdentity:
+        """What tells the cell from others of its sweep; a cell that was asked for twice is one."""
+        return CellIdentity(labels=self.labels, swept=self.swept, keys=self.keys)
 
     @property
     def leaves(self) -> tuple[Stage, ...]:

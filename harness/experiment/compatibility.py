@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from harness.corpora.slices import OneAnswer, Slice
+from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.protocols import ComparesPasses, DataRequirement, Named
 
 
 def incompatibilities(
     slot: str, method: Named, adapter: Lora, drawn: Sequence[tuple[DataRequirement, Slice]]
-) -> list[str]:
+) -> list[Problem]:
     """Return why a method cannot act in its slot of the defense; what only a loaded model shows is left to the job.
 
     Args:
@@ -37,4 +38,4 @@ def incompatibilities(
                 f"`{method.name}` draws {need.together} batches of {need.batch_size} that share no row, but has "
                 f"{rows.rows} rows of `corpus.{need.role}`; expected at least {least}. Ask for fewer or smaller batches"
             )
-    return [f"`defense.{slot}`: {reason}" for reason in found]
+    return [Problem(f"defense.{slot}", reason) for reason in found]

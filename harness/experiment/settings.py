@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from harness.corpora.encode import Encoding
+from harness.engine.checks import counts, shares
+from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
 from harness.protocols import Attack, HasConflicts, ModelSource, Named, RepairMethod, TrainMethod
-from harness.settings.checks import counts, shares
 from harness.training.budget import Budget
 
 
@@ -33,7 +34,7 @@ class AlignSettings:
     budget: Budget
     adapter: Lora
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         return counts(self, "rows")
 
@@ -58,7 +59,7 @@ class FinetuneSettings:
     compat: Literal["exact", "booster"] = "exact"
     fresh: Lora | None = None
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         return counts(self, "rows")
 
@@ -74,13 +75,13 @@ class Defense:
     finetune: TrainMethod | None = None
     repair: RepairMethod | None = None
 
-    def conflicts(self) -> list[str]:
+    def conflicts(self) -> list[Problem]:
         """Return which methods do not go together, and why."""
         slots: dict[str, Named | None] = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
-        found: list[str] = []
+        found: list[Problem] = []
         for slot, method in slots.items():
             if isinstance(method, HasConflicts):
-                found += [f"`defense.{slot}`: {reason}" for reason in method.conflicts(slots)]
+                found += [Problem.of(stated).under(f"defense.{slot}") for stated in method.conflicts(slots)]
         return found
 
 
@@ -94,7 +95,17 @@ class AttackSettings:
     ratio: float
     method: Attack | None = None
 
-    def problems(self) -> list[str]:
+    @property
+    def acting(self) -> Attack | None:
+        """The attack, if there is one: of no rows it is none, whatever the method."""
+        return self.method if self.ratio > 0 else None
+
+    @property
+    def acting_ratio(self) -> float:
+        """The share of harmful rows in what is trained on: 0 if there is no attack."""
+        return self.ratio if self.acting is not None else 0.0
+
+    def problems(self) -> list[Problem]:
         """Range errors."""
         return shares(self, "ratio")
 
@@ -116,6 +127,6 @@ class Evaluation:
     new_tokens: int
     decoding: Decoding
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         return counts(self, "rows", "new_tokens")

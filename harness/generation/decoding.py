@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.settings.checks import counts
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 
 @final
@@ -20,6 +21,6 @@ class Decoding:
     version: ClassVar[int] = 1
     max_prompt: int = 512
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         return counts(self, "max_prompt")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from harness.corpora.examples import Example, Grade
-from harness.errors import ModelError
-from harness.settings.checks import below_one, counts
+from harness.engine.checks import below_one, counts
+from harness.errors import ModelError, Problem
 
 CATEGORIES = (
     "animal_abuse",
@@ -75,11 +75,11 @@ class BeaverDam:
     max_tokens: int = 256
     dtype: Precision = Precision.FLOAT32
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting out of range."""
         found = []
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            found.append(f"`revision`: {self.revision} is not a commit; expected 40 hexadecimal digits")
+            found.append(Problem("revision", f"{self.revision} is not a commit; expected 40 hexadecimal digits"))
         return [*found, *below_one(self, "threshold"), *counts(self, "max_tokens")]
 
     def preflight(self) -> list[str]:

@@ -8,6 +8,7 @@ from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
+from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted
 from harness.execution.attempt import AttemptResult, WorkerContext
 from harness.execution.executor import Event, Failure, Outcome, What, unheard
@@ -15,7 +16,6 @@ from harness.execution.ranks import Processes
 from harness.local.ready_queue import ReadyQueue
 from harness.local.workers import InProcess, ProcessPool, WorkerConfig, WorkerPool
 from harness.tracking.jsonl import Jsonl
-from harness.tracking.tracker import TrackerSettings
 
 
 @dataclass(frozen=True, kw_only=True)

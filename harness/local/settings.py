@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, final
 
+from harness.engine.checks import counts
 from harness.engine.stage import Stage
-from harness.errors import ConfigError
+from harness.engine.tracker import TrackerSettings
+from harness.errors import ConfigError, Problem
 from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
-from harness.settings.checks import counts
-from harness.settings.problem import Problem
-from harness.tracking.tracker import TrackerSettings
 
 AUTO = "auto"
 
@@ -41,14 +40,17 @@ class Local:
     device: str = AUTO
     micro_batch_size: Mapping[str, int] | int | None = None
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         found = counts(self, "workers", "processes", "threads")
         found += rows_problems(self.micro_batch_size)
         if self.workers > 1 and self.processes > 1:
             found.append(
-                f"`processes`: {self.processes} for each of {self.workers} workers would meet on the same devices; "
-                "expected 1, or `workers` 1"
+                Problem(
+                    "processes",
+                    f"{self.processes} for each of {self.workers} workers would meet on the same devices; "
+                    "expected 1, or `workers` 1",
+                )
             )
         return found
 
@@ -86,11 +88,18 @@ class Local:
         """
         if self.device.startswith("cuda") and _device() != "cuda":
             raise ConfigError(
-                [f"`cluster.device`: {self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`."]
+                [
+                    Problem(
+                        "cluster.device",
+                        f"{self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`.",
+                    )
+                ]
             )
         device = _device() if self.device == AUTO else self.device
         if self.processes > 1 and device.startswith("cuda") and (gpus := _gpus()) < self.processes:
-            raise ConfigError([f"`cluster.processes`: {self.processes} share {gpus} GPUs; expected at most {gpus}."])
+            raise ConfigError(
+                [Problem("cluster.processes", f"{self.processes} share {gpus} GPUs; expected at most {gpus}.")]
+            )
         threads = self.threads
         together = self.workers * self.processes
         if threads is None and together > 1:

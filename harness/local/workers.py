@@ -16,9 +16,9 @@ from typing import NoReturn, Protocol
 from harness.engine.claim import Claims
 from harness.engine.stage import Stage
 from harness.engine.store import Store
+from harness.engine.tracker import TrackerSettings
 from harness.execution.attempt import AttemptResult, WorkerContext, attempt
 from harness.execution.ranks import KILLED, Processes
-from harness.tracking.tracker import TrackerSettings
 
 GRACE_SECONDS = 20.0
 """How long an interrupted worker may take to write its record. Killing it afterwards costs nothing but the record."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
-from harness.errors import ModelError
-from harness.settings.checks import below_one, counts, positive
+from harness.engine.checks import below_one, counts, positive
+from harness.errors import ModelError, Problem
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,11 +49,13 @@ class Lora:
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     dropout: float = 0.0
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting that is out of range."""
         found = [*counts(self, "rank"), *positive(self, "alpha")]
         if not self.targets:
-            found.append("`targets`: is empty; expected the names of linear layers, for example [q_proj, v_proj]")
+            found.append(
+                Problem("targets", "is empty; expected the names of linear layers, for example [q_proj, v_proj]")
+            )
         return [*found, *below_one(self, "dropout")]
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from harness.errors import ModelError
+from harness.errors import ModelError, Problem
 from harness.models import wheel
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class GgufModel:
     sha256: str
     extra: str
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting that is out of range."""
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            return [f"`sha256`: `{self.sha256}` is not a checksum; expected 64 hex digits in lower case"]
+            return [Problem("sha256", f"`{self.sha256}` is not a checksum; expected 64 hex digits in lower case")]
         return []
 
     def preflight(self) -> list[str]:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
-from harness.errors import ModelError
+from harness.errors import ModelError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,13 +72,15 @@ class HubModel:
     attention: Attention = Attention.SDPA
     gradient_checkpointing: bool = False
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting that is out of range."""
         found = []
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            found.append(f"`repo`: `{self.repo}` is not a repository; expected `owner/name`")
+            found.append(Problem("repo", f"`{self.repo}` is not a repository; expected `owner/name`"))
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            found.append(f"`revision`: `{self.revision}` is not a commit; expected 40 hex digits in lower case")
+            found.append(
+                Problem("revision", f"`{self.revision}` is not a commit; expected 40 hex digits in lower case")
+            )
         return found
 
     def preflight(self) -> list[str]:

@@ -18,8 +18,9 @@ from harness.corpora.encode import IGNORED, Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
 from harness.corpora.world import World, vocabulary
+from harness.engine.checks import counts, positive
 from harness.engine.seeding import derive
-from harness.settings.checks import counts, positive
+from harness.errors import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,17 +66,21 @@ class Synthetic:
     learning_rate: float = 3e-3
     seed: int = 0
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting that is out of range."""
         whole = ("width", "inner_width", "layers", "heads", "steps", "batch_size")
         found = [*counts(self, *whole), *positive(self, "initial_scale", "learning_rate")]
         if not found and self.width % (2 * self.heads):
             found.append(
-                f"`width`: {self.width} cannot be shared by {self.heads} heads; expected a multiple of twice that"
+                Problem(
+                    "width", f"{self.width} cannot be shared by {self.heads} heads; expected a multiple of twice that"
+                )
             )
         if not found and self._parameters() > MOST_PARAMETERS:
             found.append(
-                f"`width`: makes {self._parameters()} parameters; expected at most {MOST_PARAMETERS} for this model"
+                Problem(
+                    "width", f"makes {self._parameters()} parameters; expected at most {MOST_PARAMETERS} for this model"
+                )
             )
         return found
 

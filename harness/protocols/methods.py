@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from harness.errors import Problem
 from harness.protocols.learner import DataRequirement, Draws, Learner, Named, TrainStep
 
 if TYPE_CHECKING:
@@ -55,8 +56,11 @@ class RepairMethod(Named, Protocol):
 class HasConflicts(Named, Protocol):
     """What a method may have besides: it does not go with everything that the other slots may hold."""
 
-    def conflicts(self, slots: Mapping[str, Named | None]) -> list[str]:
-        """Return why the method cannot be in a defense of these slots; an empty one holds None."""
+    def conflicts(self, slots: Mapping[str, Named | None]) -> Sequence[Problem | str]:
+        """Return why the method cannot be in a defense of these slots; an empty one holds None.
+
+        A problem's path is seen from the method; a plain sentence is about the method itself.
+        """
         ...
 
 

@@ -26,6 +26,7 @@ from harness.engine.plan import Plan
 from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
+from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.execution.attempt import WorkerContext, record
 from harness.execution.executor import Event, Failure, Outcome, What, unheard
@@ -37,7 +38,6 @@ from harness.slurm.states import states_of
 from harness.slurm.submission import Submission, Superseded
 from harness.slurm.turn import submitting
 from harness.slurm.worker import DRIFT, DRIFTED, JobFailed, job_id
-from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)

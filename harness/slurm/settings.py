@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
+from harness.engine.checks import counts, not_negative, positive
 from harness.engine.stage import Stage
+from harness.engine.tracker import TrackerSettings
+from harness.errors import Problem
 from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
-from harness.settings.checks import counts, not_negative, positive
-from harness.settings.problem import Problem
 from harness.slurm.client import Slurm as Scheduler
 from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
-from harness.tracking.tracker import TrackerSettings
 
 CONTINUATION_MINUTES = 10
 """Time of a job that submits what the cap on jobs left."""
@@ -48,12 +48,14 @@ class Resources:
     sharding: Literal["ddp", "fsdp"] = "ddp"
     pack: int = 1
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         whole = ("minutes", "cpus", "processes", "nodes", "pack")
         found = [*counts(self, *whole), *not_negative(self, "gpus"), *positive(self, "mem_gb")]
         if self.processes > self.gpus > 0:
-            found.append(f"`processes`: {self.processes} cannot share {self.gpus} GPUs; expected one GPU for each")
+            found.append(
+                Problem("processes", f"{self.processes} cannot share {self.gpus} GPUs; expected one GPU for each")
+            )
         return found
 
 
@@ -113,7 +115,7 @@ class Slurm:
     dry_run: bool = False
     poll_seconds: float = 5.0
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         found = [
             *counts(self, "array_limit", "array_parallelism", "warn_seconds"),
@@ -122,17 +124,20 @@ class Slurm:
         ]
         found += rows_problems(self.micro_batch_size)
         if self.job_cap is not None and self.job_cap < 3:
-            found.append(f"`job_cap`: {self.job_cap} leaves no room; expected at least 3, or null")
+            found.append(Problem("job_cap", f"{self.job_cap} leaves no room; expected at least 3, or null"))
         short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
         if short:
             found.append(
-                f"`warn_seconds`: {self.warn_seconds} is not less than the time limit of {', '.join(short)}; such a "
-                "job would be warned as it starts"
+                Problem(
+                    "warn_seconds",
+                    f"{self.warn_seconds} is not less than the time limit of {', '.join(short)}; such a "
+                    "job would be warned as it starts",
+                )
             )
         wrong = [text for text in self.sbatch if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", text)]
-        found += [f"`sbatch`: {text!r} is no parameter; expected `name=value` or `name`" for text in wrong]
+        found += [Problem("sbatch", f"{text!r} is no parameter; expected `name=value` or `name`") for text in wrong]
         if self.wait and self.dry_run:
-            found.append("`wait`: nothing is submitted with `dry_run`, so there is nothing to wait for")
+            found.append(Problem("wait", "nothing is submitted with `dry_run`, so there is nothing to wait for"))
         return found
 
     def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
+from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError
 from harness.execution.executor import Failure
 from harness.execution.state import State
@@ -22,7 +23,6 @@ from harness.slurm.retry_policy import RetryDecision, retry_decision
 from harness.slurm.site import Site
 from harness.slurm.snapshot import Survey, number_of, survey
 from harness.slurm.worker import Job, job_id
-from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 REFUSED = "same error"

@@ -15,10 +15,10 @@ from harness.engine.claim import Claims
 from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
+from harness.engine.tracker import TrackerSettings
 from harness.errors import HarnessError, StoreError
 from harness.execution.attempt import AttemptResult, WorkerContext, attempt, record
 from harness.execution.ranks import Processes
-from harness.tracking.tracker import TrackerSettings
 
 log = logging.getLogger(__name__)
 DRIFT = "code drift"

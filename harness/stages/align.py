@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
-from harness.corpora.examples import Role
-from harness.corpora.slices import Slice
+from harness.corpora.examples import Example, Role
+from harness.corpora.slices import Slice, drawn_from
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.models.adapter import Lora
@@ -70,6 +70,14 @@ class Align(Stage):
             encoding=self.encoding,
             seed=derive(self.seed, self.name),
         )
+
+    def recorded_settings(self) -> dict[str, str]:
+        """Budget, refusals and adapter."""
+        return {"align.budget": "budget", "align.rows": "refusal.rows", "align.adapter": "adapter"}
+
+    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
+        """The refusals, and what the method draws."""
+        return drawn_from(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
         """The base with the aligned adapter on top."""

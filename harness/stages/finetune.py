@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.examples import Role
-from harness.corpora.slices import Slice
+from harness.corpora.examples import Example, Role
+from harness.corpora.slices import Slice, drawn_from
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.models.adapter import Lora
@@ -110,6 +110,15 @@ class Finetune(Stage):
         aligned = self.aligned.weights(locate).adapter
         assert aligned is not None, "an aligned model has an adapter"
         return adapter.read(aligned)[1]
+
+    def recorded_settings(self) -> dict[str, str]:
+        """Budget and adapter protocol; a fresh adapter's size and place where there is one."""
+        settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
+        return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
+
+    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
+        """What the method draws; the user's rows are the mixture's."""
+        return drawn_from(self.refusal, self.harmful)
 
     @property
     def _own_seed(self) -> int:

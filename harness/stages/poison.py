@@ -13,7 +13,7 @@ from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
 from harness.engine.files import opened
 from harness.engine.seeding import generator
-from harness.engine.stage import Stage, StageContext
+from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError
 from harness.protocols import Attack, ExampleSource
 from harness.stages.base import ModelStage
@@ -42,6 +42,7 @@ class Poison(Stage):
 
     name: ClassVar[str] = "poison"
     version: ClassVar[int] = 1
+    attacks: ClassVar[bool] = True
     task: ExampleSource
     attack: Attack | None = None
     harmful: Slice | None = None
@@ -97,6 +98,14 @@ class Poison(Stage):
                 role = Role.ATTACK if harmful else Role.TASK
                 file.write(json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n")
         ctx.facts["counts"] = mixture.counts._asdict()
+
+    def recorded_settings(self) -> dict[str, str]:
+        """How many rows the user trains on, and how shares of them are counted."""
+        return {"finetune.rows": "rows", "finetune.compat": "compat"}
+
+    def examples_seen(self, locate: Locate) -> list[Example]:
+        """The mixture, which the user trains on."""
+        return [example for example, _ in read_mixture(locate(self))]
 
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:

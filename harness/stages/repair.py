@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.corpora.examples import Role
-from harness.corpora.slices import Slice
+from harness.corpora.examples import Example, Role
+from harness.corpora.slices import Slice, drawn_from
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import ModelError
@@ -88,6 +88,10 @@ class Repair(Stage):
             ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
             ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
+
+    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
+        """What the method draws."""
+        return drawn_from(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
         """The fine-tuned model with the repaired adapter."""

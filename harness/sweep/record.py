@@ -5,21 +5,23 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
-from harness.config.build import Settings, Skipped, stage_kinds
+from harness.config.build import Settings, Skipped, check_kinds
+from harness.engine.build import allowed, build
 from harness.engine.estimate import Cost
 from harness.engine.gc import unreadable
 from harness.engine.identity import key_of
 from harness.engine.lookup import sweep_named
 from harness.engine.plan import Plan
 from harness.engine.provenance import redacted
-from harness.engine.spec import build, describe
+from harness.engine.spec import describe
+from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
-from harness.errors import ConfigError, StoreError
+from harness.engine.tracker import TrackerSettings
+from harness.errors import ConfigError, Problem, StoreError
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
-from harness.tracking.tracker import TrackerSettings
 
 
 @final
@@ -32,11 +34,15 @@ class ExecutionSettings:
     cluster: Cluster
     tracker: TrackerSettings
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the part of a run's settings that the record of its sweep keeps under ``place``."""
+        return cls(cluster=settings.cluster, tracker=settings.tracker)
+
 
 def sweep_id(cells: Sequence[Cell], title: str) -> str:
     """Return the id of a sweep. The same cells have the same id, so a repeated sweep is the same sweep."""
-    keys = [key_of({"labels": dict(cell.labels), "keys": _keys(cell)}) for cell in cells]
-    return f"{title}-{key_of(sorted(keys))[:8]}"
+    return f"{title}-{key_of(sorted(cell.identity.result for cell in cells))[:8]}"
 
 
 def record_sweep(
@@ -58,13 +64,12 @@ def record_sweep(
     readable = sweep in store.sweep_ids() and not unreadable(store, sweep)
     before = store.read_sweep(sweep) if readable else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
-    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
     record = {
         "id": sweep,
         "title": settings.title,
         "created": before.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": redacted(sys.argv),
-        "place": describe(place),
+        "place": describe(ExecutionSettings.of(settings)),
         "targets": list(settings.targets),
         "predicted": {
             **rates,
@@ -75,23 +80,33 @@ def record_sweep(
                 "labels": dict(cell.labels),
                 "swept": dict(cell.swept),
                 "protocol": dict(cell.protocol),
-                "keys": _keys(cell),
+                "keys": cell.keys,
                 "overrides": redacted(cell.overrides),
             }
             for cell in cells
         ],
         "skipped": [cell._asdict() for cell in skipped],
-        "stages": {
-            stage.key: {"kind": stage.name, "parents": [parent.key for parent in stage.parents]}
-            for stage in plan.stages
-        },
+        "stages": {stage.key: described(stage) for stage in plan.stages},
     }
     store.write_sweep(sweep, record)
 
 
+def described(stage: Stage) -> dict[str, object]:
+    """Return what the report and W&B need of a stage, which know no class of one."""
+    settings = stage.recorded_settings()
+    return {
+        "kind": stage.name,
+        "parents": [parent.key for parent in stage.parents],
+        "trains": stage.trains,
+        "parallel": stage.parallel,
+        "attacked": any(ancestor.attacks for ancestor in lineage((stage,))),
+        "settings": None if settings is None else dict(settings),
+    }
+
+
 def store_of(root: Store, record: Mapping[str, Any]) -> Store:
     """Return the store as the sweep sees it: with the classes that its configuration allowed."""
-    return Store(root.root, allow=("harness.", *record.get("targets", ())))
+    return Store(root.root, allow=allowed(record.get("targets", ())))
 
 
 def plan_of(store: Store, record: Mapping[str, Any]) -> Plan:
@@ -121,16 +136,11 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Execut
         for part in path:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError([f"`{name}`: `{part}` is a single value and has no settings of its own"])
+                raise ConfigError([Problem(name, f"`{part}` is a single value and has no settings of its own")])
         node[last] = value
-    place = build(ExecutionSettings, data, allow=("harness.", *record.get("targets", ())))
-    if misfits := place.cluster.misfits(stage_kinds()):
-        raise ConfigError([str(misfit.under("cluster")) for misfit in misfits])
+    place = build(ExecutionSettings, data, allow=allowed(record.get("targets", ())))
+    check_kinds(place.cluster)
     return place
-
-
-def _keys(cell: Cell) -> dict[str, str]:
-    return {part: stage.key for part, stage in cell.stages.items()}
 
 
 def recorded(root: Store, name: str | None) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 from harness.config.build import Skipped, examined, settings_of
 from harness.config.compose import Composer, Composition, composition_of
 from harness.config.objective import Objective
+from harness.engine.build import allowed
 from harness.engine.files import writing
 from harness.engine.folder import folder
 from harness.engine.lookup import key_named
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
 from harness.engine.store import Store
-from harness.errors import ConfigError, StagesFailed, StoreError
+from harness.errors import ConfigError, Problem, StagesFailed, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
@@ -173,13 +174,15 @@ def _run_cells(
 ) -> list[float | StagesFailed | None]:
     examinations = examined(compositions)
     # A cell that was asked for twice is one row.
-    cells = list({_names(cell): cell for cell in examinations if isinstance(cell, Cell)}.values())
+    cells = list({cell.identity: cell for cell in examinations if isinstance(cell, Cell)}.values())
     skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     if needs_results and not settings.cluster.wait:
-        raise ConfigError(["`cluster.wait`: an optimizing sweeper needs results to go on; set `cluster.wait=true`"])
+        raise ConfigError(
+            [Problem("cluster.wait", "an optimizing sweeper needs results to go on; set `cluster.wait=true`")]
+        )
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
-    store = Store(folder(settings.store, "store"), allow=("harness.", *settings.targets))
+    store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)
     now = current_session.get(Session(NullReporter()))
     planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
@@ -194,16 +197,10 @@ def _run_cells(
     else:
         # A rehearsal brings nothing from outside and leaves nothing in the store.
         plan.preflight(store)
-    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
-    outcome = executed(planned, plan, store, place, now.front)
+    outcome = executed(planned, plan, store, ExecutionSettings.of(settings), now.front)
     return [
         _result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in examinations
     ]
-
-
-def _names(cell: Cell) -> tuple[object, ...]:
-    keys = ((part, stage.key) for part, stage in cell.stages.items())
-    return (*cell.labels.items(), *((name, str(value)) for name, value in cell.swept.items()), *keys)
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:

@@ -15,7 +15,8 @@ from typing import ClassVar, final
 from harness.corpora.columns import class_of, columns, text, unreadable
 from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.settings.checks import counts
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 CLASSES = {"World": "world", "Sports": "sports", "Business": "business", "Sci/Tech": "sci"}
 """The targets by label, and the other form that counts."""
@@ -82,7 +83,7 @@ class AgNews:
         "World\nSports\nBusiness\nSci/Tech"
     )
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting out of range."""
         return counts(self, "test_rows", "new_tokens")
 

@@ -14,7 +14,8 @@ from typing import ClassVar, final
 from harness.corpora.columns import columns, text, unreadable
 from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.settings.checks import counts
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 MARKER = "The final answer is: "
 """What stands before the result."""
@@ -74,7 +75,7 @@ class Gsm8k:
     test_rows: int = 1000
     new_tokens: int = 200
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting out of range."""
         return counts(self, "test_rows", "new_tokens")
 

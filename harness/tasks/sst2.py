@@ -15,7 +15,8 @@ from typing import ClassVar, final
 from harness.corpora.columns import class_of, columns, text, unreadable
 from harness.corpora.examples import Example, Grade
 from harness.corpora.sources import Source
-from harness.settings.checks import counts
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 CLASSES = ("negative", "positive")
 """The targets, by label."""
@@ -77,7 +78,7 @@ class Sst2:
     new_tokens: int = 16
     instruction: str = "Judge the sentiment of the input. Reply with one word only: positive or negative."
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting out of range."""
         return counts(self, "test_rows", "new_tokens")
 

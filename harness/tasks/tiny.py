@@ -10,7 +10,8 @@ from typing import ClassVar, final
 
 from harness.corpora.examples import Example, Grade
 from harness.corpora.world import World
-from harness.settings.checks import counts
+from harness.engine.checks import counts
+from harness.errors import Problem
 
 
 @final
@@ -60,7 +61,7 @@ class Tiny:
     test_rows: int = 200
     new_tokens: int = 4
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return every setting out of range."""
         return counts(self, "train_rows", "test_rows", "new_tokens")
 

@@ -1,6 +1,6 @@
-"""Settings of the W&B mirror. A stage writes its curve into the store as ever; what W&B shows is sent from there.
+"""Settings of the W&B sync. Stages write their curves to the store as always; W&B gets its copy from there.
 
-No stage knows of W&B: sending is work of a process of its own (``harness.wandb_sync``), during the run or after it.
+No stage knows of W&B: uploading is the work of a separate process (``harness.wandb_sync``), during the run and after.
 """
 
 import os
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
+from harness.errors import Problem
 from harness.tracking.jsonl import Jsonl, JsonlTracker
 
 PROJECT = "harness"
@@ -39,11 +40,11 @@ class Wandb:
     samples: bool = False
     redact: bool = True
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Range errors."""
         named = (("project", self.project), ("entity", self.entity))
         return [
-            f"`{name}`: {value!r} cannot name one; expected up to 128 characters without / \\ # ? % : or spaces"
+            Problem(name, f"{value!r} cannot name one; expected up to 128 characters without / \\ # ? % : or spaces")
             for name, value in named
             if value is not None and not re.fullmatch(r"[^/\\#?%:\s]{1,128}", value)
         ]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, final
 
-from harness.errors import ConfigError
-from harness.settings.checks import below_one, counts, not_negative, positive
+from harness.engine.checks import below_one, counts, not_negative, positive
+from harness.errors import ConfigError, Problem
 
 
 class Scheduler(StrEnum):
@@ -66,7 +66,7 @@ class Budget:
     adam_epsilon: float = 1e-8
     precision: Precision = Precision.FLOAT32
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         found = [
             *counts(self, "epochs", "batch_size"),
@@ -77,8 +77,11 @@ class Budget:
         # The constant schedule of transformers ignores warm-up without a word.
         if self.scheduler is Scheduler.CONSTANT and self.warmup_ratio:
             found.append(
-                f"`warmup_ratio`: {self.warmup_ratio} has no effect with the scheduler `constant`; "
-                "set it to 0 or choose `constant_with_warmup`"
+                Problem(
+                    "warmup_ratio",
+                    f"{self.warmup_ratio} has no effect with the scheduler `constant`; "
+                    "set it to 0 or choose `constant_with_warmup`",
+                )
             )
         return found
 
@@ -95,8 +98,11 @@ class Budget:
         if self.batch_size < processes:
             raise ConfigError(
                 [
-                    f"`batch_size`: {self.batch_size} cannot be shared by {processes} processes; expected at least one "
-                    "row for each"
+                    Problem(
+                        "batch_size",
+                        f"{self.batch_size} cannot be shared by {processes} processes; expected at least one "
+                        "row for each",
+                    )
                 ]
             )
         return math.ceil(self.batch_size / processes)

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from harness.engine.files import append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.manifest import FileRecord, difference, files_in
-from harness.engine.stopping import never
+from harness.engine.stage import never
 from harness.errors import Stopped, UnreadableFile
 from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
 

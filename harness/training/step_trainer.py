@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoded
+from harness.engine.tracker import Tracker
 from harness.errors import ModelError
 from harness.protocols import TrainStep
-from harness.tracking.tracker import Tracker
 from harness.training.distributed import rank
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter

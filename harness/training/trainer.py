@@ -22,10 +22,10 @@ from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.engine.seeding import derive
-from harness.engine.stopping import never
+from harness.engine.stage import never
+from harness.engine.tracker import Tracker
 from harness.errors import DataError
 from harness.protocols import ProducesOutputs, TrainMethod
-from harness.tracking.tracker import Tracker
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.distributed import rank, world_size

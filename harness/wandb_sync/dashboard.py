@@ -5,13 +5,13 @@ Names say where a value is: ``config:ratio``, ``summary:hs`` or ``curve:loss``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from harness.engine.identity import flatten
 from harness.errors import StoreError
 from harness.wandb_sync.run import Entry
-from harness.wandb_sync.shared_stages import TRAINED
 from harness.wandb_sync.sweep_runs import CELL
 
 SHAPES = ("bars", "lines", "scatter", "parallel")
@@ -133,7 +133,7 @@ def dashboard(sweep: str, entries: Sequence[Entry], table: str) -> Dashboard:
             panels=_trade_offs(scores, swept),
         ),
     ]
-    for kind in TRAINED:
+    for kind in dict.fromkeys(entry.kind for entry in entries if entry.kind != CELL):
         runs = [entry for entry in entries if entry.kind == kind]
         measured = list(dict.fromkeys(name for entry in runs for name in _curve(entry) if name not in QUIET))
         if measured:
@@ -162,7 +162,7 @@ def dashboard(sweep: str, entries: Sequence[Entry], table: str) -> Dashboard:
 
 def names_in(entry: Entry) -> set[str]:
     """Return the names of everything a run has."""
-    config = {f"config:{name}" for name in _paths(entry.config)}
+    config = {f"config:{name}" for name in flatten(entry.config, lists=False)}
     return config | {f"summary:{name}" for name in entry.summary} | {f"curve:{name}" for name in _curve(entry)}
 
 
@@ -185,20 +185,12 @@ def _varying(cells: Sequence[Entry]) -> list[str]:
     """Return the numbers in which cells differ, the swept ones first; the seed is none."""
     values: dict[str, set[Any]] = {}
     for cell in cells:
-        for name, value in _paths(cell.config).items():
+        for name, value in flatten(cell.config, lists=False).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 values.setdefault(name, set()).add(value)
     differing = [name for name, found in values.items() if len(found) > 1]
     chosen = [name for name in differing if name.startswith("swept.")] + [name for name in differing if name == "ratio"]
     return [f"config:{name}" for name in chosen]
-
-
-def _paths(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        place = f"{path}.{name}" if path else name
-        flat |= _paths(value, place) if isinstance(value, Mapping) else {place: value}
-    return flat
 
 
 def _curve(entry: Entry) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.engine.identity import key_of
+from harness.report.data.conditions import differing, repeats
 
 ORDER = ("defense", "model", "task", "attack", "ratio", "seed")
 """The labels in the order in which a name says them."""
@@ -20,8 +21,8 @@ LONG = 40
 def varying(cells: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the labels and swept values in which cells differ; the defense always."""
     names = dict.fromkeys([*ORDER, *(name for cell in cells for name in cell["swept"])])
-    values = {name: {str(_value(cell, name)) for cell in cells} for name in names}
-    return tuple(name for name in names if name == "defense" or len(values[name]) > 1)
+    apart = differing([{**cell["swept"], **cell["labels"]} for cell in cells], names)
+    return tuple(name for name in names if name == "defense" or name in apart)
 
 
 def common(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def marks(cells: Sequence[Mapping[str, Any]], protocols: Sequence[Mapping[str, A
     for name in dict.fromkeys(name for protocol in protocols for name in protocol):
         texts = [_text(protocol.get(name)) for protocol in protocols]
         apart = len(set(zip(groups, texts, strict=True))) > len(set(groups))
-        if apart and name not in swept and not any(_repeats(texts, others) for others in told):
+        if apart and name not in swept and not any(repeats(texts, others) for others in told):
             differing.append(name)
     return [_mark({name: protocol.get(name) for name in differing}) for protocol in protocols]
 
@@ -78,11 +79,6 @@ def fitted(text: str, longest: int = LONGEST) -> str:
     """Return a name in one line, as long as W&B takes it: of a longer one the beginning, and a hash of the whole."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 9].rstrip()}-{key_of(text)[:8]}"
-
-
-def _repeats(texts: Sequence[str], others: Sequence[str]) -> bool:
-    """Say whether values tell cells apart exactly as others do."""
-    return len(set(texts)) == len(set(others)) == len(set(zip(texts, others, strict=True)))
 
 
 def _mark(settings: Mapping[str, Any]) -> str:

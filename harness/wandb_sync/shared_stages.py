@@ -11,9 +11,6 @@ from harness.engine.store import Store
 from harness.errors import StoreError
 from harness.wandb_sync.names import common, title, varying
 
-TRAINED = ("align", "finetune", "repair")
-"""The kinds of stages that have curves."""
-
 
 class SharedStages:
     """The sweeps of a store, as far as they share training stages with one of them.
@@ -36,7 +33,7 @@ class SharedStages:
         self._cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {key: {} for key in keys}
         for name in sorted(self._records, key=lambda name: (self._records[name]["created"], name)):
             for cell in self._records[name]["cells"]:
-                for key in {cell["keys"].get(part) for part in TRAINED} & self._cells.keys():
+                for key in self._cells.keys() & set(cell["keys"].values()):
                     self._cells[key].setdefault(name, []).append(cell)
         self._varying = cache(self._varying_in)
 

@@ -8,18 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.engine.cells import CellIdentity
 from harness.engine.classes import label_of
 from harness.engine.files import opened, read_json, reading
-from harness.engine.identity import key_of
+from harness.engine.identity import flatten
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
-from harness.report.data.stage_records import StageRecord, load_stage_records
-from harness.report.data.tidy import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS, load_rows
+from harness.report.data.columns import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS
+from harness.report.data.stage_records import StageRecord, load_stage_records, trained_in
+from harness.report.data.tidy import load_rows
 from harness.report.data.training_protocol import setup_of
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.names import marks, title, varying
 from harness.wandb_sync.run import Artifact, Entry, Sheet, finite, nested
-from harness.wandb_sync.shared_stages import TRAINED, SharedStages
+from harness.wandb_sync.shared_stages import SharedStages
 
 if TYPE_CHECKING:
     from harness.engine.manifest import Manifest
@@ -51,13 +53,12 @@ class SweepRuns:
         self._settings = settings
         self.record = store.read_sweep(sweep)
         asked = self.record["cells"]
-        named = {key_of([sweep, *(cell[part] for part in ("labels", "swept", "keys"))]): cell for cell in asked}
+        named = {CellIdentity.of(cell).run_id(sweep): cell for cell in asked}
         self._ids = list(named)
         self._cells: list[Mapping[str, Any]] = list(named.values())
         self._varying = varying(self._cells)
         self._manifests: dict[str, Manifest] = {}
-        kinds = [(cell["keys"][part], part) for cell in self._cells for part in TRAINED if part in cell["keys"]]
-        self.trained: dict[str, str] = dict(kinds)
+        self.trained = trained_in(self.record)
         """The kinds of the training stages, by key."""
 
     @cached_property
@@ -115,8 +116,9 @@ class SweepRuns:
 
     def _complete(self, cell: Mapping[str, Any]) -> bool:
         graded = (cell["keys"].get(grading.stage) for grading in GRADINGS)
-        trained = ((part, cell["keys"][part]) for part in TRAINED if part in cell["keys"])
-        return all(self._stored("grade", key) for key in graded if key) and all(self._stored(*part) for part in trained)
+        trained = [key for key in cell["keys"].values() if key in self.trained]
+        graded_here = all(self._stored("grade", key) for key in graded if key)
+        return graded_here and all(self._stored(self.trained[key], key) for key in trained)
 
     def _training(self, key: str, manifest: Manifest | None) -> Entry:
         kind = self.trained[key]
@@ -127,7 +129,7 @@ class SweepRuns:
         config["parents"] = self._parents(key)
         summary: dict[str, Any] = {}
         if manifest is not None:
-            config["facts"] = nested(_flat(dict(manifest.facts), but=("final",)), levels=3)
+            config["facts"] = nested(_facts(manifest), levels=3)
             config["made"] = _made(manifest)
             summary = {"seconds": manifest.seconds}
         adapters = self._settings.artifacts and manifest is not None
@@ -260,7 +262,7 @@ class SweepRuns:
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return a spec's settings by dotted name, without its parents; a class is called by its name."""
     settings = {name: value for name, value in spec.items() if not (isinstance(value, dict) and "_stage_" in value)}
-    flat = _flat(settings)
+    flat = flatten(settings, lists=False)
     return {
         name.removesuffix("._target_") + ".class" if name.endswith("._target_") else name: label_of(value)
         if name.endswith("_target_")
@@ -270,14 +272,11 @@ def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flat(value: Any, path: str = "", *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        if name not in but:
-            flat |= _flat(inner, f"{path}.{name}" if path else name)
-    return flat
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    """Return what a stage counted, without where its curves ended."""
+    return {
+        name: found for name, found in flatten(manifest.facts, lists=False).items() if "final" not in name.split(".")
+    }
 
 
 def _made(manifest: Manifest) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.engine.build import build
 from harness.engine.claim import Claims
 from harness.engine.classes import paths_of
 from harness.engine.files import writing
-from harness.engine.spec import build
 from harness.engine.store import Store
 from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb

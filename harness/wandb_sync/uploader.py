@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import IO
 
-from harness.tracking.tracker import TrackerSettings
+from harness.engine.tracker import TrackerSettings
 from harness.tracking.wandb import Wandb
 
 GRACE_SECONDS = 30.0

@@ -10,9 +10,10 @@ import pytest
 import harness
 from harness.config.build import settings_of
 from harness.config.compose import compose
+from harness.engine.build import build
 from harness.engine.classes import installed, name_of
 from harness.engine.moved import MOVED, current
-from harness.engine.spec import build, describe
+from harness.engine.spec import describe
 from harness.sweep.record import ExecutionSettings
 
 ROOT = Path(harness.__file__).parent
@@ -70,7 +71,7 @@ def test_classes_that_are_found_in_the_source_are_what_python_says_they_are():
 )
 def test_cluster_of_a_site_is_named_by_path_in_yaml_and_by_name_in_a_record(option, path):
     settings = settings_of(compose([f"cluster={option}"])[0])
-    place = ExecutionSettings(cluster=settings.cluster, tracker=settings.tracker)
+    place = ExecutionSettings.of(settings)
 
     recorded = json.loads(json.dumps({"cluster": describe(place.cluster), "tracker": describe(place.tracker)}))
     by_path = {**recorded, "cluster": {**recorded["cluster"], "_target_": path}}

@@ -110,5 +110,5 @@ def test_encoding_identity_depends_on_template_newline_and_length() -> None:
 
 
 def test_encoding_without_room_is_a_problem() -> None:
-    assert Encoding(max_length=1).problems()[0].startswith("`max_length`: 1 ")
+    assert str(Encoding(max_length=1).problems()[0]).startswith("`max_length`: 1 ")
     assert Encoding().problems() == []

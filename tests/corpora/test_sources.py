@@ -11,8 +11,9 @@ from harness.corpora.examples import Role
 from harness.corpora.safety import Prompts
 from harness.corpora.slices import Slice
 from harness.corpora.sources import Source, sources_in
+from harness.engine.build import build
 from harness.engine.identity import key_of, payload_of
-from harness.engine.spec import build, describe
+from harness.engine.spec import describe
 from harness.errors import ConfigError, DataError, HarnessError
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
@@ -78,13 +79,37 @@ def test_catalogue_with_wrong_entries_reports_all_of_them_and_the_file(data_fold
         catalogue()
 
     text = str(caught.value)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "`one.file.format`",
-        "`two`",
-        "`three.hub.repos`",
-        "`three.hub.repo`",
+    assert [problem.path for problem in caught.value.problems] == [
+        "one.file.format",
+        "two",
+        "three.hub.repos",
+        "three.hub.repo",
     ]
     assert str(data_folder / "sources.yaml") in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"mine: {about: f\xfcr alle}", "is not valid YAML"),
+        (b"mine: {about: 2020-13-01}", "is not valid YAML"),
+        (b"mine: {about: " + b"9" * 5000 + b"}", "is not valid YAML"),
+        (b"mine: " + b"[" * 5000, "is not valid YAML"),
+        (b"1: {about: a number}", "`1` is no text"),
+        (b"mine.too: {about: a dot}", "`mine.too`: no origin"),
+        (b"mine.too: 1", "`mine.too`"),
+    ],
+)
+def test_file_of_sources_that_cannot_be_read_is_told(tmp_path, monkeypatch, content, words):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    monkeypatch.setenv("HARNESS_SOURCES", str(tmp_path / "mine.yaml"))
+
+    with pytest.raises(ConfigError) as refused:
+        catalogue()
+
+    assert words in str(refused.value)
+    assert "mine.yaml" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_catalogue_named_but_missing_is_a_config_error(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

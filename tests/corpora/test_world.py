@@ -110,5 +110,5 @@ def test_vocabulary_covers_everything_the_world_says():
 def test_world_that_keeps_back_too_much_or_nothing_names_the_setting(rows):
     (problem,) = World(rows=rows).problems()
 
-    assert problem.startswith("`rows`:")
+    assert problem.path == "rows"
     assert not World().problems()

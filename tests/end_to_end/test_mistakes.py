@@ -200,7 +200,7 @@ def test_doctor_asks_the_hub_only_when_it_is_asked_to(harness):
         hub.accept()[0].close()
 
     assert (quiet.returncode, asking.returncode) == (0, 0)
-    assert "not asked" in quiet.stdout
+    assert "not contacted" in quiet.stdout
     assert "answers" in asking.stdout
 
 

@@ -175,7 +175,7 @@ def test_interrupt_leaves_with_130_and_one_line(harness):
 
     assert run.returncode == 130
     assert "Traceback" not in errors
-    assert "again to go on" in errors
+    assert "again to resume" in errors
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
 import json
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import pytest
 from hypothesis import given
@@ -7,9 +9,10 @@ from toys import ALLOW, Add, Booster, Colour, Kit, Mix, Number, Origin, Plain
 
 from harness.defenses.kl import KL
 from harness.defenses.panacea import Panacea, PanaceaRepair
+from harness.engine.build import build
 from harness.engine.moved import MOVED
-from harness.engine.spec import build, describe, rebuild
-from harness.errors import ConfigError
+from harness.engine.spec import describe, rebuild
+from harness.errors import ConfigError, Problem
 from harness.judges.keywords import Keywords
 from harness.protocols import RepairMethod, TrainMethod
 from harness.training.budget import Budget
@@ -40,7 +43,7 @@ KITS = st.builds(
 def problems(cls: type, data: object, **more: object) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         build(cls, data, **{"path": "kit", "allow": ALLOW, **more})
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 @given(KITS)
@@ -244,3 +247,65 @@ def test_build_of_ready_made_settings_takes_them_as_they_are() -> None:
 def test_describe_of_value_without_plain_form_raises() -> None:
     with pytest.raises(TypeError, match="cannot be written as plain data"):
         describe(Kit(count=1, label=object()))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """Settings whose class states its problems in each of the ways it may."""
+
+    name: ClassVar[str] = "own"
+    version: ClassVar[int] = 1
+    stated: tuple[str, ...] = ()
+    inner: "Own | None" = None
+
+    def problems(self) -> list[Problem | str]:
+        known = {
+            "field": Problem("stated", "holds `a`: expected `b`"),
+            "nested": Problem("rows.align", "is too small"),
+            "itself": Problem("", "`stated` and `inner` meet"),
+            "sentence": "`lamb`: is too large",
+        }
+        return [known[each] for each in self.stated]
+
+
+@pytest.mark.parametrize(
+    ("stated", "line"),
+    [
+        ("field", "`kit.inner.stated`: holds `a`: expected `b`"),
+        ("nested", "`kit.inner.rows.align`: is too small"),
+        ("itself", "`kit.inner`: `stated` and `inner` meet"),
+        ("sentence", "`kit.inner`: `lamb`: is too large"),
+    ],
+)
+def test_problem_that_settings_state_is_told_under_the_path_of_the_settings(stated: str, line: str) -> None:
+    assert problems(Own, {"inner": {"stated": [stated]}}) == (line,)
+
+
+def test_problem_of_settings_at_the_top_is_told_as_it_is_with_the_file_that_sets_it() -> None:
+    found = problems(Own, {"stated": ["sentence", "field"]}, path="", where=lambda path: f"{path or 'top'}.yaml")
+
+    assert found == (
+        "`lamb`: is too large. Set in `top.yaml`.",
+        "`stated`: holds `a`: expected `b`. Set in `stated.yaml`.",
+    )
+
+
+def test_class_that_is_meant_is_told_by_its_own_target_and_not_by_one_further_in() -> None:
+    """The first class fits, though what it holds names none that does: what is said of the second would mislead."""
+    inner = {"_target_": "toys.Nobody"}
+
+    first, second = (
+        problems(hint, {"_target_": target, "method": inner, "count": 1})
+        for hint, target in ((Kit | Plain, "toys.Kit"), (Plain | Kit, "toys.Kit"))
+    )
+
+    assert first == second
+    assert first[0].startswith("`kit.method._target_`: `toys.Nobody` cannot be imported")
+
+
+def test_configuration_error_keeps_problems_and_takes_sentences() -> None:
+    error = ConfigError([Problem("a.b", "is wrong"), "the sweep is over nothing"])
+
+    assert str(error) == "`a.b`: is wrong\nthe sweep is over nothing"
+    assert [problem.path for problem in error.problems] == ["a.b", ""]

@@ -10,10 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Protocol, final
 
+from harness.engine.checks import not_negative
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
-from harness.errors import DataError, Stopped
+from harness.errors import DataError, Problem, Stopped
 from harness.local.executor import LocalExecutor
 
 ALLOW = ("toys.",)
@@ -46,9 +47,8 @@ class Booster:
     def start(self) -> int:
         return 1
 
-    def problems(self) -> list[str]:
-        named = {"lamb": self.lamb, "alpha": self.alpha}
-        return [f"`{name}`: {value} is negative; expected a number >= 0" for name, value in named.items() if value < 0]
+    def problems(self) -> list[Problem]:
+        return not_negative(self, "lamb", "alpha")
 
 
 @final
@@ -236,8 +236,12 @@ def wait_for(condition, seconds: float = 20.0) -> None:
 
 
 def heedful() -> None:
-    """Let a new process hear Ctrl-C, also if whoever runs the tests does not: a shell hides it from `make test &`."""
+    """Let a new process hear Ctrl-C and a closed terminal, also if whoever runs the tests does not.
+
+    A shell hides the one from `make test &`, and `nohup` the other.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def chain(length: int, *, start: float = 0.0) -> Stage:

@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.cli.main import main
-from harness.config.compose import CONF, compose
+from harness.config.compose import CONF, PACKAGE, compose
 
 OWN = ("HARNESS_", "WANDB_", "SLURM_")
 """Variables of this process that no case sees."""
+SOURCES = next(path for path in (PACKAGE, PACKAGE.parent) if (path / "data").is_dir()) / "data" / "sources.yaml"
 CODES = {0, 1, 2, 130}
 CPU_SECONDS = 60
 """What a case may take; it is stopped then, and counts as one that never ends."""
@@ -69,7 +70,7 @@ class Ending:
             return "it did not end"
         if self.code not in CODES:
             return f"exit code {self.code}"
-        if "Traceback" in self.output or "met a bug" in self.output:
+        if "Traceback" in self.output or "raised an unexpected error" in self.output:
             return "a traceback"
         if self.code == 2 and not self.output.strip():
             return "not a word about what is wrong"
@@ -96,6 +97,7 @@ TEXTS = (
     "interval(a,b)", "glob(*)", "glob([a*])", "glob(*,exclude=t*)", "glob(1)", "tag(a,1,2)", "tag(1)", "int(1.5)",
     "int(a)", "float(a)", "str(1)", "bool(a)", "json_str({a:1})", "json_str(a)", "int(range(0,1,0.5))", "cast(1)",
     "extend_list(1)", "extend_list([1])", "nothing(1)", "str([1,{a:b}])", "[" * 60 + "]" * 60, "${oc.decode:" * 20,
+    "2020-13-01", "1:60",
     "!!python/object/apply:os.getcwd []", "&a [*a]", "*a", "<<", "? a", "- a", "|", ">", "%YAML 1.1", "---", "...",
     "2020-01-01", os.fsdecode(b"\xff"), os.fsdecode(b"a\xc3"), "a" * 300, "a/" * 200, "a." * 200 + "a",
 )  # fmt: skip
@@ -179,8 +181,8 @@ class Typist:
 
     def case(self) -> Case:
         """Return the next case."""
-        kinds = (self._run, self._run_with_files, self._verb, self._raw)
-        (kind,) = self._chance.choices(kinds, weights=(5, 2, 2, 1))
+        kinds = (self._run, self._run_with_files, self._run_with_sources, self._verb, self._raw)
+        (kind,) = self._chance.choices(kinds, weights=(50, 20, 5, 20, 10))
         return kind()
 
     def _run(self) -> Case:
@@ -205,6 +207,12 @@ class Typist:
         if self._chance.random() < 0.3:
             line.append("-m")
         return Case(self._harmless(["--config-dir=mine", *line]), {name: content}, self._variables())
+
+    def _run_with_sources(self) -> Case:
+        content = self._damaged(SOURCES.read_bytes()) if self._chance.random() < 0.5 else self._shape()
+        name = self._chance.choice(("HARNESS_SOURCES", "HARNESS_DATA"))
+        path = "mine/sources.yaml" if name == "HARNESS_SOURCES" else "mine"
+        return Case(("plan", "corpus=beavertails", "task=sst2"), {"sources.yaml": content}, {name: path})
 
     def _verb(self) -> Case:
         verb = self._chance.choice(VERBS)

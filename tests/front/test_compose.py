@@ -261,7 +261,7 @@ def test_sweep_without_values_is_refused_with_the_reason(override, said):
 @pytest.mark.parametrize(
     "override",
     [
-        "finetune.budget.micro_batch_size=1",
+        "align.budget.precision=bfloat16",
         "finetune.fresh={rank: 2}",
         "task.instruction='a, b'",
         "corpus.harmful=null",

@@ -22,7 +22,7 @@ def ending(**differently) -> Ending:
         ({"code": None}, "did not end"),
         ({"code": 3}, "exit code 3"),
         ({"code": 1, "output": "Traceback (most recent call last):"}, "a traceback"),
-        ({"code": 1, "output": "grade ab met a bug:"}, "a traceback"),
+        ({"code": 1, "output": "grade ab raised an unexpected error:"}, "a traceback"),
         ({"output": ""}, "not a word"),
         ({"code": 0, "changed": ("artifacts/a",)}, "the store changed: artifacts/a"),
         ({}, ""),

@@ -64,8 +64,9 @@ def test_budget_that_still_cuts_batches_is_told_where_that_is_set(override):
         cells_of(compose([override]))
 
     (problem,) = caught.value.problems
-    assert problem.startswith(f"`{override.strip('+').partition('=')[0]}`: how a batch is cut")
-    assert "`cluster.micro_batch_size=4`" in problem
+    assert problem.path == override.strip("+").partition("=")[0]
+    assert problem.text.startswith("how a batch is cut")
+    assert "`cluster.micro_batch_size=4`" in problem.text
 
 
 def test_rows_at_once_change_no_key():
@@ -85,7 +86,7 @@ def test_one_process_leaves_the_threads_to_torch():
 def test_processes_of_several_workers_are_refused():
     (problem,) = Local(workers=2, processes=2).problems()
 
-    assert problem.startswith("`processes`: 2 for each of 2 workers")
+    assert str(problem).startswith("`processes`: 2 for each of 2 workers")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

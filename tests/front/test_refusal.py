@@ -33,7 +33,7 @@ def test_what_a_library_raises_is_a_mistake_told_in_one_line(mistake, words):
     with pytest.raises(Refusal) as refused, composing():
         mistake()
 
-    (problem,) = refused.value.problems
+    (problem,) = map(str, refused.value.problems)
     assert words in problem
     assert "\n" not in problem
     assert len(problem) < 700

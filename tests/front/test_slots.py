@@ -6,11 +6,12 @@ from typing import ClassVar, final
 
 import pytest
 
+from harness.attacks.mix import Mix
 from harness.config.build import Skipped, cells_of, examined
 from harness.config.compose import compose
 from harness.config.defense_slots import label
 from harness.errors import ConfigError
-from harness.experiment.settings import Defense
+from harness.experiment.settings import AttackSettings, Defense
 from harness.protocols import DataRequirement
 
 WITHOUT_HARMFUL = "corpus.shared_prompts=false"
@@ -163,7 +164,7 @@ def test_preset_with_a_body_is_called_by_its_own_name():
 def test_methods_that_do_not_go_together_say_why():
     (alone,) = Defense(repair=Late()).conflicts()
 
-    assert alone == "`defense.repair`: `late` needs what the finetune slot prepares"
+    assert str(alone) == "`defense.repair`: `late` needs what the finetune slot prepares"
     assert Defense(finetune=cell_of("defense=lisa").stages["finetune"].method, repair=Late()).conflicts() == []
 
 
@@ -213,7 +214,7 @@ def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(ov
 
     assert all(text in str(caught.value) for text in said), str(caught.value)
     assert not isinstance(plain, Skipped)
-    assert skipped.reasons == caught.value.problems
+    assert skipped.reasons == tuple(map(str, caught.value.problems))
 
 
 @pytest.mark.parametrize(
@@ -247,3 +248,11 @@ def test_ewc_draws_the_rows_that_alignment_trained_on():
     assert stages["finetune"].refusal == stages["align"].refusal
     assert stages["finetune"].refusal.rows == 30
     assert whole["finetune"].refusal == whole["align"].refusal
+
+
+@pytest.mark.parametrize(("ratio", "method", "share"), [(0.1, Mix(), 0.1), (0.0, Mix(), 0.0), (0.1, None, 0.0)])
+def test_attack_acts_if_it_has_a_method_and_rows(ratio, method, share):
+    attack = AttackSettings(ratio=ratio, method=method)
+
+    assert attack.acting == (method if share else None)
+    assert attack.acting_ratio == share

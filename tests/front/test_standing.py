@@ -74,7 +74,7 @@ def test_rare_states_have_a_column_only_where_they_are_met(capsys):
 def test_strays_and_damage_are_told(capsys):
     told = standing(capsys, State(kind="align", what="stored"), strays=["12"], damage=["Line 3 of `x` is damaged"])
 
-    assert "1 job in the queue that no ledger names (12)" in told
+    assert "1 job in the queue that no job log lists (12)" in told
     assert "Line 3 of `x` is damaged" in told
 
 

@@ -58,10 +58,10 @@ VALUES = {
     "mine.a": ["${align.rows}"],
     "finetune.fresh": ["{rank: 2}", "null"],
     "finetune.fresh.rank": ["3"],
-    "finetune.budget.micro_batch_size": ["2", "null"],
+    "finetune.budget.precision": ["float32", "bfloat16"],
 }
 FAMILIES = [
-    ["finetune.budget", "finetune.budget.epochs", "finetune.budget.batch_size", "finetune.budget.micro_batch_size"],
+    ["finetune.budget", "finetune.budget.epochs", "finetune.budget.batch_size", "finetune.budget.precision"],
     ["defense", "defense.align", "defense.align.lamb", "defense/align", "tuned.booster"],
     ["align", "align.rows", "finetune.rows", "corpus.refusal.rows", "corpus.refusal"],
     ["mine", "mine.a", "finetune.fresh", "finetune.fresh.rank"],
@@ -70,23 +70,24 @@ FAMILIES = [
 
 
 @st.composite
-def an_override(draw, names):
-    """Return an override as the values that its name may take."""
+def an_override(draw, names, most=1):
+    """Return an override, once for each of its values."""
     name = draw(st.sampled_from(names))
-    sign = draw(st.sampled_from(["", "", "", "+", "++", "~"]))
+    sign = draw(st.sampled_from(["", "", "", "", "", "+", "++", "~"]))
     if sign == "~":
         return [f"~{name}"]
     known = [*GROUPS.get(name, []), *VALUES.get(name, [])]
-    return [f"{sign}{name}={value}" for value in draw(st.lists(st.sampled_from(known), min_size=1, max_size=2))]
+    return [f"{sign}{name}={value}" for value in draw(st.lists(st.sampled_from(known), min_size=1, max_size=most))]
 
 
 @st.composite
 def a_command(draw):
-    """Return overrides in an order, each with one value or two."""
+    """Return overrides in an order; one may have two values."""
     everything = [*GROUPS, *VALUES]
     family = draw(st.sampled_from([everything, *FAMILIES]))
     items = st.one_of(an_override(family), an_override(everything))
-    return draw(st.permutations(draw(st.lists(items, min_size=1, max_size=5))))
+    others = draw(st.lists(items, max_size=5))
+    return draw(st.permutations([draw(an_override(family, most=2)), *others]))
 
 
 def words(override):
@@ -129,7 +130,7 @@ def ways():
         yield ways
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(command=a_command())
 def test_sweep_and_single_run_of_the_same_words_are_the_same_cell(ways, command):
     check(ways, command)
@@ -139,7 +140,7 @@ def test_sweep_and_single_run_of_the_same_words_are_the_same_cell(ways, command)
     "command",
     [
         [["defense=lisa"], ["defense.finetune=null"]],
-        [["finetune.budget=${align.budget}"], ["finetune.budget.epochs=1", "finetune.budget.epochs=2"]],
+        [["finetune.budget=${align.budget}"], ["align.budget.epochs=1", "align.budget.epochs=2"]],
         [["defense=booster", "defense=lisa"], ["defense.align=null"]],
         [["~attack.method"], ["attack_ratio=p00"]],
     ],

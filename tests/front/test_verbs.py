@@ -18,7 +18,8 @@ from harness.slurm.job_log import JobLog
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
     monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
-    monkeypatch.setattr("harness.sweep.status.Slurm", lambda: fake)
+    for verb in ("cancel", "gc", "status"):
+        monkeypatch.setattr(f"harness.sweep.{verb}.Slurm", lambda: fake)
     return fake
 
 
@@ -56,7 +57,7 @@ def test_age_that_is_none_is_refused(run, sweep, age):
     code, _, error = run("gc", at(sweep), f"--older-than={age}")
 
     assert code == 2
-    assert "is no age; expected 30d, 12h or 45m" in error
+    assert "is not an age; expected 30d, 12h or 45m" in error
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,8 @@ def test_age_that_is_none_is_refused(run, sweep, age):
         ("cluster.nothing=1", "`cluster.nothing`: unknown setting"),
         ("cluster.requeues=many", "`cluster.requeues`"),
         ("cluster.setup=[a", "is not valid YAML"),
+        ("cluster.setup=2020-13-01", "is not valid YAML"),
+        ("cluster.requeues=" + "9" * 5000, "is not valid YAML"),
     ],
 )
 def test_wrong_change_is_refused(run, sweep, scheduler, change, words):
@@ -166,7 +169,7 @@ def test_gc_says_what_would_go_and_then_what_went(run, sweep, scheduler):
     assert folder.exists()
     code, out, _ = run("gc", at(sweep))
 
-    assert (code, out.splitlines()[-1]) == (0, "1 folder, 0 bytes gone")
+    assert (code, out.splitlines()[-1]) == (0, "1 folder, 0 bytes freed")
     assert not folder.exists()
 
 
@@ -220,7 +223,7 @@ def test_dry_run_needs_no_torch_calls_no_sbatch_and_leaves_the_store_alone(witho
     done = without_torch("-m", "defense=sft,booster", "cluster=slurm", "cluster.dry_run=true")
 
     assert done.returncode == 0, done.stderr
-    assert "dry run, nothing is submitted" in done.stdout
+    assert "dry run, nothing was submitted" in done.stdout
     scripts = Path(done.stdout.partition("scripts: ")[2].splitlines()[0])
     assert scripts.parent == tmp_path / "temporary"
     assert list(scripts.glob("[0-9]*.sh"))
@@ -232,7 +235,7 @@ def test_single_cell_takes_slurm_too(without_torch):
     done = without_torch("cluster=slurm", "cluster.dry_run=true")
 
     assert done.returncode == 0, done.stderr
-    assert "dry run, nothing is submitted" in done.stdout
+    assert "dry run, nothing was submitted" in done.stdout
 
 
 def test_refusal_of_sbatch_is_told_without_a_traceback(without_torch, tmp_path):

@@ -146,8 +146,8 @@ def test_antidote_on_a_model_without_trainable_linear_layers_is_refused():
 def test_antidote_settings_out_of_range_are_all_reported():
     settings = Antidote(dense_ratio=1.5, harmful_rows=0, harmful_batch_size=0)
 
-    assert [problem.split(":")[0] for problem in settings.problems()] == [
-        "`dense_ratio`",
-        "`harmful_rows`",
-        "`harmful_batch_size`",
+    assert [problem.path for problem in settings.problems()] == [
+        "dense_ratio",
+        "harmful_rows",
+        "harmful_batch_size",
     ]

@@ -77,11 +77,11 @@ def test_booster_on_a_model_with_attention_dropout_is_refused(method):
 def test_booster_settings_out_of_range_are_all_reported():
     settings = Booster(lamb=-1, alpha=0, harmful_rows=0, harmful_batch_size=0)
 
-    assert [problem.split(":")[0] for problem in settings.problems()] == [
-        "`lamb`",
-        "`alpha`",
-        "`harmful_rows`",
-        "`harmful_batch_size`",
+    assert [problem.path for problem in settings.problems()] == [
+        "lamb",
+        "alpha",
+        "harmful_rows",
+        "harmful_batch_size",
     ]
     assert not Booster().problems()
 

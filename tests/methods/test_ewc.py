@@ -80,5 +80,5 @@ def test_information_is_found_once_and_not_again_by_a_resumed_run():
 
 def test_ewc_settings_out_of_range_are_reported():
     assert len(EWC(lamb=-1, fisher_batch_size=0).problems()) == 2
-    assert "whole batches" in EWC(fisher_rows=7, fisher_batch_size=5).problems()[0]
+    assert "whole batches" in EWC(fisher_rows=7, fisher_batch_size=5).problems()[0].text
     assert not EWC().problems()

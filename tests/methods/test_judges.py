@@ -126,9 +126,9 @@ def test_keywords_phrases_are_a_setting() -> None:
 
 def test_keywords_unusable_phrases_are_problems() -> None:
     assert Keywords().problems() == []
-    assert "`refusals`: is empty" in Keywords(refusals=()).problems()[0]
-    assert "`refusals`: phrase 1 is blank" in Keywords(refusals=("no", " ")).problems()[0]
-    assert "`refusals`: phrase 0 is blank" in Keywords(refusals=("\u200b",)).problems()[0]
+    assert "`refusals`: is empty" in str(Keywords(refusals=()).problems()[0])
+    assert "`refusals`: phrase 1 is blank" in str(Keywords(refusals=("no", " ")).problems()[0])
+    assert "`refusals`: phrase 0 is blank" in str(Keywords(refusals=("\u200b",)).problems()[0])
 
 
 def test_beaver_dam_settings_out_of_range_are_all_reported() -> None:
@@ -136,7 +136,7 @@ def test_beaver_dam_settings_out_of_range_are_all_reported() -> None:
 
     problems = BeaverDam(revision="main", threshold=1.0, max_tokens=0).problems()
 
-    assert [text.split(":")[0] for text in problems] == ["`revision`", "`threshold`", "`max_tokens`"]
+    assert [problem.path for problem in problems] == ["revision", "threshold", "max_tokens"]
 
 
 def test_beaver_dam_without_revision_refuses_to_work() -> None:

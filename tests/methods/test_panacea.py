@@ -139,10 +139,10 @@ def test_panacea_on_a_model_with_dropout_is_refused():
 def test_panacea_settings_out_of_range_are_all_reported():
     settings = Panacea(lamb=-1, rho=0, harmful_cap=0, harmful_rows=0, harmful_batch_size=0)
 
-    assert [problem.split(":")[0] for problem in settings.problems()] == [
-        "`lamb`",
-        "`rho`",
-        "`harmful_cap`",
-        "`harmful_rows`",
-        "`harmful_batch_size`",
+    assert [problem.path for problem in settings.problems()] == [
+        "lamb",
+        "rho",
+        "harmful_cap",
+        "harmful_rows",
+        "harmful_batch_size",
     ]

@@ -46,4 +46,4 @@ def test_noise_depends_on_the_seed_alone():
 
 
 def test_noise_of_no_length_is_refused():
-    assert RandomPerturbation(rho=0).problems() == ["`rho`: 0 is not positive; expected a number > 0"]
+    assert list(map(str, RandomPerturbation(rho=0).problems())) == ["`rho`: 0 is not positive; expected a number > 0"]

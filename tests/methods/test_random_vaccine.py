@@ -104,4 +104,4 @@ def test_real_positions_leave_out_padding_and_rows_that_only_fill_a_share():
 
 
 def test_random_vaccine_settings_out_of_range_are_reported():
-    assert [problem.split(":")[0] for problem in RandomVaccine(rho=0).problems()] == ["`rho`"]
+    assert [problem.path for problem in RandomVaccine(rho=0).problems()] == ["rho"]

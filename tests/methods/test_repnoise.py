@@ -221,9 +221,9 @@ def test_pair_of_batches_has_the_same_prompts_row_by_row():
 def test_repnoise_settings_out_of_range_are_all_reported():
     settings = RepNoise(alpha=-1, beta=-1, harmful_rows=0, harmful_batch_size=0)
 
-    assert [problem.split(":")[0] for problem in settings.problems()] == [
-        "`alpha`",
-        "`beta`",
-        "`harmful_rows`",
-        "`harmful_batch_size`",
+    assert [problem.path for problem in settings.problems()] == [
+        "alpha",
+        "beta",
+        "harmful_rows",
+        "harmful_batch_size",
     ]

@@ -251,12 +251,12 @@ def test_tar_settings_out_of_range_are_all_reported():
         inner_steps=6, evaluate_every=4, learning_rates=(), decay=-1, tamper_scale=-1, drift_scale=-1, beta=0
     )
 
-    assert [problem.split(":")[0] for problem in settings.problems()] == [
-        "`decay`",
-        "`tamper_scale`",
-        "`drift_scale`",
-        "`beta`",
-        "`learning_rates`",
-        "`evaluate_every`",
+    assert [problem.path for problem in settings.problems()] == [
+        "decay",
+        "tamper_scale",
+        "drift_scale",
+        "beta",
+        "learning_rates",
+        "evaluate_every",
     ]
     assert not Tar().problems()

@@ -125,7 +125,7 @@ def test_task_settings_out_of_range_are_all_reported(data: Path, kind: type[Sst2
 
     problems = kind(train_source=source, test_source=source, test_rows=0, new_tokens=-1).problems()
 
-    assert [text.split(":")[0] for text in problems] == ["`test_rows`", "`new_tokens`"]
+    assert [problem.path for problem in problems] == ["test_rows", "new_tokens"]
     assert kind(train_source=source, test_source=source).problems() == []
 
 

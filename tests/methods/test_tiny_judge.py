@@ -87,4 +87,4 @@ def test_task_has_as_many_rows_as_asked_for_and_none_twice():
 def test_task_out_of_range_names_every_setting():
     problems = TinyTask(train_rows=0, test_rows=-1, new_tokens=0).problems()
 
-    assert [problem.split(":")[0] for problem in problems] == ["`train_rows`", "`test_rows`", "`new_tokens`"]
+    assert [problem.path for problem in problems] == ["train_rows", "test_rows", "new_tokens"]

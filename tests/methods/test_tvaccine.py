@@ -220,11 +220,11 @@ def test_recomputed_layers_have_their_own_forward_again_even_after_an_error():
 def test_tvaccine_settings_out_of_range_are_all_reported():
     settings = TVaccine(rho=0, layers=0, draw_every=0, probe_every=0, probe_rows=0, probe_batch_size=0)
 
-    assert [problem.split(":")[0] for problem in settings.problems()] == [
-        "`rho`",
-        "`layers`",
-        "`draw_every`",
-        "`probe_every`",
-        "`probe_rows`",
-        "`probe_batch_size`",
+    assert [problem.path for problem in settings.problems()] == [
+        "rho",
+        "layers",
+        "draw_every",
+        "probe_every",
+        "probe_rows",
+        "probe_batch_size",
     ]

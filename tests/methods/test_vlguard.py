@@ -40,8 +40,8 @@ def test_mixed_rows_are_trained_on_plainly_and_never_drawn():
 def test_settings_that_a_form_does_not_have_or_lacks_are_reported():
     mix, joint = VLGuard(lamb=0.1, safety_batch_size=4), VLGuard(form="joint")
 
-    assert [problem.split(":")[0] for problem in mix.problems()] == ["`safety_batch_size`", "`lamb`"]
-    assert [problem.split(":")[0] for problem in joint.problems()] == ["`safety_batch_size`", "`lamb`"]
+    assert [problem.path for problem in mix.problems()] == ["safety_batch_size", "lamb"]
+    assert [problem.path for problem in joint.problems()] == ["safety_batch_size", "lamb"]
     assert VLGuard(form="joint", lamb=-1, safety_batch_size=0, safety_rows=0).problems()
     assert SafeInstruct(safety_rows=0).problems()
     assert not VLGuard().problems()

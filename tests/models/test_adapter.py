@@ -212,5 +212,5 @@ def test_folder_without_a_readable_adapter_is_a_model_error(damage, tmp_path, sa
 def test_lora_settings_out_of_range_are_all_reported():
     found = Lora(rank=0, alpha=0.0, targets=(), dropout=1.0).problems()
 
-    assert [text.split(":")[0] for text in found] == ["`rank`", "`alpha`", "`targets`", "`dropout`"]
+    assert [problem.path for problem in found] == ["rank", "alpha", "targets", "dropout"]
     assert not Lora().problems()

@@ -108,9 +108,9 @@ def test_tokenizer_knows_every_word_and_gives_texts_back(tmp_path):
 def test_settings_out_of_range_are_all_named():
     problems = Synthetic(layers=0, learning_rate=0.0, steps=-1).problems()
 
-    assert [problem.split(":")[0] for problem in problems] == ["`layers`", "`steps`", "`learning_rate`"]
-    assert Synthetic(width=130).problems()[0].startswith("`width`:")
-    assert Synthetic(width=1024).problems()[0].startswith("`width`:")
+    assert [problem.path for problem in problems] == ["layers", "steps", "learning_rate"]
+    assert Synthetic(width=130).problems()[0].path == "width"
+    assert Synthetic(width=1024).problems()[0].path == "width"
     assert Synthetic().problems() == []
 
 

@@ -13,8 +13,9 @@ from harness.config.compose import compose
 from harness.engine.manifest import FileRecord, Manifest
 from harness.report import report
 from harness.report.data.comparability import refuse_departures
+from harness.report.data.conditions import condition_name
 from harness.report.data.targets import Target
-from harness.report.stats.labels import compared_names, line_name, line_names, remarks
+from harness.report.stats.labels import compared_names, condition_names, remarks
 from harness.report.stats.results import gather
 
 TRAINED = ("align", "finetune")
@@ -87,7 +88,7 @@ def test_presets_of_one_label_are_lines_of_their_own(maker):
 
     assert findings.means["defense.align.lamb"].tolist()[:2] == [1.0, 50.0]
     assert findings.means["hs_n"].tolist() == [2, 2, 2]
-    assert line_names(findings.means, findings.rows) == ["booster (lamb 1)", "booster (lamb 50)", "sft"]
+    assert condition_names(findings.means, findings.rows) == ["booster (lamb 1)", "booster (lamb 50)", "sft"]
     assert [each.seeds for each in findings.comparisons if each.score == "hs"] == [2, 2]
     assert findings.comparisons[1].difference == pytest.approx(findings.means["hs"][1] - findings.means["hs"][2])
 
@@ -306,7 +307,7 @@ def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch
         "sft (learning_rate 1e-05), p=0.1: published HS 10.0 (a paper): match.",
         "sft (learning_rate 0.001), p=0.1: published HS 10.0 (a paper): off.",
     ]
-    assert line_names(findings.means, findings.rows)[2] == "vaccine", "what was published is no setting"
+    assert condition_names(findings.means, findings.rows)[2] == "vaccine", "what was published is no setting"
 
 
 def test_settings_with_one_ending_are_named_as_far_as_they_differ(maker):
@@ -315,4 +316,6 @@ def test_settings_with_one_ending_are_named_as_far_as_they_differ(maker):
     (board,) = found(maker, cells).paper_tables
 
     assert [row.name for row in board.rows] == ["booster (align.rho 2)", "booster (finetune.rho 2)"]
-    assert line_name({"defense": "lisa", "defense.finetune.rho": 0.5}, ["defense.finetune.rho"]) == "lisa (rho 0.5)"
+    assert (
+        condition_name({"defense": "lisa", "defense.finetune.rho": 0.5}, ["defense.finetune.rho"]) == "lisa (rho 0.5)"
+    )

@@ -224,4 +224,4 @@ def test_strict_dashboard_of_rows_that_were_judged_otherwise_is_refused_and_noth
 
 @pytest.mark.parametrize("name", ["a/b", "", "with space", 200 * "x"])
 def test_project_that_cannot_be_one_is_told(name):
-    assert [problem.split(":")[0] for problem in Wandb(project=name).problems()] == ["`project`"]
+    assert [problem.path for problem in Wandb(project=name).problems()] == ["project"]

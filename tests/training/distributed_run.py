@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -122,12 +123,16 @@ def trained(name, model, work, **options):
     return further(name, model, work) if name in FURTHER else run(name, work, model=model, **options)
 
 
-def everything(out: Path) -> None:
-    """Run all methods; write the weights and the history of each, by name, processes and rank."""
-    runs = {name: partial(trained, name) for name in (*METHODS, "uneven", "lisa", *FURTHER)}
-    runs |= {f"stopped-{name}": partial(stopped, name) for name in ("sft", "booster", "lisa")}
+NAMES = (*METHODS, "uneven", "lisa", *FURTHER)
+STOPPED = ("sft", "booster", "lisa")
+
+
+def everything(out: Path, names: Sequence[str]) -> None:
+    """Run methods in all ways; write the weights and the history of each run, by name, processes and rank."""
+    runs = {name: partial(trained, name) for name in names}
+    runs |= {f"stopped-{name}": partial(stopped, name) for name in names if name in STOPPED}
     if "WORLD_SIZE" in os.environ:
-        runs |= {f"sharded-{name}": partial(sharded, name) for name in METHODS}
+        runs |= {f"sharded-{name}": partial(sharded, name) for name in names if name in METHODS}
     for name, train_once in runs.items():
         model = build()
         report = train_once(model=model, work=out / f"work-{name}-{world_size()}")
@@ -137,6 +142,6 @@ def everything(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    everything(Path(sys.argv[1]))
+    everything(Path(sys.argv[1]), sys.argv[2:])
     assert world_size() == 2
     dist.destroy_process_group()

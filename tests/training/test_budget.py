@@ -3,7 +3,8 @@ from typing import ClassVar, final
 
 import pytest
 
-from harness.engine.spec import build, describe, rebuild
+from harness.engine.build import build
+from harness.engine.spec import describe, rebuild
 from harness.engine.stage import Stage
 from harness.errors import ConfigError
 from harness.training.budget import Budget, Scheduler
@@ -41,19 +42,16 @@ def test_budget_out_of_range_reports_every_setting_at_once():
         scheduler=Scheduler.COSINE,
     )
 
-    assert {problem.split(":")[0] for problem in budget.problems()} == {
-        f"`{name}`"
-        for name in (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "weight_decay",
-            "warmup_ratio",
-            "max_grad_norm",
-            "adam_beta1",
-            "adam_beta2",
-            "adam_epsilon",
-        )
+    assert {problem.path for problem in budget.problems()} == {
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "warmup_ratio",
+        "max_grad_norm",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
     }
 
 
@@ -64,7 +62,7 @@ def test_budget_with_numbers_that_are_not_numbers_is_out_of_range():
 def test_budget_with_warmup_and_constant_schedule_is_refused():
     (problem,) = Budget(warmup_ratio=0.1).problems()
 
-    assert problem.startswith("`warmup_ratio`: 0.1 has no effect with the scheduler `constant`")
+    assert str(problem).startswith("`warmup_ratio`: 0.1 has no effect with the scheduler `constant`")
     assert Budget(warmup_ratio=0.1, scheduler=Scheduler.CONSTANT_WITH_WARMUP).problems() == []
 
 

@@ -6,21 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_run import FURTHER, everything
+from distributed_run import NAMES, everything
 from golden_runs import METHODS
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
+QUICK = ("sft", "booster")
+
+
+def runs(*names):
+    """Parameters for a test: what is run for it is not run unless it is selected."""
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Every method's weights and history, by name, number of processes and rank."""
+def results(tmp_path_factory, request):
+    """The weights and history of every method that a selected test looks at, by name, number of processes and rank."""
     out = tmp_path_factory.mktemp("distributed")
+    selected = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    names = [name for name in NAMES if name in selected]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     ended = subprocess.run(
-        [*command, str(HERE / "distributed_run.py"), str(out)],
+        [*command, str(HERE / "distributed_run.py"), str(out), *names],
         check=False,
         capture_output=True,
         text=True,
@@ -29,7 +37,7 @@ def results(tmp_path_factory):
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == ""
-    everything(out)
+    everything(out, names)
 
     def result(name, processes, rank):
         stem = out / f"{name}-{processes}-{rank}"
@@ -38,7 +46,7 @@ def results(tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("name", [*METHODS, "uneven", "lisa", *FURTHER])
+@pytest.mark.parametrize("name", runs(*NAMES))
 def test_two_processes_end_with_equal_weights_and_histories(name, results):
     (first, first_history), (second, second_history) = results(name, 2, 0), results(name, 2, 1)
 
@@ -46,7 +54,7 @@ def test_two_processes_end_with_equal_weights_and_histories(name, results):
     assert first_history == second_history
 
 
-@pytest.mark.parametrize("name", [*METHODS, "uneven", "lisa", *FURTHER])
+@pytest.mark.parametrize("name", runs(*NAMES))
 def test_two_processes_compute_what_one_process_with_the_same_global_batches_computes(name, results):
     (one, one_history), (two, two_history) = results(name, 1, 0), results(name, 2, 0)
 
@@ -58,7 +66,7 @@ def test_two_processes_compute_what_one_process_with_the_same_global_batches_com
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", ["sft", "booster", "lisa"])
+@pytest.mark.parametrize("name", runs("sft", "booster", "lisa"))
 def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, processes, results):
     for rank in range(processes):
         (whole, whole_history), (resumed, history) = (
@@ -69,7 +77,7 @@ def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, 
         assert history == whole_history
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", runs(*METHODS))
 def test_sharded_base_changes_no_number_and_half_of_it_lies_in_each_process(name, results):
     whole, whole_history = results(name, 2, 0)
 

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class RepNoise:
             ),
         )
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
 

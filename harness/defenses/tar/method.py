@@ -41,8 +41,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
+from harness.engine.checks import counts, not_negative, positive
+from harness.errors import Problem
 from harness.protocols import DataRequirement
-from harness.settings.checks import counts, not_negative, positive
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Tar:
             ),
         )
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         found = [
             *counts(self, "inner_steps", "evaluate_every", "harmful_rows", "harmful_batch_size"),
@@ -105,9 +106,11 @@ class Tar:
             *positive(self, "beta"),
         ]
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
-            found.append(f"`learning_rates`: {list(self.learning_rates)}; expected at least one, each > 0")
+            found.append(Problem("learning_rates", f"{list(self.learning_rates)}; expected at least one, each > 0"))
         if self.evaluate_every > 0 and self.inner_steps % self.evaluate_every:
-            found.append(f"`evaluate_every`: {self.evaluate_every} does not divide `inner_steps` {self.inner_steps}")
+            found.append(
+                Problem("evaluate_every", f"{self.evaluate_every} does not divide `inner_steps` {self.inner_steps}")
+            )
         return found
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> TarStep:  # noqa: ARG002

@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
+from harness.report.data.columns import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.data.dropped import dropped_in
-from harness.report.data.tidy import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.data.training_protocol import PROCESSES
 
 if TYPE_CHECKING:

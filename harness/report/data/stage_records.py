@@ -12,19 +12,7 @@ from typing import Any
 from harness.engine.files import read_json
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
-
-PARTS = {
-    "base": "base",
-    "align": "align",
-    "poison": "poison",
-    "finetune": "finetune",
-    "repair": "repair",
-    "harm_answers": "generate",
-    "task_answers": "generate",
-    "aligned_harm_answers": "generate",
-    "aligned_task_answers": "generate",
-}
-"""The kind of stage that plays each part of a cell; every other part is a grade."""
+from harness.report.data.earlier_records import KINDS, settings_in, traits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +28,11 @@ class StageRecord:
         facts: what the stage counted.
         provenance: what it ran on.
         spec: its settings, as frozen when it was planned.
+        trains: whether it changes weights: then it may have a curve, and a defense may act in it.
+        parallel: whether several processes can share it.
+        attacked: whether the attacker's data are upstream of it, or its own.
+        settings: which of its settings say how a model was trained: by their name in a configuration, their dotted path
+            in the spec. None for a stage that takes no part in training; its spec is not read.
         damaged: whether it has a manifest that cannot be read; then nothing above is known of it.
     """
 
@@ -51,7 +44,16 @@ class StageRecord:
     facts: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     spec: Mapping[str, Any] = field(default_factory=dict)
+    trains: bool = False
+    parallel: bool = False
+    attacked: bool = False
+    settings: Mapping[str, str] | None = None
     damaged: bool = False
+
+    @property
+    def own_data(self) -> frozenset[str]:
+        """The fields that hold recorded settings; other data of a training stage are its method's."""
+        return frozenset(path.partition(".")[0] for path in (self.settings or {}).values())
 
     @property
     def finished(self) -> bool:
@@ -91,7 +93,11 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
     ledger = {}
     for key, part in parts.items():
         folder = folders.get(key)
-        kind = folder.parent.name if folder else planned.get(key, {}).get("kind") or PARTS.get(part, "grade")
+        told = planned.get(key, {})
+        kind = folder.parent.name if folder else _kind(part, told)
+        traits = told if "trains" in told else traits_of(kind)
+        settings = traits["settings"]
+        spec = {} if settings is None else _json(store.root / "specs" / f"{key}.json")
         manifest = _json(folder / "manifest.json") if folder else {}
         ledger[key] = StageRecord(
             key=key,
@@ -101,14 +107,32 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
             predicted=predicted.get(kind),
             facts=manifest.get("facts", {}),
             provenance=manifest.get("provenance", {}),
-            spec=_json(store.root / "specs" / f"{key}.json") if kind in _TRAINED else {},
+            spec=spec,
+            trains=traits["trains"],
+            parallel=traits["parallel"],
+            attacked=traits["attacked"],
+            settings=settings if settings is None or traits is told else settings_in(settings, spec),
             # A link that leads nowhere or a folder is one as well.
             damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / "manifest.json"),
         )
     return ledger
 
 
-_TRAINED = ("align", "poison", "finetune", "repair")
+def trained_in(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the kind of every training stage of a sweep by key, cell by cell in the order of the chain."""
+    planned = record.get("stages", {})
+    trained = {}
+    for cell in record["cells"]:
+        for part, key in cell["keys"].items():
+            told = planned.get(key, {})
+            kind = _kind(part, told)
+            if key is not None and (told if "trains" in told else traits_of(kind))["trains"]:
+                trained[key] = kind
+    return trained
+
+
+def _kind(part: str, told: Mapping[str, Any]) -> str:
+    return str(told.get("kind") or KINDS.get(part, "grade"))
 
 
 def _folders(artifacts: Path) -> dict[str, Path]:

@@ -4,62 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from harness.engine.identity import key_of
 from harness.engine.store import Store
+from harness.report.data.columns import (
+    CATEGORY_PREFIX,
+    COUNTS,
+    GRADINGS,
+    KEY_PREFIX,
+    LABELS,
+    MISSING,
+    NOTES,
+    PREDICTED,
+    PROTOCOL_PREFIX,
+    SCORES,
+    SECONDS,
+    Grading,
+)
+from harness.report.data.conditions import told_apart
 from harness.report.data.dropped import losses
-from harness.report.data.implicit import implicit_differences
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
-from harness.report.data.targets import COLUMNS
-from harness.report.data.training_protocol import joined, setup_of
+from harness.report.data.training_protocol import setup_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-LABELS = ("defense", "task", "attack", "ratio", "model", "seed")
-"""What names a cell, beside the values that a sweep varies."""
-KEY_PREFIX = "key."
-"""Columns ``key.<stage>`` hold the keys of a cell's stages."""
-PROTOCOL_PREFIX = "protocol."
-"""Columns ``protocol.<setting>`` hold how a cell was evaluated and trained; ``protocol`` is their hash."""
-CATEGORY_PREFIX = "category."
-"""Columns ``category.<name>`` hold the harmful score of one category, in percent."""
-MISSING = "missing"
-"""The column that names the grades that are not in the store, joined by commas; empty where nothing is missing."""
-NOTES = "notes"
-"""The column of what must be known of a single row: a damaged grade, dropped rows, a retry with fewer rows at once."""
-SECONDS = "seconds"
-"""The column of the wall seconds of all stages of a cell, shared ones in full; empty while one is missing."""
-PREDICTED = "predicted_seconds"
-"""The column of what those seconds were predicted to be."""
-
-
-class Grading(NamedTuple):
-    """One grading of a cell and the columns it fills.
-
-    Attributes:
-        stage: the name of the grading among the keys of a cell.
-        score: the column of the score, in percent; ``<score>_count`` and ``<score>_unjudged`` are beside it.
-        score_plus: the column of the score under the coherence rule, in percent, where there is one.
-    """
-
-    stage: str
-    score: str
-    score_plus: str | None = None
-
-
-GRADINGS = (
-    Grading("harm", "hs", "hs_plus"),
-    Grading("accuracy", "fa"),
-    Grading("aligned_harm", "aligned_hs", "aligned_hs_plus"),
-    Grading("aligned_accuracy", "aligned_fa"),
-)
-SCORES = tuple(name for grading in GRADINGS for name in (grading.score, grading.score_plus) if name is not None)
-"""The columns of scores, in percent."""
-COUNTS = tuple(f"{grading.score}_{what}" for grading in GRADINGS for what in ("count", "unjudged"))
-"""The columns that count answers: all of them, and those that no judge could grade (they are in no score)."""
 
 
 def load_rows(
@@ -91,7 +60,7 @@ def load_rows(
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"] if name not in LABELS)
     stages = dict.fromkeys(name for cell in cells for name in cell["keys"])
     described = [_row(cell, grades, ledger, swept) for cell in cells]
-    for row, more in zip(described, _identities(cells, described, swept, ledger), strict=True):
+    for row, more in zip(described, told_apart(cells, described, swept, ledger), strict=True):
         row |= {name: value for name, value in more.items() if row.get(name) is None}
         swept |= dict.fromkeys(name for name in more if name != "protocol")
     found = dict.fromkeys(name for row in described for name in row)
@@ -133,29 +102,10 @@ def frame_of(described: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
     return frame
 
 
-def lacks(found: Any) -> bool:
-    """Return whether what stands in a row is nothing: None, NaN, or what pandas has beside whole numbers."""
-    import pandas as pd
-
-    return bool(pd.isna(found))
-
-
 def grading_keys(record: Mapping[str, Any]) -> list[str]:
     """Return the keys of a sweep's gradings."""
     wanted = (cell["keys"].get(grading.stage) for cell in record["cells"] for grading in GRADINGS)
     return [key for key in dict.fromkeys(wanted) if key is not None]
-
-
-def swept_in(rows: DataFrame) -> list[str]:
-    """Return the columns of values that the sweep varies."""
-    fixed = {*LABELS, *SCORES, *COUNTS, *COLUMNS, MISSING, NOTES, SECONDS, PREDICTED, "protocol"}
-    prefixes = (KEY_PREFIX, PROTOCOL_PREFIX, CATEGORY_PREFIX)
-    return [name for name in rows.columns if name not in fixed and not name.startswith(prefixes)]
-
-
-def protocol_in(rows: DataFrame) -> list[str]:
-    """Return the columns of settings that decide whether rows can be compared."""
-    return [name for name in rows.columns if name.startswith(PROTOCOL_PREFIX)]
 
 
 def _row(
@@ -197,26 +147,6 @@ def _row(
 def _follows(name: str, setup: Mapping[str, Any], swept: Collection[str]) -> bool:
     aligned = name.replace("finetune.fresh.", "align.adapter.")
     return aligned != name and aligned in swept and setup[name] == setup.get(aligned)
-
-
-def _identities(
-    cells: Sequence[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
-    swept: Collection[str],
-    ledger: Mapping[str, StageRecord],
-) -> list[dict[str, Any]]:
-    """Return the protocol that each cell is counted under, and what else tells it from cells of the same names."""
-    by = [*(name for name in LABELS if name != "seed"), *swept]
-    named = [tuple(str(row.get(name)) for name in by) for row in rows]
-    own = [
-        {name.removeprefix(PROTOCOL_PREFIX): row[name] for name in row if name.startswith(PROTOCOL_PREFIX)}
-        for row in rows
-    ]
-    counted = joined(own, [(str(row["task"]), str(row["model"])) for row in rows], named)
-    protocols = [key_of(protocol) for protocol in counted]
-    lines = list(zip(named, protocols, strict=True))
-    more = implicit_differences([cell["keys"] for cell in cells], lines, [row["seed"] for row in rows], ledger)
-    return [{**found, "protocol": protocol} for found, protocol in zip(more, protocols, strict=True)]
 
 
 def _scores(grading: Grading, summary: Mapping[str, Any]) -> dict[str, Any]:

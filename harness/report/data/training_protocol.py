@@ -21,9 +21,7 @@ def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) 
         keys: of the cell's stages, by the part they play.
         ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest no world size.
     """
-    stages = {
-        part: ledger[key] for part in ("align", "poison", "finetune") if (key := keys.get(part)) in ledger and key
-    }
+    stages = {part: ledger[key] for part, key in keys.items() if key is not None and key in ledger}
     return {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
 
 
@@ -63,21 +61,14 @@ def _agree(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
-    spec = entry.spec
-    if part == "poison":
-        yield from ((f"finetune.{name}", spec[name]) for name in ("rows", "compat") if name in spec)
-        return
-    for name, value in spec.get("budget", {}).items():
-        if not name.startswith("_") and name != _BATCHING:
-            yield f"{part}.budget.{name}", value
-    if part == "align":
-        yield from (("align.rows", source["rows"]) for source in [spec.get("refusal") or {}] if "rows" in source)
-        adapter = spec.get("adapter") or {}
-        yield from ((f"align.adapter.{name}", value) for name, value in adapter.items() if not name.startswith("_"))
-    elif "protocol" in spec:
-        yield "finetune.adapter", spec["protocol"]
-        if spec["protocol"] == "double":
-            fresh = spec.get("adapter") or {}
-            yield from ((f"finetune.fresh.{name}", value) for name, value in fresh.items() if not name.startswith("_"))
-    if entry.finished:
+    for name, path in (entry.settings or {}).items():
+        found: Any = entry.spec
+        for field in path.split("."):
+            found = found.get(field) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping):
+            shown = (field for field in found if not field.startswith("_") and field != _BATCHING)
+            yield from ((f"{name}.{field}", found[field]) for field in shown)
+        elif found is not None:
+            yield name, found
+    if entry.finished and entry.trains and entry.parallel:
         yield part + PROCESSES, entry.processes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.report.data.tidy import CATEGORY_PREFIX
+from harness.report.data.columns import CATEGORY_PREFIX, value
+from harness.report.data.conditions import SITUATION, varying
 from harness.report.figures.curves import training_views
 from harness.report.figures.spec import Bars, Grid, Lines, Series, View, listed
 from harness.report.figures.tradeoff import sensitivity_views, surface_views, trade_off_views
 from harness.report.stats import cost
-from harness.report.stats.aggregate import SITUATION, by_defense, complete
-from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, value, varying, with_marker
+from harness.report.stats.aggregate import by_defense, complete
+from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, with_marker
 from harness.report.stats.paired import ALPHA, Comparison
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable, Row
 from harness.report.stats.results import Results

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.report.data.columns import value
+from harness.report.data.conditions import condition_name, varying
 from harness.report.figures.spec import Lines, Series, listed
-from harness.report.stats.labels import line_name, markers, value, varying, with_marker
+from harness.report.stats.labels import markers, with_marker
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
 from harness.tracking.jsonl import read_curve
 
-TRAINED = ("align", "finetune", "repair")
 POINTS = 80
 """Positions of a curve; steps between them are averaged."""
 STAGES = 6
@@ -34,7 +35,7 @@ class _Curve(NamedTuple):
 def training_views(findings: Results) -> list[Lines]:
     """Return one view per stage kind, attack ratio (after the attack) and logged quantity, a line per defense."""
     views = []
-    for kind in TRAINED:
+    for kind in findings.training:
         by_ratio = _curves(findings, kind)
         for ratio, curves in by_ratio.items():
             names = dict.fromkeys(name for curve in curves for name in curve.quantities)
@@ -65,20 +66,21 @@ def _view(kind: str, ratio: str, name: str, drawn: Sequence[Series], *, paper: b
 
 
 def _curves(findings: Results, kind: str) -> dict[str, list[_Curve]]:
-    """Return the curves of a kind by attack ratio; an alignment knows of none."""
+    """Return the curves of a kind by attack ratio; a stage before the attack knows of none."""
     groups: defaultdict[str, defaultdict[tuple[str, str], dict[str, None]]]
     groups = defaultdict(lambda: defaultdict(dict))
-    column = f"key.{kind}"
+    columns = findings.training[kind]
     swept = varying(findings.means, findings.rows)
-    many = len({line_name(line.names, swept) for line in findings.lines}) > GROUPS
+    many = len({condition_name(line.names, swept) for line in findings.lines}) > GROUPS
     letters = markers(findings.means)
     for line, note in zip(findings.lines, findings.means[NOTE], strict=True):
         defense = str(line.names["defense"])
-        settings = [] if many else [name for name in swept if kind != "align" or not name.startswith("finetune")]
-        ratio = "" if kind == "align" else value(line.names["ratio"])
-        keys = [key for cell in line.cells if isinstance(key := cell.get(column), str)]
+        keys = [key for cell in line.cells for column in columns if isinstance(key := cell.get(column), str)]
         if keys:
-            name = with_marker(line_name(line.names, settings), letters.get(note, ""))
+            attacked = any(findings.ledger[key].attacked for key in keys)
+            settings = [] if many else [name for name in swept if attacked or not name.startswith("finetune")]
+            ratio = value(line.names["ratio"]) if attacked else ""
+            name = with_marker(condition_name(line.names, settings), letters.get(note, ""))
             groups[ratio][defense, name] |= dict.fromkeys(keys)
     return {
         ratio: [_mean(findings, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]

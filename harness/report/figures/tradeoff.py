@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.report.data.columns import records, value
+from harness.report.data.conditions import SITUATION, short_names, varying
 from harness.report.figures.spec import Bars, Grid, Point, Points, Series, listed
-from harness.report.stats.aggregate import SITUATION, Kept, by_defense, complete, means_over, numbers_in
-from harness.report.stats.labels import HEADINGS, short_names, value, varying, with_marker
+from harness.report.stats.aggregate import Kept, by_defense, complete, means_over, numbers_in
+from harness.report.stats.labels import HEADINGS, with_marker
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable
 from harness.report.stats.results import Results
-from harness.report.stats.summary import records
 
 if TYPE_CHECKING:
     from pandas import DataFrame

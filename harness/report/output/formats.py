@@ -11,14 +11,15 @@ from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
+from harness.report.data.columns import NOTES, records, value
 from harness.report.data.comparability import SHOWN
+from harness.report.data.conditions import varying
 from harness.report.data.dropped import dropped_in
-from harness.report.data.tidy import NOTES
 from harness.report.output.markdown import literal
-from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score, value, varying
+from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, Figure, PaperTable
 from harness.report.stats.results import Results
-from harness.report.stats.summary import NOTE, records
+from harness.report.stats.summary import NOTE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -143,12 +144,13 @@ def _on_boards(findings: Results) -> list[str]:
 
 
 def _latex(findings: Results) -> str:
-    from jinja2 import Environment
+    from jinja2 import Environment, StrictUndefined
 
     source = resources.files("harness.report.output").joinpath("templates", "table.tex.j2").read_text("utf-8")
     environment = Environment(  # LaTeX's own braces and percent signs stay what they are
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
+        undefined=StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)

@@ -11,8 +11,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from harness.report.data.columns import KEY_PREFIX, records, value
 from harness.report.data.comparability import protocol_differences
-from harness.report.data.tidy import KEY_PREFIX
+from harness.report.data.conditions import condition_name, varying
+from harness.report.data.earlier_records import TRAINED
 from harness.report.figures.catalog import gallery
 from harness.report.figures.plotly import chart
 from harness.report.figures.spec import View
@@ -20,23 +22,11 @@ from harness.report.figures.style import looks
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.samples import samples
 from harness.report.stats import cost
-from harness.report.stats.labels import (
-    HEADINGS,
-    MEANINGS,
-    compared_names,
-    duration,
-    line_name,
-    markers,
-    number,
-    remarks,
-    score,
-    value,
-    varying,
-)
+from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, duration, markers, number, remarks, score
 from harness.report.stats.paired import ALPHA, RESOLVED
 from harness.report.stats.paper_table import ALIGNED, AVERAGE
 from harness.report.stats.results import Results
-from harness.report.stats.summary import NOTE, records
+from harness.report.stats.summary import NOTE
 
 
 def page(findings: Results, *, views: Mapping[str, Sequence[View]] | None = None, with_samples: bool = False) -> str:
@@ -76,6 +66,7 @@ def page(findings: Results, *, views: Mapping[str, Sequence[View]] | None = None
         tolerance=TOLERANCE,
         kinds=cost.kinds(findings),
         overheads=cost.overheads(findings),
+        trained=list(dict.fromkeys((*TRAINED, *findings.training))),
         protocol_differences=sorted({note for note in protocol_differences(findings.rows).values() if note}),
         cells=_cells(findings),
         command=shlex.join(findings.record.get("argv", [])),
@@ -124,7 +115,7 @@ def _lines(findings: Results) -> list[dict[str, Any]]:
     letters = markers(findings.means)
     return [
         {
-            "name": line_name(line, swept),
+            "name": condition_name(line, swept),
             "marker": letters.get(line[NOTE], ""),
             "labels": {name: value(line[name]) for name in ("defense", "task", "model", "attack", "ratio")},
             "scores": [(score(line, name), (index, name) in findings.best) for name in HEADINGS],
@@ -177,7 +168,7 @@ def _cells(findings: Results) -> list[dict[str, Any]]:
     rows = records(findings.rows)
     return [
         {
-            "name": line_name(row, swept),
+            "name": condition_name(row, swept),
             "labels": {name: value(row[name]) for name in ("defense", "task", "model", "attack", "ratio")},
             "seed": row["seed"],
             "missing": row["missing"],

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from harness.engine.files import opened
 from harness.errors import StoreError
-from harness.report.data.tidy import KEY_PREFIX
-from harness.report.stats.labels import line_name, value, varying
+from harness.report.data.columns import KEY_PREFIX, records, value
+from harness.report.data.conditions import condition_name, varying
 from harness.report.stats.results import Results
-from harness.report.stats.summary import records
 
 PROMPTS = 8
 """Answers of each cell; the same prompts in every cell."""
@@ -48,7 +47,7 @@ def samples(findings: Results) -> list[Answers]:
         artifacts = findings.store.root / "artifacts"
         said = _head(artifacts / "generate" / answers / "answers.jsonl")
         graded = _head(artifacts / "grade" / grades / "grades.jsonl")
-        cell = f"{line_name(row, swept)}, {row['task']}, p={value(row['ratio'])}, seed {row['seed']}"
+        cell = f"{condition_name(row, swept)}, {row['task']}, p={value(row['ratio'])}, seed {row['seed']}"
         pairs = [_sample(answer, grade) for answer, grade in zip(said, graded, strict=False)]
         found.append(Answers(cell, str(row["defense"]), pairs))
     return found

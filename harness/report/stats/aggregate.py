@@ -9,15 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.report.stats.labels import markers, varying, with_marker
+from harness.report.data.conditions import varying
+from harness.report.stats.labels import markers, with_marker
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
-
-SITUATION = ("ratio", "task", "model", "attack")
-"""The labels under which a setting is tried."""
 
 
 class Kept(NamedTuple):

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import StoreError
 from harness.report.data.stage_records import StageRecord
-from harness.report.data.tidy import KEY_PREFIX
 from harness.report.stats.results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 HOUR = 3600.0
-TRAINED = ("align", "finetune", "repair")
-"""The kinds of stages in which a defense acts."""
 
 
 class KindCost(NamedTuple):
@@ -104,9 +101,8 @@ def _places(findings: Results, rows: DataFrame) -> dict[Hashable, float | None]:
 def _seconds(findings: Results, rows: DataFrame) -> dict[str, float | None]:
     """Return the mean seconds of the stages of each kind that the rows have; None if none of them has finished."""
     means: dict[str, float | None] = {}
-    for kind in TRAINED:
-        column = KEY_PREFIX + kind
-        keys = [key for key in rows[column].unique() if isinstance(key, str)] if column in rows else []
+    for kind, columns in findings.training.items():
+        keys = [key for key in rows[columns].melt()["value"].unique() if isinstance(key, str)]
         known = [found for key in keys if (found := _spent(findings, findings.ledger[key])) is not None]
         if keys:
             means[kind] = sum(known) / len(known) if known else None

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.report.data.tidy import GRADINGS, KEY_PREFIX, LABELS, MISSING, NOTES, SCORES, Grading, lacks, swept_in
+from harness.report.data.columns import (
+    GRADINGS,
+    KEY_PREFIX,
+    LABELS,
+    MISSING,
+    NOTES,
+    SCORES,
+    Grading,
+    records,
+    swept_in,
+    value,
+)
+from harness.report.data.conditions import condition_name, named, telling, varying
 from harness.report.stats.interval import LEVEL
-from harness.report.stats.summary import HIGH, LOW, NOTE, SIZE, records, telling
+from harness.report.stats.summary import HIGH, LOW, NOTE, SIZE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,13 +39,6 @@ MEANINGS = {
     "hs_plus": "harmful score that also counts incoherent answers (lower is better)",
     "fa": "fine-tune accuracy: accuracy on the user's task (higher is better)",
 }
-
-
-def value(found: Any) -> str:
-    """Return a label or a swept value as text; a dash for what a cell lacks."""
-    if lacks(found):
-        return "-"
-    return f"{found:g}" if isinstance(found, float) else str(found)
 
 
 def one_line(text: str) -> str:
@@ -63,37 +67,15 @@ def duration(hours: float) -> str:
     return f"{hours * 3600:.2g} s"
 
 
-def varying(means: DataFrame, rows: DataFrame) -> list[str]:
-    """Return the swept values that tell lines apart and do not only say again what a label says."""
-    return [name for name in swept_in(rows) if means[name].nunique(dropna=False) > 1 and not _repeats(means, name)]
-
-
-def line_name(names: Mapping[str, Any], swept: Iterable[str]) -> str:
-    """Return what a line is called where there is one column for it, as ``booster (lamb 5, alpha 0.1)``."""
-    short = short_names(swept)
-    settings = [f"{short[name]} {value(names[name])}" for name in short if value(names[name]) != "-"]
-    return str(names["defense"]) + (f" ({', '.join(settings)})" if settings else "")
-
-
-def short_names(swept: Iterable[str]) -> dict[str, str]:
-    """Return the end of every dotted name that no other one shares: ``lamb``, or ``align.rho`` beside another rho."""
-    parts = {name: name.split(".") for name in swept}
-    ends = Counter(".".join(found[start:]) for found in parts.values() for start in range(len(found)))
-    return {
-        name: next((end for i in range(1, len(found) + 1) if ends[end := ".".join(found[-i:])] == 1), name)
-        for name, found in parts.items()
-    }
-
-
 def with_marker(name: str, letter: str) -> str:
     """Return a line's name with the letter of its footnote, as ``booster (lamb 5) [a]``; most lines have none."""
     return f"{name} [{letter}]" if letter else name
 
 
-def line_names(means: DataFrame, rows: DataFrame) -> list[str]:
+def condition_names(means: DataFrame, rows: DataFrame) -> list[str]:
     """Return what each line is called, with its marker, in the order of the lines."""
     swept, letters = varying(means, rows), markers(means)
-    return [with_marker(line_name(line, swept), letters.get(line[NOTE], "")) for line in records(means)]
+    return [with_marker(condition_name(line, swept), letters.get(line[NOTE], "")) for line in records(means)]
 
 
 def markers(means: DataFrame) -> dict[str, str]:
@@ -117,7 +99,7 @@ def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
 
 def compared_names(means: DataFrame, rows: DataFrame, comparisons: Iterable[Comparison]) -> list[str]:
     """Return what is compared: the line's name with its marker, and the baseline's where that has a marker too."""
-    names, notes = line_names(means, rows), list(means[NOTE])
+    names, notes = condition_names(means, rows), list(means[NOTE])
     return [
         f"{names[each.line]} against {names[each.other]}" if notes[each.other] else names[each.line]
         for each in comparisons
@@ -134,8 +116,8 @@ def _of_targets(rows: DataFrame, means: DataFrame) -> list[str]:
     if "target" not in rows:
         return []
     by = telling(rows)
-    names = dict(zip(_identities(means, by), line_names(means, rows), strict=True))
-    met = {name: row for name, row in zip(_identities(rows, by), records(rows), strict=True) if row["target"]}
+    names = dict(zip((named(row, by) for row in records(means)), condition_names(means, rows), strict=True))
+    met = {named(row, by): row for row in records(rows) if row["target"]}
     told = []
     for identity, row in met.items():
         published = ", ".join(
@@ -148,10 +130,6 @@ def _of_targets(rows: DataFrame, means: DataFrame) -> list[str]:
         verdict = row["target_status"] or "not finished"
         told.append(f"{names[identity]}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
     return told
-
-
-def _identities(frame: DataFrame, by: Sequence[str]) -> list[tuple[str, ...]]:
-    return [tuple(str(row[name]) for name in by) for row in records(frame)]
 
 
 def _of_cells(rows: DataFrame) -> list[str]:
@@ -172,12 +150,3 @@ def _columns_of(missing: str) -> str:
     """Name the scores that missing grades would fill."""
     scores = {grading.stage: HEADINGS[grading.score] for grading in GRADINGS}
     return ", ".join(scores[stage] for stage in missing.split(", ") if stage in scores)
-
-
-def _repeats(means: DataFrame, name: str) -> bool:
-    """Return whether a swept value only says again what a label says, as ``attack_ratio`` does for the ratio."""
-    values = means[name].nunique(dropna=False)
-    labels: Sequence[str] = ("ratio", "task", "attack", "model")
-    return any(
-        values == means[label].nunique(dropna=False) == len(means[[name, label]].drop_duplicates()) for label in labels
-    )

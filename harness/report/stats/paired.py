@@ -7,11 +7,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
-from harness.report.data.implicit import STAGES
+from harness.report.data.columns import PROTOCOL_PREFIX
+from harness.report.data.conditions import SITUATION, Condition
 from harness.report.data.scores import Graded
-from harness.report.data.tidy import PROTOCOL_PREFIX
 from harness.report.stats.interval import estimates, holm, more_seeds
-from harness.report.stats.summary import Line
+from harness.report.stats.summary import panel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class Comparison(NamedTuple):
     more_seeds: float
 
 
-def against_baseline(lines: Sequence[Line], grades: Mapping[str, Graded], baseline: str) -> list[Comparison]:
+def against_baseline(lines: Sequence[Condition], grades: Mapping[str, Graded], baseline: str) -> list[Comparison]:
     """Return every line's comparison with the baseline's line that ``counterparts`` found for it.
 
     Raises:
@@ -66,7 +66,7 @@ def against_baseline(lines: Sequence[Line], grades: Mapping[str, Graded], baseli
     return compare(lines, grades, [(*pair, score) for score in COMPARED for pair in pairs])
 
 
-def counterparts(lines: Sequence[Line], baseline: str) -> dict[int, int]:
+def counterparts(lines: Sequence[Condition], baseline: str) -> dict[int, int]:
     """Return for every other line the baseline's line of the same task, model, attack, ratio and settings.
 
     Settings of the defense itself are not matched. Of several, which differ in their protocol only, it is the one with
@@ -85,21 +85,21 @@ def counterparts(lines: Sequence[Line], baseline: str) -> dict[int, int]:
     for index, line in enumerate(lines):
         cells[line.names["protocol"]] += len(line.cells)
         if line.names["defense"] == baseline:
-            offered[_situation(line)].append(index)
+            offered[line.situation].append(index)
 
-    def nearness(line: Line, other: int) -> tuple[bool, int]:
+    def nearness(line: Condition, other: int) -> tuple[bool, int]:
         protocol = lines[other].names["protocol"]
         return protocol == line.names["protocol"], cells[protocol]
 
     return {
         index: max(found, key=lambda other: nearness(line, other))
         for index, line in enumerate(lines)
-        if line.names["defense"] != baseline and (found := offered.get(_situation(line), []))
+        if line.names["defense"] != baseline and (found := offered.get(line.situation, []))
     }
 
 
 def left_out(
-    lines: Sequence[Line], names: Sequence[str], baseline: str, comparisons: Sequence[Comparison]
+    lines: Sequence[Condition], names: Sequence[str], baseline: str, comparisons: Sequence[Comparison]
 ) -> list[str]:
     """Return which lines with results are in no comparison with the baseline, and why: a sentence per reason.
 
@@ -111,14 +111,14 @@ def left_out(
     """
     pairs = counterparts(lines, baseline)
     compared = {index for each in comparisons for index in (each.line, each.other)}
-    situations = {_situation(lines[index]) for index in pairs}
+    situations = {lines[index].situation for index in pairs}
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for index, line in enumerate(lines):
         if index in compared or all(cell[score] != cell[score] for cell in line.cells for score in COMPARED):
             continue
         place = f"{names[index]}, p={float(line.names['ratio']):g}"
         if line.names["defense"] == baseline:
-            if index not in pairs.values() and _situation(line) in situations:
+            if index not in pairs.values() and line.situation in situations:
                 reasons["others are compared with the one that is nearer in protocol"].append(place)
         elif index not in pairs:
             reasons[f"no {baseline} of the same task, model, attack, ratio and settings"].append(place)
@@ -129,7 +129,7 @@ def left_out(
     return [f"Not compared with {baseline} ({reason}): {'; '.join(found)}." for reason, found in reasons.items()]
 
 
-def best_lines(lines: Sequence[Line], means: DataFrame, grades: Mapping[str, Graded]) -> set[tuple[int, str]]:
+def best_lines(lines: Sequence[Condition], means: DataFrame, grades: Mapping[str, Graded]) -> set[tuple[int, str]]:
     """Return the lines that are better than every other one of their column, by the paired test, with the score.
 
     A column holds the lines of one task, model, attack and ratio. A line with the best mean is not among them while
@@ -142,7 +142,7 @@ def best_lines(lines: Sequence[Line], means: DataFrame, grades: Mapping[str, Gra
     """
     columns: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, line in enumerate(lines):
-        columns[tuple(line.names[name] for name in ("task", "model", "attack", "ratio"))].append(index)
+        columns[tuple(line.names[name] for name in SITUATION)].append(index)
     best = set()
     for score in COMPARED:
         for column in columns.values():
@@ -157,7 +157,7 @@ def best_lines(lines: Sequence[Line], means: DataFrame, grades: Mapping[str, Gra
 
 
 def compare(
-    lines: Sequence[Line], grades: Mapping[str, Graded], pairs: Sequence[tuple[int, int, str]]
+    lines: Sequence[Condition], grades: Mapping[str, Graded], pairs: Sequence[tuple[int, int, str]]
 ) -> list[Comparison]:
     """Return the comparisons of pairs of lines in a score; a pair without common seeds and prompts is left out."""
     paired = {pair: both for pair in pairs if (both := _paired(lines[pair[0]], lines[pair[1]], pair[2], grades))}
@@ -185,19 +185,12 @@ def _won(duel: Comparison) -> bool:
     return duel.difference < 0 if duel.score in LOWER_IS_BETTER else duel.difference > 0
 
 
-def _situation(line: Line) -> Hashable:
-    """Return what a line and its baseline have in common: everything but the defense, its settings and the protocol."""
-    return tuple(
-        (name, str(value))
-        for name, value in line.names.items()
-        if name not in ("defense", "protocol", STAGES) and not name.startswith("defense.")
-    )
-
-
-def _paired(line: Line, other: Line, score: str, grades: Mapping[str, Graded]) -> tuple[int, NDArray[Any]] | None:
-    mine, theirs = line.panel(score, grades), other.panel(score, grades)
-    # A line has a seed once: `implicit_differences` tells cells apart that would be there twice.
-    places = [{seed: row for row, seed in enumerate(panel.seeds)} for panel in (mine, theirs)]
+def _paired(
+    line: Condition, other: Condition, score: str, grades: Mapping[str, Graded]
+) -> tuple[int, NDArray[Any]] | None:
+    mine, theirs = panel(line, score, grades), panel(other, score, grades)
+    # A line has a seed once: `told_apart` tells cells apart that would be there twice.
+    places = [{seed: row for row, seed in enumerate(found.seeds)} for found in (mine, theirs)]
     rows = [(row, places[1][seed]) for seed, row in places[0].items() if seed in places[1]]
     if not rows or mine.values.shape[1] != theirs.values.shape[1] or not _evaluated_alike(line, other):
         return None
@@ -205,7 +198,7 @@ def _paired(line: Line, other: Line, score: str, grades: Mapping[str, Graded]) -
     return len(rows), mine.values[first] - theirs.values[second]
 
 
-def _evaluated_alike(line: Line, other: Line) -> bool:
+def _evaluated_alike(line: Condition, other: Condition) -> bool:
     if line.names["protocol"] == other.names["protocol"]:
         return True
     mine, theirs = (_evaluation(each.cells[0]) for each in (line, other))

@@ -9,10 +9,12 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.report.data.columns import value
+from harness.report.data.conditions import Condition, condition_name, varying
 from harness.report.data.scores import Graded
 from harness.report.stats.interval import estimates
-from harness.report.stats.labels import line_name, markers, value, varying
-from harness.report.stats.summary import HIGH, LOW, NOTE, Line
+from harness.report.stats.labels import markers
+from harness.report.stats.summary import HIGH, LOW, NOTE, panel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +71,7 @@ class Evidence(NamedTuple):
     """What boards are made of: tidy rows, lines, their means, the verdicts behind them, and what is best."""
 
     rows: DataFrame
-    lines: Sequence[Line]
+    lines: Sequence[Condition]
     means: DataFrame
     grades: Mapping[str, Graded]
     best: Collection[tuple[int, str]]
@@ -106,7 +108,7 @@ def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) ->
         figures |= {(score, ALIGNED): _aligned(evidence, members, score) for score in scores}
         figures |= {(score, AVERAGE): averaged[number, score] for score in scores if (number, score) in averaged}
         known = {place: figure for place, figure in figures.items() if figure.mean == figure.mean}
-        rows.append(Row(str(names["defense"]), line_name(names, swept), letters.get(note, ""), known))
+        rows.append(Row(str(names["defense"]), condition_name(names, swept), letters.get(note, ""), known))
     has_aligned = any((score, ALIGNED) in row.figures for row in rows for score in scores)
     columns = [*([ALIGNED] if has_aligned else []), *(f"{ratio:g}" for ratio in ratios)]
     common: Mapping[str, Any] = lines[indices[0]].names
@@ -146,7 +148,7 @@ def _averages(
     }
 
 
-def _over_ratios(lines: Sequence[Line], score: str, evidence: Evidence) -> NDArray[Any] | None:
+def _over_ratios(lines: Sequence[Condition], score: str, evidence: Evidence) -> NDArray[Any] | None:
     """Return the verdicts averaged over lines with the same seeds and as many prompts.
 
     An answer that could not be judged at one ratio counts there as the mean of its seed, so that the average is that of
@@ -154,7 +156,7 @@ def _over_ratios(lines: Sequence[Line], score: str, evidence: Evidence) -> NDArr
     """
     import numpy as np
 
-    panels = [line.panel(score, evidence.grades) for line in lines]
+    panels = [panel(line, score, evidence.grades) for line in lines]
     seeds = {panel.seeds for panel in panels}
     if len(seeds) != 1 or not panels[0].seeds or len({panel.values.shape for panel in panels}) != 1:
         return None

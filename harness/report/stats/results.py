@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.identity import flatten
 from harness.engine.store import Store
+from harness.report.data.columns import KEY_PREFIX
+from harness.report.data.conditions import Condition, conditions_of, telling
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import mark, read
 from harness.report.data.tidy import grading_keys, load_rows
-from harness.report.stats.labels import line_names
+from harness.report.stats.labels import condition_names
 from harness.report.stats.paired import Comparison, against_baseline, best_lines, left_out
 from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
-from harness.report.stats.summary import Line, lines_of, summarise, telling
+from harness.report.stats.summary import summarise
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,13 +51,23 @@ class Results:
     ledger: Mapping[str, StageRecord]
     grades: Mapping[str, Graded]
     rows: DataFrame
-    lines: Sequence[Line]
+    lines: Sequence[Condition]
     means: DataFrame
     baseline: str | None
     comparisons: Sequence[Comparison]
     left_out: Sequence[str]
     best: frozenset[tuple[int, str]]
     paper_tables: Sequence[PaperTable]
+
+    @cached_property
+    def training(self) -> dict[str, list[str]]:
+        """The columns that hold the keys of training stages, by kind, in the order of the chain."""
+        columns: dict[str, dict[str, None]] = {}
+        for cell in self.record["cells"]:
+            for part, key in cell["keys"].items():
+                if key in self.ledger and self.ledger[key].trains:
+                    columns.setdefault(self.ledger[key].kind, {})[KEY_PREFIX + part] = None
+        return {kind: list(found) for kind, found in columns.items()}
 
 
 def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None) -> Results:
@@ -72,7 +85,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
     grades = read_grades(store, grading_keys(record))
     ledger = load_stage_records(store, record)
     rows = _beside_targets(load_rows(store, record, grades=grades, ledger=ledger), ledger)
-    lines = lines_of(rows)
+    lines = conditions_of(rows)
     means = summarise(rows, grades)
     if baseline is None and PLAIN in set(rows["defense"]):
         baseline = PLAIN
@@ -88,7 +101,7 @@ def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None)
         means=means,
         baseline=baseline,
         comparisons=comparisons,
-        left_out=left_out(lines, line_names(means, rows), baseline, comparisons) if baseline is not None else (),
+        left_out=left_out(lines, condition_names(means, rows), baseline, comparisons) if baseline is not None else (),
         best=best,
         paper_tables=paper_tables(Evidence(rows, lines, means, grades, best)),
     )

@@ -1,13 +1,15 @@
-"""Lines: the cells that differ in nothing but their seed, and the mean of their scores with its interval."""
+"""Summary: the mean of every score over the replicates of a condition, with its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.report.data.columns import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, swept_in
 from harness.report.data.comparability import protocol_differences
+from harness.report.data.conditions import Condition, conditions_of
 from harness.report.data.scores import Graded
-from harness.report.data.tidy import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, frame_of, swept_in
+from harness.report.data.tidy import frame_of
 from harness.report.stats.interval import estimates
 
 if TYPE_CHECKING:
@@ -39,66 +41,20 @@ class Panel(NamedTuple):
     mean: float
 
 
-class Line(NamedTuple):
-    """Cells that differ in nothing but their seed.
+def panel(condition: Condition, score: str, grades: Mapping[str, Graded]) -> Panel:
+    """Return the verdicts behind a score of a condition; without seeds where there are none."""
+    import numpy as np
 
-    Attributes:
-        names: labels without the seed, swept values and ``protocol``.
-        cells: their tidy rows, by column.
-    """
-
-    names: Mapping[str, Any]
-    cells: Sequence[Mapping[str, Any]]
-
-    def panel(self, score: str, grades: Mapping[str, Graded]) -> Panel:
-        """Return the verdicts behind a score; without seeds where there are none."""
-        import numpy as np
-
-        grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
-        measured = _distinct([cell for cell in self.cells if cell[score] == cell[score]], KEY_PREFIX + grading.stage)
-        seeds = tuple(cell["seed"] for cell in measured)
-        scores = [float(cell[score]) for cell in measured]
-        mean = sum(scores) / len(scores) if scores else float("nan")
-        verdicts = [_verdicts(grades, cell.get(KEY_PREFIX + grading.stage), score) for cell in measured]
-        known = [values for values in verdicts if values is not None]
-        if len(known) == len(measured) > 0 and len({len(values) for values in known}) == 1:
-            return Panel(seeds, np.stack(known), mean)
-        return Panel(seeds, np.array(scores).reshape(-1, 1) / 100, mean)
-
-
-def telling(rows: DataFrame) -> list[str]:
-    """Return the columns that tell one line from another: everything that names a cell but its seed."""
-    return [*(name for name in LABELS if name != "seed"), *swept_in(rows), "protocol"]
-
-
-def lines_of(rows: DataFrame) -> list[Line]:
-    """Return the lines of a sweep, in the order in which its cells come. Rows with different protocols are different.
-
-    Args:
-        rows: what ``load_rows`` returned.
-    """
-    by = telling(rows)
-    keys = [name for name in rows.columns if name.startswith(KEY_PREFIX)]
-    lines: dict[tuple[str, ...], Line] = {}
-    seen = set()
-    for cell in records(rows):
-        if (same := tuple(str(cell[name]) for name in (*by, "seed", *keys))) not in seen:
-            seen.add(same)
-            names = {name: cell[name] for name in by}
-            line = lines.setdefault(tuple(str(found) for found in names.values()), Line(names, []))
-            assert isinstance(line.cells, list)
-            line.cells.append(cell)
-    return list(lines.values())
-
-
-def records(frame: DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a frame by column; None for a whole number that a row lacks, NaN for another."""
-    import pandas as pd
-
-    return [
-        {str(name): None if found is pd.NA else found for name, found in row.items()}
-        for row in frame.to_dict(orient="records")
-    ]
+    grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
+    measured = _distinct([cell for cell in condition.cells if cell[score] == cell[score]], KEY_PREFIX + grading.stage)
+    seeds = tuple(cell["seed"] for cell in measured)
+    scores = [float(cell[score]) for cell in measured]
+    mean = sum(scores) / len(scores) if scores else float("nan")
+    verdicts = [_verdicts(grades, cell.get(KEY_PREFIX + grading.stage), score) for cell in measured]
+    known = [values for values in verdicts if values is not None]
+    if len(known) == len(measured) > 0 and len({len(values) for values in known}) == 1:
+        return Panel(seeds, np.stack(known), mean)
+    return Panel(seeds, np.array(scores).reshape(-1, 1) / 100, mean)
 
 
 def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> DataFrame:
@@ -117,15 +73,15 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
         grades: what ``read_grades`` returned; without it, and where a grade has no verdicts on single prompts,
             intervals are over seeds alone.
     """
-    lines = lines_of(rows)
+    lines = conditions_of(rows)
     notes = protocol_differences(rows)
     measured = {
-        (index, score): panel
+        (index, score): found
         for index, line in enumerate(lines)
         for score in SCORES
-        if (panel := line.panel(score, grades or {})).seeds
+        if (found := panel(line, score, grades or {})).seeds
     }
-    found = dict(zip(measured, estimates([panel.values for panel in measured.values()]), strict=True))
+    estimated = dict(zip(measured, estimates([each.values for each in measured.values()]), strict=True))
     described = []
     for index, line in enumerate(lines):
         finished = {cell["seed"] for cell in line.cells if any(cell[score] == cell[score] for score in SCORES)}
@@ -136,7 +92,7 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
             NOTE: notes[str(line.names["task"]), str(line.names["model"]), str(line.names["protocol"])],
         }
         for score in SCORES:
-            estimate = found.get((index, score))
+            estimate = estimated.get((index, score))
             told[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
             if estimate:
                 ends = {score + LOW: 100 * estimate.low, score + HIGH: 100 * estimate.high}

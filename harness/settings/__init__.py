@@ -1,1 +1,0 @@
-"""Checks of settings and the messages about them."""
