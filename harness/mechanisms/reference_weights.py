@@ -1,4 +1,4 @@
-"""Anchor: the trainables as they were at one moment, to be pulled towards or to be visited again."""
+"""Reference weights: the trainables as they were at one moment, to be pulled towards or to be visited again."""
 
 from __future__ import annotations
 

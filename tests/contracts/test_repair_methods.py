@@ -20,7 +20,7 @@ from harness.training.learner import CausalLearner
 
 def discovered():
     found = {}
-    for module in pkgutil.iter_modules(harness.defenses.__path__, "harness.defenses."):
+    for module in pkgutil.walk_packages(harness.defenses.__path__, "harness.defenses."):
         for _, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             if cls.__module__ == module.name and is_dataclass(cls) and hasattr(cls, "repair"):
                 found[cls.name] = cls

@@ -52,7 +52,7 @@ def test_mistake_is_told_in_one_message(harness, name):
     assert run.returncode == 2, run.stdout + run.stderr
     assert "Traceback" not in run.stdout + run.stderr
     assert all(text in run.stderr for text in said), run.stderr
-    assert not list(harness.engine.folder.glob("store/artifacts/*/*"))
+    assert not list(harness.folder.glob("store/artifacts/*/*"))
 
 
 def test_mistakes_in_a_multirun_are_reported_together(harness):
@@ -80,7 +80,7 @@ def test_token_in_the_command_line_reaches_neither_store_nor_messages(harness):
 
     run = harness("attack_ratio=p00", f"title={secret}", *QUICK)
     stored = subprocess.run(
-        ["grep", "-r", secret, "."], cwd=harness.engine.folder, capture_output=True, text=True, check=False
+        ["grep", "-r", secret, "."], cwd=harness.folder, capture_output=True, text=True, check=False
     )
 
     assert run.returncode == 2
@@ -88,7 +88,7 @@ def test_token_in_the_command_line_reaches_neither_store_nor_messages(harness):
 
 
 def test_store_that_is_a_file_is_told(harness):
-    (harness.engine.folder / "store").write_text("a file in the place of the store")
+    (harness.folder / "store").write_text("a file in the place of the store")
 
     run = harness("attack_ratio=p00", *QUICK)
 
@@ -116,7 +116,7 @@ def test_what_an_ascii_terminal_cannot_show_is_substituted(harness):
 def test_closed_stream_is_no_mistake(harness, closed):
     run = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m harness help {closed}"],
-        cwd=harness.engine.folder,
+        cwd=harness.folder,
         env=harness.environment,
         capture_output=True,
         text=True,
@@ -132,7 +132,7 @@ def test_full_disk_behind_the_output_is_told(harness):
     with open("/dev/full", "w", encoding="utf-8") as full:
         run = subprocess.run(
             harness.command("plan"),
-            cwd=harness.engine.folder,
+            cwd=harness.folder,
             env=harness.environment,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -173,7 +173,7 @@ class Broken(Sweeper):
 @pytest.mark.parametrize("name", PLUGINS)
 def test_plugin_that_cannot_be_loaded_says_why(harness, name):
     source, words = PLUGINS[name]
-    folder = harness.engine.folder / "site" / "hydra_plugins"
+    folder = harness.folder / "site" / "hydra_plugins"
     folder.mkdir(parents=True)
     (folder / "broken.py").write_text(source)
 
@@ -210,11 +210,11 @@ def test_doctor_tells_what_the_machine_has_and_changes_nothing(harness):
     assert run.returncode == 0, run.stderr
     for word in ("torch", "hub", "HARNESS_DATA", "store", "slurm", "wandb"):
         assert word in run.stdout
-    assert not list(harness.engine.folder.iterdir())
+    assert not list(harness.folder.iterdir())
 
 
 def test_doctor_does_not_mind_what_an_ended_process_left_of_wandb(harness, monkeypatch):
-    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{harness.engine.folder}/socket")
+    monkeypatch.setenv("WANDB_SERVICE", f"3-1-unix-{harness.folder}/socket")
 
     run = harness("doctor")
 

@@ -63,14 +63,11 @@ def harness(finished: Harness, tmp_path: Path) -> Harness:
 def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
     (before,) = sweeps(harness)
 
-    run = harness("-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *QUICK, PYTHONPATH=str(harness.engine.folder))
+    run = harness("-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *QUICK, PYTHONPATH=str(harness.folder))
 
     assert run.returncode == 0, run.stderr
     (found,) = (harness.store / "hydra").glob("*/found.yaml")
-    assert (
-        run.stdout.count(f"what the sweeper itself writes goes to {found.parent.relative_to(harness.engine.folder)}")
-        == 1
-    )
+    assert run.stdout.count(f"what the sweeper itself writes goes to {found.parent.relative_to(harness.folder)}") == 1
     scores = {(cell["defense"], float(cell["ratio"])): float(cell["hs"]) for cell in rows(harness, before)}
     better = min(("sft", "booster"), key=lambda defense: scores[defense, 0.2])
     assert yaml.safe_load(found.read_text()) == {
@@ -81,9 +78,7 @@ def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
 
 
 def test_plan_of_an_optimizing_sweeper_is_that_of_its_first_batch(harness):
-    run = harness(
-        "plan", "-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *QUICK, PYTHONPATH=str(harness.engine.folder)
-    )
+    run = harness("plan", "-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *QUICK, PYTHONPATH=str(harness.folder))
 
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("2 cells") == 1
@@ -94,9 +89,7 @@ def test_plan_of_an_optimizing_sweeper_is_that_of_its_first_batch(harness):
 def test_optimizing_sweeper_is_told_why_a_cell_has_no_objective(harness):
     refused = ("corpus.shared_prompts=false", "on_invalid=skip")
 
-    run = harness(
-        "-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *refused, *QUICK, PYTHONPATH=str(harness.engine.folder)
-    )
+    run = harness("-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *refused, *QUICK, PYTHONPATH=str(harness.folder))
 
     assert run.returncode == 1
     assert "A cell has no objective: it was skipped" in run.stderr
@@ -104,7 +97,7 @@ def test_optimizing_sweeper_is_told_why_a_cell_has_no_objective(harness):
 
 
 def test_refused_optimizing_sweep_leaves_no_folder(harness):
-    run = harness("-m", "hydra/sweeper=stand_in", "seed=x", *QUICK, PYTHONPATH=str(harness.engine.folder))
+    run = harness("-m", "hydra/sweeper=stand_in", "seed=x", *QUICK, PYTHONPATH=str(harness.folder))
 
     assert run.returncode == 2
     assert not (harness.store / "hydra").exists()
@@ -123,7 +116,7 @@ def optuna(harness: Harness) -> WithOptuna:
     if not OPTUNA.exists():
         missing = f"{OPTUNA.relative_to(ROOT)} is missing; `make optuna-sweeper` installs it"
         pytest.fail(missing) if os.environ.get("HARNESS_CI") else pytest.skip(missing)
-    return WithOptuna(harness.engine.folder)
+    return WithOptuna(harness.folder)
 
 
 @pytest.mark.slow
