@@ -34,7 +34,7 @@ MISTAKES = {
     ),
     "an override that cannot be read": (["seed=[1"], ["'[1'", "override_grammar"]),
     "a folder of configurations that is not there": (["--config-dir", "nowhere"], ["nowhere"]),
-    "two sweep files at once": (["-m", "+sweeps=demo,tiny_rho"], ["one sweep file", "demo,tiny_rho"]),
+    "two sweep files at once": (["-m", "+sweeps=demo,tiny_rho"], ["a single sweep file", "demo,tiny_rho"]),
     "a setting of a slot that is empty": (["-m", "defense=sft", "defense.align.lamb=1,5"], ["`defense.align.lamb`"]),
     "an unknown sweep": (["report", "nothing"], ["no sweep"]),
     "a report into a file": (["report", "--out", "/dev/null"], ["--out", "`/dev/null` is a file"]),
