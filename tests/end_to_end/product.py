@@ -100,8 +100,9 @@ class Harness:
         )
 
     def __call__(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end; in a fresh interpreter if its environment is one that imports look at."""
-        if all(name.startswith("HARNESS_") for name in environment):
+        """Run a command to its end; in a fresh interpreter if it is another one, or if imports see its environment."""
+        ours = self.command()[0] == sys.executable
+        if ours and all(name.startswith("HARNESS_") for name in environment):
             return nursery().run(arguments, self.folder, self.environment | environment)
         return subprocess.run(
             self.command(*arguments),

@@ -113,8 +113,8 @@ def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():
     (other,) = PanaceaRepair().conflicts(slots | {"finetune": RandomPerturbation()})
 
     assert PanaceaRepair().conflicts(slots) == []
-    assert "which holds plain training. Set" in plain
-    assert "which holds `random_perturbation`. Set" in other
+    assert "which holds plain training. Set" in str(plain)
+    assert "which holds `random_perturbation`. Set" in str(other)
 
 
 def test_panacea_in_fine_tuning_needs_the_repair_that_adds_its_perturbation():
@@ -124,8 +124,8 @@ def test_panacea_in_fine_tuning_needs_the_repair_that_adds_its_perturbation():
     (other,) = Panacea().conflicts(slots | {"repair": RandomPerturbation()})
 
     assert Panacea().conflicts(slots | {"repair": PanaceaRepair()}) == []
-    assert "which is empty. Set" in empty
-    assert "which holds `random_perturbation`. Set" in other
+    assert "which is empty. Set" in str(empty)
+    assert "which holds `random_perturbation`. Set" in str(other)
 
 
 def test_panacea_on_a_model_with_dropout_is_refused():
