@@ -101,9 +101,10 @@ def restarts(job: str) -> int:
 def start_now(job: str) -> None:
     """Free a requeued job from waiting for its BeginTime.
 
-    Not after a node failure: the node, when it returns, still ends what it knew under this job's id.
+    Not after a node failure: the node, when it returns, still ends what it knew under this job's id. Nor at once: it
+    revokes its credentials up to the second in which the job ended, and kills a job that starts again within that one.
     """
-    ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    ask("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
 
 def end_in(job: str, seconds: int) -> None:
