@@ -66,12 +66,15 @@ def test_sweep_repeated_executes_nothing_and_says_so(finished):
     assert attempts(finished) == before
 
 
-def test_single_run_of_a_cell_of_the_sweep_is_stored_already(finished):
-    single = finished("defense=booster", "attack_ratio=p20", *QUICK)
+def test_single_run_of_a_cell_of_the_sweep_is_stored_already(finished, tmp_path):
+    shutil.copytree(finished.store, tmp_path / "store")
+    own = Harness(tmp_path)
+
+    single = own("defense=booster", "attack_ratio=p20", *QUICK)
 
     assert single.returncode == 0, single.stderr
     assert "nothing to run" in single.stdout
-    assert len(rows(finished)) == 1
+    assert len(rows(own)) == 1
 
 
 def test_report_has_the_same_numbers_in_every_format(finished):
