@@ -93,5 +93,5 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(settings, "_device", lambda: "cuda")
     monkeypatch.setattr(settings, "_gpus", lambda: 2)
 
-    with pytest.raises(ConfigError, match="3 share 2 GPUs"):
+    with pytest.raises(ConfigError, match="3 processes need a GPU each, and there are 2"):
         executor(Local(processes=3))
