@@ -177,7 +177,7 @@ def _run_cells(
     cells = list({cell.identity: cell for cell in examinations if isinstance(cell, Cell)}.values())
     skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
-    if needs_results and settings.cluster.rehearsing:
+    if needs_results and settings.cluster.dry_run:
         advice = (
             "an optimizing sweeper needs results to go on, and a dry run has none; `harness plan` shows its first batch"
         )
