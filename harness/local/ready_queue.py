@@ -59,7 +59,7 @@ class ReadyQueue:
 
         Args:
             workers: the key of the base that each worker holds, or an empty text, by its number.
-            idle: the workers that can run a stage.
+            idle: the workers that can run a stage, preferred ones first.
         """
         first = {base: ranks[0] for base, ranks in self._ready.items() if ranks}
         if not first or not idle:
@@ -72,9 +72,9 @@ class ReadyQueue:
         if base in holders and base:
             return Assignment(stage, holders[base])
 
-        def cost(number: int) -> tuple[bool, bool, int]:
+        def cost(number: int) -> tuple[bool, bool]:
             held = workers[number]
-            return bool(held) and held in first, bool(base and held), number
+            return bool(held) and held in first, bool(base and held)
 
         return Assignment(stage, min(idle, key=cost))
 

@@ -146,6 +146,13 @@ def test_queue_spares_workers_whose_base_is_wanted_from_stages_that_load_none() 
     assert queue.next({0: base.key, 1: "idle"}, [0, 1]) == (tuned, 0)
 
 
+def test_queue_takes_the_first_idle_worker_where_none_is_better() -> None:
+    queue = ReadyQueue([Number(value=7), Tune(parent=Number(value=1), amount=5)])
+
+    assert queue.next({0: "", 1: ""}, [1, 0]).worker == 1
+    assert queue.next({0: "", 1: ""}, [1, 0]).worker == 1
+
+
 def test_queue_keeps_the_plan_order_for_stages_of_one_base() -> None:
     base = Number(value=1)
     tuned, other, last = Tune(parent=base, amount=5), Number(value=7), Tune(parent=base, amount=6)
