@@ -123,8 +123,8 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
             parallel=traits["parallel"],
             attacked=traits["attacked"],
             settings=settings if settings is None or traits is told else settings_in(settings, spec),
-            # A link that leads nowhere or a folder is one as well.
             perhaps_cut=perhaps_cut(folder, _json(store.layout.spec(key))) if folder and uncounted else 0,
+            # A link that leads nowhere or a folder is one as well.
             damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / MANIFEST),
         )
     return ledger
