@@ -1,8 +1,8 @@
-"""Greedy answers to many prompts at once.
+"""Batched greedy decoding with transformers.
 
-Prompts are sorted by length, padded on the left and decoded in batches; answers come back in the order of the prompts.
-The batch size is a matter of speed: the padding is masked and positions count from the first real token, so only
-rounding tells batches apart. ``agreement`` measures whether rounding ever decides an answer.
+Prompts are sorted by length, left-padded and decoded in batches; generations are returned in the order of the prompts.
+Padding is masked and positions count from the first real token, so the batch size changes results only through
+rounding. ``agreement`` measures how often rounding changes a generation.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def generate(
     decoding: Decoding,
     batch_size: int = 64,
 ) -> list[str]:
-    """Return the greedy continuation of every prompt, at most ``new_tokens`` long, in the prompts' order.
+    """Return the greedy continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
 
-    Special tokens are stripped, whitespace is not. Prompts are encoded as in training, and one that occurs several
-    times is answered once; one that is too long keeps what the tokenizer puts before a text, and its own end. The model
-    is left in the mode it was in. A batch that does not fit into memory is halved: longest prompts come first.
+    Special tokens are stripped, whitespace is not. Prompts are encoded as in training; duplicates are decoded once.
+    Truncation is described at ``Decoding.max_prompt``. The longest prompts are decoded first; a batch that does not fit
+    into memory is halved. The model's train/eval mode is restored on return.
 
     Raises:
-        ModelError: not even one prompt fits into memory.
+        ModelError: a single prompt does not fit into memory.
     """
     if not prompts:
         return []
@@ -52,7 +52,7 @@ def generate(
     lengths = [len(prompt.ids) for prompt in encoded]
     if cut := sum(length > decoding.max_prompt for length in lengths):
         log.warning(
-            "%d of %d prompts are longer than %d tokens and lost their beginning",
+            "%d of %d prompts are longer than %d tokens and were truncated at the beginning",
             cut,
             len(encoded),
             decoding.max_prompt,
@@ -66,13 +66,13 @@ def generate(
         eos_token_id=ends or None,
         pad_token_id=tokenizer.pad_token_id,
     )
-    answers: dict[str, str] = {}
-    waiting = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
-    with _plainly(model, settings) as base, torch.inference_mode():
-        while waiting:
-            rows = waiting[:batch_size]
+    generations: dict[str, str] = {}
+    pending = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
+    with _generation_mode(model, settings) as base, torch.inference_mode():
+        while pending:
+            rows = pending[:batch_size]
             try:
-                written = _continue(
+                generated = _decode_batch(
                     base, [encoded[i].ending(decoding.max_prompt) for i in rows], tokenizer.pad_token_id
                 )
             except torch.OutOfMemoryError as error:
@@ -80,17 +80,17 @@ def generate(
                 if batch_size == 0:
                     raise ModelError(
                         f"`{base.device}` has too little memory for one prompt and {new_tokens} new tokens; expected "
-                        "room for the model and its cache. Choose a smaller `model` or `evaluation.new_tokens`."
+                        "enough for the model and its KV cache. Choose a smaller `model` or `evaluation.new_tokens`."
                     ) from error
-                log.warning("out of memory: going on with batches of %d", batch_size)
+                log.warning("out of memory: continuing with a batch size of %d", batch_size)
                 continue
-            answers |= {distinct[i]: _text(tokenizer, row, ends) for i, row in zip(rows, written, strict=True)}
-            waiting = waiting[len(rows) :]
-    return [answers[prompt] for prompt in prompts]
+            generations |= {distinct[i]: _text(tokenizer, row, ends) for i, row in zip(rows, generated, strict=True)}
+            pending = pending[len(rows) :]
+    return [generations[prompt] for prompt in prompts]
 
 
 def too_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], decoding: Decoding) -> int:
-    """Return how many prompts lose their beginning when they are answered."""
+    """Return how many prompts exceed ``max_prompt`` and are therefore truncated."""
     return sum(len(prompt.ids) > decoding.max_prompt for prompt in prompts_of(tokenizer, prompts))
 
 
@@ -103,35 +103,36 @@ def agreement(
     decoding: Decoding,
     batch_size: int = 64,
 ) -> float:
-    """Return the share of prompts, 0 to 1, whose answer in a batch is the one they get alone.
+    """Return the fraction of prompts, 0 to 1, whose batched generation equals the one with batch size 1.
 
     Raises:
         ValueError: there are no prompts.
     """
     if not prompts:
         raise ValueError("agreement is undefined without prompts")
-    alone = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=1)
-    together = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=batch_size)
-    return sum(one == other for one, other in zip(alone, together, strict=True)) / len(prompts)
+    single = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=1)
+    batched = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=batch_size)
+    return sum(one == other for one, other in zip(single, batched, strict=True)) / len(prompts)
 
 
-def _continue(model: PreTrainedModel, prompts: list[list[int]], pad: int) -> list[list[int]]:
-    """Return the new tokens of each prompt, padded on the right where a row ended before the longest."""
+def _decode_batch(model: PreTrainedModel, prompts: list[list[int]], pad: int) -> list[list[int]]:
+    """Return the new tokens of each prompt, right-padded to the longest generation of the batch."""
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    written = model.generate(
+    sequences = model.generate(
         input_ids=torch.tensor(ids, device=model.device), attention_mask=torch.tensor(mask, device=model.device)
     )
-    tokens: list[list[int]] = written[:, width:].tolist()
+    tokens: list[list[int]] = sequences[:, width:].tolist()
     return tokens
 
 
 @contextmanager
-def _plainly(model: PreTrainedModel | PeftModel, settings: GenerationConfig) -> Iterator[PreTrainedModel]:
-    """Give the model without its wrapper, in evaluation mode, under these settings alone.
+def _generation_mode(model: PreTrainedModel | PeftModel, settings: GenerationConfig) -> Iterator[PreTrainedModel]:
+    """Yield the model without its PEFT wrapper, in eval mode, with ``settings`` as its generation config.
 
-    The library would fill what a passed configuration leaves open with the model's own sampling settings.
+    Passing the config to ``generate`` is not enough: transformers fills its unset fields with the model's own sampling
+    settings.
     """
     base: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
     training, own = model.training, base.generation_config
@@ -151,5 +152,5 @@ def _end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeniz
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: list[int]) -> str:
-    length = next((place for place, token in enumerate(row) if token in ends), len(row))
+    length = next((index for index, token in enumerate(row) if token in ends), len(row))
     return str(tokenizer.decode(row[:length], skip_special_tokens=True))
