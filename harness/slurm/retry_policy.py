@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from harness.engine.fingerprint import WORK, fingerprints
 from harness.engine.provenance import source_digest
 from harness.engine.store import Store
-from harness.engine.surroundings import WORK, surroundings
 from harness.execution.state import State
 from harness.slurm.causes import Cause, cause_of
 from harness.slurm.job_log import JobEntry
@@ -68,4 +68,4 @@ def _stuck(key: str, store: Store) -> bool:
     alike = len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {here}
     if not alike or (left := last[-1].get("left")) is None:
         return alike
-    return bool(left == surroundings(store, key, left.keys() - {WORK}))
+    return bool(left == fingerprints(store, key, left.keys() - {WORK}))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from harness.engine.gc import Garbage, Needed, remove, unneeded
+from harness.engine.gc import Garbage, Needed, find_garbage, remove
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.slurm.client import Scheduler, Slurm, user
@@ -41,7 +41,7 @@ def collect(
         mine = turn.enter_context(submitting_if_possible(root, tell))
         queued, problems = _queued(root, scheduler or Slurm())
         needed = Needed(root, queued=queued)
-        found = list(unneeded(root, needed.keys(), seconds=seconds))
+        found = list(find_garbage(root, needed.keys(), seconds=seconds))
         problems += [f"{why} What it may name stays." for why in needed.damage]
         for problem in problems:
             tell(problem)

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.engine.gc import unreadable, with_ancestors
-from harness.engine.lookup import key_named
+from harness.engine.gc import record_problem, with_ancestors
+from harness.engine.lookup import resolve_key
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.execution.attempt import LOG
@@ -104,7 +104,7 @@ def _damage(sweep: str, root: Store) -> list[str]:
     ledger = JobLog(root.root)
     list(ledger.entries())
     others = [other for other in root.sweep_ids() if other != sweep]
-    return [*ledger.damage, *(why for other in others if (why := unreadable(root, other)))]
+    return [*ledger.damage, *(why for other in others if (why := record_problem(root, other)))]
 
 
 def _unreadable(states: Mapping[str, State], root: Store) -> list[str]:
@@ -128,7 +128,7 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
     Raises:
         StoreError: no stage, or more than one, has a key that begins so, or it has never run.
     """
-    key = key_named(root, prefix)
+    key = resolve_key(root, prefix)
     entry = JobLog(root.root).latest().get(key)
     paths = [
         root.work(key) / LOG,
