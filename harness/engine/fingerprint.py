@@ -32,9 +32,7 @@ def fingerprints(store: Store, key: str, inputs: Iterable[str]) -> dict[str, str
 def _work_fingerprint(folder: Path) -> str:
     try:
         # The log and the curve, at the top level, grow with each attempt; checkpoints are in subfolders.
-        stamps = [
-            (str(path.relative_to(folder)), _stamp(path)) for path in files_in(folder) if path.parent != folder
-        ]
+        stamps = [(str(path.relative_to(folder)), _stamp(path)) for path in files_in(folder) if path.parent != folder]
         return hashlib.sha256(json.dumps([folder.stat().st_ino, stamps]).encode()).hexdigest()[:16]
     except OSError:
         return ""

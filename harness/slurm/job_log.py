@@ -63,11 +63,11 @@ class JobEntry:
         return root / self.folder / f"{self.job}_0_log.{stream}"
 
 
-class Stray(NamedTuple):
-    """A job of a sweep that the job log lacks; ``works`` if it is running, even if its stages have newer jobs."""
+class OrphanJob(NamedTuple):
+    """A job of a sweep that the job log lacks; ``running`` is set even if its stages have newer jobs."""
 
     sweep: str
-    works: bool
+    running: bool
 
 
 class JobLog:
@@ -111,7 +111,7 @@ class JobLog:
         with writing(folder):
             append_line(folder / NAME, [_entry_to_json(entry) for entry in entries])
 
-    def leave(self, folder: Path, keys: Collection[str]) -> None:
+    def write_deferred(self, folder: Path, keys: Collection[str]) -> None:
         """Record which stages a submission leaves to its deferred submission.
 
         Raises:
@@ -120,9 +120,9 @@ class JobLog:
         with writing(folder):
             write_json(folder / LEFT, sorted(keys))
 
-    def left(self, continuation: JobEntry) -> frozenset[str] | None:
+    def left(self, deferred: JobEntry) -> frozenset[str] | None:
         """Return the stages left to a deferred submission; None if they were not recorded or cannot be read."""
-        path = self._root / continuation.folder / LEFT
+        path = self._root / deferred.folder / LEFT
         if not path.exists():
             return None
         try:
@@ -158,23 +158,23 @@ class JobLog:
     def _report_damage(self, path: Path, what: str) -> None:
         self.damage[f"{what} of `{path}` is damaged and skipped; the jobs that it listed are unknown."] = None
 
-    def strays(self, queue: Mapping[str, Queued], sweep: str = "*") -> dict[str, "Stray"]:
+    def orphans(self, queue: Mapping[str, Queued], sweep: str = "*") -> dict[str, "OrphanJob"]:
         """Return the orphans: jobs in the queue that were submitted to this store and are missing in the job log.
 
         The submission was killed after sbatch accepted them, or their line was damaged later. Only a holder of the
         submission lock can rule out a submission that is still waiting for sbatch to return.
         """
         known = {entry.job for entry in self.entries()}
-        found = {job: self._stray(job, one) for job, one in queue.items() if job not in known}
-        return {job: stray for job, stray in found.items() if stray and sweep in ("*", stray.sweep)}
+        found = {job: self._orphan(job, one) for job, one in queue.items() if job not in known}
+        return {job: orphan for job, orphan in found.items() if orphan and sweep in ("*", orphan.sweep)}
 
-    def _stray(self, job: str, queued: Queued) -> "Stray | None":
+    def _orphan(self, job: str, queued: Queued) -> "OrphanJob | None":
         *_, jobs, sweep, submission, name = ("", "", "", "", *PurePosixPath(queued.script).parts)
         # The store may have another path on the node, but names of submissions are unique.
         folder = self._folder / sweep / submission
         if jobs != self._folder.name or not os.path.lexists(folder / name):
             return None
-        return Stray(sweep, works=queued.state == "RUNNING" and (folder / f"{job}_submitted.pkl").exists())
+        return OrphanJob(sweep, running=queued.state == "RUNNING" and (folder / f"{job}_submitted.pkl").exists())
 
     def sweeps(self) -> list[str]:
         """Return the sweeps that were submitted and not cancelled since, without dry runs.

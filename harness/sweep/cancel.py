@@ -7,9 +7,9 @@ from harness.engine.gc import keys_of_record, record_problem, with_ancestors
 from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
 from harness.errors import StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobEntry, JobLog
-from harness.slurm.turn import submitting_if_possible
+from harness.slurm.lock import submission_lock_if_writable
 from harness.sweep.status import nobody
 
 
@@ -36,7 +36,7 @@ def cancel(
         StoreError: there is no such sweep.
         SchedulerError: Slurm does not answer.
     """
-    asked = scheduler or Slurm()
+    asked = scheduler or SlurmClient()
     sweep = resolve_sweep(root, name)
     ledger = JobLog(root.root)
     # A submission under way sees the mark and stops; only then is it known which jobs there are.
@@ -44,14 +44,14 @@ def cancel(
         ledger.cancel(sweep)
     except StoreError as error:
         tell(f"{error} The jobs are ended; that the sweep was cancelled is not noted, so cancel it again then.")
-    with submitting_if_possible(root, tell):
+    with submission_lock_if_writable(root, tell):
         queue = asked.queue({entry.user for entry in ledger.entries()} | {user()})
         known = set(root.sweep_ids())
         others = [other for other in ledger.sweeps() if other != sweep and other in known]
         needed = set().union(*(_needed_by(other, root, ledger, tell) for other in others))
         left = _left_to(sweep, root, ledger, others)
         ours = {entry.job: set(entry.keys) for entry in (*ledger.entries(sweep), *left) if entry.job in queue}
-        ours |= {job: set() for job in ledger.strays(queue, sweep)}
+        ours |= {job: set() for job in ledger.orphans(queue, sweep)}
         spared = {job for job, keys in ours.items() if needed.intersection(keys)}
         asked.cancel(ours.keys() - spared)
         for problem in ledger.damage:
