@@ -197,7 +197,7 @@ def test_claim_that_was_made_while_a_silent_one_is_removed_stays(folder, monkeyp
     judged = claim._stat(path)
     looks = iter([judged])
     again = claim._stat
-    monkeypatch.setattr(claim, "_look", lambda path: next(looks, None) or again(path))
+    monkeypatch.setattr(claim, "_stat", lambda path: next(looks, None) or again(path))
     path.unlink()
     path.write_text("another one")
 

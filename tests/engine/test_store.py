@@ -14,7 +14,7 @@ from harness.engine.moved import MOVED
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StoreError, UnreadableFile
-from harness.execution.attempt import WorkerContext, attempt, logged
+from harness.execution.attempt import WorkerContext, attempt, log_to_file
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def test_process_that_lost_its_stage_to_a_rival_leaves_no_failure_of_it(root, st
 
 
 def test_log_that_a_full_disk_cuts_stops_nothing(root, tmp_path, capsys):
-    with logged(Path("/dev/full")):
+    with log_to_file(Path("/dev/full")):
         logging.getLogger("harness.engine").error("cut")
 
     assert capsys.readouterr().err == ""
