@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toys import heedful, wait_for
 
-from harness.slurm.interrupt import undisturbed
+from harness.slurm.interrupt import deferred_signals
 
 HEARING = """
 ASKED = '''
@@ -73,5 +73,5 @@ def test_undisturbed_thread_is_left_as_it_is():
 
 
 def _entered():
-    with undisturbed():
+    with deferred_signals():
         return signal.getsignal(signal.SIGINT)
