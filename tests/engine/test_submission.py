@@ -344,7 +344,7 @@ def test_refusal_is_lifted_when_what_the_stage_meets_is_another(store, root, sch
     again = submit(store, scheduler, [bad])
     scheduler.work_off()
 
-    assert "neither the code, nor what the stage reads" in refused.failed[bad.key].message
+    assert "neither the code, nor its inputs" in refused.failed[bad.key].message
     assert str(store.work(bad.key)) in refused.failed[bad.key].message
     assert set(again.submitted) == {bad.key}
     # It met the same once more, and nothing has changed since.
