@@ -85,6 +85,8 @@ class Stage(ABC):
     """Whether a cluster should run it in the same job as its parent."""
     fuses_siblings: ClassVar[bool] = False
     """Whether several children of this kind may run in the job of a common parent, one after another."""
+    loads_base: ClassVar[bool] = False
+    """Whether it loads the model of its first ancestor, so that it starts faster in a process that has it in memory."""
 
     @cached_property
     def key(self) -> str:

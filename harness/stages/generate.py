@@ -36,6 +36,7 @@ class Generate(Stage):
     version: ClassVar[int] = 1
     fuses: ClassVar[bool] = True
     fuses_siblings: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     model: ModelStage
     prompts: ExampleSource
     new_tokens: int

@@ -110,7 +110,7 @@ def run_stage(store: Store, prefix: str, front: Reporter) -> None:
     """
     stage = store.stage(resolve_key(store, prefix))
     plan = Plan.single(stage)
-    place = ExecutionSettings(cluster=Local(), tracker=Jsonl())
+    place = ExecutionSettings(cluster=Local(workers=1), tracker=Jsonl())
     planned = SweepPlan.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)
     front.planned(planned)
     _prefetch(plan, store)
