@@ -1,4 +1,4 @@
-"""Generate: a model's answers to prompts. They are an artifact, so that many judges can read them."""
+"""Generate: a model's generations for a list of prompts, stored so that several judges can grade them."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.engine.files import opened
+from harness.engine.files import open_regular
 from harness.engine.stage import Stage, StageContext
 from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
@@ -21,15 +21,19 @@ ANSWERS = "answers.jsonl"
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generate(Stage):
-    """Answers of one model to one list of prompts.
+    """Generations of one model for one list of prompts.
 
-    The artifact is ``answers.jsonl``: one object a row, in the order of the prompts, with ``instruction``, ``input``,
-    ``reference`` (what the source holds as the answer) and ``answer``. Facts: how many prompts there are, how many of
-    them are ``cut`` because they are longer than the decoding allows, how many were seen in training, and how answers
-    were decoded (``decoding``: path, batch, arithmetic).
+    The artifact is ``answers.jsonl``: one object per line, in the order of the prompts, with ``instruction``,
+    ``input``, ``reference`` (the source's answer) and ``answer`` (the generation). Facts: ``prompts``, their number;
+    ``cut``, how many exceed ``decoding.max_prompt`` and are truncated; ``shared_with_training``, how many were seen in
+    training; ``decoding``, how they were decoded (path, batch size, arithmetic).
 
     Attributes:
-        new_tokens: longest answer, in tokens.
+        model: the stage whose model generates.
+        prompts: the source of the prompts.
+        new_tokens: maximum length of a generation, in tokens.
+        encoding: prompt template and tokenization.
+        decoding: decoding settings.
     """
 
     name: ClassVar[str] = "generate"
@@ -44,19 +48,19 @@ class Generate(Stage):
     decoding: Decoding
 
     def preflight(self) -> list[str]:
-        """Ask the source of the prompts."""
+        """Check the source of the prompts."""
         return self.prompts.preflight()
 
     def run(self, ctx: StageContext) -> None:
-        """Generate and write."""
+        """Generate and write the artifact."""
         from harness.generation.transformers import answer, too_long
         from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
-        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
-            answers = answer(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
-            ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
+        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+            answers = answer(loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
+            ctx.facts["cut"] = too_long(loaded.tokenizer, texts, self.decoding)
         with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
             for example, text in zip(examples, answers.texts, strict=True):
                 row = {
@@ -72,15 +76,15 @@ class Generate(Stage):
 
 
 def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:
-    """Return the rows of an artifact of answers (``instruction``, ``input``, ``reference``, ``answer``), in order.
+    """Return the records of a ``Generate`` artifact (``instruction``, ``input``, ``reference``, ``answer``), in order.
 
     Args:
-        artifact: its folder.
-        limit: at most so many, from the first on; None is all.
+        artifact: the artifact's folder.
+        limit: return only the first ``limit`` records; None returns all.
 
     Raises:
         UnreadableFile: the file is missing or not a regular file.
         ValueError: a line is not JSON.
     """
-    with opened(artifact / ANSWERS) as file:
+    with open_regular(artifact / ANSWERS) as file:
         return [json.loads(line) for line in islice(file, limit)]
