@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.models.adapter import Lora
@@ -119,7 +119,7 @@ class Finetune(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the method's examples; those of the user are reported by the mixture's stage."""
-        return drawn_from(self.refusal, self.harmful)
+        return examples_of(self.refusal, self.harmful)
 
     @property
     def _own_seed(self) -> int:
