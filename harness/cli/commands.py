@@ -115,7 +115,7 @@ def cancel(arguments: list[str]) -> None:
     parser = parser_of("cancel", "Cancel the jobs of a sweep, except those that another submitted sweep needs.")
     parser.add_argument("sweep", help="the sweep's id, or a prefix of it")
     chosen = parser.parse_args(arguments)
-    done = cancel.cancel(Store(chosen.store), chosen.sweep, tell=print_note)
+    done = cancel.cancel(Store(chosen.store), chosen.sweep, notify=print_note)
     print_text(f"{done.sweep}: {len(done.ended)} jobs ended, {len(done.spared)} left to other sweeps that need them")
 
 
@@ -130,7 +130,7 @@ def gc(arguments: list[str]) -> None:
     parser.add_argument("--older-than", type=_age, default="30d", metavar="AGE", help="30d, 12h or 0d; default: 30d")
     parser.add_argument("--dry-run", action="store_true", help="list what would be removed")
     chosen = parser.parse_args(arguments)
-    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, tell=print_note)
+    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, notify=print_note)
     print_garbage(found, dry_run=chosen.dry_run)
 
 

@@ -59,7 +59,7 @@ class PlanPrinter:
     def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Nothing runs."""
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a note; JSON output contains the plan only."""
         if not self._as_json:
             console().print(escape(text))
@@ -137,7 +137,7 @@ class RunPrinter:
                 # A stage that was rejected, or that failed in a job, sent no event.
                 self._out.print(f"[red]failed[/red] {failure.kind} {key}: {escape(failure.message)}")
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a note."""
         self._out.print(escape(text))
 

@@ -105,10 +105,10 @@ def cells_of(compositions: Sequence[Composition]) -> list[Cell]:
     Raises:
         ConfigError: with the problems of all cells and of what is beside them, each told once.
     """
-    return [cell for cell in examined(compositions, "refuse") if isinstance(cell, Cell)]
+    return [cell for cell in check_cells(compositions, "refuse") if isinstance(cell, Cell)]
 
 
-def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None = None) -> list[Cell | Skipped]:
+def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | None = None) -> list[Cell | Skipped]:
     """Build and check every cell; leave out those that cannot be, if the settings say so.
 
     Args:

@@ -16,7 +16,7 @@ MISTYPED = {
     "a glob that matches nothing": (["plan", "-m", "defense.repair=glob(*)"], ["it is no config group"]),
     "a sweep over nothing by another sweeper": (
         ["plan", "-m", "hydra/sweeper=basic", "seed=range(0)"],
-        ["the sweep is over nothing"],
+        ["the sweep has no cells"],
     ),
     "a sweep without an end": (["plan", "-m", "seed=range(0,1,1e-300)"], ["more than 100000 values"]),
     "a sweep with too many cells": (["plan", "-m", "seed=range(400)", "align.rows=range(1,401)"], ["100000 at most"]),

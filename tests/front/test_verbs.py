@@ -89,7 +89,7 @@ def test_logs_of_an_unknown_key_are_refused(run, sweep):
 def test_logs_of_a_key_that_never_ran_are_refused(run, sweep):
     code, _, error = run("logs", at(sweep), sweep.plan.stages[0].key)
 
-    assert (code, "no attempt of it has begun" in error) == (2, True)
+    assert (code, "it has never been attempted" in error) == (2, True)
 
 
 def test_logs_of_a_key_name_their_files(run, sweep):
