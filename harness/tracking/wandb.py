@@ -44,9 +44,7 @@ class Wandb:
         """Range errors."""
         named = (("project", self.project), ("entity", self.entity))
         return [
-            Problem(
-                name, f"{value!r} is not valid; expected up to 128 characters without / \\ # ? % : or spaces"
-            )
+            Problem(name, f"{value!r} is not valid; expected up to 128 characters without / \\ # ? % : or spaces")
             for name, value in named
             if value is not None and not re.fullmatch(r"[^/\\#?%:\s]{1,128}", value)
         ]

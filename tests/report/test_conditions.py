@@ -13,7 +13,7 @@ from harness.report.data.conditions import conditions_of, differing, repeats
 from harness.report.data.earlier_records import settings_in, traits_of
 from harness.report.data.tidy import load_rows
 from harness.report.stats.results import gather
-from harness.sweep.record import described, sweep_id
+from harness.sweep.record import describe_stage, sweep_id
 
 CELL = {"labels": {"defense": "sft", "ratio": 0.1}, "swept": {"a.b": 1}, "keys": {"align": "x", "harm": "y"}}
 CHAIN = ["experiment=tiny", "defense=sft", "defense/repair=antidote", "attack_ratio=p10"]
@@ -45,7 +45,7 @@ def test_ids_of_runs_and_sweeps_are_those_that_stores_and_servers_have(cell):
 
 def test_what_a_record_says_of_a_stage_is_what_was_known_of_its_kind(cell):
     for stage in cell.stages.values():
-        told, known, spec = described(stage), traits_of(stage.name), describe(stage)
+        told, known, spec = describe_stage(stage), traits_of(stage.name), describe(stage)
         settings = known.pop("settings")
         recorded = told.pop("settings")
         if not stage.trains:
