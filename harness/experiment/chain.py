@@ -1,7 +1,7 @@
-"""The chain of stages of a experiment.
+"""Builds the chain of stages of an experiment.
 
-Each stage is given only what it reads. That is the whole of sharing: an alignment does not know the task, a mixture
-does not know the defense, an answer does not know its judge.
+Each stage gets only the settings that it reads, so that cells share stages: an alignment does not depend on the task, a
+mixture not on the defense, a generation not on the judge.
 """
 
 from harness.corpora.examples import Role
@@ -23,11 +23,10 @@ from harness.stages.repair import Repair
 
 
 def chain_of(experiment: Experiment) -> dict[str, Stage]:
-    """Build the chain of a cell: stages by their part in it, parents before children.
+    """Build the chain of a cell: stages by role, parents before children.
 
     Raises:
-        ConfigError: the methods of the defense do not go together or cannot act on the adapters, or the corpus has
-            not the rows they need.
+        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus.
     """
     if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment)]:
         raise ConfigError(conflicts)

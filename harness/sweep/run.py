@@ -33,7 +33,7 @@ from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
 from harness.tracking.jsonl import Jsonl
 from harness.training.process_setup import prepare_process
-from harness.wandb_sync.uploader import mirrored
+from harness.wandb_sync.uploader import uploading
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def execute(planned: SweepPlan, plan: Plan, store: Store, settings: ExecutionSet
     """
     # No uploader for a run that only submits jobs: `harness sync --follow` uploads those.
     wait = settings.cluster.wait
-    with mirrored(settings.tracker, store.root, planned.sweep, reporter.note) if wait else nullcontext():
+    with uploading(settings.tracker, store.root, planned.sweep, reporter.note) if wait else nullcontext():
         # Checked here because an executor imports torch, even if there is nothing to run.
         if not plan.pending(store):
             # Rewrites damaged or missing specs; a complete store may be read-only.

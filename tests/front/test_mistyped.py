@@ -5,15 +5,15 @@ import pytest
 MISTYPED = {
     "an unknown verb to help with": (["help", "reprot"], ["`reprot`", "did you mean `report`"]),
     "a verb with a dash": (["re-port"], ["`re-port`: unknown verb", "did you mean `report`"]),
-    "two things at once": (["plan", "-m", "-r"], ["--run and --multirun: a command does one thing"]),
+    "two things at once": (["plan", "-m", "-r"], ["--run and --multirun: these flags exclude each other"]),
     "a configuration of a sweep": (["-m", "--cfg", "job"], ["--multirun and --cfg"]),
     "a resolution of nothing": (["plan", "--resolve"], ["--resolve", "--cfg"]),
     "a completion of a sweep": (["plan", "-sc", "install=bash", "-m"], ["--multirun and --shell-completion"]),
     "a package that is not there": (["--cfg", "job", "--package", "nothing"], ["'nothing' not found"]),
     "a pickle to run": (["--experimental-rerun", "job.pickle"], ["--experimental-rerun"]),
     "a range with steps of nothing": (["plan", "-m", "seed=range(0,5,0)"], ["range() arg 3 must not be zero"]),
-    "a sweep over nothing": (["plan", "-m", "seed=range(0)"], ["`seed=range(0)`: a sweep over nothing"]),
-    "a glob that matches nothing": (["plan", "-m", "defense.repair=glob(*)"], ["it is no config group"]),
+    "a sweep over nothing": (["plan", "-m", "seed=range(0)"], ["`seed=range(0)`: the sweep has no values"]),
+    "a glob that matches nothing": (["plan", "-m", "defense.repair=glob(*)"], ["it is not a config group"]),
     "a sweep over nothing by another sweeper": (
         ["plan", "-m", "hydra/sweeper=basic", "seed=range(0)"],
         ["the sweep has no cells"],
@@ -61,7 +61,7 @@ def test_mistyped_line_is_told(run, tmp_path, name):
 BROKEN = {
     "a sweep file": (b"seed: [1, 2", "broken.yaml`, line"),
     "a tab in it": (b"align:\n\trows: 3", "broken.yaml`, line"),
-    "another encoding": (b"# f\xfcr alle\nseed: 1", "broken.yaml`, line 2: the byte 0xfc is no UTF-8"),
+    "another encoding": (b"# f\xfcr alle\nseed: 1", "broken.yaml`, line 2: the byte 0xfc is not UTF-8"),
     "a control character": (b"title: 'a\x07'", "special characters are not allowed"),
     "a list for a default": (b"defaults: [[a]]", "Unsupported type in defaults"),
     "a default of another kind": (b"defaults: 1", "defaults"),

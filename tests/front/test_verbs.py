@@ -153,7 +153,7 @@ def test_cancel_says_how_many_jobs_ended(run, sweep, scheduler):
 
     code, out, _ = run("cancel", at(sweep), sweep.sweep)
 
-    assert (code, out) == (0, f"{sweep.sweep}: {jobs} jobs ended, 0 left to other sweeps that need them\n")
+    assert (code, out) == (0, f"{sweep.sweep}: {jobs} jobs cancelled, 0 kept because other sweeps need them\n")
 
 
 def test_cancel_wants_a_name(run, sweep):
