@@ -17,7 +17,7 @@ from harness.errors import UnreadableFile
 from harness.report.data.columns import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS
 from harness.report.data.stage_records import StageRecord, load_stage_records, trained_in
 from harness.report.data.tidy import load_rows
-from harness.report.data.training_protocol import setup_of
+from harness.report.data.training_protocol import training_protocol_of
 from harness.stages.generate import read_answers
 from harness.stages.grade import read_grades
 from harness.stages.train_adapter import ADAPTER
@@ -85,7 +85,7 @@ class SweepRuns:
         if ready:
             record = {**self.record, "cells": [self._cells[i] for i in ready]}
             stage_records = load_stage_records(self._store, record)
-            rows = load_rows(self._store, record, ledger=stage_records)
+            rows = load_rows(self._store, record, stage_records=stage_records)
             for (_, row), i in zip(rows.iterrows(), ready, strict=True):
                 # A stored grade may be damaged.
                 if not row[MISSING]:
@@ -205,7 +205,7 @@ class SweepRuns:
             [
                 {
                     name: value
-                    for name, value in (setup_of(cell["keys"], stage_records) | cell["protocol"]).items()
+                    for name, value in (training_protocol_of(cell["keys"], stage_records) | cell["protocol"]).items()
                     if not name.endswith(".processes")
                 }
                 for cell in self._cells

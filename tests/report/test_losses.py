@@ -7,7 +7,7 @@ from fabricated import Fabricator
 
 from harness.errors import ConfigError
 from harness.report import report
-from harness.report.data.dropped import dropped_in, losses
+from harness.report.data.dropped import count_dropped_notes, dropped_notes
 from harness.report.data.stage_records import StageRecord
 
 DROPPED = {
@@ -25,7 +25,7 @@ TOLD = "finetune: 131 of 200 rows dropped, 29.0 % harmful instead of 10 %, 7 ste
 
 def _losses(**facts):
     ledger = {part: StageRecord(key=part, kind="any", uses=1, facts=found) for part, found in facts.items()}
-    return losses({**{part: part for part in facts}, "missing": "unknown", "none": None}, ledger)
+    return dropped_notes({**{part: part for part in facts}, "missing": "unknown", "none": None}, ledger)
 
 
 @pytest.fixture
@@ -67,13 +67,13 @@ def test_cut_prompts_are_told():
     told = _losses(harm_answers={"prompts": 100, "cut": 3}, aligned_task_answers={"prompts": 50, "cut": 50})
 
     assert told == [
-        "3 of 100 evaluation prompts lost their beginning",
-        "50 of 50 task prompts of the aligned model lost their beginning",
+        "3 of 100 evaluation prompts were truncated at the beginning",
+        "50 of 50 task prompts of the aligned model were truncated at the beginning",
     ]
 
 
 def test_dropped_rows_are_counted_over_cells():
-    assert dropped_in(["a; 1 of 2 rows dropped", "1 of 2 rows dropped", "", "b"]) == {"1 of 2 rows dropped": 2}
+    assert count_dropped_notes(["a; 1 of 2 rows dropped", "1 of 2 rows dropped", "", "b"]) == {"1 of 2 rows dropped": 2}
 
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json", "latex"])
@@ -86,7 +86,7 @@ def test_every_format_says_that_a_ratio_is_not_the_one_of_the_table(maker, form)
     text = report(maker.store.root, None, form).replace("\\%", "%")
 
     assert text.count(TOLD) == 1
-    assert form == "latex" or "2 of 20 evaluation prompts lost their beginning" in text
+    assert form == "latex" or "2 of 20 evaluation prompts were truncated at the beginning" in text
 
 
 def test_rows_dropped_under_another_protocol_are_in_its_footnote(maker):

@@ -1,4 +1,4 @@
-"""Losses: rows that were dropped and prompts that were cut on the way to a cell's numbers, in words."""
+"""Notes on training examples that were dropped and prompts that were truncated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from harness.report.data.stage_records import StageRecord
 
 DROPPED = "rows dropped"
-"""What a note says of rows without room for any part of their answer."""
+"""Text of a note on examples whose prompt leaves no room for any part of the answer."""
 _ANSWERS = {
     "harm_answers": "evaluation prompts",
     "task_answers": "task prompts",
@@ -18,21 +18,21 @@ _ANSWERS = {
 }
 
 
-def losses(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> list[str]:
-    """Return what a cell's stages left out; nothing where they kept everything, or were stored before it was counted.
+def dropped_notes(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> list[str]:
+    """Return notes on the data that a cell's stages left out; none if nothing was, or if the stage did not count it.
 
-    Answers that lost their end are in the manifests alone: with published settings most rows have some.
+    Truncated answers are counted in the manifests only, because published settings truncate some in most cells.
 
     Args:
-        keys: of the cell's stages, by the part they play.
-        ledger: of the sweep.
+        keys: the keys of the cell's stages, by role.
+        stage_records: the stages of the sweep, by key.
     """
-    found = {part: ledger[key].facts for part, key in keys.items() if key is not None and key in ledger}
+    found = {part: stage_records[key].facts for part, key in keys.items() if key is not None and key in stage_records}
     return [*_dropped(found), *_cut_prompts(found)]
 
 
-def dropped_in(notes: Iterable[str]) -> Counter[str]:
-    """Return what cells' notes say of dropped rows, and how many cells say it."""
+def count_dropped_notes(notes: Iterable[str]) -> Counter[str]:
+    """Return the distinct notes on dropped examples, and in how many cells each occurs."""
     return Counter(note for text in notes for note in text.split("; ") if DROPPED in note)
 
 
@@ -44,16 +44,16 @@ def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if not dropped:
             continue
         sent = sum(counts["sent"] for counts in kinds.values())
-        told = [f"{part}: {dropped} of {sent} {DROPPED}"]
+        parts = [f"{part}: {dropped} of {sent} {DROPPED}"]
         if harmful := kinds.get("harmful"):
-            asked, realised = harmful["sent"] / sent, (harmful["sent"] - harmful["dropped"]) / max(sent - dropped, 1)
-            told += [f"{100 * realised:.1f} % harmful instead of {100 * asked:.3g} %"] if realised != asked else []
-        told += [f"{rows['steps']} steps instead of {rows['steps_asked']}"] if "steps_asked" in rows else []
-        yield ", ".join(told)
+            nominal, actual = harmful["sent"] / sent, (harmful["sent"] - harmful["dropped"]) / max(sent - dropped, 1)
+            parts += [f"{100 * actual:.1f} % harmful instead of {100 * nominal:.3g} %"] if actual != nominal else []
+        parts += [f"{rows['steps']} steps instead of {rows['steps_asked']}"] if "steps_asked" in rows else []
+        yield ", ".join(parts)
 
 
 def _cut_prompts(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for part, name in _ANSWERS.items():
         facts = found.get(part, {})
         if facts.get("cut"):
-            yield f"{facts['cut']} of {facts['prompts']} {name} lost their beginning"
+            yield f"{facts['cut']} of {facts['prompts']} {name} were truncated at the beginning"

@@ -1,6 +1,6 @@
-"""Records of sweeps of an earlier version, which do not say what their stages do: the kinds of that version.
+"""Sweep records of an earlier version, which lack the properties of stages: derived here from their kinds.
 
-A kind that is added needs no line here: what is recorded of it says everything.
+New kinds are not added here: their properties are in the record.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ KINDS = {
     "aligned_harm_answers": "generate",
     "aligned_task_answers": "generate",
 }
-"""The kind of stage that played each part of a cell; every other part was a grade."""
+"""Stage kind of each role in a cell; every other role was a grade."""
 TRAINED = ("align", "finetune", "repair")
-"""The kinds that trained, in the order of the chain."""
+"""The training kinds, in the order of the chain."""
 _PARALLEL = ("align", "finetune")
 _ATTACKED = ("finetune", "repair")
 _SETTINGS = {
@@ -31,7 +31,7 @@ _SETTINGS = {
 
 
 def traits_of(kind: str) -> dict[str, Any]:
-    """Return what a record says of a stage today, for one of a kind of that version."""
+    """Return the properties that current records have, for a kind of that version."""
     return {
         "trains": kind in TRAINED,
         "parallel": kind in _PARALLEL,
@@ -41,6 +41,6 @@ def traits_of(kind: str) -> dict[str, Any]:
 
 
 def settings_in(settings: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recorded settings without those that a stage of that version had and did not read."""
+    """Return the recorded settings without those that a stage of that version ignored."""
     unread = () if spec.get("protocol") == "double" else ("finetune.fresh",)
     return {name: path for name, path in settings.items() if name not in unread}

@@ -1,4 +1,4 @@
-"""The setup of a cell: how it was trained, under the names that a configuration gives to these settings."""
+"""The training protocol of a cell, by the names of its settings in the configuration."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -7,56 +7,58 @@ from typing import Any
 from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
-"""How the name of a world size ends. It is known of finished stages only."""
+"""Suffix of the name of a stage's world size, which is known for finished stages only."""
 _BATCHING = "micro_batch_size"
-"""Stages that were stored by earlier versions have it in their budget; how a batch is cut is no difference."""
+"""Part of the budget in stages of earlier versions; ignored, because it does not change the effective batch."""
 
 
-def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> dict[str, Any]:
+def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> dict[str, Any]:
     """Return budgets, adapter protocol, effective batch, data compat and world size of a cell.
 
-    What tells defenses from each other (the methods and their data) is not among it.
+    Settings that distinguish defenses (the methods and their data) are not included.
 
     Args:
-        keys: of the cell's stages, by the part they play.
-        ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest no world size.
+        keys: the keys of the cell's stages, by role.
+        stage_records: the stages of the sweep, by key; a stage without a stored spec contributes nothing, one without a
+            manifest no world size.
     """
-    stages = {part: ledger[key] for part, key in keys.items() if key is not None and key in ledger}
+    stages = {part: stage_records[key] for part, key in keys.items() if key is not None and key in stage_records}
     return {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
 
 
-def joined(
-    protocols: Sequence[Mapping[str, Any]], blocks: Sequence[Hashable], lines: Sequence[Hashable]
+def assign_protocols(
+    protocols: Sequence[Mapping[str, Any]], blocks: Sequence[Hashable], conditions: Sequence[Hashable]
 ) -> list[Mapping[str, Any]]:
-    """Return the protocol under which each cell is counted.
+    """Return the protocol to which each cell is assigned.
 
-    On how many processes an unfinished stage will run nobody knows. Such a cell is counted under a protocol that its
-    own agrees with in everything that is known: the one that most cells of its line have, then of its block.
+    The world size of an unfinished stage is unknown. Such a cell is assigned to a protocol that agrees with its own in
+    all known settings: the most common one in its condition, then in its block.
 
     Args:
-        protocols: of the cells.
-        blocks: what says which cells may share a protocol.
-        lines: what says which cells would be one line.
+        protocols: the protocol of each cell, as far as it is known.
+        blocks: identifies cells whose protocols are compared.
+        conditions: identifies cells that would be averaged if their protocols were equal.
     """
-    counted = list(protocols)
+    assigned = list(protocols)
     known: defaultdict[Hashable, list[Mapping[str, Any]]] = defaultdict(list)
     votes: Counter[Hashable] = Counter()
-    certain = [sum(name.endswith(PROCESSES) for name in protocol) for protocol in protocols]
-    for index in sorted(range(len(protocols)), key=lambda index: -certain[index]):
-        block, line, mine = blocks[index], lines[index], protocols[index]
-        alike = [place for place, other in enumerate(known[block]) if _agree(mine, other)]
-        if not alike:
-            alike = [len(known[block])]
-            known[block].append(mine)
-        place = max(alike, key=lambda place: (votes[block, line, place], votes[block, place]))
-        votes.update([(block, line, place), (block, place)])
-        counted[index] = known[block][place]
-    return counted
+    finished = [sum(name.endswith(PROCESSES) for name in protocol) for protocol in protocols]
+    for index in sorted(range(len(protocols)), key=lambda index: -finished[index]):
+        block, condition, protocol = blocks[index], conditions[index], protocols[index]
+        candidates = [number for number, other in enumerate(known[block]) if _agrees(protocol, other)]
+        if not candidates:
+            candidates = [len(known[block])]
+            known[block].append(protocol)
+        chosen = max(candidates, key=lambda number: (votes[block, condition, number], votes[block, number]))
+        votes.update([(block, condition, chosen), (block, chosen)])
+        assigned[index] = known[block][chosen]
+    return assigned
 
 
-def _agree(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(name in other and other[name] == found for name, found in mine.items()) and all(
-        name.endswith(PROCESSES) for name in other if name not in mine
+def _agrees(protocol: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two protocols are equal except for world sizes that the first lacks."""
+    return all(name in other and other[name] == found for name, found in protocol.items()) and all(
+        name.endswith(PROCESSES) for name in other if name not in protocol
     )
 
 
