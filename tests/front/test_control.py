@@ -407,9 +407,9 @@ def test_record_of_an_earlier_version_protects_its_artifacts_and_asks_for_a_new_
     aged(sweep.store.root)
 
     assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler))
-    with pytest.raises(StoreError, match="Run the command of the sweep again"):
+    with pytest.raises(StoreError, match="Run the sweep's command again"):
         status(sweep.store, None, scheduler)
-    with pytest.raises(StoreError, match="Run the command of the sweep again"):
+    with pytest.raises(StoreError, match="Run the sweep's command again"):
         retry(sweep.store, None, {}, NullReporter())
 
 
@@ -497,7 +497,7 @@ def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, sch
     before = sweep.store.read_sweep(sweep.sweep)
     damage(record_file(sweep), how)
     for verb in (lambda: status(sweep.store, None, scheduler), lambda: retry(sweep.store, None, {}, NullReporter())):
-        with pytest.raises(StoreError, match="Run the command of the sweep again"):
+        with pytest.raises(StoreError, match="Run the sweep's command again"):
             verb()
 
     record(sweep.store.root, "cluster=slurm")
@@ -518,7 +518,7 @@ def test_gc_keeps_what_a_damaged_record_may_name_and_removes_what_lies_aside(swe
 
     assert [garbage.path for garbage in found] == [aside]
     assert all(theirs.store.has(stage) for stage in theirs.plan.stages[1:])
-    assert [theirs.sweep in text and "stays" in text for text in told] == [True]
+    assert [theirs.sweep in text and "is kept" in text for text in told] == [True]
 
 
 def test_gc_keeps_what_a_queued_stage_reads_whose_spec_is_damaged(sweep, scheduler):
