@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolved
+from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolve
 from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
 from harness.config.expansion import Options, expand, options_of
 from harness.config.hydra_errors import wrap_hydra_errors
@@ -81,7 +81,7 @@ class Composer:
             ConfigError: Hydra cannot compose it, for example because an option does not exist.
         """
         parsed = [self._parse(text) for text in overrides]
-        groups, values = self._sorted(parsed)
+        groups, values = self._split(parsed)
         self._check_options(groups)
         structure = tuple(item.input_line or "" for item in groups)
         if structure not in self._composed:
@@ -117,14 +117,14 @@ class Composer:
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        data = {str(name): resolved(config, str(name)) for name in config if name != "hydra"}
+        data = {str(name): resolve(config, str(name)) for name in config if name != "hydra"}
         _check_slots(data)
         return self._composition(chosen, data, parsed)
 
     def _composition(
         self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
     ) -> Composition:
-        groups, values = self._sorted(parsed)
+        groups, values = self._split(parsed)
         written = {item.key_or_group for item in groups}
         emptied = {item.key_or_group for item in values}
         assigned = [item for item in values if not item.is_delete()]
@@ -145,7 +145,7 @@ class Composer:
             (self._parsed[text],) = OverridesParser.create().parse_overrides([text])
         return self._parsed[text]
 
-    def _sorted(self, parsed: Sequence[Override]) -> tuple[list[Override], list[Override]]:
+    def _split(self, parsed: Sequence[Override]) -> tuple[list[Override], list[Override]]:
         """Split overrides into choices of groups and values, by Hydra's rule: a mapping is always a value."""
         for item in parsed:
             if item.key_or_group not in self._groups:

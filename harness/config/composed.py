@@ -154,7 +154,7 @@ class Composed:
                         wrong[index] = problem
                         break
                 if len(wrong) == before:
-                    return self._resolved(touched), wrong
+                    return self._resolve(touched), wrong
 
     def _apply(self, item: Override) -> InvalidOverride | None:
         """Apply one override; return it with its problem if it is invalid."""
@@ -182,14 +182,14 @@ class Composed:
                 for name, node in kept.items():
                     self._config[name] = node
 
-    def _resolved(self, touched: set[str]) -> dict[str, Any]:
+    def _resolve(self, touched: set[str]) -> dict[str, Any]:
         """Resolve each top-level setting; cache those that read no overridden setting, as they never change."""
         data: dict[str, Any] = {}
         for name in map(str, self._config):
             read, value = self._known.get(name, (frozenset(), None))
             if not read or read & touched:
                 self._config.read_since()
-                value = resolved(self._config, name)
+                value = resolve(self._config, name)
                 read = self._config.read_since()
                 if not self.reads_hydra and not read & touched:
                     self._known[name] = read, value
@@ -198,7 +198,7 @@ class Composed:
 
 
 @wrap_hydra_errors()
-def resolved(config: DictConfig, name: str) -> Any:
+def resolve(config: DictConfig, name: str) -> Any:
     """Return a top-level setting as plain data with interpolations resolved.
 
     Raises:

@@ -65,12 +65,12 @@ def _message(error: BaseException) -> str:
         mark = error.problem_mark
         return f"`{mark.name}`, line {mark.line + 1}: {error.problem}. Fix the YAML in this line or the one before."
     if isinstance(error, OSError) and error.strerror:
-        return f"`{_shortened(str(error.filename))}`: {error.strerror}."
+        return f"`{_shorten(str(error.filename))}`: {error.strerror}."
     if isinstance(error, RecursionError):
         return "Hydra cannot read the settings: they are nested too deeply, or refer to themselves."
     text = str(error)
     if isinstance(error, OverrideParseException):
-        text = f"`{_shortened(error.override, 80)}`: {text}"
+        text = f"`{_shorten(error.override, 80)}`: {text}"
     elif isinstance(error, OmegaConfBaseException) and error.full_key:
         text = f"`{error.full_key}`: {text}"
     if isinstance(error, ConfigCompositionException) and error.__cause__:
@@ -79,7 +79,7 @@ def _message(error: BaseException) -> str:
         # Messages of other exceptions (`'name'`, `pop from empty list`) mean little without their class.
         text = f"Hydra cannot read the settings: {type(error).__name__}: {text}"
     # The search path is of no use for a mistyped option.
-    return _shortened(" ".join(text.partition("Config search path")[0].split()))
+    return _shorten(" ".join(text.partition("Config search path")[0].split()))
 
 
 def undecodable_files(folder: str | None) -> list[str]:
@@ -113,7 +113,7 @@ def _broken_plugin(error: BaseException) -> str:
     """Return a message if the error was raised by the import of a third-party Hydra plugin, otherwise an empty text."""
     for name, function in _frames(error):
         if name.startswith("hydra_plugins.") and function == "<module>":
-            why = _shortened(" ".join(f"{type(error).__name__}: {error}".split()))
+            why = _shorten(" ".join(f"{type(error).__name__}: {error}".split()))
             return f"Hydra's plugin `{name}` cannot be imported: {why}. Fix or uninstall the package that provides it."
     return ""
 
@@ -125,5 +125,5 @@ def _frames(error: BaseException) -> list[tuple[str, str]]:
     ]
 
 
-def _shortened(text: str, longest: int = _LONGEST) -> str:
+def _shorten(text: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ... ({len(text)} characters)"

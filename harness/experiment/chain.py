@@ -36,7 +36,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_sampled(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
         budget=align.budget,
         adapter=align.adapter,
         encoding=encoding,
@@ -57,7 +57,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         aligned=aligned,
         mixture=poison,
         method=experiment.defense.finetune,
-        **_sampled(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
         budget=finetune.budget,
         protocol=finetune.adapter,
         adapter=_tuned_adapter(experiment),
@@ -70,7 +70,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         final_model = Repair(
             tuned=tuned,
             method=experiment.defense.repair,
-            **_sampled(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
+            **_auxiliary_data(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
             encoding=encoding,
             seed=experiment.seed,
         )
@@ -116,7 +116,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _sampled(
+def _auxiliary_data(
     experiment: Experiment, method: TrainMethod | RepairMethod | None, *roles: Role
 ) -> dict[str, Slice | None]:
     needs = {need.role: need for need in method.needs} if method else {}

@@ -79,9 +79,9 @@ class SweepRuns:
             StoreError: the store cannot be read, or an artifact does not match its manifest.
         """
         for key in self.trained:
-            if key not in without and self._stored(self.trained[key], key):
+            if key not in without and self._is_stored(self.trained[key], key):
                 yield self._training(key, self._manifest(key))
-        ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._complete(cell)]
+        ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._is_complete(cell)]
         if ready:
             record = {**self.record, "cells": [self._cells[i] for i in ready]}
             stage_records = load_stage_records(self._store, record)
@@ -95,7 +95,7 @@ class SweepRuns:
         """Yield the partial runs of training stages that have a curve but are not complete."""
         for key, kind in self.trained.items():
             curve = self._store.work(key) / CURVE
-            if curve.exists() and not self._stored(kind, key):
+            if curve.exists() and not self._is_stored(kind, key):
                 yield self._training(key, None)
 
     def ended(self, key: str) -> bool:
@@ -114,14 +114,14 @@ class SweepRuns:
             self._manifests[key] = self._store.manifest(key)
         return self._manifests[key]
 
-    def _stored(self, kind: str, key: str) -> bool:
+    def _is_stored(self, kind: str, key: str) -> bool:
         return self._store.layout.manifest(kind, key).exists()
 
-    def _complete(self, cell: Mapping[str, Any]) -> bool:
+    def _is_complete(self, cell: Mapping[str, Any]) -> bool:
         grades = (cell["keys"].get(grading.stage) for grading in GRADINGS)
         trained = [key for key in cell["keys"].values() if key in self.trained]
-        graded = all(self._stored("grade", key) for key in grades if key)
-        return graded and all(self._stored(self.trained[key], key) for key in trained)
+        graded = all(self._is_stored("grade", key) for key in grades if key)
+        return graded and all(self._is_stored(self.trained[key], key) for key in trained)
 
     def _training(self, key: str, manifest: Manifest | None) -> RunRecord:
         kind = self.trained[key]
@@ -133,7 +133,7 @@ class SweepRuns:
         summary: dict[str, Any] = {}
         if manifest is not None:
             config["facts"] = nested(_facts(manifest), levels=3)
-            config["made"] = _made(manifest)
+            config["made"] = _provenance(manifest)
             summary = {"seconds": manifest.seconds}
         adapters = self._settings.artifacts and manifest is not None
         return RunRecord(
@@ -279,7 +279,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _made(manifest: Manifest) -> dict[str, Any]:
+def _provenance(manifest: Manifest) -> dict[str, Any]:
     made = manifest.provenance
     commit = (made.get("code") or {}).get("commit")
     return finite(

@@ -39,9 +39,9 @@ def protocol_differences(rows: DataFrame) -> dict[tuple[str, str, str], str]:
         usual = representatives[common]
         for protocol, row in representatives.items():
             differing = [
-                f"{name.removeprefix(PROTOCOL_PREFIX)} is {_shown(row[name])}, not {_shown(usual[name])}"
+                f"{name.removeprefix(PROTOCOL_PREFIX)} is {_text(row[name])}, not {_text(usual[name])}"
                 for name in settings
-                if _shown(row[name]) != _shown(usual[name]) and not _unknown(name, row[name], usual[name])
+                if _text(row[name]) != _text(usual[name]) and not _unknown(name, row[name], usual[name])
             ]
             if differing:
                 # Equal settings may lead to different training data, if different examples were dropped.
@@ -75,10 +75,10 @@ def check_same_protocol(rows: DataFrame) -> None:
 
 def _unknown(name: str, *found: Any) -> bool:
     """Return whether one of the values is the world size of a stage that has not run."""
-    return name.endswith(PROCESSES) and "unset" in map(_shown, found)
+    return name.endswith(PROCESSES) and "unset" in map(_text, found)
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if lacks(value):
         return "unset"
     return f"{value:g}" if isinstance(value, float) else str(value)

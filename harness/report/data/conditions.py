@@ -194,12 +194,12 @@ def _implicit_differences(
     apart: dict[str, None] = {}
     by_key: dict[int, str] = {}
     for members in cells.values():
-        copies = [found for found in _by_seed(members, seeds).values() if len({_of(keys[i]) for i in found}) > 1]
+        copies = [found for found in _by_seed(members, seeds).values() if len({_chain_id(keys[i]) for i in found}) > 1]
         names = dict.fromkeys(name for found in copies for name in differing([settings(i) for i in found]))
         apart |= names
         left: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
         for index in (index for found in copies for index in found):
-            left[seeds[index], condition_key(settings(index), names)].add(_of(keys[index]))
+            left[seeds[index], condition_key(settings(index), names)].add(_chain_id(keys[index]))
         if any(len(found) > 1 for found in left.values()):
             part = differing([keys[index] for index in copies[0]])[0]
             by_key |= {index: str(keys[index].get(part)) for index in members}
@@ -214,20 +214,20 @@ def _by_seed(members: Sequence[int], seeds: Sequence[object]) -> dict[str, list[
     return found
 
 
-def _of(keys: Mapping[str, str | None]) -> Hashable:
+def _chain_id(keys: Mapping[str, str | None]) -> Hashable:
     return tuple(sorted((part, key or "") for part, key in keys.items()))
 
 
 def _settings(part: str, stage: StageRecord) -> dict[str, Any]:
     """Return the settings of a stage by their names in the configuration, without its seed and its parents."""
     return {
-        _named(part, name, stage): label_of(str(found)) if name.endswith("_target_") else found
+        _config_name(part, name, stage): label_of(str(found)) if name.endswith("_target_") else found
         for name, found in flatten(stage.spec).items()
         if name not in ("seed", "_target_") and not name.endswith("_stage_")
     }
 
 
-def _named(part: str, name: str, stage: StageRecord) -> str:
+def _config_name(part: str, name: str, stage: StageRecord) -> str:
     field, _, rest = name.removesuffix("._target_").partition(".")
     if field == "method":
         return f"defense.{part}.{rest}" if rest else f"defense.{part}"

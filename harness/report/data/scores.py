@@ -58,7 +58,7 @@ def _read(store: Store, key: str) -> Graded:
     if not (folder / MANIFEST).exists():
         return Graded()
     try:
-        files = {name: _checked(folder, name, record) for name, record in Manifest.read(folder).files.items()}
+        files = {name: _read_verified(folder, name, record) for name, record in Manifest.read(folder).files.items()}
         summary = _summary(folder, files)
     except DamagedArtifact as error:
         return Graded(trouble=str(error))
@@ -69,7 +69,7 @@ def _read(store: Store, key: str) -> Graded:
     return Graded(summary=summary, values=values, plus=plus)
 
 
-def _checked(folder: Path, name: str, expected: FileRecord) -> bytes:
+def _read_verified(folder: Path, name: str, expected: FileRecord) -> bytes:
     try:
         content = read_bytes(folder / name)
     except UnreadableFile as error:

@@ -104,7 +104,7 @@ def with_targets(
     settings = cache(settings)
     # Missing integers become None, because comparing with pandas.NA yields NA.
     plain = rows.astype(object).where(rows.notna(), None)
-    met = [next((target for target in targets if _meets(row, target, settings)), None) for _, row in plain.iterrows()]
+    met = [next((target for target in targets if _matches(row, target, settings)), None) for _, row in plain.iterrows()]
     marked = rows.assign(
         target=[target.name if target else "" for target in met],
         target_hs=[target.scores.get("hs", float("nan")) if target else float("nan") for target in met],
@@ -133,7 +133,7 @@ def _target(name: str, group: Mapping[str, Any], cell: Mapping[str, Any]) -> Tar
     )
 
 
-def _meets(row: Any, target: Target, settings: Settings) -> bool:
+def _matches(row: Any, target: Target, settings: Settings) -> bool:
     if any(row.get(name) != value for name, value in target.labels.items()):
         return False
     if any(row.get(f"protocol.{name}") != value for name, value in target.protocol.items()):

@@ -93,7 +93,7 @@ def _mean(results: Results, defense: str, name: str, kind: str, keys: Sequence[s
     import numpy as np
 
     chosen = [keys[index] for index in np.linspace(0, len(keys) - 1, min(STAGES, len(keys))).astype(int)]
-    logged = [table for key in chosen if (table := _logged(results.store.layout, kind, key))]
+    logged = [table for key in chosen if (table := _read_metrics(results.store.layout, kind, key))]
     quantities = {}
     for quantity in dict.fromkeys(name for table in logged for name in table if name != "step"):
         tables = [table for table in logged if quantity in table]
@@ -110,7 +110,7 @@ def _mean(results: Results, defense: str, name: str, kind: str, keys: Sequence[s
     return _Curve(name, defense, quantities)
 
 
-def _logged(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
+def _read_metrics(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
     """Return the metrics that a stage has logged, ``[steps]`` by name; those so far if it is not finished."""
     import numpy as np
 

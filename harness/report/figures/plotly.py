@@ -66,8 +66,8 @@ def _line(number: int, styles: Mapping[str, Style], view: Lines) -> dict[str, An
         "mode": "lines+markers" if view.markers else "lines",
         "name": series.name,
         "meta": {"defense": series.defense},
-        "x": _rounded(view.shifted(number)),
-        "y": _rounded(series.y),
+        "x": _round(view.shifted(number)),
+        "y": _round(series.y),
         "line": {"color": style.colour, "dash": style.dash, "width": 2},
         "marker": {"symbol": style.marker, "size": 9},
     }
@@ -82,7 +82,7 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
         "type": "heatmap",
         "x": list(view.x),
         "y": list(view.y),
-        "z": [_rounded(row) for row in view.values],
+        "z": [_round(row) for row in view.values],
         # Formatted here, because plotly rounds halves up and tables do not.
         "text": [view.texts(row) for row in range(len(view.y))],
         "colorscale": COLOUR_SCALE[0],
@@ -122,8 +122,8 @@ def _points(view: Points, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
             "mode": "markers",
             "name": name,
             "meta": {"defense": points[0].defense},
-            "x": _rounded([p.x[0] for p in points]),
-            "y": _rounded([p.y[0] for p in points]),
+            "x": _round([p.x[0] for p in points]),
+            "y": _round([p.y[0] for p in points]),
             "text": [p.name for p in points],
             "hovertemplate": "%{text}<br>FA %{x:.1f}, HS %{y:.1f}<extra></extra>",
             "marker": {
@@ -145,7 +145,7 @@ def _bars(view: Bars, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
     traces = []
     for part in view.parts:
         style = styles.get(part.defense, inner[part.defense])
-        trace: dict[str, Any] = {"name": part.name, "x": _rounded(part.x), "y": list(part.y)}
+        trace: dict[str, Any] = {"name": part.name, "x": _round(part.x), "y": list(part.y)}
         if view.dots:
             trace |= {
                 "type": "scatter", "mode": "markers", "meta": {"defense": part.defense},
@@ -165,14 +165,14 @@ def _error(means: Sequence[float], lows: Sequence[float], highs: Sequence[float]
     return {
         "type": "data",
         "symmetric": False,
-        "array": _rounded([high - mean for mean, high in zip(means, highs, strict=True)]),
-        "arrayminus": _rounded([mean - low for mean, low in zip(means, lows, strict=True)]),
+        "array": _round([high - mean for mean, high in zip(means, highs, strict=True)]),
+        "arrayminus": _round([mean - low for mean, low in zip(means, lows, strict=True)]),
         "color": colour,
         "thickness": 1.2,
         "width": 4,
     }
 
 
-def _rounded(values: Sequence[float]) -> list[float | None]:
+def _round(values: Sequence[float]) -> list[float | None]:
     """Return the values with five significant digits; None for NaN, which JSON lacks."""
     return [float(f"{value:.5g}") if isfinite(value) else None for value in values]

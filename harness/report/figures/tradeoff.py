@@ -49,7 +49,7 @@ class Robust(NamedTuple):
 def surface_views(results: Results) -> list[Grid]:
     """Return heatmaps of HS and FA of each defense over each pair of its swept numbers."""
     views = []
-    short = _short(results)
+    short = _short_names(results)
     for kept in by_defense(results):
         lines, scores = kept.means, _measured(kept.means)
         for pair in list(combinations(numbers_in(results, lines), 2))[:PAIRS]:
@@ -138,7 +138,7 @@ def sensitivity_views(results: Results) -> list[Bars]:
     """Return the range of mean HS and FA over the values of each swept number, with all other settings equal."""
     moves: dict[str, dict[str, float]] = {}
     remarks = []
-    short = _short(results)
+    short = _short_names(results)
     swept = varying(results.means, results.rows)
     for kept in by_defense(results):
         scores = _measured(kept.means)
@@ -180,7 +180,7 @@ def sensitivity_views(results: Results) -> list[Bars]:
 def robust_regions(results: Results) -> list[Robust]:
     """Return the robust region of each defense with several settings, on means over its situations."""
     regions = []
-    short = _short(results)
+    short = _short_names(results)
     for kept in by_defense(results):
         names = [name for name in numbers_in(results, kept.means) if name != "ratio"]
         if not names:
@@ -200,7 +200,7 @@ def robust_regions(results: Results) -> list[Robust]:
                 inside=len(inside),
                 settings=len(means),
                 best=", ".join(f"{short[name]} {value(best[name])}" for name in names),
-                reach=", ".join(f"{short[name]} {_reach(inside[name])}" for name in names),
+                reach=", ".join(f"{short[name]} {_range(inside[name])}" for name in names),
                 remark=f"{found.remark}{kept.remark}".strip(),
             )
         )
@@ -238,7 +238,7 @@ def _measured(lines: DataFrame) -> list[str]:
     return [score for score in ("hs", "fa") if lines[score].notna().any()]
 
 
-def _reach(found: Any) -> str:
+def _range(found: Any) -> str:
     ends = f"{value(found.min())} to {value(found.max())}"
     return f"{ends}, or unset" if found.isna().any() else ends
 
@@ -247,5 +247,5 @@ def _ticks(values: Any) -> list[str]:
     return [value(found) for found in values.drop_duplicates().sort_values()]
 
 
-def _short(results: Results) -> dict[str, str]:
+def _short_names(results: Results) -> dict[str, str]:
     return short_names([*varying(results.means, results.rows), "ratio"])

@@ -101,13 +101,13 @@ def _markdown(results: Results) -> str:
     from tabulate import tabulate
 
     paragraphs = []
-    for paper_table in _printed(results):
+    for paper_table in _hs_and_fa(results):
         places = [(name, column) for name in paper_table.scores for column in paper_table.columns]
         heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
         lines = [
             [
                 literal(row.name) + (f" [{row.marker}]" if row.marker else ""),
-                *(_marked(row.cells.get(at)) for at in places),
+                *(_bold(row.cells.get(at)) for at in places),
             ]
             for row in paper_table.rows
         ]
@@ -118,7 +118,7 @@ def _markdown(results: Results) -> str:
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
-def _printed(results: Results) -> list[PaperTable]:
+def _hs_and_fa(results: Results) -> list[PaperTable]:
     """Return the tables with the two scores that papers report, HS and FA."""
     return [
         paper_table._replace(scores=[name for name in paper_table.scores if name != "hs_plus"])
@@ -130,7 +130,7 @@ def _column(column: str) -> str:
     return column if column in (ALIGNED, AVERAGE) else f"p={column}"
 
 
-def _marked(figure: CellValue | None) -> str:
+def _bold(figure: CellValue | None) -> str:
     if figure is None:
         return "-"
     text = number(figure.mean, figure.low, figure.high)
@@ -153,10 +153,10 @@ def _latex(results: Results) -> str:
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
         undefined=StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
+    environment.filters |= {"tex": _escape_tex, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
     notes = [*_in_short(remarks(results.rows, results.means)), *_on_dropped(results), *_paper_table_notes(results)]
-    return template.render(paper_tables=_printed(results), headings=HEADINGS, column=_column, notes=notes)
+    return template.render(paper_tables=_hs_and_fa(results), headings=HEADINGS, column=_column, notes=notes)
 
 
 def _on_dropped(results: Results) -> list[str]:
@@ -172,7 +172,7 @@ def _in_short(notes: Sequence[str]) -> list[str]:
     return [f"{note.removesuffix(':')}: see table.md." if note.endswith(":") else note for note in kept]
 
 
-def _escaped(text: str) -> str:
+def _escape_tex(text: str) -> str:
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {character: f"${character}$" for character in "<>|"}

@@ -50,7 +50,7 @@ def page(
         script=_asset("page.js"),
         plotly=_plotly(),
         figures={section: _figures(found) for section, found in views.items()},
-        charts=_embedded(_charts(results, views)),
+        charts=_script_json(_charts(results, views)),
         paper_tables=results.paper_tables,
         headings=HEADINGS,
         meanings=MEANINGS,
@@ -89,7 +89,7 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def _embedded(data: Any) -> str:
+def _script_json(data: Any) -> str:
     """Return JSON that is safe inside a script element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

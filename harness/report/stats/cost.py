@@ -61,7 +61,10 @@ def kinds(results: Results) -> list[KindCost]:
     by_kind: defaultdict[str, list[StageRecord]] = defaultdict(list)
     for entry in results.stage_records.values():
         by_kind[entry.kind].append(entry)
-    return [_kind(kind, [(entry, _spent(results, entry)) for entry in entries]) for kind, entries in by_kind.items()]
+    return [
+        _kind(kind, [(entry, _device_seconds(results, entry)) for entry in entries])
+        for kind, entries in by_kind.items()
+    ]
 
 
 def overheads(results: Results) -> list[Overhead]:
@@ -103,13 +106,13 @@ def _seconds(results: Results, rows: DataFrame) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     for kind, columns in results.training.items():
         keys = [key for key in rows[columns].melt()["value"].unique() if isinstance(key, str)]
-        known = [found for key in keys if (found := _spent(results, results.stage_records[key])) is not None]
+        known = [found for key in keys if (found := _device_seconds(results, results.stage_records[key])) is not None]
         if keys:
             means[kind] = sum(known) / len(known) if known else None
     return means
 
 
-def _spent(results: Results, entry: StageRecord) -> float | None:
+def _device_seconds(results: Results, entry: StageRecord) -> float | None:
     """Return the device seconds of a finished stage, failed and stopped attempts included."""
     if entry.seconds is None:
         return None

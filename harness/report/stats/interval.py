@@ -92,7 +92,7 @@ def more_seeds(estimate: Estimate, seeds: int, width: float) -> float:
     if not estimate.seed_variance >= 0 or seeds < 2:
         return float("nan")
     room = width**2 - stats.norm.ppf((1 + LEVEL) / 2) ** 2 * estimate.prompt_variance
-    enough = _reach(seeds) * estimate.seed_variance <= room
+    enough = _squared_half_widths(seeds) * estimate.seed_variance <= room
     return float(enough.argmax()) if enough.any() else float("inf")
 
 
@@ -132,7 +132,7 @@ def _parts(panel: NDArray[Any]) -> _Parts:
         return _Parts(float("nan"), seeds, prompts, shifts, float("nan"), float("nan"))
     seed_means = np.nanmean(panel, axis=1) if holes.any() else panel.mean(axis=1)
     mean = float(seed_means.mean())
-    panel = _filled(panel[:, judged], seed_means)
+    panel = _impute(panel[:, judged], seed_means)
     by_prompt = panel.mean(axis=0) - panel.mean()
     shifts[judged] = by_prompt
     if seeds < 2:
@@ -150,7 +150,7 @@ def _parts(panel: NDArray[Any]) -> _Parts:
     return _Parts(mean, seeds, prompts, shifts, (seed_square / size) ** 0.5, (prompt_part / size) ** 0.5)
 
 
-def _filled(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
+def _impute(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
     """Impute missing verdicts from the effects of their seed and prompt; they do not affect the mean."""
     import numpy as np
 
@@ -183,7 +183,7 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     draws = _student(part.seeds) * part.seed_error + error
     down, up = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     farther = int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())
-    p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail(part)
+    p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail_p(part)
     seed_variance, prompt_variance = part.seeds * part.seed_error**2, part.prompt_error**2
     if part.prompts > 1 and part.seed_error == part.prompt_error == 0 and (difference or part.mean in (0.0, 1.0)):
         # Nothing varied: the bound of the Clopper-Pearson interval (Clopper and Pearson 1934) for zero events.
@@ -199,7 +199,7 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     return Estimate(part.mean, max(float(low), floor), min(float(high), 1.0), p, seed_variance, prompt_variance)
 
 
-def _tail(part: _Parts) -> float:
+def _tail_p(part: _Parts) -> float:
     """Return the p value of a mean beyond most draws, with the prompts' error taken as normal."""
     import numpy as np
     from scipy import special
@@ -227,7 +227,7 @@ def _resamples(prompts: int) -> NDArray[Any]:
 
 
 @cache
-def _reach(seeds: int) -> NDArray[Any]:
+def _squared_half_widths(seeds: int) -> NDArray[Any]:
     """Return the squared half width of a t interval at variance 1, for ``seeds``, ``seeds + 1``, ... seeds."""
     import numpy as np
     from scipy import stats

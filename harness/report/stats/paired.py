@@ -162,7 +162,7 @@ def compare(
 ) -> list[Comparison]:
     """Return the comparisons of pairs of conditions in a score; pairs without common seeds and prompts are left out."""
     paired = {
-        pair: both for pair in pairs if (both := _paired(conditions[pair[0]], conditions[pair[1]], pair[2], grades))
+        pair: both for pair in pairs if (both := _pair(conditions[pair[0]], conditions[pair[1]], pair[2], grades))
     }
     found = estimates([values for _, values in paired.values()], difference=True)
     adjusted: dict[tuple[int, int, str], float] = {}
@@ -188,7 +188,7 @@ def _is_better(found: Comparison) -> bool:
     return found.difference < 0 if found.score in LOWER_IS_BETTER else found.difference > 0
 
 
-def _paired(
+def _pair(
     condition: Condition, other: Condition, score: str, grades: Mapping[str, Graded]
 ) -> tuple[int, NDArray[Any]] | None:
     first, second = panel(condition, score, grades), panel(other, score, grades)
