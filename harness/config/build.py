@@ -78,7 +78,7 @@ def check_kinds(cluster: Cluster) -> None:
     Raises:
         ConfigError: a kind does not exist, or does not support what is requested for it.
     """
-    if problems := cluster.misfits(stage_kinds()):
+    if problems := cluster.kind_problems(stage_kinds()):
         raise ConfigError([problem.under("cluster") for problem in problems])
 
 

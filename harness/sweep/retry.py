@@ -33,7 +33,7 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], reporter
     settings = execution_settings_of(record, {**no_wait, **changes})
     store = store_of(root, record)
     plan = plan_of(store, record)
-    if settings.cluster.rehearsing:
+    if settings.cluster.dry_run:
         for stage in _damaged(plan, store):
             reporter.note(f"the artifact of {stage.name} {stage.key} is damaged; a retry moves it aside")
     else:

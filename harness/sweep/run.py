@@ -189,7 +189,7 @@ def _run_cells(
     session.reporter.planned(planned)
     if session.verb == "plan":
         return [None] * len(compositions)
-    if not settings.cluster.rehearsing:
+    if not settings.cluster.dry_run:
         _prefetch(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that an invalid sweep
         # leaves no record.
