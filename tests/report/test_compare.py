@@ -108,7 +108,7 @@ def test_different_budgets_and_world_sizes_are_footnotes_and_strict_refuses(make
     assert "finetune.processes is 4, not 1" in text
     assert "micro_batch_size" not in text
     assert "seed=1: out of memory in finetune: rerun with smaller micro-batches" in text
-    with pytest.raises(ConfigError, match=r"`--strict`: 1 cells \(vaccine\) cannot share .*epochs is 5, not 20"):
+    with pytest.raises(ConfigError, match=r"`--strict`: 1 cells \(vaccine\) are not comparable .*epochs is 5, not 20"):
         report(maker.store.root, None, "table", strict=True)
 
 

@@ -70,7 +70,7 @@ def test_server_that_drips_is_left_after_the_time_of_one_answer(elsewhere, monke
     monkeypatch.setattr(server, "TIMEOUT_SECONDS", 0.5)
     elsewhere.fault = dripping(head)
 
-    with pytest.raises(TrackingError, match=r"no whole answer within 0\.5 s"):
+    with pytest.raises(TrackingError, match=r"no complete response within 0\.5 s"):
         Server(address=elsewhere.address, key="k", project="p").owner()
 
 
@@ -184,7 +184,7 @@ def test_run_whose_companion_cannot_be_started_goes_on(tmp_path, monkeypatch):
 def test_sync_without_wandb_says_how_to_install_it(small, monkeypatch):
     monkeypatch.setattr(syncing, "find_spec", lambda name: None)
 
-    with pytest.raises(TrackingError, match="not installed; `pip install"):
+    with pytest.raises(TrackingError, match="not installed: `pip install"):
         sync(small.root, SWEEP, Wandb())
 
 
