@@ -25,7 +25,8 @@ class Generate(Stage):
 
     The artifact is ``answers.jsonl``: one object a row, in the order of the prompts, with ``instruction``, ``input``,
     ``reference`` (what the source holds as the answer) and ``answer``. Facts: how many prompts there are, how many of
-    them are ``cut`` because they are longer than the decoding allows, and how many were seen in training.
+    them are ``cut`` because they are longer than the decoding allows, how many were seen in training, and how answers
+    were decoded (``decoding``: path, batch, arithmetic).
 
     Attributes:
         new_tokens: longest answer, in tokens.
@@ -35,6 +36,7 @@ class Generate(Stage):
     version: ClassVar[int] = 1
     fuses: ClassVar[bool] = True
     fuses_siblings: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     model: ModelStage
     prompts: ExampleSource
     new_tokens: int
@@ -47,23 +49,24 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
-        from harness.generation.transformers import generate, too_long
+        from harness.generation.transformers import answer, too_long
         from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
         with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
-            answers = generate(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
+            answers = answer(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
             ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
         with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
-            for example, answer in zip(examples, answers, strict=True):
+            for example, text in zip(examples, answers.texts, strict=True):
                 row = {
                     "instruction": example.instruction,
                     "input": example.input,
                     "reference": example.output,
-                    "answer": answer,
+                    "answer": text,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
 

@@ -110,7 +110,7 @@ def run_stage(store: Store, prefix: str, reporter: Reporter) -> None:
     """
     stage = store.stage(key_named(store, prefix))
     plan = Plan.single(stage)
-    settings = ExecutionSettings(cluster=Local(), tracker=Jsonl())
+    settings = ExecutionSettings(cluster=Local(workers=1), tracker=Jsonl())
     planned = SweepPlan.of(f"stage {stage.name}", plan, store, settings.cluster, cells=0)
     reporter.planned(planned)
     _prefetch(plan, store)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ConfigError
 from harness.report.data.columns import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.data.dropped import count_dropped_notes
-from harness.report.data.training_protocol import PROCESSES
+from harness.report.data.training_protocol import known_late
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,8 +74,8 @@ def check_same_protocol(rows: DataFrame) -> None:
 
 
 def _unknown(name: str, *found: Any) -> bool:
-    """Return whether one of the values is the world size of a stage that has not run."""
-    return name.endswith(PROCESSES) and "unset" in map(_text, found)
+    """Return whether one of the values is unset because it is known for finished stages only."""
+    return known_late(name) and "unset" in map(_text, found)
 
 
 def _text(value: Any) -> str:

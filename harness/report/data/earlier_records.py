@@ -18,6 +18,8 @@ KINDS = {
     "aligned_task_answers": "generate",
 }
 """Stage kind of each role in a cell; every other role was a grade."""
+DECODED = {"generate": {"path": "plain"}}
+"""How each kind of that version decoded, which its manifests do not record."""
 TRAINED = ("align", "finetune", "repair")
 """The training kinds, in the order of the chain."""
 _PARALLEL = ("align", "finetune")

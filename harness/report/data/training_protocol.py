@@ -1,4 +1,4 @@
-"""The training protocol of a cell, by the names of its settings in the configuration."""
+"""The training protocol of a cell and its decoding, by the names of settings in the configuration."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -7,23 +7,35 @@ from typing import Any
 from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
-"""Suffix of the name of a stage's world size, which is known for finished stages only."""
+"""Suffix of the name of a stage's world size."""
+DECODED = ("decoding.path", "decoding.arithmetic")
+"""Decoding facts of a cell's stages; differing values of several stages are joined by commas."""
 _BATCHING = "micro_batch_size"
 """Part of the budget in stages of earlier versions; ignored, because it does not change the effective batch."""
 
 
 def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> dict[str, Any]:
-    """Return budgets, adapter protocol, effective batch, data compat and world size of a cell.
+    """Return budgets, adapter protocol, effective batch, data compat, world size and decoding of a cell.
 
     Settings that distinguish defenses (the methods and their data) are not included.
 
     Args:
         keys: the keys of the cell's stages, by role.
         stage_records: the stages of the sweep, by key; a stage without a stored spec contributes nothing, one without a
-            manifest no world size.
+            manifest neither world size nor decoding.
     """
     stages = {part: stage_records[key] for part, key in keys.items() if key is not None and key in stage_records}
-    return {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
+    found = {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
+    for name in DECODED:
+        facts = {entry.decoding.get(name.rpartition(".")[2]) for entry in stages.values()} - {None}
+        if facts:
+            found[name] = ", ".join(sorted(map(str, facts)))
+    return found
+
+
+def known_late(name: str) -> bool:
+    """Return whether a setting is known for finished stages only."""
+    return name.endswith(PROCESSES) or name in DECODED
 
 
 def assign_protocols(
@@ -31,34 +43,36 @@ def assign_protocols(
 ) -> list[Mapping[str, Any]]:
     """Return the protocol to which each cell is assigned.
 
-    The world size of an unfinished stage is unknown. Such a cell is assigned to a protocol that agrees with its own in
-    all known settings: the most common one in its condition, then in its block.
+    World size and decoding of an unfinished stage are unknown. Such a cell is assigned to a protocol that agrees with
+    its own in all settings that both have: the most common one in its condition, then in its block.
 
     Args:
         protocols: the protocol of each cell, as far as it is known.
         blocks: identifies cells whose protocols are compared.
         conditions: identifies cells that would be averaged if their protocols were equal.
     """
-    assigned = list(protocols)
-    known: defaultdict[Hashable, list[Mapping[str, Any]]] = defaultdict(list)
+    known: defaultdict[Hashable, list[dict[str, Any]]] = defaultdict(list)
     votes: Counter[Hashable] = Counter()
-    finished = [sum(name.endswith(PROCESSES) for name in protocol) for protocol in protocols]
-    for index in sorted(range(len(protocols)), key=lambda index: -finished[index]):
+    assigned = [0] * len(protocols)
+    late = [sum(map(known_late, protocol)) for protocol in protocols]
+    for index in sorted(range(len(protocols)), key=lambda index: -late[index]):
         block, condition, protocol = blocks[index], conditions[index], protocols[index]
-        candidates = [number for number, other in enumerate(known[block]) if _agrees(protocol, other)]
+        candidates = [number for number, other in enumerate(known[block]) if _agree(protocol, other)]
         if not candidates:
             candidates = [len(known[block])]
-            known[block].append(protocol)
+            known[block].append({})
         chosen = max(candidates, key=lambda number: (votes[block, condition, number], votes[block, number]))
         votes.update([(block, condition, chosen), (block, chosen)])
-        assigned[index] = known[block][chosen]
-    return assigned
+        known[block][chosen] |= protocol
+        assigned[index] = chosen
+    return [known[block][chosen] for block, chosen in zip(blocks, assigned, strict=True)]
 
 
-def _agrees(protocol: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two protocols are equal except for world sizes that the first lacks."""
-    return all(name in other and other[name] == found for name, found in protocol.items()) and all(
-        name.endswith(PROCESSES) for name in other if name not in protocol
+def _agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two protocols are equal, apart from settings known late that one of them lacks."""
+    return all(
+        first[name] == second[name] if name in first and name in second else known_late(name)
+        for name in first.keys() | second
     )
 
 
