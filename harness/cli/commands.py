@@ -48,12 +48,12 @@ def _store(text: str) -> Path:
 
 def _publish_dashboard(root: Path, name: str | None, *, strict: bool) -> None:
     from harness.cli.progress import print_dashboard
-    from harness.engine.lookup import sweep_named
+    from harness.engine.lookup import resolve_sweep
     from harness.engine.store import Store
     from harness.wandb_sync.publish import publish_dashboard
     from harness.wandb_sync.sync import settings_of
 
-    sweep = sweep_named(Store(root), name)
+    sweep = resolve_sweep(Store(root), name)
     print_dashboard(publish_dashboard(root, sweep, settings_of(root, sweep), strict=strict))
 
 
@@ -141,7 +141,7 @@ def sync(arguments: list[str]) -> None:
     from dataclasses import replace
 
     from harness.cli.progress import print_synced, print_text
-    from harness.engine.lookup import sweep_named
+    from harness.engine.lookup import resolve_sweep
     from harness.engine.store import Store
     from harness.wandb_sync.follow import follow
     from harness.wandb_sync.sync import settings_of
@@ -157,7 +157,7 @@ def sync(arguments: list[str]) -> None:
     parser.add_argument("--follow", action="store_true", help="keep uploading, with curves, until the sweep is done")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    sweep = sweep_named(Store(chosen.store), chosen.sweep)
+    sweep = resolve_sweep(Store(chosen.store), chosen.sweep)
     options = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
     overrides = {name: value for name, value in options.items() if value is not None}
     settings = settings_of(chosen.store, sweep)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from harness.engine.gc import named, unreadable, with_ancestors
-from harness.engine.lookup import sweep_named
+from harness.engine.gc import keys_of_record, record_problem, with_ancestors
+from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
 from harness.errors import StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobEntry, JobLog
-from harness.slurm.turn import submitting_if_possible
+from harness.slurm.lock import submission_lock_if_writable
 from harness.sweep.status import ignore
 
 
@@ -42,8 +42,8 @@ def cancel(
         StoreError: there is no such sweep.
         SchedulerError: Slurm does not respond.
     """
-    scheduler = scheduler or Slurm()
-    sweep = sweep_named(root, name)
+    scheduler = scheduler or SlurmClient()
+    sweep = resolve_sweep(root, name)
     job_log = JobLog(root.root)
     # The mark stops a submission in progress; the list of jobs is complete only after that.
     try:
@@ -53,14 +53,14 @@ def cancel(
             f"{error} The jobs are cancelled, but the sweep is not marked as cancelled: "
             "run `harness cancel` again once the store can be written."
         )
-    with submitting_if_possible(root, notify):
+    with submission_lock_if_writable(root, notify):
         queue = scheduler.queue({entry.user for entry in job_log.entries()} | {user()})
         known = set(root.sweep_ids())
         others = [other for other in job_log.sweeps() if other != sweep and other in known]
         needed = set().union(*(_needed_by(other, root, job_log, notify) for other in others))
         inherited = _inherited_jobs(sweep, root, job_log, others)
         jobs = {entry.job: set(entry.keys) for entry in (*job_log.entries(sweep), *inherited) if entry.job in queue}
-        jobs |= {job: set() for job in job_log.strays(queue, sweep)}
+        jobs |= {job: set() for job in job_log.orphans(queue, sweep)}
         spared = {job for job, keys in jobs.items() if needed.intersection(keys)}
         scheduler.cancel(jobs.keys() - spared)
         for problem in job_log.damage:
@@ -70,17 +70,17 @@ def cancel(
 
 def _needed_by(sweep: str, root: Store, job_log: JobLog, notify: Callable[[str], None]) -> set[str]:
     """Return the keys that a sweep needs; if its record is damaged, those submitted for it and their ancestors."""
-    if not (why := unreadable(root, sweep)):
-        return named(root.read_sweep(sweep))
+    if not (why := record_problem(root, sweep)):
+        return keys_of_record(root.read_sweep(sweep))
     notify(f"{why} Jobs that only it needs may be cancelled.")
     return with_ancestors(root, [key for entry in job_log.entries(sweep) for key in entry.keys], notify)
 
 
 def _inherited_jobs(sweep: str, root: Store, job_log: JobLog, others: Collection[str]) -> list[JobEntry]:
     """Return jobs of this user that other, since cancelled sweeps submitted and that run stages of this sweep."""
-    if unreadable(root, sweep):
+    if record_problem(root, sweep):
         return []
-    stages = named(root.read_sweep(sweep))
+    stages = keys_of_record(root.read_sweep(sweep))
     return [
         entry
         for entry in job_log.entries()

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from harness.engine.gc import Garbage, Needed, remove, unneeded
+from harness.engine.gc import Garbage, Needed, find_garbage, remove
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import submitting_if_possible
+from harness.slurm.lock import submission_lock_if_writable
 from harness.sweep.status import ignore
 
 
@@ -38,10 +38,10 @@ def collect(
     if not root.root.is_dir():
         raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
     with ExitStack() as stack:
-        locked = stack.enter_context(submitting_if_possible(root, notify))
-        queued, problems = _queued(root, scheduler or Slurm())
+        locked = stack.enter_context(submission_lock_if_writable(root, notify))
+        queued, problems = _queued(root, scheduler or SlurmClient())
         needed = Needed(root, queued=queued)
-        found = list(unneeded(root, needed.keys(), seconds=seconds))
+        found = list(find_garbage(root, needed.keys(), seconds=seconds))
         problems += [f"{why} Everything that it may refer to is kept." for why in needed.damage]
         for problem in problems:
             notify(problem)
@@ -52,7 +52,7 @@ def collect(
             if not dry_run:
                 remove(root, garbage)
                 # Once space is freed, another process can take the lock, so this one has to take it first.
-                locked = locked or stack.enter_context(submitting_if_possible(root, notify))
+                locked = locked or stack.enter_context(submission_lock_if_writable(root, notify))
             yield garbage
 
 
@@ -68,6 +68,6 @@ def _queued(root: Store, scheduler: Scheduler) -> tuple[set[str], list[str]]:
         # Any submitted job may still be running, so everything that was ever submitted is kept.
         unknown = [f"{error} There may be jobs that the damaged job log no longer lists."]
         return set(entries), unknown if job_log.damage else []
-    strays = ", ".join(sorted(job_log.strays(queue)))
+    strays = ", ".join(sorted(job_log.orphans(queue)))
     problems = [f"No job log lists the stages of jobs {strays}; nothing is removed while they are in the queue."]
     return {key for key, entry in entries.items() if entry.job in queue}, problems if strays else []

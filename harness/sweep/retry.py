@@ -7,7 +7,7 @@ from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StagesFailed
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import submitting
+from harness.slurm.lock import submission_lock
 from harness.sweep.record import execution_settings_of, plan_of, read_record, store_of
 from harness.sweep.reporter import Reporter, SweepPlan
 from harness.sweep.run import execute
@@ -38,7 +38,7 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], reporter
             reporter.note(f"the artifact of {stage.name} {stage.key} is damaged; a retry moves it aside")
     else:
         # Under the lock, so that concurrent retries do not both move it.
-        with submitting(store, reporter.note):
+        with submission_lock(store, reporter.note):
             for stage in _damaged(plan, store):
                 aside = store.set_aside(stage)
                 reporter.note(f"the artifact of {stage.name} {stage.key} is damaged; moved to {aside}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.engine.files import writing
-from harness.engine.lookup import sweep_named
+from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
 from harness.report.data.comparability import check_same_protocol
 from harness.report.output.formats import render
@@ -105,7 +105,7 @@ def publish(root: Path, sweep: str) -> Published:
 
 def _load(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Results:
     store = Store(root)
-    results = load_results(store, store.read_sweep(sweep_named(store, sweep)), baseline)
+    results = load_results(store, store.read_sweep(resolve_sweep(store, sweep)), baseline)
     if strict:
         check_same_protocol(results.rows)
     return results
