@@ -248,7 +248,7 @@ def test_choice_of_all_defenses_is_every_option_that_the_choice_takes():
         ("seed=range(0)", "`seed=range(0)`: the sweep has no values"),
         ("defense.repair=glob(*)", "`defense.repair` matches; it is not a config group"),
         ("task=glob(x*)", "no option of `task` matches; its options are agnews"),
-        ("attack.ratio=interval(0,1)", "expected values, as `attack.ratio=1,2,5`"),
+        ("attack.ratio=interval(0,1)", "expected values, as in `attack.ratio=1,2,5`"),
     ],
 )
 def test_sweep_without_values_is_refused_with_the_reason(override, said):
