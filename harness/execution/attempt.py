@@ -25,6 +25,7 @@ from harness.engine.surroundings import surroundings
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, share
+from harness.execution.state import AttemptState
 
 log = logging.getLogger(__name__)
 MISSING_PARENT = "missing parent"
@@ -69,8 +70,8 @@ class AttemptResult:
 
     Attributes:
         key: the stage's key.
-        outcome: ``executed``; ``cached``, it was already in the store; ``busy``, somebody else holds the claim or took
-            it over; ``stopped``, as it was asked to, where the next attempt goes on; ``failed``.
+        outcome: the state in which it left the stage; ``stored`` if it already was, ``busy`` if another process holds
+            the claim or took it over, ``stopped`` if the next attempt resumes.
         seconds: wall time.
         cause: ``missing parent``, ``killed`` (one of several processes), or the name of the error's class; empty unless
             failed.
@@ -79,7 +80,7 @@ class AttemptResult:
     """
 
     key: str
-    outcome: Literal["executed", "cached", "busy", "stopped", "failed"]
+    outcome: AttemptState
     seconds: float = 0.0
     cause: str = ""
     message: str = ""
@@ -102,7 +103,7 @@ def attempt(stage: Stage, desk: WorkerContext) -> AttemptResult:
     with claim:
         # Somebody may have finished the stage between the caller's look at the store and the claim.
         if desk.store.has(stage):
-            return AttemptResult(key=stage.key, outcome="cached")
+            return AttemptResult(key=stage.key, outcome="stored")
         return _recorded(stage, claim, desk)
 
 

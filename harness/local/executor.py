@@ -11,8 +11,9 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted
 from harness.execution.attempt import AttemptResult, WorkerContext
-from harness.execution.executor import Event, Failure, Outcome, What, unheard
+from harness.execution.executor import Event, Failure, Outcome, unheard
 from harness.execution.ranks import Processes
+from harness.execution.state import EventState
 from harness.local.ready_queue import ReadyQueue
 from harness.local.workers import InProcess, ProcessPool, WorkerConfig, WorkerPool
 from harness.tracking.jsonl import Jsonl
@@ -20,7 +21,7 @@ from harness.tracking.jsonl import Jsonl
 
 @dataclass(frozen=True, kw_only=True)
 class LocalExecutor:
-    """Runs a plan on this machine: a stage is cached, run, or blocked by a failed ancestor; unrelated stages go on.
+    """Runs a plan on this machine: a stage is stored, run, or blocked by a failed ancestor; unrelated stages go on.
 
     Attributes:
         workers: 1 runs everything in this process; more run that many spawned processes.
@@ -97,14 +98,14 @@ class _Walk:
         self._stages = {stage.key: stage for stage in pending}
         self._frontier = ReadyQueue(pending)
         self._executed: list[str] = []
-        self._cached: list[str] = []
+        self._in_store: list[str] = []
         self._failed: dict[str, Failure] = {}
         self._blocked: dict[str, str] = {}
         self._waiting: set[str] = set()
         for stage in plan.stages:
             if stage.key not in self._stages and store.has(stage):
-                self._cached.append(stage.key)
-                self._tell("cached", stage)
+                self._in_store.append(stage.key)
+                self._tell("stored", stage)
 
     @property
     def settled(self) -> int:
@@ -113,7 +114,7 @@ class _Walk:
 
     def outcome(self) -> Outcome:
         return Outcome(
-            executed=tuple(self._executed), cached=tuple(self._cached), failed=self._failed, blocked=self._blocked
+            executed=tuple(self._executed), stored=tuple(self._in_store), failed=self._failed, blocked=self._blocked
         )
 
     def run(self, crew: WorkerPool) -> None:
@@ -126,7 +127,7 @@ class _Walk:
                     self._stored(stage)
                     continue
                 if stage.key not in self._waiting:
-                    self._tell("started", stage)
+                    self._tell("running", stage)
                 crew.begin(stage)
                 running += 1
             # Whoever has nothing to begin looks again, after a while, at what other processes are doing.
@@ -150,7 +151,7 @@ class _Walk:
             self._executed.append(result.key)
             self._frontier.done(result.key)
             self._tell("executed", stage, seconds=result.seconds)
-        elif result.outcome == "cached":
+        elif result.outcome == "stored":
             self._stored(stage)
         elif result.outcome == "failed":
             self._failed[result.key] = Failure(
@@ -165,13 +166,13 @@ class _Walk:
             assert result.outcome == "busy", "nobody asks a stage of this executor to stop"
             if result.key not in self._waiting:
                 self._waiting.add(result.key)
-                self._tell("waiting", stage)
+                self._tell("busy", stage)
 
     def _stored(self, stage: Stage) -> None:
-        self._cached.append(stage.key)
+        self._in_store.append(stage.key)
         self._frontier.done(stage.key)
-        self._tell("cached", stage)
+        self._tell("stored", stage)
 
-    def _tell(self, what: What, stage: Stage, *, seconds: float = 0.0, message: str = "") -> None:
+    def _tell(self, what: EventState, stage: Stage, *, seconds: float = 0.0, message: str = "") -> None:
         event = Event(what=what, stage=stage, done=self.settled, total=self._total, seconds=seconds, message=message)
         self._executor.on_event(event)

@@ -29,8 +29,8 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.execution.attempt import WorkerContext, record
-from harness.execution.executor import Event, Failure, Outcome, What, unheard
-from harness.execution.state import Member, State
+from harness.execution.executor import Event, Failure, Outcome, unheard
+from harness.execution.state import EventState, Member, StageStatus
 from harness.slurm.client import Scheduler
 from harness.slurm.job_log import JobLog
 from harness.slurm.site import Site
@@ -81,9 +81,9 @@ class SlurmExecutor:
             Interrupted: the sweep was cancelled, or the user pressed Ctrl-C; what was submitted stays submitted.
         """
         pending = plan.pending(store)
-        cached = tuple(stage.key for stage in plan.stages if store.has(stage))
+        stored = tuple(stage.key for stage in plan.stages if store.has(stage))
         if not pending:
-            return Outcome(cached=cached)
+            return Outcome(stored=stored)
         if "%" in str(store.root):
             raise StoreError(
                 f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
@@ -100,7 +100,7 @@ class SlurmExecutor:
             return DeferredSubmission(executor, store.root, store.allow, leaves)
 
         def waiting(stage: Stage, why: str) -> None:
-            self._tell("waiting", stage, plan, len(cached), message=why)
+            self._tell("busy", stage, plan, len(stored), message=why)
 
         try:
             while True:
@@ -128,9 +128,9 @@ class SlurmExecutor:
             told = {key: entry.job for key, entry in submission.jobs.items()}
             for stage in pending:
                 if stage.key in told:
-                    self._tell("submitted", stage, plan, len(cached), message=told[stage.key])
+                    self._tell("pending", stage, plan, len(stored), message=told[stage.key])
             outcome = Outcome(
-                cached=cached,
+                stored=stored,
                 submitted=told,
                 found=submission.found,
                 calls=submission.calls,
@@ -145,8 +145,8 @@ class SlurmExecutor:
 
     def _waited(self, plan: Plan, store: Store, outcome: Outcome) -> Outcome:
         """Look until nothing of the plan is pending or running."""
-        cached = set(outcome.cached)
-        stages = {stage.key: stage for stage in plan.stages if stage.key not in cached}
+        stored = set(outcome.stored)
+        stages = {stage.key: stage for stage in plan.stages if stage.key not in stored}
         members = {key: Member(stage.name, [parent.key for parent in stage.parents]) for key, stage in stages.items()}
         leaves = {leaf.key for leaf in plan.leaves}
         done: set[str] = set()
@@ -156,10 +156,10 @@ class SlurmExecutor:
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
                 took = store.manifest(key).seconds
-                self._tell("executed", stages[key], plan, len(cached) + len(done), seconds=took)
+                self._tell("executed", stages[key], plan, len(stored) + len(done), seconds=took)
             for key in [key for key in _failures(states) if key not in told and key not in outcome.failed]:
                 told.add(key)
-                self._tell("failed", stages[key], plan, len(cached) + len(done), message=states[key].message)
+                self._tell("failed", stages[key], plan, len(stored) + len(done), message=states[key].message)
             under_way = [key for key, state in states.items() if state.what in ("pending", "running")]
             if not [key for key in under_way if key not in outcome.failed and key not in outcome.blocked]:
                 break
@@ -180,7 +180,9 @@ class SlurmExecutor:
             | dict(outcome.blocked),
         )
 
-    def _tell(self, what: What, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0) -> None:
+    def _tell(
+        self, what: EventState, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0
+    ) -> None:
         total = len(plan.stages)
         self.on_event(Event(what=what, stage=stage, done=done, total=total, seconds=seconds, message=message))
 
@@ -234,7 +236,7 @@ def _always() -> bool:
     return True
 
 
-def _failures(states: Mapping[str, State]) -> dict[str, Failure]:
+def _failures(states: Mapping[str, StageStatus]) -> dict[str, Failure]:
     return {
         key: Failure(kind=state.kind, cause=state.cause or state.what, message=state.message)
         for key, state in states.items()

@@ -14,7 +14,7 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError
 from harness.execution.executor import Failure
-from harness.execution.state import State
+from harness.execution.state import StageStatus
 from harness.slurm.client import Queued, Request, Scheduler, user
 from harness.slurm.interrupt import undisturbed
 from harness.slurm.job_log import JobEntry, JobLog
@@ -285,7 +285,7 @@ class Submission:
             log.warning("jobs that would submit the rest of the sweep may go on: %s", error)
 
     def _advice(
-        self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, JobEntry]
+        self, todo: Sequence[Stage], states: Mapping[str, StageStatus], before: Mapping[str, JobEntry]
     ) -> dict[str, RetryDecision]:
         """Find out how to submit stages that were tried before; note those that should not be."""
         advice = {

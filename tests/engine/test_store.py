@@ -379,7 +379,7 @@ def test_store_that_is_read_only_but_complete_is_enough(root, number, monkeypatc
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
 
-    assert run(root, [number]).cached == (number.key,)
+    assert run(root, [number]).stored == (number.key,)
 
 
 def test_commit_of_a_private_file_makes_it_as_readable_as_its_folder(store) -> None:
