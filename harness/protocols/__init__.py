@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Piece, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
 from harness.protocols.shelves import Attack, ExampleSource, Judge, ModelSource, Task
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Attack",
     "Batch",
+    "BatchProvider",
     "ComparesPasses",
     "DataRequirement",
-    "Draws",
     "ExampleSource",
     "Gradient",
     "HasConflicts",

@@ -150,7 +150,7 @@ class Requeueable:
         return DelayedSubmission(self)
 
 
-class Slurm:
+class SlurmClient:
     """The Slurm of this machine."""
 
     rehearsing: ClassVar[bool] = False

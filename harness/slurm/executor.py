@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tenacity import (
     Retrying,
@@ -33,11 +34,13 @@ from harness.execution.executor import Event, Failure, Outcome, unheard
 from harness.execution.state import EventState, Member, StageStatus
 from harness.slurm.client import Scheduler
 from harness.slurm.job_log import JobLog
-from harness.slurm.site import Site
 from harness.slurm.states import states_of
 from harness.slurm.submission import Submission, Superseded
 from harness.slurm.turn import submitting
 from harness.slurm.worker import DRIFT, DRIFTED, JobFailed, job_id
+
+if TYPE_CHECKING:
+    from harness.slurm.settings import Slurm
 
 log = logging.getLogger(__name__)
 PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
@@ -49,7 +52,7 @@ class SlurmExecutor:
     """Submits a plan to Slurm.
 
     Attributes:
-        site: the cluster.
+        site: the cluster's settings.
         scheduler: Slurm, or a rehearsal of it.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
@@ -61,7 +64,7 @@ class SlurmExecutor:
         code: digest of the code that the jobs have to run; empty for that which is here.
     """
 
-    site: Site
+    site: "Slurm"
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings

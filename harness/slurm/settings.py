@@ -12,7 +12,7 @@ from harness.errors import Problem
 from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
-from harness.slurm.client import Slurm as Scheduler
+from harness.slurm.client import SlurmClient
 from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
 
@@ -62,7 +62,7 @@ class Resources:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """A Slurm cluster; satisfies ``execution.cluster.Cluster`` and ``slurm.site.Site``.
+    """A Slurm cluster; satisfies ``execution.cluster.Cluster``.
 
     Attributes:
         partition: where jobs go; null leaves it to the site. So with ``account``, ``qos`` and ``constraint``.
@@ -250,7 +250,7 @@ class Slurm:
         """Return the executor that submits to this cluster; torch is not needed for it."""
         return SlurmExecutor(
             site=self,
-            scheduler=DryRun() if self.dry_run else Scheduler(),
+            scheduler=DryRun() if self.dry_run else SlurmClient(),
             sweep=sweep,
             tracker=tracker,
             on_event=on_event,

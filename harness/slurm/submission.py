@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, lineage
@@ -20,9 +21,11 @@ from harness.slurm.interrupt import undisturbed
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.packing import Batch, batches_of
 from harness.slurm.retry_policy import RetryDecision, retry_decision
-from harness.slurm.site import Site
 from harness.slurm.snapshot import Survey, number_of, survey
 from harness.slurm.worker import Job, job_id
+
+if TYPE_CHECKING:
+    from harness.slurm.settings import Slurm
 
 log = logging.getLogger(__name__)
 REFUSED = "same error"
@@ -40,7 +43,7 @@ class Submission:
     """One submission under way.
 
     Attributes:
-        site: the cluster.
+        site: the cluster's settings.
         scheduler: Slurm, or a rehearsal.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
@@ -62,7 +65,7 @@ class Submission:
         folder: where the scripts and logs of this submission lie.
     """
 
-    site: Site
+    site: "Slurm"
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings

@@ -82,10 +82,10 @@ class Repair(Stage):
             names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
             began = self.tuned.start(lent.model, ctx.input)
             start = [began[name].to(ctx.device) for name in names]
-            handed_over = method_outputs.read(ctx.input(self.tuned), lent.model, ctx.device)
-            draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
+            outputs = method_outputs.read(ctx.input(self.tuned), lent.model, ctx.device)
+            batches = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
             before = [parameter.detach().clone() for parameter in learner.trainables]
-            ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
+            ctx.facts.update(self.method.repair(learner, start=start, outputs=outputs, batches=batches))
             ctx.facts["change"] = changes(learner, before, start)
             adapter.save(lent.model, ctx.out / ADAPTER)
 

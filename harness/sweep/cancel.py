@@ -7,7 +7,7 @@ from harness.engine.gc import named, unreadable, with_ancestors
 from harness.engine.lookup import sweep_named
 from harness.engine.store import Store
 from harness.errors import StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.turn import submitting_if_possible
 from harness.sweep.status import nobody
@@ -36,7 +36,7 @@ def cancel(
         StoreError: there is no such sweep.
         SchedulerError: Slurm does not answer.
     """
-    asked = scheduler or Slurm()
+    asked = scheduler or SlurmClient()
     sweep = sweep_named(root, name)
     ledger = JobLog(root.root)
     # A submission under way sees the mark and stops; only then is it known which jobs there are.

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from harness.engine.gc import Garbage, Needed, remove, unneeded
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
 from harness.slurm.turn import submitting_if_possible
 from harness.sweep.status import nobody
@@ -39,7 +39,7 @@ def collect(
         raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
     with ExitStack() as turn:
         mine = turn.enter_context(submitting_if_possible(root, tell))
-        queued, problems = _queued(root, scheduler or Slurm())
+        queued, problems = _queued(root, scheduler or SlurmClient())
         needed = Needed(root, queued=queued)
         found = list(unneeded(root, needed.keys(), seconds=seconds))
         problems += [f"{why} What it may name stays." for why in needed.damage]

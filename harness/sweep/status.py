@@ -13,7 +13,7 @@ from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.state import SWEEP_STATES, StageStatus, members_of
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
 from harness.slurm.states import states_of
 from harness.slurm.turn import taken
@@ -72,7 +72,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *,
         StoreError: there is no such sweep.
     """
     record = recorded(root, name)
-    asked = scheduler or Slurm()
+    asked = scheduler or SlurmClient()
     states = states_of(members_of(record), root, asked, sweep=record["id"])
     counts: dict[str, Counter[str]] = {}
     for state in states.values():

@@ -19,7 +19,7 @@ def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
     monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
     for verb in ("cancel", "gc", "status"):
-        monkeypatch.setattr(f"harness.sweep.{verb}.Slurm", lambda: fake)
+        monkeypatch.setattr(f"harness.sweep.{verb}.SlurmClient", lambda: fake)
     return fake
 
 
