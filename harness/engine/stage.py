@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
 from harness.engine.tracker import Tracker
+from harness.errors import Problem
 
 Sharding = Literal["ddp", "fsdp"]
 """What each of several processes holds of the model: all of it, or its shard of what is not trained."""
@@ -105,8 +106,8 @@ class Stage(ABC):
         return isinstance(other, Stage) and self.key == other.key
 
     @abstractmethod
-    def preflight(self) -> list[str]:
-        """Return what would stop this stage for a reason the user can mend, found without computing anything."""
+    def preflight(self) -> list[Problem]:
+        """Return what would stop this stage for a reason the user can fix, found without computing anything."""
 
     @abstractmethod
     def run(self, ctx: StageContext) -> None:

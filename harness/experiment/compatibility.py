@@ -36,6 +36,7 @@ def incompatibilities(
         if need.disjoint_batches > 1 and rows.rows < least:
             found.append(
                 f"`{method.name}` draws {need.disjoint_batches} batches of {need.batch_size} that share no row, but "
-                f"has {rows.rows} rows of `corpus.{need.role}`; expected at least {least}. Ask for fewer or smaller batches"
+                f"has {rows.rows} rows of `corpus.{need.role}`; expected at least {least}. Ask for fewer or smaller "
+                "batches"
             )
     return [Problem(f"defense.{slot}", reason) for reason in found]

@@ -11,7 +11,7 @@ from harness.corpora.encode import IGNORED, Encoded, Encoding
 from harness.corpora.examples import Example, Role, SafetyRow
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 from harness.protocols import DataRequirement
 from harness.stages.train_adapter import pools
 
@@ -28,7 +28,7 @@ class Rows:
     def __init__(self, *rows: SafetyRow) -> None:
         self._rows = list(rows)
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def safety_rows(self) -> list[SafetyRow]:
@@ -67,7 +67,7 @@ def test_rows_without_refusals_are_found_before_anything_runs_if_pairs_are_neede
 
     assert rows.preflight() == []
     (problem,) = rows.preflight(paired=True)
-    assert "1 of 2 rows of `rows` have no refusal" in problem
+    assert "1 of 2 rows of `rows` have no refusal" in problem.text
     with pytest.raises(DataError):
         rows.refusals()
 

@@ -13,7 +13,7 @@ from harness.engine.claim import Claims
 from harness.engine.moved import MOVED
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
-from harness.errors import DamagedArtifact, StoreError, UnreadableFile
+from harness.errors import DamagedArtifact, Problem, StoreError, UnreadableFile
 from harness.execution.attempt import WorkerContext, attempt, logged
 
 
@@ -424,7 +424,7 @@ class Writes(Stage):
     version = 1
     how: str
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:

@@ -71,9 +71,8 @@ def test_antidote_ignores_padding():
 
 
 def test_antidote_averages_over_rows_whatever_the_batches():
-    one_by_one = BatchProvider(
-        *({name: value[place : place + 1] for name, value in BATCH.items()} for place in range(2))
-    )
+    rows = ({name: value[place : place + 1] for name, value in BATCH.items()} for place in range(2))
+    one_by_one = BatchProvider(*rows)
 
     assert repaired(Antidote(dense_ratio=0.4), batches=one_by_one) == repaired(Antidote(dense_ratio=0.4))
     assert one_by_one.roles == [Role.HARMFUL], "the rows go through the model once"
