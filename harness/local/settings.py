@@ -1,4 +1,4 @@
-"""Where a plan runs, as a setting. Resources live here and never on a stage, so they cannot enter identity."""
+"""Settings of local execution. Resources are set here and never on a stage, so they cannot enter its identity."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from harness.engine.checks import counts
 from harness.engine.stage import Stage
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, Problem
-from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
+from harness.execution.cluster import micro_batch_kind_problems, micro_batch_problems, micro_batch_size_of
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
@@ -24,12 +24,13 @@ class Local:
     """This machine.
 
     Attributes:
-        workers: stages that run at the same time, each in a process of its own; 1 runs everything in this process.
-        processes: processes that share each training stage, on GPUs one for each; 1 does not share it.
-        threads: CPU threads of each of them; null leaves torch's choice to one process and shares the cores among many.
-        device: a torch device string, or ``auto`` for a GPU if there is one.
-        micro_batch_size: rows that each process takes through the model at once: a number, or one for each kind of
-            stage; null is all of its share of a batch.
+        workers: stages that run concurrently, each in its own process; 1 runs all of them in this process.
+        processes: processes (ranks) per training stage; on GPUs, one per GPU.
+        threads: CPU threads per process; null leaves a single process at torch's default and divides the cores evenly
+            among several.
+        device: a torch device string, or ``auto`` for a GPU if one is available.
+        micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
+            runs a process's whole share of a batch at once.
     """
 
     name: ClassVar[str] = "local"
@@ -43,12 +44,12 @@ class Local:
     def problems(self) -> list[Problem]:
         """Range errors."""
         found = counts(self, "workers", "processes", "threads")
-        found += rows_problems(self.micro_batch_size)
+        found += micro_batch_problems(self.micro_batch_size)
         if self.workers > 1 and self.processes > 1:
             found.append(
                 Problem(
                     "processes",
-                    f"{self.processes} for each of {self.workers} workers would meet on the same devices; "
+                    f"{self.processes} for each of {self.workers} workers would use the same devices; "
                     "expected 1, or `workers` 1",
                 )
             )
@@ -56,22 +57,22 @@ class Local:
 
     @property
     def gpus(self) -> Mapping[str, int]:
-        """Not told: a stage takes what the machine has."""
+        """Unknown: a stage uses whatever this machine has."""
         return {}
 
     @property
     def wait(self) -> bool:
-        """Always."""
+        """Always true: local runs are synchronous."""
         return True
 
     @property
-    def rehearsing(self) -> bool:
-        """Never."""
+    def dry_run(self) -> bool:
+        """Always false: local execution has no dry run."""
         return False
 
-    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
-        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
-        return rows_misfits(self.micro_batch_size, kinds)
+    def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+        """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""
+        return micro_batch_kind_problems(self.micro_batch_size, kinds)
 
     def executor(
         self,
@@ -84,31 +85,36 @@ class Local:
         """Return the local executor.
 
         Raises:
-            ConfigError: a GPU is asked for and there is none, or fewer than processes.
+            ConfigError: a GPU was requested and none is available, or there are fewer GPUs than processes.
         """
-        if self.device.startswith("cuda") and _device() != "cuda":
+        if self.device.startswith("cuda") and _default_device() != "cuda":
             raise ConfigError(
                 [
                     Problem(
                         "cluster.device",
-                        f"{self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`.",
+                        f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`.",
                     )
                 ]
             )
-        device = _device() if self.device == AUTO else self.device
-        if self.processes > 1 and device.startswith("cuda") and (gpus := _gpus()) < self.processes:
+        device = _default_device() if self.device == AUTO else self.device
+        if self.processes > 1 and device.startswith("cuda") and (gpus := _gpu_count()) < self.processes:
             raise ConfigError(
-                [Problem("cluster.processes", f"{self.processes} share {gpus} GPUs; expected at most {gpus}.")]
+                [
+                    Problem(
+                        "cluster.processes",
+                        f"{self.processes} processes need a GPU each, and there are {gpus}; expected at most {gpus}.",
+                    )
+                ]
             )
         threads = self.threads
-        together = self.workers * self.processes
-        if threads is None and together > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // together)
+        total = self.workers * self.processes
+        if threads is None and total > 1:
+            threads = max(1, len(os.sched_getaffinity(0)) // total)
         return LocalExecutor(
             workers=self.workers,
             device=device,
             processes={
-                kind: Processes(count=self.processes, micro_batch_size=rows_at_once(self.micro_batch_size, kind))
+                kind: Processes(count=self.processes, micro_batch_size=micro_batch_size_of(self.micro_batch_size, kind))
                 for kind in (DEFAULT, *(self.micro_batch_size if isinstance(self.micro_batch_size, Mapping) else ()))
             },
             tracker=tracker,
@@ -117,13 +123,13 @@ class Local:
         )
 
 
-def _gpus() -> int:
+def _gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
 
 
-def _device() -> str:
+def _default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Crews: who runs attempts on this machine. This process itself, or spawned ones that keep their memory."""
+"""Worker pools: run attempts on this machine, in this process or in spawned ones that keep loaded models."""
 
 import logging
 import multiprocessing
@@ -21,61 +21,61 @@ from harness.execution.attempt import AttemptResult, WorkerContext, attempt
 from harness.execution.ranks import KILLED, Processes
 
 GRACE_SECONDS = 20.0
-"""How long an interrupted worker may take to write its record. Killing it afterwards costs nothing but the record."""
+"""Time for an interrupted worker to record its attempt before it is killed. Killing it loses only that record."""
 
 
 class WorkerPool(Protocol):
-    """Runs as many attempts at a time as it has workers."""
+    """Runs up to ``size`` attempts concurrently."""
 
     size: int
 
     def begin(self, stage: Stage) -> None:
-        """Begin an attempt. The caller never begins more than ``size`` at a time."""
+        """Start an attempt. The caller never has more than ``size`` running."""
         ...
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
-        """Wait until an attempt has ended, and return all that have; an empty list after ``timeout`` seconds."""
+        """Wait for at least one attempt to end and return all that ended; an empty list after ``timeout`` seconds."""
         ...
 
     def stop(self) -> None:
-        """Interrupt what runs, and dismiss the workers."""
+        """Interrupt running attempts and shut the workers down."""
         ...
 
 
 class InProcess:
-    """This process does the work: each attempt has ended when ``begin`` returns."""
+    """Runs attempts synchronously in this process: an attempt has ended when ``begin`` returns."""
 
     size = 1
 
-    def __init__(self, desk: WorkerContext) -> None:
-        self._desk = desk
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
         self._ended: list[AttemptResult] = []
 
     def begin(self, stage: Stage) -> None:
-        """Run the attempt; Ctrl-C passes through."""
-        self._ended.append(attempt(stage, self._desk))
+        """Run the attempt; KeyboardInterrupt propagates."""
+        self._ended.append(attempt(stage, self._context))
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
-        """Return the attempt that has ended, without waiting."""
+        """Return the result of the last attempt, without waiting."""
         del timeout
         ended, self._ended = self._ended, []
         return ended
 
     def stop(self) -> None:
-        """Nothing runs between calls."""
+        """Do nothing: no attempt runs between calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """What a spawned worker needs to set up its desk. It is pickled.
+    """Configuration of a spawned worker; pickled.
 
     Attributes:
         root: the store's folder.
         allow: prefixes of the classes that a stored spec may name.
         tracker: opens the curve of each stage.
         device: a torch device string.
-        initialize: called once when the worker starts, and in each process that shares a stage.
-        processes: how many processes share a stage, by its kind.
+        initialize: called once when the worker starts, and in each rank of a stage with several processes.
+        processes: number of processes per stage, by kind of stage.
     """
 
     root: Path
@@ -94,37 +94,37 @@ class _Worker:
 
 
 class ProcessPool:
-    """Workers in spawned processes. One that dies costs the stage it was running, and is replaced."""
+    """Workers in spawned processes. If one dies, the stage it was running fails and a new worker takes its place."""
 
-    def __init__(self, size: int, briefing: WorkerConfig) -> None:
+    def __init__(self, size: int, config: WorkerConfig) -> None:
         self.size = size
-        self._briefing = briefing
+        self._config = config
         self._workers: list[_Worker] = []
 
     def begin(self, stage: Stage) -> None:
-        """Give the attempt to an idle worker, or to a new one."""
+        """Hand the stage to an idle worker, or spawn one."""
         for worker in [worker for worker in self._workers if worker.stage is None]:
             try:
                 worker.connection.send(stage)
             except OSError:
-                # It died while it had nothing to do; an idle worker may hold a model, and memory runs out.
+                # It died while idle: a model may still be loaded in it, so it can run out of memory.
                 self._workers.remove(worker)
                 worker.connection.close()
                 worker.process.join()
             else:
                 worker.stage = stage
                 return
-        worker = self._hired()
+        worker = self._spawn()
         worker.stage = stage
         worker.connection.send(stage)
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
-        """Wait for the workers."""
+        """Wait for results of the workers."""
         busy: Mapping[object, _Worker] = {worker.connection: worker for worker in self._workers if worker.stage}
         return [self._result(busy[connection]) for connection in wait([*busy], timeout)]  # type: ignore[list-item]
 
     def stop(self) -> None:
-        """Ask every worker to stop; kill those that do not."""
+        """Ask every worker to stop; kill those that are still alive after ``GRACE_SECONDS``."""
         for worker in self._workers:
             # Closing the connection ends an idle worker; the signal interrupts the attempt of a busy one.
             worker.connection.close()
@@ -137,12 +137,12 @@ class ProcessPool:
                 worker.process.join()
         self._workers.clear()
 
-    def _hired(self) -> _Worker:
+    def _spawn(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._briefing), daemon=False)
+        process = context.Process(target=_worker_main, args=(theirs, self._config), daemon=False)
         process.start()
-        # The worker's end must be closed here, or its death would go unnoticed.
+        # Close the worker's end here: otherwise its death would not close the pipe.
         theirs.close()
         worker = _Worker(process, ours)
         self._workers.append(worker)
@@ -164,27 +164,27 @@ class ProcessPool:
         return result
 
 
-def _work(connection: Connection, briefing: WorkerConfig) -> None:
-    # Ctrl-C reaches the whole process group; only the parent answers it, and tells each worker once.
+def _worker_main(connection: Connection, config: WorkerConfig) -> None:
+    # Ctrl-C reaches the whole process group; only the parent handles it, and signals each worker once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
     Thread(target=_die_with_parent, daemon=True).start()
-    # For the logs of the stages; a spawned process has no handler that would print it.
+    # Needed for the log files of stages; nothing is printed, as a spawned process has no stream handler.
     logging.getLogger("harness").setLevel(logging.INFO)
-    if briefing.initialize is not None:
-        briefing.initialize()
-    store = Store(briefing.root, allow=briefing.allow)
-    desk = WorkerContext(
+    if config.initialize is not None:
+        config.initialize()
+    store = Store(config.root, allow=config.allow)
+    context = WorkerContext(
         store=store,
         claims=Claims(store.claims),
-        tracker=briefing.tracker,
-        device=briefing.device,
-        processes=briefing.processes,
-        initialize=briefing.initialize,
+        tracker=config.tracker,
+        device=config.device,
+        processes=config.processes,
+        initialize=config.initialize,
     )
     try:
         while True:
-            connection.send(attempt(connection.recv(), desk))
+            connection.send(attempt(connection.recv(), context))
     except (EOFError, KeyboardInterrupt):
         return
 
@@ -196,5 +196,5 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 def _die_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
-        # Without its parent a worker would hold claims that nobody waits for.
+        # An orphaned worker would keep its claims and block other runs.
         os._exit(1)

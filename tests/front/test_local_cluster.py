@@ -90,8 +90,8 @@ def test_processes_of_several_workers_are_refused():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(settings, "_device", lambda: "cuda")
-    monkeypatch.setattr(settings, "_gpus", lambda: 2)
+    monkeypatch.setattr(settings, "_default_device", lambda: "cuda")
+    monkeypatch.setattr(settings, "_gpu_count", lambda: 2)
 
-    with pytest.raises(ConfigError, match="3 share 2 GPUs"):
+    with pytest.raises(ConfigError, match="3 processes need a GPU each, and there are 2"):
         executor(Local(processes=3))
