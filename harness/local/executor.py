@@ -25,6 +25,8 @@ class LocalExecutor:
 
     Attributes:
         workers: 1 runs every stage in this process; a larger number spawns that many worker processes.
+        gpus: values of ``CUDA_VISIBLE_DEVICES`` for the processes of the workers, assigned round robin; without any,
+            each sees what this process sees.
         device: a torch device string.
         tracker: opens the curve of each stage.
         on_event: called in this process with every event of a stage.
@@ -35,6 +37,7 @@ class LocalExecutor:
     """
 
     workers: int = 1
+    gpus: Sequence[str] = ()
     device: str = "cpu"
     tracker: TrackerSettings = field(default_factory=Jsonl)
     on_event: Callable[[Event], None] = unheard
@@ -75,7 +78,9 @@ class LocalExecutor:
                 initialize=self.initialize,
                 processes=self.processes,
             )
-            return ProcessPool(self.workers, config)
+            return ProcessPool(
+                [self.gpus[number % len(self.gpus)] if self.gpus else None for number in range(self.workers)], config
+            )
         if self.initialize is not None:
             self.initialize()
         context = WorkerContext(
@@ -123,13 +128,14 @@ class _Run:
         running = 0
         busy: list[str] = []
         while len(self._queue):
-            while running < pool.size and (stage := self._queue.next()) is not None:
+            while (assigned := self._queue.next(pool.bases, pool.idle)) is not None:
+                stage = assigned.stage
                 if self._store.has(stage):
                     self._stored(stage)
                     continue
                 if stage.key not in self._waiting:
                     self._emit("running", stage)
-                pool.begin(stage)
+                pool.begin(stage, assigned.worker)
                 running += 1
             # With nothing ready to start, poll the stages that other processes are running.
             timeout = self._executor.poll_seconds if busy else None

@@ -53,6 +53,7 @@ class Finetune(Stage):
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     aligned: Align
     mixture: MixtureStage
     method: TrainMethod | None = None

@@ -10,7 +10,7 @@ from typing import ClassVar, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
-from harness.engine.files import opened
+from harness.engine.files import open_regular
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
@@ -28,7 +28,8 @@ class Generate(Stage):
 
     The artifact is ``answers.jsonl``: one object a row, in the order of the prompts, with ``instruction``, ``input``,
     ``reference`` (what the source holds as the answer) and ``answer``. Facts: how many prompts there are, how many of
-    them are ``cut`` because they are longer than the decoding allows, and how many were seen in training.
+    them are ``cut`` because they are longer than the decoding allows, how many were seen in training, and how answers
+    were decoded (``decoding``: path, batch, arithmetic).
 
     Attributes:
         new_tokens: longest answer, in tokens.
@@ -38,6 +39,7 @@ class Generate(Stage):
     version: ClassVar[int] = 1
     fuses: ClassVar[bool] = True
     fuses_siblings: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     model: ModelStage
     prompts: ExampleSource
     new_tokens: int
@@ -50,15 +52,16 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
-        from harness.generation.transformers import generate, too_long
+        from harness.generation.transformers import answer, too_long
         from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
         with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
-            answers = generate(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
+            answers = answer(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
             ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
-        write_answers(ctx.out, examples, answers)
+        write_answers(ctx.out, examples, answers.texts)
+        ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
 
@@ -91,5 +94,5 @@ def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str
         UnreadableFile: the file is missing or not a regular file.
         ValueError: a line is not JSON.
     """
-    with opened(artifact / ANSWERS) as file:
+    with open_regular(artifact / ANSWERS) as file:
         return [json.loads(line) for line in islice(file, limit)]

@@ -13,7 +13,7 @@ from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
 from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
-from harness.engine.files import opened
+from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError, Problem
@@ -46,6 +46,7 @@ class Poison(Stage):
     name: ClassVar[str] = "poison"
     version: ClassVar[int] = 1
     attacks: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     task: ExampleSource
     attack: Attack | None = None
     harmful: Slice | None = None
@@ -128,6 +129,6 @@ def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's rows in training order, with what each is for."""
-    with opened(artifact / ROWS) as file:
+    with open_regular(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

@@ -281,13 +281,13 @@ def test_run_with_a_worker_that_dies_fails_that_stage_only(root) -> None:
 def test_worker_that_dies_while_it_is_idle_is_replaced(root, store) -> None:
     store.prepare()
     config = WorkerConfig(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
-    pool = ProcessPool(1, config)
-    pool.begin(Number(value=1))
+    pool = ProcessPool([None], config)
+    pool.begin(Number(value=1), 0)
     (first,) = pool.ended(None)
-    os.kill(pool._workers[0].process.pid, signal.SIGKILL)
-    pool._workers[0].process.join()
+    os.kill(pool._workers[0].running.process.pid, signal.SIGKILL)
+    pool._workers[0].running.process.join()
 
-    pool.begin(Number(value=2))
+    pool.begin(Number(value=2), 0)
     (second,) = pool.ended(None)
     pool.stop()
 

@@ -187,7 +187,7 @@ def test_nobody_is_told_to_end_no_jobs(commands):
 def test_queue_that_fails_says_so_in_slurms_words(commands):
     commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
 
-    with pytest.raises(SchedulerError, match=r"`squeue` does not answer.*Unable to contact slurm controller"):
+    with pytest.raises(SchedulerError, match=r"`squeue` does not respond.*Unable to contact slurm controller"):
         SlurmClient().queue({"me"})
 
 
@@ -205,10 +205,10 @@ def test_list_of_elements_that_was_cut_short_says_nothing(commands):
 
 
 def test_queue_that_hangs_is_given_up(commands, monkeypatch):
-    monkeypatch.setattr("harness.slurm.client.ASKING_SECONDS", 0.2)
+    monkeypatch.setattr("harness.slurm.client.TIMEOUT_SECONDS", 0.2)
     commands("squeue", "exec sleep 20")
 
-    with pytest.raises(SchedulerError, match="does not answer"):
+    with pytest.raises(SchedulerError, match="does not respond"):
         SlurmClient().queue({"me"})
 
 

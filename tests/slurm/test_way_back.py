@@ -15,7 +15,7 @@ from toys import Add, Number, heedful, runs
 
 from harness.slurm.client import SlurmClient
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import SUBMITTING
+from harness.slurm.lock import SUBMITTING
 from harness.sweep.cancel import cancel
 from harness.sweep.status import status
 
