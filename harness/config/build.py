@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.config.compose import Composition, compose
-from harness.config.defense_slots import GROUP, label
+from harness.config.defense_slots import GROUP, label, slots_without_method
 from harness.config.hydra_errors import HydraError, undecodable_files
 from harness.config.objective import Objective
 from harness.config.overrides import InvalidOverride, file_locator
@@ -132,6 +132,9 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
         # An override for an empty slot must apply to at least one cell of the sweep.
         problems |= dict.fromkeys(_explain(idle, composition) for idle in composition.idle if idle.name not in used)
         data = {key: value for key, value in composition.data.items() if key not in RUN_SETTINGS}
+        if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
+            problems |= dict.fromkeys(without)
+            continue
         try:
             experiment = build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
         except ConfigError as error:

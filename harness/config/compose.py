@@ -23,9 +23,11 @@ from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
 from harness.config.expansion import Options, expand, options_of
 from harness.config.hydra_errors import wrap_hydra_errors
 from harness.config.overrides import InvalidOverride
+from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
 
+register()
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped configuration: next to the package in a checkout, inside it in a wheel."""

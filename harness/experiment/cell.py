@@ -6,7 +6,6 @@ from typing import final
 
 from harness.engine.cells import CellIdentity
 from harness.engine.stage import Stage
-from harness.stages.grade import Grade
 
 
 @final
@@ -40,5 +39,6 @@ class Cell:
 
     @property
     def leaves(self) -> tuple[Stage, ...]:
-        """The grade stages; all other stages are their ancestors."""
-        return tuple(stage for stage in self.stages.values() if isinstance(stage, Grade))
+        """The stages that are no parent of another one; all other stages are their ancestors."""
+        parents = {parent for stage in self.stages.values() for parent in stage.parents}
+        return tuple(stage for stage in self.stages.values() if stage not in parents)

@@ -32,10 +32,10 @@ def incompatibilities(
                 f"`{method.name}` needs harmful examples with a refusal for the same prompt, but no example of "
                 f"`{rows.origin.name}` has both; expected a corpus with refusals, such as `corpus=beavertails`"
             )
-        least = need.together * (need.batch_size or 1)
-        if need.together > 1 and rows.rows < least:
+        least = need.disjoint_batches * (need.batch_size or 1)
+        if need.disjoint_batches > 1 and rows.rows < least:
             found.append(
-                f"`{method.name}` samples {need.together} disjoint batches of {need.batch_size} examples, but has only "
-                f"{rows.rows} of `corpus.{need.role}`; expected at least {least}. Use fewer or smaller batches"
+                f"`{method.name}` samples {need.disjoint_batches} disjoint batches of {need.batch_size} examples, but "
+                f"has only {rows.rows} of `corpus.{need.role}`; expected at least {least}. Use fewer or smaller batches"
             )
     return [Problem(f"defense.{slot}", reason) for reason in found]

@@ -1,24 +1,12 @@
-"""Base: a model and its tokenizer, built, converted or referenced once."""
+"""Base: the base model and its tokenizer, created, converted or referenced once."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, final
 
 from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import Problem
 from harness.models.loading import ModelRef
 from harness.protocols import ModelSource
-
-
-class ModelStage(Protocol):
-    """A stage whose artifact, with those of its ancestors, is a model."""
-
-    @property
-    def key(self) -> str:
-        """The stage's key."""
-        ...
-
-    def weights(self, locate: Locate) -> ModelRef:
-        """Return where the parts of the model lie."""
-        ...
 
 
 @final
@@ -30,8 +18,8 @@ class Base(Stage):
     version: ClassVar[int] = 1
     source: ModelSource
 
-    def preflight(self) -> list[str]:
-        """Ask the source."""
+    def preflight(self) -> list[Problem]:
+        """Check the source."""
         return self.source.preflight()
 
     def run(self, ctx: StageContext) -> None:
@@ -39,5 +27,5 @@ class Base(Stage):
         ctx.facts.update(self.source.write(ctx.out))
 
     def weights(self, locate: Locate) -> ModelRef:
-        """The bare base."""
+        """Return the base without an adapter."""
         return ModelRef(base_key=self.key, base=locate(self), merged=(), adapter=None)

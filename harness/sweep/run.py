@@ -54,7 +54,7 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     sweeper = get_class(master.hydra.sweeper["_target_"])
     own_sweeper = sweeper.__module__.startswith("hydra_plugins.harness")
     optimizing = not own_sweeper and not issubclass(sweeper, BasicSweeper)
-    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=not own_sweeper)
+    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=optimizing)
     session = current_session.get(Session(NullReporter()))
     if session.verb == "plan" and optimizing:
         session.reporter.note("An optimizing sweeper chooses its cells by results: this is its first batch.")
@@ -149,7 +149,7 @@ def execute(planned: SweepPlan, plan: Plan, store: Store, settings: ExecutionSet
             # Rewrites damaged or missing specs; a complete store may be read-only.
             with suppress(StoreError):
                 store.register(plan.stages)
-            outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
+            outcome = Outcome(stored=tuple(stage.key for stage in plan.stages))
         else:
             executor = settings.cluster.executor(
                 sweep=planned.sweep, tracker=settings.tracker, on_event=reporter.event, prepare=prepare_process
@@ -177,6 +177,12 @@ def _run_cells(
     cells = list({cell.identity: cell for cell in checked if isinstance(cell, Cell)}.values())
     skipped = [cell for cell in checked if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
+    if needs_results and settings.cluster.dry_run:
+        advice = (
+            "an optimizing sweeper needs the results of each batch, and a dry run has none; "
+            "`harness plan` shows its first batch"
+        )
+        raise ConfigError([Problem("cluster.dry_run", advice)])
     if needs_results and not settings.cluster.wait:
         raise ConfigError(
             [Problem("cluster.wait", "an optimizing sweeper needs the results of each batch; set `cluster.wait=true`")]

@@ -1,10 +1,16 @@
-"""Sweep records of an earlier version, which lack the properties of stages: derived here from their kinds.
+"""Stores of an earlier version: properties of stages and counts of truncated prompts that they lack.
 
 New kinds are not added here: their properties are in the record.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from harness.corpora.examples import Example
+from harness.corpora.template import Template, prompt_of
+from harness.errors import UnreadableFile
+from harness.stages.generate import read_answers
 
 KINDS = {
     "base": "base",
@@ -22,6 +28,8 @@ DECODED = {"generate": {"path": "plain"}}
 """How each kind of that version decoded, which its manifests do not record."""
 TRAINED = ("align", "finetune", "repair")
 """The training kinds, in the order of the chain."""
+_SPECIAL = 2
+"""Tokens that a tokenizer puts before a text: beginning of sequence, and a space."""
 _PARALLEL = ("align", "finetune")
 _ATTACKED = ("finetune", "repair")
 _SETTINGS = {
@@ -46,3 +54,23 @@ def settings_in(settings: Mapping[str, str], spec: Mapping[str, Any]) -> dict[st
     """Return the recorded settings without those that a stage of that version ignored."""
     unread = () if spec.get("protocol") == "double" else ("finetune.fresh",)
     return {name: path for name, path in settings.items() if name not in unread}
+
+
+def perhaps_cut(artifact: Path, spec: Mapping[str, Any]) -> int:
+    """Return an upper bound of the truncated prompts of a ``generate`` artifact whose manifest does not count them.
+
+    The earlier version also truncated the special tokens before a text (beginning of sequence). A tokenizer makes at
+    most one token per byte, so the bound is safe, and 0 is exact.
+
+    Args:
+        artifact: folder of the artifact; 0 is returned if it cannot be read.
+        spec: the settings of the stage.
+    """
+    try:
+        encoding, longest = spec["encoding"], int(spec["decoding"]["max_prompt"])
+        template, newline = Template(encoding["template"]), bool(encoding["newline"])
+        examples = [Example(row["instruction"], "", row["input"]) for row in read_answers(artifact)]
+        texts = [prompt_of(example, template=template, newline=newline) for example in examples]
+    except (UnreadableFile, OSError, ValueError, KeyError, TypeError):
+        return 0
+    return sum(len(text.encode()) + _SPECIAL > longest for text in texts)
