@@ -1,11 +1,11 @@
-"""States: what became of each stage of a sweep, and why. The manifest decides; the scheduler is asked for the rest."""
+"""States of a sweep's stages: from the manifests in the store, attempt records, the job log and Slurm."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_chain, wait_fixed
 
-from harness.engine.claim import claimed, left_behind
+from harness.engine.claim import is_abandoned, live_claims
 from harness.engine.store import Store
 from harness.errors import SchedulerError
 from harness.execution.attempt import LOG
@@ -14,8 +14,8 @@ from harness.slurm.causes import cause_of, cause_of_end
 from harness.slurm.client import NEVER, Ended, Queued, Scheduler, user
 from harness.slurm.job_log import JobEntry, JobLog
 
-_LAGS_SECONDS = (1.0, 2.0, 4.0)
-"""Pauses between the questions of a patient look: a busy accounting hears of an end seconds later."""
+_ACCOUNTING_PAUSES_SECONDS = (1.0, 2.0, 4.0)
+"""Pauses between queries of accounting with ``patient``: under load it learns of a job's end seconds later."""
 
 
 def states_of(
@@ -27,21 +27,21 @@ def states_of(
     leaves: Collection[str] | None = None,
     patient: bool = False,
 ) -> dict[str, State]:
-    """Return what became of the stages of a sweep, by key.
+    """Return the states of the stages of a sweep, by key.
 
     Args:
         members: the stages, parents before children.
-        store: where manifests, attempts and the ledger lie.
-        scheduler: is asked three times at most, whatever the number of stages.
-        sweep: whose stages they are. If it was submitted, a stage without a job waits for the sweep's continuation, or
-            is lost. Without it only the stages' own jobs count.
-        leaves: keys of what was asked for: what nobody needs who is not stored himself is not missed. None is all that
-            no other member reads.
-        patient: give the accounting a moment to hear of jobs that have just left the queue.
+        store: the store with manifests, attempt records and the job log.
+        scheduler: queried at most three times, whatever the number of stages; more often with ``patient``.
+        sweep: the sweep's id. If it was submitted, a stage without a job waits for the sweep's deferred submission, or
+            is lost. Without an id, only the stages' own jobs count.
+        leaves: keys of the requested stages; stages that no missing leaf needs are ``unneeded``. None is all stages
+            that no other stage reads.
+        patient: retry until accounting has records of jobs that have just left the queue.
     """
     stored = _stored(members, store)
-    ledger = JobLog(store.root)
-    written = list(ledger.entries()) if len(stored) < len(members) else []
+    job_log = JobLog(store.root)
+    written = list(job_log.entries()) if len(stored) < len(members) else []
     latest = {key: entry for entry in written for key in entry.keys}
     entries = {key: latest[key] for key in members if key in latest and key not in stored}
     ours = (entry for entry in reversed(written) if sweep and entry.sweep == sweep and not entry.keys)
@@ -49,7 +49,7 @@ def states_of(
     others = [continuation] if continuation else []
     queue = _queue([*entries.values(), *others], scheduler)
     gone = {key: entry.job for key, entry in entries.items() if queue is not None and entry.job not in queue}
-    # A job that ended between the two looks has left its artifacts since the first.
+    # A job that ended between the two queries has stored its artifacts since the first.
     stored |= _stored({key: members[key] for key in gone}, store)
     ended = {job for key, job in gone.items() if key not in stored}
     ended |= {entry.job for entry in others if queue is not None and entry.job not in queue}
@@ -59,10 +59,10 @@ def states_of(
         queue=queue,
         history=_history(ended, scheduler, patient=patient),
         stored=stored,
-        asked=bool(sweep) and ledger.opened(sweep),
+        was_submitted=bool(sweep) and job_log.opened(sweep),
         continuation=continuation,
-        left=ledger.left(continuation) if continuation and queue and continuation.job in queue else None,
-        claimed=claimed(store.claims),
+        left=job_log.left(continuation) if continuation and queue and continuation.job in queue else None,
+        claimed=live_claims(store.claims),
         tried={path.stem for path in store.layout.attempts.glob("*.jsonl")},
     )
     states: dict[str, State] = {}
@@ -77,7 +77,7 @@ def states_of(
 
 
 def _needed(members: Mapping[str, Member], stored: Collection[str], leaves: Collection[str] | None) -> set[str]:
-    """Return what has to be stored for the leaves that are not: these and all their ancestors, as a plan has it."""
+    """Return the leaves that are not stored, and all their ancestors."""
     read = {parent for member in members.values() for parent in member.parents}
     left = [key for key in members if key not in stored and (key not in read if leaves is None else key in leaves)]
     found: set[str] = set()
@@ -90,19 +90,19 @@ def _needed(members: Mapping[str, Member], stored: Collection[str], leaves: Coll
 
 
 def freeing(jobs: Sequence[str]) -> str:
-    """Say what frees jobs that are held."""
+    """Return a hint on how to release held jobs."""
     them = "it" if len(jobs) == 1 else "them"
     return f"`scontrol release {','.join(jobs)}` frees {them}, or `harness cancel` and `harness retry`"
 
 
 def _stored(members: Mapping[str, Member], store: Store) -> set[str]:
-    """Return the keys that have a manifest: one listing a kind instead of one question a stage."""
+    """Return the keys with a manifest, from one listing per kind instead of a query per stage."""
     found = store.layout.folders_by_key()
     return {key for key, member in members.items() if key in found and store.layout.manifest(member.kind, key).exists()}
 
 
 def _queue(entries: Collection[JobEntry], scheduler: Scheduler) -> dict[str, Queued] | None:
-    """Return the jobs that have not ended; None if nobody can tell."""
+    """Return the pending and running jobs; None if Slurm does not respond."""
     if not entries:
         return {}
     try:
@@ -112,29 +112,29 @@ def _queue(entries: Collection[JobEntry], scheduler: Scheduler) -> dict[str, Que
 
 
 def _history(gone: Collection[str], scheduler: Scheduler, *, patient: bool) -> Mapping[str, Ended]:
-    """Return how jobs ended that are no longer in the queue."""
+    """Return the accounting records of jobs that left the queue."""
     if not gone:
         return {}
-    pauses = _LAGS_SECONDS if patient else ()
-    asking = Retrying(
+    pauses = _ACCOUNTING_PAUSES_SECONDS if patient else ()
+    retrying = Retrying(
         retry=retry_if_result(lambda found: found is not None and len(found) < len(gone)),
         wait=wait_chain(*map(wait_fixed, pauses or (0.0,))),
         stop=stop_after_attempt(1 + len(pauses)),
         retry_error_callback=lambda last: last.outcome.result() if last.outcome else None,
     )
-    return asking(scheduler.history, gone) or {}
+    return retrying(scheduler.history, gone) or {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What is known at one moment."""
+    """Everything that the states of stages are derived from, at one time."""
 
     store: Store
     entries: Mapping[str, JobEntry]
     queue: Mapping[str, Queued] | None
     history: Mapping[str, Ended]
     stored: Collection[str]
-    asked: bool
+    was_submitted: bool
     continuation: JobEntry | None
     left: Collection[str] | None
     claimed: Collection[str]
@@ -169,7 +169,7 @@ class _Look:
         return State(kind=member.kind, what="pending", message=message, job=continuation)
 
     def _held(self, member: Member, entry: JobEntry, queued: Queued, before: Mapping[str, State]) -> State | None:
-        """Say that a job is held, or waits for one that is."""
+        """Return the state of a stage whose job is held, or depends on a held job; None otherwise."""
         for parent in member.parents:
             if parent in before and before[parent].what == "held" and not queued.held and queued.state != "RUNNING":
                 by = before[parent].held_by
@@ -189,22 +189,22 @@ class _Look:
     def _worked_on(self, key: str, entry: JobEntry | None, queued: Queued | None) -> bool:
         if key not in self.claimed:
             return False
-        # A claim outlives a process that was killed.
+        # A claim remains after its process was killed.
         ended = self.history.get(entry.job) if entry else None
         running = queued is not None and queued.state == "RUNNING"
-        return running or not left_behind(self.store.claims, key, ended.nodes if ended else "")
+        return running or not is_abandoned(self.store.claims, key, ended.nodes if ended else "")
 
     def _waits(self, key: str, entry: JobEntry | None) -> str:
-        """Return the sweep's continuation, if the stage was left to it and it has not come to submit it yet."""
+        """Return the id of the deferred submission that has yet to submit the stage; empty if there is none."""
         last = self.continuation
         if last is None or not self.queue or last.job not in self.queue:
             return ""
         if self.left is None:
             return "" if entry else last.job
-        return last.job if key in self.left and (entry is None or entry.place < last.place) else ""
+        return last.job if key in self.left and (entry is None or entry.position < last.position) else ""
 
     def _blocked(self, member: Member, entry: JobEntry | None, before: Mapping[str, State]) -> State | None:
-        # A record names the parents of all its stages, but an old one may lie outside of this sweep.
+        # In records of earlier versions, a parent may not be a member of the sweep.
         bad = [parent for parent in member.parents if parent in before and _hopeless(before[parent])]
         if bad:
             message = f"needs {before[bad[0]].kind} `{bad[0]}`, which is {before[bad[0]].what}"
@@ -216,8 +216,8 @@ class _Look:
             return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
         if entry is not None:
             return self._gone(member, entry)
-        # A sweep that was never given to Slurm waits for whoever runs it.
-        if self.queue is None or not self.asked:
+        # The sweep was never submitted to Slurm.
+        if self.queue is None or not self.was_submitted:
             return State(kind=member.kind, what="pending", message="not begun")
         if self.continuation is None:
             return State(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
@@ -234,7 +234,7 @@ class _Look:
             return None
         last = attempts[-1]
         job = last.get("job", "")
-        # An attempt outside of any job counts if it came after the job, and the job does not go on.
+        # An attempt outside of any job counts if it was made after the submission, and the job is not in the queue.
         if entry and job != entry.job and (job or queued or len(attempts) <= entry.tried.get(key, 0)):
             return None
         cause = cause_of(last)
@@ -252,7 +252,7 @@ class _Look:
     def _queued(self, key: str, member: Member, entry: JobEntry, queued: Queued) -> State:
         if queued.reason == NEVER:
             return State(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
-        # Before its first claim a job loads what it needs.
+        # A running job has no claim yet while it starts up.
         next_up = next((other for other in entry.keys if other not in self.stored), None)
         running = queued.state == "RUNNING" and (key in self.claimed or key == next_up)
         return State(

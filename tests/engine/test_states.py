@@ -10,7 +10,7 @@ import pytest
 from fake_scheduler import FakeScheduler, submit
 from toys import ALLOW, Add, Mix, Number, chain, run
 
-from harness.engine.claim import LEASE_SECONDS, Claims, left_behind
+from harness.engine.claim import LEASE_SECONDS, Claims, is_abandoned
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.execution.state import Member, members_of
@@ -203,7 +203,7 @@ def test_claim_of_another_host_is_left_behind_if_its_job_ended_there(store, node
     path.write_text(written.replace(f"{platform.node()}", "far-away"))
     assert path.read_text() != written
 
-    assert left_behind(store.claims, "key", node) == left
+    assert is_abandoned(store.claims, "key", node) == left
 
     path.write_text(written)
     claim.release()
