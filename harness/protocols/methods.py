@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from harness.errors import Problem
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, TrainStep
 
 if TYPE_CHECKING:
-    from harness.protocols.learner import Draws, Gradient, Learner
+    from harness.protocols.learner import BatchProvider, Gradient, Learner
 
 
 @runtime_checkable
 class ProducesOutputs(Protocol):
     """A training step that leaves something for the repair: stored beside the adapter, read by ``RepairMethod``."""
 
-    def handover(self) -> Mapping[str, Gradient]:
+    def outputs(self) -> Mapping[str, Gradient]:
         """Return what is left after the last step: by name, one tensor per trainable."""
         ...
 
@@ -29,7 +29,7 @@ class TrainMethod(Named, Protocol):
         """The data the method uses besides the stage's own rows."""
         ...
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TrainStep:
         """Begin a run of ``total_steps`` optimizer steps."""
         ...
 
@@ -43,11 +43,11 @@ class RepairMethod(Named, Protocol):
         ...
 
     def repair(
-        self, learner: Learner, *, start: Gradient, handed_over: Mapping[str, Gradient], draws: Draws
+        self, learner: Learner, *, start: Gradient, outputs: Mapping[str, Gradient], batches: BatchProvider
     ) -> Mapping[str, object]:
         """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
 
-        ``start`` is the trainables where fine-tuning began, ``handed_over`` what its method left, by name.
+        ``start`` is the trainables where fine-tuning began, ``outputs`` what its method left, by name.
         """
         ...
 

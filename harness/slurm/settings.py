@@ -62,7 +62,7 @@ class Resources:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """A Slurm cluster; implements ``execution.cluster.Cluster`` and ``slurm.site.Site``.
+    """A Slurm cluster; implements ``execution.cluster.Cluster``.
 
     Attributes:
         partition: partition; null is the site's default. So with ``account``, ``qos`` and ``constraint``.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
-from harness.execution.state import Member, State
+from harness.execution.state import Member, StageStatus
 from harness.slurm.client import Queued, Scheduler, user
 from harness.slurm.job_log import JobEntry
 from harness.slurm.states import freeing, states_of
@@ -32,7 +32,7 @@ class Snapshot:
 
     jobs: Mapping[str, JobEntry]
     todo: Sequence[Stage]
-    states: Mapping[str, State]
+    states: Mapping[str, StageStatus]
     queue: Mapping[str, Queued]
 
     def slot_freeing_jobs(self, before: Mapping[str, JobEntry]) -> list[str]:

@@ -1,24 +1,12 @@
 """Base: a model and its tokenizer, built, converted or referenced once."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, final
 
 from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import Problem
 from harness.models.loading import ModelRef
 from harness.protocols import ModelSource
-
-
-class ModelStage(Protocol):
-    """A stage whose artifact, with those of its ancestors, is a model."""
-
-    @property
-    def key(self) -> str:
-        """The stage's key."""
-        ...
-
-    def weights(self, locate: Locate) -> ModelRef:
-        """Return where the parts of the model lie."""
-        ...
 
 
 @final
@@ -30,7 +18,7 @@ class Base(Stage):
     version: ClassVar[int] = 1
     source: ModelSource
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Ask the source."""
         return self.source.preflight()
 

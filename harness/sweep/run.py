@@ -149,7 +149,7 @@ def executed(planned: SweepPlan, plan: Plan, store: Store, place: ExecutionSetti
             # Specs that are damaged or lost are written anew; a store that is complete may be read-only.
             with suppress(StoreError):
                 store.register(plan.stages)
-            outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
+            outcome = Outcome(stored=tuple(stage.key for stage in plan.stages))
         else:
             executor = place.cluster.executor(
                 sweep=planned.sweep, tracker=place.tracker, on_event=front.event, prepare=prepare_process

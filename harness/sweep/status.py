@@ -12,7 +12,7 @@ from harness.engine.lookup import resolve_key
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.execution.attempt import LOG
-from harness.execution.state import WHATS, State, members_of
+from harness.execution.state import SWEEP_STATES, StageStatus, members_of
 from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
 from harness.slurm.lock import is_locked
@@ -45,7 +45,7 @@ class Status:
 
     sweep: str
     counts: Mapping[str, Mapping[str, int]]
-    states: Mapping[str, State]
+    states: Mapping[str, StageStatus]
     seconds_left: float | None
     cancelled: bool
     strays: Sequence[str] = ()
@@ -79,7 +79,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *,
         counts.setdefault(state.kind, Counter())[state.what] += 1
     return Status(
         sweep=record["id"],
-        counts={kind: {what: count[what] for what in WHATS} for kind, count in counts.items()},
+        counts={kind: {what: count[what] for what in SWEEP_STATES} for kind, count in counts.items()},
         states=states,
         seconds_left=_seconds_left(states, root),
         cancelled=JobLog(root.root).cancelled(record["id"]),
@@ -107,7 +107,7 @@ def _damage(sweep: str, root: Store) -> list[str]:
     return [*ledger.damage, *(why for other in others if (why := record_problem(root, other)))]
 
 
-def _unreadable(states: Mapping[str, State], root: Store) -> list[str]:
+def _unreadable(states: Mapping[str, StageStatus], root: Store) -> list[str]:
     """Return which manifests of stored stages, and specs of others, cannot be read."""
     found: list[str] = []
     for key, state in states.items():
@@ -140,7 +140,7 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
     yield from ((path, text) for path, text in found if text)
 
 
-def _seconds_left(states: Mapping[str, State], store: Store) -> float | None:
+def _seconds_left(states: Mapping[str, StageStatus], store: Store) -> float | None:
     """Estimate from a sample of what is stored: seconds of a stage of each kind, over as many as run now."""
     running = sum(state.what == "running" for state in states.values())
     left = Counter(state.kind for state in states.values() if state.what in ("running", "pending"))

@@ -151,7 +151,7 @@ class CausalLearner:
                 for parameter, copy in zip(self._trainables, kept, strict=True):
                     parameter.copy_(copy)
 
-    def write(self, gradient: Sequence[Tensor | None]) -> None:
+    def set_gradient(self, gradient: Sequence[Tensor | None]) -> None:
         """Put a combined gradient into ``.grad``; the argument is not kept.
 
         Where it is None, there is no ``.grad``: a trainable without one is left out of the optimizer's step.

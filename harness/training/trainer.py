@@ -52,14 +52,14 @@ class TrainReport:
             ``grad_norm`` (of the combined gradient before clipping, at the row's step), ``clip_factor`` (what clipping
             multiplied it with) and the method's metrics, averaged over the interval.
         rows_at_once: rows that each process took through the model at once, at most; None is all of its share.
-        handover: what the method leaves for the repair: by name, one tensor per trainable.
+        outputs: what the method leaves for the repair: by name, one tensor per trainable.
     """
 
     steps: int
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
     rows_at_once: int | None
-    handover: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
+    outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
 def train(
@@ -128,7 +128,7 @@ def train(
             model.to(arguments.device)
         model.train()
         learner = CausalLearner(model, precision=budget.precision, rows_at_once=most)
-        draws = RoleBatches(
+        batches = RoleBatches(
             drawn,
             pad_id=pad_id,
             seed=seed,
@@ -136,10 +136,10 @@ def train(
             rank=rank(),
             world_size=world_size(),
         )
-        step = method.start(learner, draws, total_steps) if method else PlainStep(learner)
+        step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
-        parts: dict[str, Resumable] = {"step": step, "draws": draws, "meter": meter}
+        parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
         trainer = StepTrainer(
             model=model,
             args=arguments,
@@ -162,9 +162,9 @@ def train(
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
-    handover = step.handover() if isinstance(step, ProducesOutputs) else {}
+    outputs = step.outputs() if isinstance(step, ProducesOutputs) else {}
     return TrainReport(
-        steps=trainer.state.global_step, metrics=history[-1], history=history, rows_at_once=most, handover=handover
+        steps=trainer.state.global_step, metrics=history[-1], history=history, rows_at_once=most, outputs=outputs
     )
 
 

@@ -30,7 +30,7 @@ class Late:
     def needs(self) -> tuple[DataRequirement, ...]:
         return ()
 
-    def repair(self, learner, aligned, draws):
+    def repair(self, learner, aligned, batches):
         return {}
 
     def conflicts(self, slots: Mapping[str, object]) -> list[str]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.defenses.repnoise.loss import Repulsion
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -78,7 +78,7 @@ class RepNoise:
         """Return the range errors of the settings."""
         return [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
@@ -86,31 +86,31 @@ class RepNoise:
         """
         from harness.defenses.repnoise.loss import Repulsion
 
-        return RepNoiseStep(self, learner, draws, Repulsion(learner, alpha=self.alpha, beta=self.beta))
+        return RepNoiseStep(self, learner, batches, Repulsion(learner, alpha=self.alpha, beta=self.beta))
 
 
 @final
 class RepNoiseStep:
     """One run of RepNoise. It remembers how many times it has drawn noise."""
 
-    def __init__(self, settings: RepNoise, learner: Learner, draws: Draws, repulsion: Repulsion) -> None:
+    def __init__(self, settings: RepNoise, learner: Learner, batches: BatchProvider, repulsion: Repulsion) -> None:
         """Keep the parts."""
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._repulsion = repulsion
         self._drawn = 0
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the combined gradient; report ``loss`` (f), its gradient's norm, and the parts of the repulsion."""
         harmful, positions = self._harmful(batch)
-        seed = self._draws.derive(RepNoise.name, str(self._drawn))
+        seed = self._batches.derive(RepNoise.name, str(self._drawn))
         repelled = self._repulsion.measure(harmful, positions, seed=seed)
         self._drawn += 1
         loss, gradient = self._learner.gradient(batch)
         metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **repelled.metrics}
         add_scaled(gradient, repelled.gradient, 1.0)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return metrics
 
     def _harmful(self, batch: Batch) -> tuple[Batch, Tensor]:
@@ -118,9 +118,9 @@ class RepNoiseStep:
         from harness.defenses.repnoise.loss import apart
 
         if self._settings.pairing == "random":
-            harmful = self._draws.next(Role.HARMFUL)
+            harmful = self._batches.next(Role.HARMFUL)
             return harmful, apart(harmful, batch)
-        pair = self._draws.pair(Role.HARMFUL)
+        pair = self._batches.pair(Role.HARMFUL)
         return pair.harmful, apart(pair.harmful, pair.refusal)
 
     def state_dict(self) -> dict[str, Any]:
