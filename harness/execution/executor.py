@@ -16,7 +16,7 @@ class Event:
     """A change of a stage's state.
 
     Attributes:
-        what: the state that the stage is in from now on.
+        what: the new state of the stage.
         stage: the stage.
         done: number of settled stages of the plan: neither running nor still to be run.
         total: number of stages of the plan.

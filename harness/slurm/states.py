@@ -44,34 +44,34 @@ def states_of(
     written = list(job_log.entries()) if len(stored) < len(members) else []
     latest = {key: entry for entry in written for key in entry.keys}
     entries = {key: latest[key] for key in members if key in latest and key not in stored}
-    ours = (entry for entry in reversed(written) if sweep and entry.sweep == sweep and not entry.keys)
-    continuation = next(ours, None)
-    others = [continuation] if continuation else []
+    deferred_entries = (entry for entry in reversed(written) if sweep and entry.sweep == sweep and not entry.keys)
+    deferred = next(deferred_entries, None)
+    others = [deferred] if deferred else []
     queue = _queue([*entries.values(), *others], scheduler)
     gone = {key: entry.job for key, entry in entries.items() if queue is not None and entry.job not in queue}
     # A job that ended between the two queries has stored its artifacts since the first.
     stored |= _stored({key: members[key] for key in gone}, store)
     ended = {job for key, job in gone.items() if key not in stored}
     ended |= {entry.job for entry in others if queue is not None and entry.job not in queue}
-    look = _Look(
+    inputs = _Inputs(
         store=store,
         entries=entries,
         queue=queue,
         history=_history(ended, scheduler, patient=patient),
         stored=stored,
         was_submitted=bool(sweep) and job_log.opened(sweep),
-        continuation=continuation,
-        left=job_log.left(continuation) if continuation and queue and continuation.job in queue else None,
+        deferred=deferred,
+        left=job_log.left(deferred) if deferred and queue and deferred.job in queue else None,
         claimed=live_claims(store.claims),
         tried={path.stem for path in store.layout.attempts.glob("*.jsonl")},
     )
     states: dict[str, StageStatus] = {}
     needed = _needed(members, stored, leaves)
     for key, member in members.items():
-        state = StageStatus(kind=member.kind, what="stored") if key in stored else look.state(key, member, states)
-        missed = state.what in ("failed", "blocked", "lost") or (state.what == "pending" and not state.job)
-        if missed and key not in needed:
-            state = StageStatus(kind=member.kind, what="unneeded", message="what was asked for is stored without it")
+        state = StageStatus(kind=member.kind, what="stored") if key in stored else inputs.state(key, member, states)
+        not_expected = state.what in ("failed", "blocked", "lost") or (state.what == "pending" and not state.job)
+        if not_expected and key not in needed:
+            state = StageStatus(kind=member.kind, what="unneeded", message="all requested stages are stored without it")
         states[key] = state
     return states
 
@@ -89,7 +89,7 @@ def _needed(members: Mapping[str, Member], stored: Collection[str], leaves: Coll
     return found
 
 
-def freeing(jobs: Sequence[str]) -> str:
+def release_hint(jobs: Sequence[str]) -> str:
     """Return a hint on how to release held jobs."""
     them = "it" if len(jobs) == 1 else "them"
     return f"`scontrol release {','.join(jobs)}` frees {them}, or `harness cancel` and `harness retry`"
@@ -126,7 +126,7 @@ def _history(gone: Collection[str], scheduler: Scheduler, *, patient: bool) -> M
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
+class _Inputs:
     """Everything that the states of stages are derived from, at one time."""
 
     store: Store
@@ -135,7 +135,7 @@ class _Look:
     history: Mapping[str, Ended]
     stored: Collection[str]
     was_submitted: bool
-    continuation: JobEntry | None
+    deferred: JobEntry | None
     left: Collection[str] | None
     claimed: Collection[str]
     tried: Collection[str]
@@ -143,52 +143,54 @@ class _Look:
     def state(self, key: str, member: Member, before: Mapping[str, StageStatus]) -> StageStatus:
         entry = self.entries.get(key)
         queued = self.queue.get(entry.job) if entry and self.queue is not None else None
-        if self._worked_on(key, entry, queued):
+        if self._is_running(key, entry, queued):
             job, node = (entry.job, queued.nodes) if entry and queued else ("", "")
             return StageStatus(kind=member.kind, what="running", job=job, node=node)
-        waiting = self._waits(key, entry)
-        if not waiting and (failure := self._failure(key, member, entry, queued)):
+        waiting = self._deferred_job(key, entry)
+        if not waiting and (failure := self._failed_state(key, member, entry, queued)):
             return failure
-        if blocked := self._blocked(member, entry, before):
+        if blocked := self._blocked_state(member, entry, before):
             return blocked
         if waiting:
-            return self._left_to(waiting, member)
-        if entry and queued and (held := self._held(member, entry, queued, before)):
+            return self._deferred_state(waiting, member)
+        if entry and queued and (held := self._held_state(member, entry, queued, before)):
             return held
-        return self._queued(key, member, entry, queued) if queued and entry else self._unheard(member, entry)
+        return (
+            self._queued_state(key, member, entry, queued) if queued and entry else self._missing_state(member, entry)
+        )
 
-    def _left_to(self, continuation: str, member: Member) -> StageStatus:
-        queued = (self.queue or {})[continuation]
-        message = f"left to job {continuation}, which submits it"
+    def _deferred_state(self, deferred: str, member: Member) -> StageStatus:
+        queued = (self.queue or {})[deferred]
+        message = f"job {deferred} will submit it"
         if queued.held:
-            message += f" and is held by Slurm ({queued.reason}); {freeing([continuation])}"
+            message += f" and is held by Slurm ({queued.reason}); {release_hint([deferred])}"
             return StageStatus(
-                kind=member.kind, what="held", message=message, job=continuation, reason=queued.reason,
-                held_by=continuation,
+                kind=member.kind, what="held", message=message, job=deferred, reason=queued.reason,
+                held_by=deferred,
             )  # fmt: skip
-        return StageStatus(kind=member.kind, what="pending", message=message, job=continuation)
+        return StageStatus(kind=member.kind, what="pending", message=message, job=deferred)
 
-    def _held(
+    def _held_state(
         self, member: Member, entry: JobEntry, queued: Queued, before: Mapping[str, StageStatus]
     ) -> StageStatus | None:
         """Return the state of a stage whose job is held, or depends on a held job; None otherwise."""
         for parent in member.parents:
             if parent in before and before[parent].what == "held" and not queued.held and queued.state != "RUNNING":
                 by = before[parent].held_by
-                message = f"needs {before[parent].kind} `{parent}`, whose job {by} is held; {freeing([by])}"
+                message = f"needs {before[parent].kind} `{parent}`, whose job {by} is held; {release_hint([by])}"
                 return StageStatus(
                     kind=member.kind, what="held", message=message, job=entry.job, reason=queued.reason,
                     submitted=entry.submitted, held_by=by,
                 )  # fmt: skip
         if not queued.held:
             return None
-        message = f"job {entry.job} is held by Slurm ({queued.reason}); {freeing([entry.job])}"
+        message = f"job {entry.job} is held by Slurm ({queued.reason}); {release_hint([entry.job])}"
         return StageStatus(
             kind=member.kind, what="held", message=message, job=entry.job, reason=queued.reason,
             submitted=entry.submitted, held_by=entry.job,
         )  # fmt: skip
 
-    def _worked_on(self, key: str, entry: JobEntry | None, queued: Queued | None) -> bool:
+    def _is_running(self, key: str, entry: JobEntry | None, queued: Queued | None) -> bool:
         if key not in self.claimed:
             return False
         # A claim remains after its process was killed.
@@ -196,41 +198,45 @@ class _Look:
         running = queued is not None and queued.state == "RUNNING"
         return running or not is_abandoned(self.store.claims, key, ended.nodes if ended else "")
 
-    def _waits(self, key: str, entry: JobEntry | None) -> str:
+    def _deferred_job(self, key: str, entry: JobEntry | None) -> str:
         """Return the id of the deferred submission that has yet to submit the stage; empty if there is none."""
-        last = self.continuation
+        last = self.deferred
         if last is None or not self.queue or last.job not in self.queue:
             return ""
         if self.left is None:
             return "" if entry else last.job
         return last.job if key in self.left and (entry is None or entry.position < last.position) else ""
 
-    def _blocked(self, member: Member, entry: JobEntry | None, before: Mapping[str, StageStatus]) -> StageStatus | None:
+    def _blocked_state(
+        self, member: Member, entry: JobEntry | None, before: Mapping[str, StageStatus]
+    ) -> StageStatus | None:
         # In records of earlier versions, a parent may not be a member of the sweep.
-        bad = [parent for parent in member.parents if parent in before and _hopeless(before[parent])]
-        if bad:
-            message = f"needs {before[bad[0]].kind} `{bad[0]}`, which is {before[bad[0]].what}"
+        unavailable = [parent for parent in member.parents if parent in before and _will_not_be_stored(before[parent])]
+        if unavailable:
+            message = f"needs {before[unavailable[0]].kind} `{unavailable[0]}`, which is {before[unavailable[0]].what}"
             return StageStatus(kind=member.kind, what="blocked", message=message, job=entry.job if entry else "")
         return None
 
-    def _unheard(self, member: Member, entry: JobEntry | None) -> StageStatus:
+    def _missing_state(self, member: Member, entry: JobEntry | None) -> StageStatus:
         if entry is not None and self.queue is None:
-            return StageStatus(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
+            return StageStatus(kind=member.kind, what="pending", message="Slurm does not respond", job=entry.job)
         if entry is not None:
-            return self._gone(member, entry)
+            return self._ended_state(member, entry)
         # The sweep was never submitted to Slurm.
         if self.queue is None or not self.was_submitted:
-            return StageStatus(kind=member.kind, what="pending", message="not begun")
-        if self.continuation is None:
-            return StageStatus(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
-        job, log = self.continuation.job, self.continuation.log(self.store.root)
+            return StageStatus(kind=member.kind, what="pending", message="not started")
+        if self.deferred is None:
+            return StageStatus(kind=member.kind, what="lost", message="no job will run it; `harness retry` submits it")
+        job, log = self.deferred.job, self.deferred.log(self.store.root)
         ended = self.history.get(job)
         how = f" ({ended.state.lower()})" if ended else ""
-        message = f"job {job}, which was to submit it, has ended{how}; `harness retry` goes on"
+        message = f"job {job}, which should have submitted it, has ended{how}; `harness retry` submits it"
         return StageStatus(kind=member.kind, what="lost", message=message, job=job, log=str(log))
 
-    def _failure(self, key: str, member: Member, entry: JobEntry | None, queued: Queued | None) -> StageStatus | None:
-        """The stage's own word on why it failed, unless it was given to another job since."""
+    def _failed_state(
+        self, key: str, member: Member, entry: JobEntry | None, queued: Queued | None
+    ) -> StageStatus | None:
+        """Return the failure recorded by the last attempt, unless the stage has a newer job; None otherwise."""
         attempts = self.store.attempts(key) if key in self.tried else []
         if not attempts or attempts[-1].get("outcome") != "failed":
             return None
@@ -251,9 +257,9 @@ class _Look:
             log=str(log),
         )
 
-    def _queued(self, key: str, member: Member, entry: JobEntry, queued: Queued) -> StageStatus:
+    def _queued_state(self, key: str, member: Member, entry: JobEntry, queued: Queued) -> StageStatus:
         if queued.reason == NEVER:
-            return StageStatus(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
+            return StageStatus(kind=member.kind, what="blocked", message="a stage that it needs failed", job=entry.job)
         # A running job has no claim yet while it starts up.
         next_up = next((other for other in entry.keys if other not in self.stored), None)
         running = queued.state == "RUNNING" and (key in self.claimed or key == next_up)
@@ -267,11 +273,11 @@ class _Look:
             submitted="" if running else entry.submitted,
         )
 
-    def _gone(self, member: Member, entry: JobEntry) -> StageStatus:
+    def _ended_state(self, member: Member, entry: JobEntry) -> StageStatus:
         ended = self.history.get(entry.job)
         log = str(entry.log(self.store.root))
         if ended is None:
-            message = f"job {entry.job} is neither in the queue nor in the accounting, and left no result"
+            message = f"job {entry.job} is neither in the queue nor in accounting, and recorded no result"
             return StageStatus(kind=member.kind, what="lost", message=message, job=entry.job, log=log)
         cause, message = cause_of_end(ended, entry.log(self.store.root))
         return StageStatus(
@@ -279,5 +285,5 @@ class _Look:
         )
 
 
-def _hopeless(state: StageStatus) -> bool:
+def _will_not_be_stored(state: StageStatus) -> bool:
     return state.what in ("failed", "blocked", "lost")
