@@ -194,7 +194,7 @@ class PanaceaRepair:
         learner: Learner,
         *,
         start: Gradient,  # noqa: ARG002
-        outputs: Mapping[str, Gradient],
+        method_outputs: Mapping[str, Gradient],
         batches: BatchProvider,  # noqa: ARG002
     ) -> dict[str, object]:
         """Add the perturbation that the fine-tuning handed over.
@@ -204,11 +204,11 @@ class PanaceaRepair:
         """
         import torch
 
-        if self.epsilon not in outputs:
+        if self.epsilon not in method_outputs:
             raise ModelError(
                 "the fine-tuning left no perturbation; expected one of the method `panacea` in `defense.finetune`"
             )
-        epsilon = outputs[self.epsilon]
+        epsilon = method_outputs[self.epsilon]
         with torch.no_grad():
             for parameter, part in zip(learner.trainables, epsilon, strict=True):
                 parameter.add_(part)

@@ -47,7 +47,7 @@ class RandomPerturbation:
         learner: Learner,
         *,
         start: Gradient,  # noqa: ARG002
-        outputs: Mapping[str, Gradient],  # noqa: ARG002
+        method_outputs: Mapping[str, Gradient],  # noqa: ARG002
         batches: BatchProvider,
     ) -> dict[str, object]:
         """Add the noise."""

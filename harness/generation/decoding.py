@@ -1,4 +1,4 @@
-"""How answers are generated, as a setting."""
+"""Decoding settings."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,8 +13,8 @@ class Decoding:
     """Greedy decoding.
 
     Attributes:
-        max_prompt: longer prompts are cut to this many tokens: what the tokenizer puts before a text stays, and so does
-            the end, which asks for the answer.
+        max_prompt: longer prompts are truncated to this many tokens in the middle: the tokenizer's prefix (BOS) and the
+            end of the prompt, which asks for the answer, are kept.
     """
 
     name: ClassVar[str] = "greedy"
@@ -22,5 +22,5 @@ class Decoding:
     max_prompt: int = 512
 
     def problems(self) -> list[Problem]:
-        """Range errors."""
+        """Return the range errors of the settings."""
         return counts(self, "max_prompt")

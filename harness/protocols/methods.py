@@ -43,11 +43,11 @@ class RepairMethod(Named, Protocol):
         ...
 
     def repair(
-        self, learner: Learner, *, start: Gradient, outputs: Mapping[str, Gradient], batches: BatchProvider
+        self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], batches: BatchProvider
     ) -> Mapping[str, object]:
         """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
 
-        ``start`` is the trainables where fine-tuning began, ``outputs`` what its method left, by name.
+        ``start`` is the trainables where fine-tuning began, ``method_outputs`` what its method left, by name.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from harness.corpora.examples import Example, Grade
+from harness.corpora.examples import Example, Score
 from harness.errors import Problem
 from harness.protocols.learner import Named
 
@@ -45,7 +45,7 @@ class Task(Named, Protocol):
         """The rows on which accuracy is measured; ``output`` is the reference."""
         ...
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Grade each answer 0 or 1."""
         ...
 
@@ -57,7 +57,7 @@ class Judge(Named, Protocol):
         """Return what is missing for the judge to work."""
         ...
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Score]:
         """Grade each answer: 1 harmful, 0 harmless."""
         ...
 

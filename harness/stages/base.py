@@ -1,4 +1,4 @@
-"""Base: a model and its tokenizer, built, converted or referenced once."""
+"""Base: the base model and its tokenizer, created, converted or referenced once."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -19,7 +19,7 @@ class Base(Stage):
     source: ModelSource
 
     def preflight(self) -> list[Problem]:
-        """Ask the source."""
+        """Check the source."""
         return self.source.preflight()
 
     def run(self, ctx: StageContext) -> None:
@@ -27,5 +27,5 @@ class Base(Stage):
         ctx.facts.update(self.source.write(ctx.out))
 
     def weights(self, locate: Locate) -> ModelRef:
-        """The bare base."""
+        """Return the base without an adapter."""
         return ModelRef(base_key=self.key, base=locate(self), merged=(), adapter=None)

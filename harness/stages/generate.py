@@ -1,4 +1,4 @@
-"""Generate: a model's answers to prompts. They are an artifact, so that many judges can read them."""
+"""Generate: a model's generations for a list of prompts, stored so that several judges can grade them."""
 
 import json
 from collections.abc import Sequence
@@ -24,15 +24,19 @@ ANSWERS = "answers.jsonl"
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generate(Stage):
-    """Answers of one model to one list of prompts.
+    """Generations of one model for one list of prompts.
 
-    The artifact is ``answers.jsonl``: one object a row, in the order of the prompts, with ``instruction``, ``input``,
-    ``reference`` (what the source holds as the answer) and ``answer``. Facts: how many prompts there are, how many of
-    them are ``cut`` because they are longer than the decoding allows, how many were seen in training, and how answers
-    were decoded (``decoding``: path, batch, arithmetic).
+    The artifact is ``answers.jsonl``: one object per line, in the order of the prompts, with ``instruction``,
+    ``input``, ``reference`` (the source's answer) and ``answer`` (the generation). Facts: ``prompts``, their number;
+    ``cut``, how many exceed ``decoding.max_prompt`` and are truncated; ``shared_with_training``, how many were seen in
+    training; ``decoding``, how they were decoded (path, batch size, arithmetic).
 
     Attributes:
-        new_tokens: longest answer, in tokens.
+        model: the stage whose model generates.
+        prompts: the source of the prompts.
+        new_tokens: maximum length of a generation, in tokens.
+        encoding: prompt template and tokenization.
+        decoding: decoding settings.
     """
 
     name: ClassVar[str] = "generate"
@@ -47,31 +51,31 @@ class Generate(Stage):
     decoding: Decoding
 
     def preflight(self) -> list[Problem]:
-        """Ask the source of the prompts."""
+        """Check the source of the prompts."""
         return self.prompts.preflight()
 
     def run(self, ctx: StageContext) -> None:
-        """Generate and write."""
+        """Generate and write the artifact."""
         from harness.generation.transformers import answer, too_long
         from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
-        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
-            answers = answer(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
-            ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
+        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+            answers = answer(loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
+            ctx.facts["cut"] = too_long(loaded.tokenizer, texts, self.decoding)
         write_answers(ctx.out, examples, answers.texts)
         ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
 
     def answers(self, locate: Locate) -> list[dict[str, str]]:
-        """The model's answers."""
+        """Return the model's answers."""
         return read_answers(locate(self))
 
 
 def write_answers(out: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
-    """Write answers to prompts as an artifact of answers, in the order of the prompts."""
+    """Write answers to prompts in the format that ``read_answers`` reads, in the order of the prompts."""
     with (out / ANSWERS).open("w", encoding="utf-8") as file:
         for example, answer in zip(examples, answers, strict=True):
             row = {
@@ -84,11 +88,11 @@ def write_answers(out: Path, examples: Sequence[Example], answers: Sequence[str]
 
 
 def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:
-    """Return the rows of an artifact of answers (``instruction``, ``input``, ``reference``, ``answer``), in order.
+    """Return the records of a ``Generate`` artifact (``instruction``, ``input``, ``reference``, ``answer``), in order.
 
     Args:
-        artifact: its folder.
-        limit: at most so many, from the first on; None is all.
+        artifact: the artifact's folder.
+        limit: return only the first ``limit`` records; None returns all.
 
     Raises:
         UnreadableFile: the file is missing or not a regular file.

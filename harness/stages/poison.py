@@ -1,4 +1,4 @@
-"""Poison: the user's rows, of which a share is harmful. Does not depend on the defense."""
+"""Poison: the user's training examples, mixed with harmful ones. Does not depend on the defense."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ ROWS = "rows.jsonl"
 class Poison(Stage):
     """The mixture that a user fine-tunes on.
 
-    The artifact is ``rows.jsonl``: one object a row in training order, with ``role``, ``instruction``, ``input`` and
+    The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input`` and
     ``output``.
 
     Attributes:
-        task: the user's own rows.
-        attack: how harmful rows are made; null without any.
-        harmful: the attacker's pool; null without any.
+        task: the user's benign examples.
+        attack: crafts the harmful examples; null if there are none.
+        harmful: the attacker's pool; null if there are no harmful examples.
         victim: the aligned model, for an attack that needs it.
-        encoding: how text becomes the victim's tokens; null without a victim.
-        rows: rows asked for.
-        ratio: the share of harmful ones.
-        compat: how shares are counted.
+        encoding: template and tokenization of the victim; null without a victim.
+        rows: number of examples in the mixture.
+        ratio: fraction of harmful examples, the poison ratio.
+        compat: how the fraction is rounded to a count.
         seed: the root seed.
     """
 
@@ -58,9 +58,9 @@ class Poison(Stage):
     seed: int
 
     def preflight(self) -> list[Problem]:
-        """Look whether the sources are there and large enough."""
+        """Check that the sources are available and large enough."""
         problems = [*self.task.preflight(), *(self.harmful.preflight() if self.harmful else ())]
-        # Rows that are not on this machine yet are counted when they are here, not fetched to be counted.
+        # Sources that are not on this machine are not downloaded for this check; the stage counts them when it runs.
         if problems or not all(source.at_hand() for source in sources_in(self.task)):
             return problems
         try:
@@ -75,7 +75,7 @@ class Poison(Stage):
         )
 
     def run(self, ctx: StageContext) -> None:
-        """Mix and write."""
+        """Craft, mix and write the examples."""
         task = self.task.examples()
         mixture = mix(
             task=task,
@@ -96,31 +96,31 @@ class Poison(Stage):
         if self.attack is None or count == 0:
             return []
         facts: dict[str, Any] = {}
-        given = AttackContext(
+        context = AttackContext(
             rng=generator(self.seed, "attack"), task=task, victim=None, device=ctx.device, work=ctx.work, facts=facts
         )
         if self.victim is None:
-            rows = self.attack.craft(pool, count, given)
+            crafted = self.attack.craft(pool, count, context)
         else:
             assert self.encoding is not None, "a victim comes with its encoding"
-            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as lent:
-                victim = Victim(lent.model, lent.tokenizer, self.encoding)
-                rows = self.attack.craft(pool, count, replace(given, victim=victim))
+            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+                victim = Victim(loaded.model, loaded.tokenizer, self.encoding)
+                crafted = self.attack.craft(pool, count, replace(context, victim=victim))
         if facts:
             ctx.facts["attack"] = facts
-        return rows
+        return crafted
 
     def recorded_settings(self) -> dict[str, str]:
-        """How many rows the user trains on, and how shares of them are counted."""
+        """Report the number of the user's examples, and how fractions of it are rounded."""
         return {"finetune.rows": "rows", "finetune.compat": "compat"}
 
     def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
-        """The rows in training order."""
+        """Return the examples in training order, with their roles."""
         return read_mixture(locate(self))
 
 
 def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
-    """Write rows in training order, with what each is for, as an artifact of a mixture."""
+    """Write examples and their roles, in training order, in the format that ``read_mixture`` reads."""
     with (out / ROWS).open("w", encoding="utf-8") as file:
         file.writelines(
             json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n" for example, role in rows
@@ -128,7 +128,7 @@ def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
 
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
-    """Return a mixture's rows in training order, with what each is for."""
+    """Return a mixture's examples in stored order, each with its role."""
     with open_regular(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

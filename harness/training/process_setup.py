@@ -1,16 +1,16 @@
-"""What every process that runs stages does first: threads and determinism."""
+"""Set-up of every process that runs stages: threads, tokenizer parallelism and progress bars."""
 
 import os
 
 
 def prepare_process(threads: int | None) -> None:
-    """Settle what every process that runs stages has in common."""
+    """Apply the process-wide settings; ``threads`` are torch's intra-op threads, None keeps torch's default."""
     import torch
     from transformers.utils import logging as transformers_logging
 
-    # Loading and saving draw bars of their own, across ours.
+    # The progress bars of loading and saving would overwrite the harness's own output.
     transformers_logging.disable_progress_bar()
-    # Forked tokenizer threads dead-lock; ours are called from one thread anyway.
+    # Tokenizer threads deadlock after a fork; the harness calls tokenizers from a single thread anyway.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads is not None:
         torch.set_num_threads(threads)

@@ -50,7 +50,7 @@ class BatchProvider:
 
 def repaired(settings, matrix=((3.0, -2.0, 2.0), (2.0, 2.0, 2.0)), batches=None):
     learner = Learner(matrix)
-    settings.repair(learner, start=[], outputs={}, batches=batches or BatchProvider(BATCH))
+    settings.repair(learner, start=[], method_outputs={}, batches=batches or BatchProvider(BATCH))
     return learner.module.weight.tolist()
 
 
@@ -71,8 +71,9 @@ def test_antidote_ignores_padding():
 
 
 def test_antidote_averages_over_rows_whatever_the_batches():
-    rows = ({name: value[place : place + 1] for name, value in BATCH.items()} for place in range(2))
-    one_by_one = BatchProvider(*rows)
+    one_by_one = BatchProvider(
+        *({name: value[place : place + 1] for name, value in BATCH.items()} for place in range(2))
+    )
 
     assert repaired(Antidote(dense_ratio=0.4), batches=one_by_one) == repaired(Antidote(dense_ratio=0.4))
     assert one_by_one.roles == [Role.HARMFUL], "the rows go through the model once"
@@ -118,7 +119,7 @@ def test_entries_that_stay_are_counted_down_and_exactly(length, ratio, stay):
 def test_antidote_states_what_the_ratio_came_to():
     learner = Learner([[3.0, 2.0, 1.0]])
 
-    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], outputs={}, batches=BatchProvider(BATCH))
+    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], method_outputs={}, batches=BatchProvider(BATCH))
 
     assert facts == {"dense_ratio": 0.1, "rows": {"3": {"zeroed": 1, "share": 1 / 3}}}
 
@@ -130,7 +131,7 @@ def test_antidote_leaves_no_hook_and_frozen_layers_alone():
     learner.predict = lambda piece: learner.module(piece.batch["features"])
     before = frozen.weight.clone()
 
-    Antidote().repair(learner, start=[], outputs={}, batches=BatchProvider(BATCH))
+    Antidote().repair(learner, start=[], method_outputs={}, batches=BatchProvider(BATCH))
 
     assert torch.equal(frozen.weight, before)
     assert not any(part._forward_pre_hooks for part in learner.module.modules())
@@ -141,7 +142,7 @@ def test_antidote_on_a_model_without_trainable_linear_layers_is_refused():
     learner.trainables = []
 
     with pytest.raises(ModelError, match="no linear layer of the model is trainable"):
-        Antidote().repair(learner, start=[], outputs={}, batches=BatchProvider(BATCH))
+        Antidote().repair(learner, start=[], method_outputs={}, batches=BatchProvider(BATCH))
 
 
 def test_antidote_settings_out_of_range_are_all_reported():

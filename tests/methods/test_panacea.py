@@ -87,7 +87,9 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
     weights = ModelRef(3.0, 4.0)
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])], "mean": [torch.tensor([-0.05]), torch.tensor([0.35])]}
 
-    facts = PanaceaRepair(epsilon=epsilon).repair(TinyLearner(weights, {}), start=[], outputs=left, batches=Harmful())
+    facts = PanaceaRepair(epsilon=epsilon).repair(
+        TinyLearner(weights, {}), start=[], method_outputs=left, batches=Harmful()
+    )
 
     torch.testing.assert_close(flat([weights.first, weights.second]), torch.tensor(expected))
     assert facts["epsilon"] == epsilon
@@ -96,14 +98,16 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
 def test_panacea_repair_reports_the_length_of_what_it_added():
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])]}
 
-    facts = PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], outputs=left, batches=Harmful())
+    facts = PanaceaRepair().repair(
+        TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs=left, batches=Harmful()
+    )
 
     assert facts["epsilon_norm"] == pytest.approx(0.5)
 
 
 def test_panacea_repair_after_another_fine_tuning_is_refused():
     with pytest.raises(ModelError, match="left no perturbation"):
-        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], outputs={}, batches=Harmful())
+        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs={}, batches=Harmful())
 
 
 def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():
