@@ -15,7 +15,7 @@ from rich.text import Text
 from harness.cli.progress import console, plural, print_text
 from harness.engine.gc import Garbage
 from harness.execution.state import SWEEP_STATES
-from harness.slurm.states import freeing
+from harness.slurm.states import release_hint
 from harness.sweep.status import Status
 
 WATCH_SECONDS = 5.0
@@ -111,7 +111,7 @@ def _held(status: Status) -> Iterator[Text]:
         since = f", submitted {_ago(own.submitted)}" if own.submitted else ""
         what = f"held by Slurm: job {job}, {own.reason}, {plural(len(alike), 'stage')} it runs or that depend on it"
         yield Text(f"{what}{since}", style="red")
-        yield Text(f"  {freeing([job])}")
+        yield Text(f"  {release_hint([job])}")
 
 
 def _ago(submitted: str) -> str:

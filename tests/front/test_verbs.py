@@ -144,7 +144,7 @@ def test_status_when_slurm_does_not_answer_is_that_of_the_store(run, sweep, sche
     code, out, _ = run("status", at(sweep), "--json")
 
     assert code == 0
-    assert {state["message"] for state in json.loads(out)["stages"].values()} == {"Slurm does not answer"}
+    assert {state["message"] for state in json.loads(out)["stages"].values()} == {"Slurm does not respond"}
 
 
 def test_cancel_says_how_many_jobs_ended(run, sweep, scheduler):
