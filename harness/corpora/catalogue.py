@@ -103,6 +103,12 @@ def catalogue() -> Mapping[str, Entry]:
     return _load((_shipped_file(), *in_data_folder, *own))
 
 
+def published() -> frozenset[str]:
+    """Return the checksums of the files pinned by the shipped catalogue."""
+    files = (file for known in _load((_shipped_file(),)).values() for file in (known.file, known.hub))
+    return frozenset(file.sha256 for file in files if file and file.sha256)
+
+
 def data_folder() -> Path | None:
     """Return the user's data folder, or None if ``HARNESS_DATA`` is not set.
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from harness.corpora.examples import Example
 from harness.corpora.sources import Source
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 Cell = Callable[[object], Any]
 """Parses one cell, or raises ``ValueError`` with its value and what was expected."""
@@ -84,7 +84,7 @@ def labelled_examples(
     return [Example(instruction=instruction, input=cell, output=name) for cell, name in rows]
 
 
-def unreadable(source: Source, rows: Rows) -> list[str]:
+def unreadable(source: Source, rows: Rows) -> list[Problem]:
     """Return why the rows cannot be read; a source that is on this machine is read as a check."""
     problems = source.preflight()
     if problems or not source.at_hand():
@@ -95,11 +95,11 @@ def unreadable(source: Source, rows: Rows) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _problems(rows: Rows) -> tuple[str, ...]:
+def _problems(rows: Rows) -> tuple[Problem, ...]:
     try:
         rows.examples()
     except DataError as error:
-        return (str(error),)
+        return (Problem("", str(error)),)
     return ()
 
 

@@ -24,7 +24,7 @@ from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
     from harness.mechanisms.activation_perturbation import ActivationPerturbation
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -64,7 +64,7 @@ class BoosterVaccine:
             *counts(self, "harmful_rows", "harmful_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
         """Start a run.
 
         Raises:
@@ -73,7 +73,7 @@ class BoosterVaccine:
         from harness.mechanisms.activation_perturbation import ActivationPerturbation
 
         return BoosterVaccineStep(
-            self, learner, HarmfulStep(learner, draws, self.alpha), ActivationPerturbation(learner, self.rho)
+            self, learner, HarmfulStep(learner, batches, self.alpha), ActivationPerturbation(learner, self.rho)
         )
 
 
@@ -104,7 +104,7 @@ class BoosterVaccineStep:
             **attenuation.metrics,
         }
         add_scaled(perturbed.gradient, attenuation.gradient, self._settings.lamb)
-        self._learner.write(perturbed.gradient)
+        self._learner.set_gradient(perturbed.gradient)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

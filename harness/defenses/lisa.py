@@ -33,7 +33,7 @@ from harness.protocols import DataRequirement
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -76,20 +76,20 @@ class Lisa:
             *counts(self, "alignment_steps", "user_steps", "safety_rows", "safety_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> LisaStep:
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> LisaStep:
         """Start a run."""
-        return LisaStep(self, learner, draws, total_steps)
+        return LisaStep(self, learner, batches, total_steps)
 
 
 @final
 class LisaStep:
     """One run of Lisa; its state is the phase, the weights at the end of each phase, and the queued user batches."""
 
-    def __init__(self, settings: Lisa, learner: Learner, draws: Draws, total_steps: int) -> None:
+    def __init__(self, settings: Lisa, learner: Learner, batches: BatchProvider, total_steps: int) -> None:
         """Start with an alignment phase; both reference weights are the aligned model."""
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._proximal_from = settings.delay * total_steps
         self._aligning = True
         self._references = {True: ReferenceWeights(learner), False: ReferenceWeights(learner)}
@@ -103,7 +103,7 @@ class LisaStep:
         weight = self._settings.rho if self._learner.steps_taken >= self._proximal_from else 0.0
         drift = self._learner.norm(offset)
         add_scaled(gradient, offset, weight)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {
             "loss": loss,
             "alignment_loss" if self._aligning else "user_loss": loss,
@@ -161,9 +161,9 @@ class LisaStep:
     def _phase_batch(self, batch: Batch) -> Batch:
         """Return the batch that this step trains on, and queue the user's batch with ``budget: steps``."""
         if self._settings.budget == "published":
-            return self._draws.next(Role.REFUSAL) if self._aligning else batch
+            return self._batches.next(Role.REFUSAL) if self._aligning else batch
         self._queue.append(batch)
         if self._aligning:
-            return self._draws.next(Role.REFUSAL)
+            return self._batches.next(Role.REFUSAL)
         # Batches restored from a checkpoint are on the CPU.
         return {name: tensor.to(batch[name].device) for name, tensor in self._queue.popleft().items()}

@@ -38,7 +38,7 @@ from harness.protocols import DataRequirement
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -75,27 +75,27 @@ class TVaccine:
         integers = ("layers", "draw_every", "probe_every", "probe_rows", "probe_batch_size")
         return [*positive(self, "rho"), *counts(self, *integers)]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TVaccineStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TVaccineStep:  # noqa: ARG002
         """Start a run.
 
         Raises:
             ModelError: the attention blocks of the model cannot be found.
         """
-        return TVaccineStep(self, learner, draws)
+        return TVaccineStep(self, learner, batches)
 
 
 @final
 class TVaccineStep:
     """One run of T-Vaccine; its state is the step, the probabilities and the sampled layers."""
 
-    def __init__(self, settings: TVaccine, learner: Learner, draws: Draws) -> None:
+    def __init__(self, settings: TVaccine, learner: Learner, batches: BatchProvider) -> None:
         """Find the layers, and the layer of each trainable parameter of an attention block."""
         from harness.mechanisms.activation_perturbation import ActivationPerturbation
         from harness.models.decoder import attention_blocks, layers
 
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._perturbation = ActivationPerturbation(learner, settings.rho)
         self._layers = layers(learner.module)
         layer_of = {id(p): layer for layer, b in enumerate(attention_blocks(learner.module)) for p in b.parameters()}
@@ -115,13 +115,13 @@ class TVaccineStep:
         with recomputed(other_layers), _without_gradient(frozen):
             perturbed = self._perturbation.gradient(batch, layers=self._sampled)
         gradient = [part if is_active else None for part, is_active in zip(perturbed.gradient, active, strict=True)]
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {**perturbed.metrics, "frozen": len(frozen)}
 
     def _begin_step(self) -> None:
         """Update the probabilities and the sampled layers if they are due."""
         if self._steps % self._settings.probe_every == 0:
-            norms = self._perturbation.norms(self._draws.next(Role.HARMFUL))
+            norms = self._perturbation.norms(self._batches.next(Role.HARMFUL))
             self._probabilities = (norms / norms.sum()).tolist()
         if self._steps % self._settings.draw_every == 0:
             self._sampled = self._sample_layers()
@@ -133,7 +133,7 @@ class TVaccineStep:
         # A layer with zero gradient norm can still be sampled when no other layer is left.
         weights = torch.tensor(self._probabilities, dtype=torch.float64).clamp(min=1e-12)
         number = min(self._settings.layers, len(weights))
-        rng = torch.Generator().manual_seed(self._draws.derive(TVaccine.name, str(self._steps)))
+        rng = torch.Generator().manual_seed(self._batches.derive(TVaccine.name, str(self._steps)))
         return sorted(torch.multinomial(weights, number, replacement=False, generator=rng).tolist())
 
     def state_dict(self) -> dict[str, Any]:

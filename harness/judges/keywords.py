@@ -101,7 +101,7 @@ class Keywords:
             if not _plain(phrase)
         ]
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return no problems: the judge has no requirements."""
         return []
 

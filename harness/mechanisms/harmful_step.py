@@ -16,7 +16,7 @@ from harness.training.gradients import EPSILON, refuse_dropout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Draws, Gradient, Learner, Metrics
+    from harness.protocols import BatchProvider, Gradient, Learner, Metrics
 
 
 class Attenuation(NamedTuple):
@@ -37,23 +37,23 @@ class HarmfulStep:
 
     Args:
         learner: the model.
-        draws: provides the harmful batches.
+        batches: provider of the harmful batches.
         alpha: L2 norm of the gradient step.
 
     Raises:
         ModelError: the model applies dropout, whose masks would add noise to the difference of the two gradients.
     """
 
-    def __init__(self, learner: Learner, draws: Draws, alpha: float) -> None:
+    def __init__(self, learner: Learner, batches: BatchProvider, alpha: float) -> None:
         """Check that dropout is off."""
         refuse_dropout(learner.module, "Booster")
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._alpha = alpha
 
     def attenuation(self) -> Attenuation:
         """Compute both gradients on the next harmful batch; the weights are unchanged on return."""
-        batch = self._draws.next(Role.HARMFUL)
+        batch = self._batches.next(Role.HARMFUL)
         loss, gradient = self._learner.gradient(batch)
         norm = self._learner.norm(gradient)
         with self._learner.perturbed(gradient, -self._alpha / (norm + EPSILON)):

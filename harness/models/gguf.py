@@ -48,18 +48,20 @@ class GgufModel:
             return [Problem("sha256", f"`{self.sha256}` is not a checksum; expected 64 hex digits in lower case")]
         return []
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return what is missing and cannot be downloaded: the package, its file, or the GGUF reader."""
         found = wheel.find(self.package)
         try:
             if found is not None:
                 self._path(found)
         except ModelError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         if found is None and wheel.pin(self.package) is None:
-            return [f"the package `{self.package}` is not installed; run {wheel.install_command(self.package)}"]
+            text = f"the package `{self.package}` is not installed; run {wheel.install_command(self.package)}"
+            return [Problem("", text)]
         if importlib.util.find_spec("gguf") is None:
-            return [f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"]
+            text = f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"
+            return [Problem("", text)]
         return []
 
     def fetch(self) -> Path:

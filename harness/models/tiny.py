@@ -84,7 +84,7 @@ class Synthetic:
             )
         return found
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return no problems: the model needs no files."""
         return []
 

@@ -45,8 +45,8 @@ class DataRequirement:
         role: the role of the examples.
         rows: number of distinct examples available to the method; None means all of the corpus for the role.
         batch_size: global batch size of a sampled batch; None mixes the examples into the stage's own instead.
-        paired: whether each harmful example comes with the refusal of the same prompt, for ``Draws.pair``.
-        together: number of consecutive batches, counted from the first, that share no example.
+        paired: whether each harmful example comes with the refusal of the same prompt, for ``BatchProvider.pair``.
+        disjoint_batches: number of consecutive batches, counted from the first, that share no example.
         aligned: use the examples of the alignment stage instead of ``rows``.
     """
 
@@ -54,7 +54,7 @@ class DataRequirement:
     rows: int | None
     batch_size: int | None
     paired: bool = False
-    together: int = 1
+    disjoint_batches: int = 1
     aligned: bool = False
 
 
@@ -95,7 +95,7 @@ class Prediction(NamedTuple):
     positions: Tensor
 
 
-class Draws(Protocol):
+class BatchProvider(Protocol):
     """Seeded batches by role; the position in each endless stream is saved and restored with checkpoints."""
 
     def derive(self, *names: str) -> int:
@@ -177,7 +177,7 @@ class Learner(Protocol):
         """Set the trainable parameters to ``values``; restore them exactly on exit."""
         ...
 
-    def write(self, gradient: Sequence[Tensor | None]) -> None:
+    def set_gradient(self, gradient: Sequence[Tensor | None]) -> None:
         """Copy the combined gradient of a step into ``.grad``; the optimizer skips parameters whose entry is None."""
         ...
 

@@ -39,7 +39,7 @@ class Gsm8kRows:
     source: Source
     rows: int | None = None
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the examples cannot be read; a source that is on this machine is read as a check."""
         return unreadable(self.source, self)
 

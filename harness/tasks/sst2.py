@@ -41,7 +41,7 @@ class Sst2Rows:
     instruction: str
     rows: int | None = None
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the examples cannot be read; a source that is on this machine is read as a check."""
         return unreadable(self.source, self)
 

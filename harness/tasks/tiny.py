@@ -33,7 +33,7 @@ class TinyRows:
     rows: int
     test: bool
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return no problems: notes are generated."""
         return []
 

@@ -67,7 +67,7 @@ def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
 
     assert run.returncode == 0, run.stderr
     (found,) = (harness.store / "hydra").glob("*/found.yaml")
-    assert run.stdout.count(f"what the sweeper itself writes goes to {found.parent.relative_to(harness.folder)}") == 1
+    assert run.stdout.count(f"the sweeper writes its own output to {found.parent.relative_to(harness.folder)}") == 1
     scores = {(cell["defense"], float(cell["ratio"])): float(cell["hs"]) for cell in rows(harness, before)}
     better = min(("sft", "booster"), key=lambda defense: scores[defense, 0.2])
     assert yaml.safe_load(found.read_text()) == {
@@ -101,6 +101,31 @@ def test_refused_optimizing_sweep_leaves_no_folder(harness):
 
     assert run.returncode == 2
     assert not (harness.store / "hydra").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("hydra/sweeper=basic seed=0,1", 0, "sbatch"),
+        ("hydra/sweeper=stand_in", 2, "a dry run has none; `harness plan` shows its first batch"),
+    ],
+)
+def test_dry_run_of_another_sweeper_leaves_nothing_in_the_store(harness, line, code, said):
+    before = files(harness.folder)
+    (temporary := harness.folder / "temporary").mkdir()
+
+    run = harness(
+        "-m", *line.split(), "cluster=slurm", "cluster.dry_run=true",
+        PYTHONPATH=str(harness.folder), TMPDIR=str(temporary),
+    )  # fmt: skip
+
+    assert run.returncode == code, run.stderr
+    assert said in run.stdout + run.stderr
+    assert {path for path in files(harness.folder) if temporary not in path.parents} == before
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.name != "temporary"}
 
 
 @dataclass(frozen=True)

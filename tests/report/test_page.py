@@ -9,7 +9,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report import report
-from harness.report.figures.catalog import gallery
+from harness.report.figures.catalog import figure_catalog
 from harness.report.output.page import page, reproduce
 
 DRAWN = """
@@ -135,6 +135,19 @@ def test_page_has_answers_only_when_asked_and_never_as_markup(written, findings)
     assert 'id="answers"' not in without
 
 
+def test_page_shows_markup_in_a_swept_value_as_text(tmp_path):
+    maker = Fabricator(tmp_path / "store", prompts=20, answers=20)
+    attack = "</script><script>alert(1)</script>"
+    cells = [maker.cell("sft", 0.1, 0, {"task.instruction": text}) for text in ("one", "two")]
+    cells[0] |= {"swept": {"task.instruction": attack}, "overrides": ["defense=sft", f"task.instruction='{attack}'"]}
+    maker.sweep(cells)
+
+    text = report(maker.store.root, None, "html")
+
+    assert "alert(1)" in text
+    assert "<script>alert(1)" not in text
+
+
 def test_page_holds_plotly_once_and_stays_small_for_100_cells(tmp_path):
     maker = Fabricator(tmp_path / "store", prompts=40, answers=30)
     cells = len(maker.grid([1.0, 2.0, 5.0], [0.05, 0.1], [0.0, 0.1, 0.2, 0.3], 3)["cells"])
@@ -164,7 +177,7 @@ def test_page_reproduces_a_cell_with_its_overrides():
 
 
 def test_gallery_has_a_figure_for_everything_that_was_swept(findings):
-    views = gallery(findings)
+    views = figure_catalog(findings)
     names = {view.name for found in views.values() for view in found}
 
     assert {"ratio-0-hs", "trade-off-0-average", "surface-booster-lamb-alpha-hs", "sensitivity"} <= names
