@@ -1,4 +1,4 @@
-"""Gaussian noise that belongs to rows: the same for a row of the global batch, whichever process has it."""
+"""Gaussian noise per example: identical for an example of the global batch, whichever process holds it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from harness.training.distributed import all_reduce_sum, rank, world_size
 
 
 def real_positions(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return where a batch has text to train on, ``[batch, time]``: no padding, and no row that only fills a share."""
+    """Return the mask of real tokens, ``[batch, time]``: neither padding nor the filler example of an empty share."""
     supervised = (batch["labels"] != IGNORED).any(dim=1, keepdim=True)
     return batch["attention_mask"].bool() & supervised
 
 
 def gaussian(positions: Tensor, *, layers: int, width: int, seed: int) -> Tensor:
-    """Draw independent standard normals, ``[layers, batch, time, width]``; zero outside of the positions.
+    """Sample independent standard normals, ``[layers, batch, time, width]``; zero outside ``positions``.
 
     Args:
-        positions: where there is noise, ``[batch, time]``; this process's share of the global batch.
-        layers: how many draws there are for each position.
-        width: how many numbers a draw has.
-        seed: of the global batch. Each of its rows has a generator of its own.
+        positions: the mask of positions with noise, ``[batch, time]``; this process's share of the global batch.
+        layers: number of noise vectors per position.
+        width: size of a noise vector.
+        seed: of the global batch; each of its examples has its own generator.
     """
     noise = torch.zeros((layers, *positions.shape, width), device=positions.device)
-    draw = torch.Generator(device=positions.device)
-    for place, where in enumerate(positions):
-        draw.manual_seed(derive(seed, str(rank() + place * world_size())))
-        noise[:, place, where] = torch.randn((layers, int(where.sum()), width), generator=draw, device=positions.device)
+    rng = torch.Generator(device=positions.device)
+    for row, mask in enumerate(positions):
+        rng.manual_seed(derive(seed, str(rank() + row * world_size())))
+        noise[:, row, mask] = torch.randn((layers, int(mask.sum()), width), generator=rng, device=positions.device)
     return noise
 
 
-def length(noise: Tensor) -> Tensor:
-    """Return the L2 norm over the rows of all processes."""
+def global_norm(noise: Tensor) -> Tensor:
+    """Return the L2 norm over the examples of all processes."""
     square: Tensor = torch.linalg.vector_norm(noise, dtype=torch.float32).square()
     all_reduce_sum(square)
     return square.sqrt()

@@ -183,7 +183,7 @@ def test_methods_that_do_not_go_together_say_why():
 
 
 def test_impossible_cell_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no such rows"):
+    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no rows for this role"):
         check_cells(compose(["defense=sft,booster", WITHOUT_HARMFUL]))
 
 
