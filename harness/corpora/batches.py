@@ -70,7 +70,6 @@ class RoleBatches:
         pools: the rows and batch size of every role a method may draw.
         pad_id: the token that fills shorter rows.
         seed: the root seed.
-        device: where the batches are put.
         rank: which share of each batch this process takes.
         world_size: processes that share each batch.
 
@@ -85,7 +84,6 @@ class RoleBatches:
         *,
         pad_id: int,
         seed: int,
-        device: str | torch.device = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -115,7 +113,6 @@ class RoleBatches:
         self._pools = dict(pools)
         self._pad_id = pad_id
         self._seed = seed
-        self._device = device
         self._rank = rank
         self._world_size = world_size
         self._drawn = dict.fromkeys(pools, 0)
@@ -140,8 +137,7 @@ class RoleBatches:
         rows = sorted(pool.rows, key=lambda row: len(row.input_ids), reverse=True)[self._rank :: self._world_size]
         share = max(1, pool.batch_size // self._world_size)
         for start in range(0, len(rows), share):
-            batch = collate(rows[start : start + share], self._pad_id)
-            yield {name: tensor.to(self._device) for name, tensor in batch.items()}
+            yield collate(rows[start : start + share], self._pad_id)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches each role has given."""
@@ -152,8 +148,7 @@ class RoleBatches:
         self._drawn = {role: int(state["drawn"][role.value]) for role in self._pools}
 
     def _batch(self, rows: Sequence[Encoded], places: Sequence[int]) -> dict[str, torch.Tensor]:
-        batch = collate([rows[place] for place in places], self._pad_id)
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return collate([rows[place] for place in places], self._pad_id)
 
     def _advance(self, role: Role) -> list[int]:
         """Return this process's places of the next batch, and count it."""

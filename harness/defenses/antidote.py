@@ -138,8 +138,7 @@ def input_norms(learner: Learner, layers: list[Linear], draws: Draws) -> list[Te
     with torch.no_grad():
         for batch in draws.every(Role.HARMFUL):
             for piece in learner.pieces(batch):
-                places = piece.of(batch["attention_mask"]).flatten().nonzero().squeeze(1)
-                with _observed(layers, squares, places):
+                with _observed(layers, squares, piece.where(batch["attention_mask"])):
                     learner.predict(piece)
             rows += len(batch["input_ids"])
     return [(total / rows).sqrt() for total in squares]

@@ -116,7 +116,7 @@ class LisaStep:
         """Return the phase, both anchors and the waiting batches of every process, by rank."""
         from harness.training.distributed import all_gather
 
-        own = [{name: tensor.cpu() for name, tensor in batch.items()} for batch in self._waiting]
+        own = [dict(batch) for batch in self._waiting]
         return {
             "aligning": self._aligning,
             "alignment": self._left_at[True].state_dict(),
@@ -165,5 +165,4 @@ class LisaStep:
         self._waiting.append(batch)
         if self._aligning:
             return self._draws.next(Role.REFUSAL)
-        # Batches that waited through a restart were read back without their device.
-        return {name: tensor.to(batch[name].device) for name, tensor in self._waiting.popleft().items()}
+        return self._waiting.popleft()

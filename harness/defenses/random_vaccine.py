@@ -95,7 +95,7 @@ class RandomVaccineStep:
         def shift(place: int, output: Tensor) -> Tensor:
             # The first block tells the width; all rows and layers are drawn at once, as the length is over all of them.
             if not drawn:
-                drawn.append(self._perturbation(batch, output.shape[-1]))
+                drawn.append(self._perturbation(batch, output))
             return output + present.of(drawn[0].layers[place]).to(output.dtype)
 
         def perturbed(piece: Piece) -> tuple[Tensor]:
@@ -109,11 +109,12 @@ class RandomVaccineStep:
         self._learner.write(gradient)
         return {"loss": loss, "perturbation_norm": drawn[0].norm}
 
-    def _perturbation(self, batch: Batch, width: int) -> Noise:
+    def _perturbation(self, batch: Batch, output: Tensor) -> Noise:
         from harness.mechanisms.row_noise import gaussian, length, real_positions
 
         seed = derive(self._seed, str(self._drawn))
-        noise = gaussian(real_positions(batch), layers=len(self._blocks), width=width, seed=seed)
+        positions, layers = real_positions(batch), len(self._blocks)
+        noise = gaussian(positions, layers=layers, width=output.shape[-1], seed=seed, device=output.device)
         norm = length(noise)
         factor = self._settings.rho / norm if self._settings.scale == "norm" else self._settings.rho**0.5
         return Noise(noise * factor, norm * factor)

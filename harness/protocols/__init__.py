@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.learner import DataRequirement, Draws, Learner, Named, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
+from harness.protocols.piece import Piece
 from harness.protocols.shelves import Attack, ExampleSource, Judge, ModelSource, Task
 
 if TYPE_CHECKING:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
     from harness.corpora.batches import Pair
+    from harness.protocols.piece import Piece
 
     Batch = Mapping[str, Tensor]
-    """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``."""
+    """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``, right
+    padded. A batch is on the CPU; its pieces are on the model's device."""
     Gradient = list[Tensor]
     """One float32 tensor per trainable parameter, in the order of ``Learner.trainables``."""
     Metrics = Mapping[str, Tensor | float]
@@ -58,29 +60,6 @@ class DataRequirement:
     aligned: bool = False
 
 
-class Piece(NamedTuple):
-    """A part of a process's share of a batch, of as many rows as go through the model at once.
-
-    Attributes:
-        number: its position in the batch, counted from 0.
-        batch: its rows, no longer than the longest of them.
-        rows: which rows of the share they are. Empty if the share has no rows left and other processes' have: then
-            ``batch`` is one row without a supervised position, which adds nothing.
-        positions: how many supervised positions the global batch has, over all pieces and processes.
-    """
-
-    number: int
-    batch: Batch
-    rows: slice
-    positions: Tensor
-
-    def of(self, whole: Tensor) -> Tensor:
-        """Return the piece's part of a tensor ``[rows, time, ...]`` that belongs to the whole share."""
-        rows, time = self.batch["labels"].shape
-        part = whole[self.rows, :time]
-        return part if len(part) else whole.new_zeros((rows, time, *whole.shape[2:]))
-
-
 class Prediction(NamedTuple):
     """The model's output where a piece is supervised.
 
@@ -107,7 +86,7 @@ class Draws(Protocol):
         ...
 
     def next(self, role: Role) -> Batch:
-        """Return the next batch of a role the method declared in ``needs``, on the model's device."""
+        """Return the next batch of a role the method declared in ``needs``."""
         ...
 
     def every(self, role: Role) -> Iterator[Batch]:
@@ -142,8 +121,12 @@ class Learner(Protocol):
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
         ...
 
-    def pieces(self, batch: Batch) -> Sequence[Piece]:
-        """Cut a batch into what goes through the model at once, equally often on every process, who ask together."""
+    def pieces(self, batch: Batch, *, like: Sequence[Piece] | None = None) -> Sequence[Piece]:
+        """Cut a batch into what goes through the model at once, equally often on every process, who ask together.
+
+        Examples of similar length share a piece. With ``like``, the pieces of a batch whose examples belong to those of
+        this one, the pieces have the same ``rows`` as these.
+        """
         ...
 
     def predict(self, piece: Piece) -> Prediction:

@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn import Module
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -33,6 +35,7 @@ from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
+from harness.training.passes import Passes, passes_on, usual_rows
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
 from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
@@ -52,6 +55,7 @@ class TrainReport:
             ``grad_norm`` (of the combined gradient before clipping, at the entry's step), ``clip_factor`` (the factor
             applied by clipping) and the method's metrics, averaged over the interval.
         rows_at_once: the micro-batch size of each process; None if batches were not split.
+        passes: numeric switches of the forward passes that differ from those of a CPU; empty on one.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -59,6 +63,7 @@ class TrainReport:
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
     rows_at_once: int | None
+    passes: Mapping[str, Any] = field(default_factory=dict)
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -128,15 +133,9 @@ def train(
         else:
             model.to(arguments.device)
         model.train()
-        learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch)
-        draws = RoleBatches(
-            drawn,
-            pad_id=pad_id,
-            seed=seed,
-            device=arguments.device,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        passes = _passes(model, arguments.device, rows, drawn, budget, micro_batch, sharded=sharded)
+        learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch, passes=passes)
+        draws = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         step = method.start(learner, draws, total_steps) if method else PlainStep(learner)
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
@@ -161,14 +160,39 @@ def train(
         checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with passes.running(model, arguments.device.type):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
     return TrainReport(
         steps=trainer.state.global_step,
         metrics=history[-1],
         history=history,
         rows_at_once=micro_batch,
+        passes=passes.facts(),
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
+    )
+
+
+def _passes(
+    model: Module,
+    device: torch.device,
+    rows: Sequence[Encoded],
+    pools: Mapping[Role, Pool],
+    budget: Budget,
+    micro_batch: int | None,
+    *,
+    sharded: bool,
+) -> Passes:
+    sizes = [budget.batch_size, *(pool.batch_size for pool in pools.values())]
+    own = {math.ceil((size - rank()) / world_size()) for size in sizes}
+    texts = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
+    return passes_on(
+        model,
+        device.type,
+        precision=budget.precision,
+        longest=max(len(text.input_ids) for text in texts),
+        rows=usual_rows(own, micro_batch),
+        sharded=sharded,
     )
 
 
