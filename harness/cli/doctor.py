@@ -18,6 +18,7 @@ from harness.corpora.sources import Source
 from harness.engine.layout import StoreLayout
 from harness.engine.prefetch import fetchables
 from harness.errors import HarnessError, TrackingError
+from harness.local.settings import Local
 from harness.wandb_sync.server import login
 
 HUB_TIMEOUT_SECONDS = 3.0
@@ -42,6 +43,7 @@ def examine(store: Path, *, network: bool = False) -> Iterator[Finding]:
     for name in ("torch", "transformers", "peft", "hydra-core", "gguf"):
         yield _package(name)
     yield _device()
+    yield from _workers()
     yield from _hub(network=network)
     yield from _data()
     yield _store(store)
@@ -78,6 +80,14 @@ def _device() -> Finding:
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Finding("device", True, f"{len(names)} x {names[0]}")
     return Finding("device", True, f"cpu, {torch.get_num_threads()} threads; no GPU")
+
+
+def _workers() -> Iterator[Finding]:
+    if find_spec("torch") is None:
+        return
+    placement = Local().placement()
+    where = f"one per GPU ({', '.join(placement.gpus)})" if placement.gpus else "no GPU; set `cluster.workers` for more"
+    yield Finding("workers", True, f"{placement.workers} with cluster=local, {where}")
 
 
 def _hub(*, network: bool) -> Iterator[Finding]:

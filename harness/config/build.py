@@ -78,8 +78,8 @@ def check_kinds(cluster: Cluster) -> None:
     Raises:
         ConfigError: they name a kind that there is not, or ask of one what it cannot do.
     """
-    if misfits := cluster.misfits(stage_kinds()):
-        raise ConfigError([misfit.under("cluster") for misfit in misfits])
+    if problems := cluster.kind_problems(stage_kinds()):
+        raise ConfigError([problem.under("cluster") for problem in problems])
 
 
 def stage_kinds() -> dict[str, type[Stage]]:

@@ -52,6 +52,23 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
     }
 
 
+def by_tokens(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut rows into batches of at most so many tokens, padding to the longest row included, or of a single row.
+
+    Args:
+        lengths: of the rows, in tokens; sorted ones are padded least.
+        most: tokens of a batch.
+    """
+    start = longest = 0
+    for stop, length in enumerate(lengths):
+        longest = max(longest, length)
+        if stop > start and (stop + 1 - start) * longest > most:
+            yield slice(start, stop)
+            start, longest = stop, length
+    if start < len(lengths):
+        yield slice(start, len(lengths))
+
+
 def permutation(seed: int, role: Role, epoch: int, size: int) -> list[int]:
     """Return the order in which an epoch visits a role's rows."""
     order = list(range(size))

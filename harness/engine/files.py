@@ -46,7 +46,7 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def refusal(folder: Path, *, size: int = MIB) -> str:
+def write_problem(folder: Path, *, size: int = MIB) -> str:
     """Say why a file of so many bytes cannot be written in a folder at this moment; nothing if it can."""
     probe = folder / f".probe-{os.uname().nodename}-{os.getpid()}.{next(_serial)}"
     try:

@@ -85,6 +85,8 @@ class Stage(ABC):
     """Whether a cluster should run it in the job of the parent that it continues."""
     fuses_siblings: ClassVar[bool] = False
     """Whether several of its kind may continue one parent in that parent's job, one after another."""
+    loads_base: ClassVar[bool] = False
+    """Whether it loads the model of its first ancestor: it starts sooner in a process that has it in memory."""
 
     @cached_property
     def key(self) -> str:

@@ -1,6 +1,6 @@
-"""The attempt boundary: run one stage under a claim, and turn whatever happens into a record.
+"""The attempt boundary: runs one stage under a claim and records how it ended.
 
-The only place of the house where any exception is caught.
+The only module at run time that catches every exception.
 """
 
 import logging
@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
-from harness.engine.files import is_full, is_out_of_memory, refusal, writing
+from harness.engine.files import is_full, is_out_of_memory, write_problem, writing
 from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, StageContext, never
 from harness.engine.store import Store
 from harness.engine.surroundings import surroundings
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
-from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, share
+from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, run_ranks
 
 log = logging.getLogger(__name__)
 MISSING_PARENT = "missing parent"
@@ -35,20 +35,19 @@ FULL = "The disk or quota is full. Free some space and run again; nothing stored
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerContext:
-    """What one process runs stages with.
+    """What a process needs to run stages.
 
     Attributes:
         store: where artifacts are read and written.
         claims: the claims on the store's keys.
         tracker: opens the curve of each stage.
         device: a torch device string.
-        memory: what consecutive stages of this process share.
-        job: id of the scheduler's job that this process is; empty for none.
-        processes: how many processes share a stage and how many rows they take at once, by its kind; see
-            ``processes_of``.
+        memory: objects that consecutive stages of this process reuse, such as a loaded base model.
+        job: id of the scheduler job of this process; empty outside of one.
+        processes: number of processes per stage and their micro-batch size, by kind of stage; see ``processes_of``.
         initialize: called first in each process that shares a stage; picklable. This one is prepared by its owner.
-        stop: whether a stage should save its state and stop; asked by the stages that can.
-        shrink: by how much less memory a training should use at once: a power of two.
+        stop: returns whether the running stage should save its state and stop; polled by stages that support it.
+        shrink: power of two by which micro-batches are divided after an out-of-memory error.
     """
 
     store: Store
@@ -69,13 +68,13 @@ class AttemptResult:
 
     Attributes:
         key: the stage's key.
-        outcome: ``executed``; ``cached``, it was already in the store; ``busy``, somebody else holds the claim or took
-            it over; ``stopped``, as it was asked to, where the next attempt goes on; ``failed``.
+        outcome: ``executed``; ``cached``, already in the store; ``busy``, another process holds the claim or took it
+            over; ``stopped`` on request, resumable by the next attempt; ``failed``.
         seconds: wall time.
-        cause: ``missing parent``, ``killed`` (one of several processes), or the name of the error's class; empty unless
-            failed.
-        message: for the reader; empty unless failed or stopped.
-        trace: the traceback of a bug; empty for a mistake that the user can mend.
+        cause: ``missing parent``, ``killed`` (one of several processes), or the class name of the exception; empty
+            unless failed.
+        message: error message; empty unless failed or stopped.
+        trace: traceback of a bug; empty for a user error.
     """
 
     key: str
@@ -86,53 +85,49 @@ class AttemptResult:
     trace: str = ""
 
 
-def attempt(stage: Stage, desk: WorkerContext) -> AttemptResult:
-    """Run a stage unless it is stored or somebody else works on it.
+def attempt(stage: Stage, context: WorkerContext) -> AttemptResult:
+    """Run a stage unless it is stored or another process holds its claim.
 
     Raises:
-        KeyboardInterrupt: the user asked to stop; this is recorded first.
+        KeyboardInterrupt: the user interrupted the run; re-raised after the attempt is recorded.
     """
     try:
-        claim = desk.claims.take(stage.key)
+        claim = context.claims.take(stage.key)
     except StoreError as error:
         log.error("%s %s: %s", stage.name, stage.key, error)
         return AttemptResult(key=stage.key, outcome="failed", cause=StoreError.__name__, message=str(error))
     if claim is None:
         return AttemptResult(key=stage.key, outcome="busy")
     with claim:
-        # Somebody may have finished the stage between the caller's look at the store and the claim.
-        if desk.store.has(stage):
+        # Another process may have finished the stage after the caller checked the store.
+        if context.store.has(stage):
             return AttemptResult(key=stage.key, outcome="cached")
-        return _recorded(stage, claim, desk)
+        with ExitStack() as log_file:
+            return _run_and_record(stage, claim, context, log_file)
 
 
-def _recorded(stage: Stage, claim: Claim, desk: WorkerContext) -> AttemptResult:
-    with ExitStack() as log_file:
-        return _caught(stage, claim, desk, log_file)
-
-
-def _caught(stage: Stage, claim: Claim, desk: WorkerContext, log_file: ExitStack) -> AttemptResult:
+def _run_and_record(stage: Stage, claim: Claim, context: WorkerContext, log_file: ExitStack) -> AttemptResult:
     watch = Stopwatch()
     held = False
 
     def run() -> None:
         nonlocal held
-        work = desk.store.work(stage.key)
+        work = context.store.work(stage.key)
         with writing(work):
             work.mkdir(parents=True, exist_ok=True)
-        log_file.enter_context(logged(work / LOG))
-        held = _run(stage, claim, desk, watch)
+        log_file.enter_context(log_to_file(work / LOG))
+        held = _run_and_commit(stage, claim, context, watch)
 
     try:
-        result = settled(stage.key, watch, run)
+        result = run_guarded(stage.key, watch, run)
     except KeyboardInterrupt:
-        record(stage, desk, watch, {"outcome": "interrupted"})
+        record(stage, context, watch, {"outcome": "interrupted"})
         raise
-    if result.trace and result.cause not in _OUT_OF_MEMORY and (refused := refusal(desk.store.root)):
-        # Libraries that write by themselves have errors of many kinds for it.
-        result = replace(result, cause=StoreError.__name__, message=f"{refused} ({result.message})", trace="")
+    if result.trace and result.cause not in _OUT_OF_MEMORY and (reason := write_problem(context.store.root)):
+        # Libraries report a full or read-only disk with many exception classes.
+        result = replace(result, cause=StoreError.__name__, message=f"{reason} ({result.message})", trace="")
     if result.outcome == "failed" and not claim.held():
-        # Another process took the stage over and cleared up before it began: what failed here is no news of the stage.
+        # Another process took the claim over and removed our files: this failure says nothing about the stage.
         log.warning("%s %s: another process took the claim over: %s", stage.name, stage.key, result.message)
         result = replace(result, outcome="busy", cause="", message="", trace="")
     if result.outcome in ("stopped", "failed"):
@@ -141,15 +136,15 @@ def _caught(stage: Stage, claim: Claim, desk: WorkerContext, log_file: ExitStack
     elif not held:
         result = replace(result, outcome="busy")
     if result.outcome != "executed":
-        # What consecutive stages share may be half changed.
-        desk.memory.clear()
+        # Reused objects may be in an inconsistent state.
+        context.memory.clear()
     ended = {"outcome": result.outcome, "cause": result.cause, "message": result.message, "traceback": result.trace}
-    record(stage, desk, watch, ended)
+    record(stage, context, watch, ended)
     return result
 
 
-def settled(key: str, watch: Stopwatch, run: Callable[[], None]) -> AttemptResult:
-    """Run something for a stage and say how it ended, whatever happens."""
+def run_guarded(key: str, watch: Stopwatch, run: Callable[[], None]) -> AttemptResult:
+    """Call ``run`` for a stage and turn any exception except ``KeyboardInterrupt`` into a result."""
     outcome: Literal["executed", "stopped", "failed"] = "failed"
     cause = message = trace = ""
     try:
@@ -176,123 +171,123 @@ class _MissingParentError(HarnessError):
     """A parent's artifact is not in the store."""
 
 
-def _run(stage: Stage, claim: Claim, desk: WorkerContext, watch: Stopwatch) -> bool:
-    """Run and commit; False if the claim was lost on the way, so that nothing was committed."""
-    store = desk.store
+def _run_and_commit(stage: Stage, claim: Claim, context: WorkerContext, watch: Stopwatch) -> bool:
+    """Run the stage and commit its artifact; return False, without committing, if the claim was lost meanwhile."""
+    store = context.store
     if absent := [parent for parent in stage.parents if not store.has(parent)]:
         listed = ", ".join(f"{parent.name} `{parent.key}`" for parent in absent)
-        raise _MissingParentError(f"{stage.name} `{stage.key}` reads {listed}, not in the store. Run the whole plan.")
+        raise _MissingParentError(f"{stage.name} `{stage.key}` needs {listed}, not in the store. Run the whole sweep.")
     store.discard_incomplete(stage)
     work = store.work(stage.key)
-    # Its own folder for each claim: a holder that was superseded without noticing writes beside, not between.
+    # One output folder per claim: a process that lost its claim without noticing cannot corrupt the new holder's files.
     out = work / f"out-{claim.token[:12]}"
     with writing(work):
-        for left in work.glob("out-*"):
-            shutil.rmtree(left)
+        for leftover in work.glob("out-*"):
+            shutil.rmtree(leftover)
         out.mkdir()
     store.write_spec(stage, out)
     log.info("%s %s: started", stage.name, stage.key)
-    processes = processes_of(stage, desk.processes)
+    processes = processes_of(stage, context.processes)
     if processes.total > 1:
-        done = _shared(stage, desk, processes, work=work, out=out)
+        done = _run_ranks(stage, context, processes, work=work, out=out)
     else:
-        done = _alone(stage, desk, processes, work=work, out=out)
+        done = _run_in_process(stage, context, processes, work=work, out=out)
     if not claim.held():
-        log.warning("%s %s: another process took the claim over; its result counts", stage.name, stage.key)
+        log.warning("%s %s: another process took the claim over; this result is discarded", stage.name, stage.key)
         shutil.rmtree(out, ignore_errors=True)
         return False
-    provenance = {**watch.provenance(device=desk.device), **processes.provenance(), **done.peaks}
+    provenance = {**watch.provenance(device=context.device), **processes.provenance(), **done.peaks}
     store.commit(stage, out, facts=done.facts, provenance=provenance)
     log.info("%s %s: finished in %.1f s", stage.name, stage.key, watch.seconds)
-    _clear(work)
+    _remove_checkpoints(work)
     return True
 
 
-def _alone(stage: Stage, desk: WorkerContext, processes: Processes, *, work: Path, out: Path) -> RankResult:
-    with closing(desk.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
+def _run_in_process(stage: Stage, context: WorkerContext, processes: Processes, *, work: Path, out: Path) -> RankResult:
+    with closing(context.tracker.open(key=stage.key, kind=stage.name, work=work)) as tracker:
         ctx = StageContext(
             out=out,
             work=work,
-            locate=desk.store.path,
+            locate=context.store.path,
             tracker=tracker,
-            device=desk.device,
-            memory=desk.memory,
-            stop=desk.stop,
+            device=context.device,
+            memory=context.memory,
+            stop=context.stop,
             micro_batch_size=processes.micro_batch_size,
-            shrink=desk.shrink,
+            shrink=context.shrink,
         )
         stage.run(ctx)
     return RankResult(ctx.facts, {})
 
 
-def _shared(stage: Stage, desk: WorkerContext, processes: Processes, *, work: Path, out: Path) -> RankResult:
+def _run_ranks(stage: Stage, context: WorkerContext, processes: Processes, *, work: Path, out: Path) -> RankResult:
     if problems := processes.problems():
         raise ConfigError([f"resources of {stage.name}: {problem}" for problem in problems])
-    # What this process keeps for its next stage would take the place of what the ranks load.
-    desk.memory.clear()
+    # Free the memory that this process keeps for its next stage: the ranks need it.
+    context.memory.clear()
     gpu.release()
-    desk.store.register([stage])
-    orders = RankArgs(
+    context.store.register([stage])
+    args = RankArgs(
         key=stage.key,
-        root=desk.store.root,
-        allow=desk.store.allow,
-        tracker=desk.tracker,
-        initialize=desk.initialize,
-        device=desk.device,
+        root=context.store.root,
+        allow=context.store.allow,
+        tracker=context.tracker,
+        initialize=context.initialize,
+        device=context.device,
         out=out,
         work=work,
         folder=work / "ranks",
         sharding=processes.sharding,
         micro_batch_size=processes.micro_batch_size,
-        shrink=desk.shrink,
+        shrink=context.shrink,
     )
-    return share(orders, processes, desk.stop)
+    return run_ranks(args, processes, context.stop)
 
 
-def _clear(work: Path) -> None:
-    """Remove checkpoints, which lie in subfolders; the log and the curve stay."""
+def _remove_checkpoints(work: Path) -> None:
+    """Remove the checkpoints, which are subfolders; keep the log and the curve."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
-def record(stage: Stage, desk: WorkerContext, watch: Stopwatch, ended: dict[str, Any]) -> None:
-    """Note in the store how an attempt ended."""
+def record(stage: Stage, context: WorkerContext, watch: Stopwatch, ended: dict[str, Any]) -> None:
+    """Append the outcome of an attempt to the stage's record in the store."""
     described = {
         "kind": stage.name,
         "started": watch.started,
         "seconds": watch.seconds,
         "host": platform.node(),
         "pid": os.getpid(),
-        "code": source_digest(desk.store.allow),
-        **({"job": desk.job, "node": os.environ.get("SLURMD_NODENAME", "")} if desk.job else {}),
+        "code": source_digest(context.store.allow),
+        **({"job": context.job, "node": os.environ.get("SLURMD_NODENAME", "")} if context.job else {}),
         **{name: text for name, text in ended.items() if text},
     }
     if ended.get("traceback"):
-        described["left"] = surroundings(desk.store, stage.key, [parent.key for parent in stage.parents])
+        described["left"] = surroundings(context.store, stage.key, [parent.key for parent in stage.parents])
     try:
-        desk.store.record_attempt(stage.key, described)
+        context.store.record_attempt(stage.key, described)
     except StoreError as error:
         log.warning("the attempt of %s was not recorded: %s", stage.key, error)
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk may cut: whether the stage can go on is found out where it writes its results."""
+    """A log file whose write errors are ignored: a full disk fails the stage only when it writes its results."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is the library's)
-        """Say nothing of a disk that refuses; a log call that is wrong keeps its traceback."""
+        """Ignore file system errors; a faulty log call still prints its traceback."""
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        """Close the file, be it that its last lines cannot be written."""
+        """Close the file, even if its last lines cannot be flushed."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Append what the house logs in the meantime to a file.
+def log_to_file(path: Path) -> Iterator[None]:
+    """Append what the package logs within the context to a file.
 
     Raises:
         StoreError: the file cannot be opened.

@@ -1,4 +1,4 @@
-"""Where a plan runs, as seen by a sweep: the protocol that local and Slurm settings satisfy."""
+"""The cluster that a sweep runs on: the protocol that the local and the Slurm settings implement."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -10,35 +10,35 @@ from harness.execution.executor import Event, Executor
 
 
 class Cluster(Protocol):
-    """Frozen settings of a place where plans run."""
+    """Frozen settings of where plans run."""
 
     @property
     def name(self) -> str:
-        """The place."""
+        """The name of the settings class."""
         ...
 
     @property
     def version(self) -> int:
-        """The version of its settings."""
+        """The version of the settings class."""
         ...
 
     @property
     def gpus(self) -> Mapping[str, int]:
-        """How many GPUs a stage is given, by kind; empty if that is not told."""
+        """GPUs per stage, by kind; empty if unknown."""
         ...
 
     @property
     def wait(self) -> bool:
-        """Whether the executor returns only when nothing is left to run, so that there are results to return."""
+        """Whether the executor blocks until every stage has ended, so that results can be returned."""
         ...
 
     @property
-    def rehearsing(self) -> bool:
-        """Whether nothing will run, so that nothing is to be remembered of the sweep."""
+    def dry_run(self) -> bool:
+        """Whether nothing is run or submitted, and therefore nothing recorded."""
         ...
 
-    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
-        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
+    def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+        """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""
         ...
 
     def executor(
@@ -49,44 +49,46 @@ class Cluster(Protocol):
         on_event: Callable[[Event], None],
         prepare: Callable[[int | None], None],
     ) -> Executor:
-        """Return what runs the plan of a sweep there.
+        """Return the executor for the plan of a sweep.
 
         Args:
             sweep: the sweep's id.
             tracker: opens the curve of each stage.
-            on_event: called for everything that happens to a stage.
-            prepare: called with the number of CPU threads in every process that runs stages, before the first;
-                picklable.
+            on_event: called with every event of a stage.
+            prepare: called once in every process that runs stages, before its first stage, with the number of CPU
+                threads; picklable.
         """
         ...
 
 
-def rows_at_once(given: Mapping[str, int] | int | None, kind: str) -> int | None:
-    """Return how many rows a process of a stage of this kind takes through the model at once; None is all.
+def micro_batch_size_of(setting: Mapping[str, int] | int | None, kind: str) -> int | None:
+    """Return the micro-batch size for a kind of stage; None is a process's whole share of a batch.
 
     Args:
-        given: for every kind of stage alike, or for each kind by its name.
-        kind: of the stage.
+        setting: one size for all kinds, or sizes by kind.
+        kind: the kind of stage.
     """
-    return given.get(kind) if isinstance(given, Mapping) else given
+    return setting.get(kind) if isinstance(setting, Mapping) else setting
 
 
-def rows_problems(given: Mapping[str, int] | int | None) -> list[Problem]:
+def micro_batch_problems(setting: Mapping[str, int] | int | None) -> list[Problem]:
     """Return the range errors of the setting ``micro_batch_size``."""
-    by_kind = given if isinstance(given, Mapping) else {"": given}
+    by_kind = setting if isinstance(setting, Mapping) else {"": setting}
     return [
-        Problem(kind, f"{rows} is too small; expected at least 1").under("micro_batch_size")
-        for kind, rows in by_kind.items()
-        if rows is not None and rows < 1
+        Problem(kind, f"{size} is too small; expected at least 1").under("micro_batch_size")
+        for kind, size in by_kind.items()
+        if size is not None and size < 1
     ]
 
 
-def rows_misfits(given: Mapping[str, int] | int | None, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
-    """Return which kinds of the setting ``micro_batch_size`` are none that train."""
-    trained = [kind for kind, stage in kinds.items() if stage.trains]
-    named = given if isinstance(given, Mapping) else ()
+def micro_batch_kind_problems(
+    setting: Mapping[str, int] | int | None, kinds: Mapping[str, type[Stage]]
+) -> list[Problem]:
+    """Return a problem for each kind named in ``micro_batch_size`` that is not a training stage."""
+    training_kinds = [kind for kind, stage in kinds.items() if stage.trains]
+    named_kinds = setting if isinstance(setting, Mapping) else ()
     return [
-        Problem(f"micro_batch_size.{kind}", f"unknown setting; expected some of {', '.join(trained)}")
-        for kind in named
-        if kind not in trained
+        Problem(f"micro_batch_size.{kind}", f"unknown setting; expected some of {', '.join(training_kinds)}")
+        for kind in named_kinds
+        if kind not in training_kinds
     ]

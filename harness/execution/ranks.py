@@ -1,8 +1,8 @@
-"""Ranks: one stage run by several processes under ``torchrun``, beside a supervisor that holds the claim and commits.
+"""Ranks: one stage run by several processes under ``torchrun``, with a supervisor that holds the claim and commits.
 
-The supervisor is the process of the attempt. It starts the launcher, passes a request to stop on, and reads what every
-rank reported in a folder of its own. Its end of their standard input is what the ranks live by: when it dies, however
-it dies, they read the end of the file and exit.
+The supervisor is the process of the attempt. It starts the launcher, forwards a request to stop, and reads the report
+that each rank writes to a shared folder. It also holds the write end of the ranks' standard input: if the supervisor
+dies for any reason, the ranks read end-of-file and exit.
 """
 
 import base64
@@ -29,34 +29,34 @@ from harness.engine.tracker import TrackerSettings
 from harness.errors import Problem, Stopped
 
 DEFAULT = "default"
-"""What stands for every kind of stage that has no resources of its own."""
+"""Key of the resources of every kind of stage that is not listed by name."""
 ENTRY = "harness.execution.rank_main"
-ORDERS = "HARNESS_RANK_ORDERS"
+ARGS_VARIABLE = "HARNESS_RANK_ARGS"
 KILLED = "killed"
 GRACE_SECONDS = 10.0
-"""How long the launcher may take to end its ranks, less than a crew leaves to its workers."""
-_LOOK_SECONDS = 0.2
+"""Time for the launcher to end its ranks; shorter than a worker pool's ``GRACE_SECONDS``."""
+_POLL_SECONDS = 0.2
 _STOP, _OUTPUT, _REPORT = "stop", "output.txt", "rank-{}.json"
-# Slurm signals every process of a job; only the supervisor answers these two. What is ignored stays so through exec.
-_DEAF = "trap '' USR1 USR2; "
-_HERE = f'exec "$@" -m {ENTRY}'
-_ON_ITS_NODE = f'exec "$@" --node-rank "$SLURM_PROCID" -m {ENTRY}'
+# Slurm signals every process of a job; only the supervisor handles these two. Ignored signals stay ignored after exec.
+_IGNORE_SIGNALS = "trap '' USR1 USR2; "
+_RUN_ON_ONE_NODE = f'exec "$@" -m {ENTRY}'
+_RUN_ON_EACH_NODE = f'exec "$@" --node-rank "$SLURM_PROCID" -m {ENTRY}'
 _EXIT_CODE = re.compile(rb"exitcode\s*:\s*(-?\d+)")
-# Signals by which a rank dies of itself; the launcher ends the others by SIGTERM.
+# Signals that kill a rank; the launcher then terminates the other ranks with SIGTERM.
 _FATAL = (SIGKILL, SIGSEGV, SIGBUS)
-MOST_SAID = 4000
-"""Characters of what the launcher printed that are kept where no rank could tell what happened."""
+MAX_OUTPUT = 4000
+"""Characters of the launcher's output to keep if no rank reported an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """How many processes share a stage, and how much each may take at once. A resource: never identity.
+    """Number of processes per stage and their micro-batch size. A resource: not part of identity.
 
     Attributes:
-        count: processes on each node; on GPUs, one for each.
+        count: processes per node; on GPUs, one per GPU.
         nodes: nodes of the Slurm job; the attempt itself runs on the first.
-        sharding: ``ddp``, each process holds the whole model; ``fsdp``, its shard of what is not trained.
-        micro_batch_size: rows that each may take through the model at once in a training; None is all.
+        sharding: ``ddp``: each process holds the whole model; ``fsdp``: the frozen weights are sharded.
+        micro_batch_size: examples per forward pass in each process during training; None is the whole share of a batch.
     """
 
     count: int = 1
@@ -66,7 +66,7 @@ class Processes:
 
     @property
     def total(self) -> int:
-        """All processes together."""
+        """Total number of processes over all nodes."""
         return self.count * self.nodes
 
     def problems(self) -> list[Problem]:
@@ -77,16 +77,16 @@ class Processes:
         return found
 
     def provenance(self) -> dict[str, Any]:
-        """Return what the manifest says of them; nothing for one process."""
+        """Return the entries for the manifest; empty for a single process."""
         if self.total == 1:
             return {}
         return {"processes": self.total, "nodes": self.nodes, "sharding": self.sharding}
 
 
 def processes_of(stage: Stage, by_kind: Mapping[str, Processes]) -> Processes:
-    """Return how many processes share a stage: what is said of its kind, or by default of every kind.
+    """Return the processes of a stage: those of its kind, or the default.
 
-    A stage that cannot be shared runs in one, whatever is said.
+    A stage that is not ``parallel`` always runs in one process.
     """
     found = by_kind.get(stage.name) or by_kind.get(DEFAULT, Processes())
     return found if stage.parallel else replace(found, count=1, nodes=1)
@@ -94,21 +94,21 @@ def processes_of(stage: Stage, by_kind: Mapping[str, Processes]) -> Processes:
 
 @dataclass(frozen=True, kw_only=True)
 class RankArgs:
-    """What every rank is told. Pickled, but handed over in the environment: nothing in a store can be executed.
+    """Arguments of every rank. Pickled into an environment variable, so no pickle is ever read from the store.
 
     Attributes:
-        key: of the stage; the rank rebuilds it from the store.
+        key: the stage's key; each rank rebuilds the stage from its spec in the store.
         root: the store's folder.
         allow: prefixes of the classes that a stored spec may name.
-        tracker: opens the curve, in the first rank.
-        initialize: called first.
-        device: a torch device string; of several GPUs each rank takes its own.
-        out: becomes the artifact.
-        work: survives the attempt.
-        folder: where ranks and supervisor tell each other things.
-        sharding: what each rank holds of the model.
-        micro_batch_size: rows that each rank may take through the model at once; None is all.
-        shrink: by how much less memory to use at once.
+        tracker: opens the curve, in rank 0.
+        initialize: called first in each rank.
+        device: a torch device string; with several GPUs, each rank uses that of its local rank.
+        out: output folder, which becomes the artifact.
+        work: work folder, which survives the attempt.
+        folder: holds the stop request, the reports of the ranks, and the launcher's output.
+        sharding: see ``Processes``.
+        micro_batch_size: see ``Processes``.
+        shrink: power of two by which micro-batches are divided after an out-of-memory error.
     """
 
     key: str
@@ -125,32 +125,32 @@ class RankArgs:
     shrink: int
 
     @classmethod
-    def received(cls) -> "RankArgs":
-        """Return the orders of this rank."""
-        orders = pickle.loads(base64.b64decode(os.environ[ORDERS]))
-        assert isinstance(orders, cls)
-        return orders
+    def from_environment(cls) -> "RankArgs":
+        """Return the arguments of this rank."""
+        args = pickle.loads(base64.b64decode(os.environ[ARGS_VARIABLE]))
+        assert isinstance(args, cls)
+        return args
 
     def stop(self) -> bool:
-        """Say whether the supervisor passed on that the stage should stop."""
+        """Return whether the supervisor requested a stop."""
         return (self.folder / _STOP).exists()
 
     def report(self, rank: int, record: Mapping[str, Any]) -> None:
-        """Tell the supervisor how a rank ended.
+        """Report to the supervisor how a rank ended.
 
         Args:
-            rank: which.
+            rank: the reporting rank.
             record: ``outcome`` (executed, stopped or failed), ``cause``, ``message``, ``trace``, ``facts``, ``peaks``.
         """
         write_json(self.folder / _REPORT.format(rank), {**record, "time": time.time()})
 
 
 class RankResult(NamedTuple):
-    """What a shared run gives to the manifest.
+    """What a run with several processes contributes to the manifest.
 
     Attributes:
-        facts: the first rank's.
-        peaks: provenance that only a process that did the work can tell; the first rank's.
+        facts: facts of the stage, from rank 0.
+        peaks: peak memory of rank 0.
     """
 
     facts: dict[str, Any]
@@ -158,65 +158,65 @@ class RankResult(NamedTuple):
 
 
 class RankFailed(Exception):
-    """A rank failed; the first that did speaks for all.
+    """A rank failed; describes the first failure.
 
     Attributes:
-        cause: the name of its error's class, or ``killed``.
-        trace: its traceback, if the error is a bug.
+        cause: class name of the exception, or ``killed``.
+        trace: traceback, if the error is a bug.
     """
 
     def __init__(self, cause: str, message: str, trace: str = "") -> None:
-        """Keep what the rank reported."""
+        """Store the report of the rank."""
         super().__init__(message)
         self.cause = cause
         self.trace = trace
 
 
-def share(orders: RankArgs, processes: Processes, stop: Callable[[], bool]) -> RankResult:
-    """Run a stage in several processes, and wait for them.
+def run_ranks(args: RankArgs, processes: Processes, stop: Callable[[], bool]) -> RankResult:
+    """Run a stage in several processes and wait for them.
 
     Args:
-        orders: what they are told.
-        processes: how many, and where.
-        stop: asked several times a second whether they should stop.
+        args: arguments of the ranks.
+        processes: their number and nodes.
+        stop: polled several times a second; returns whether the stage should stop.
 
     Raises:
-        RankFailed: a rank failed or died.
-        Stopped: they were asked to stop, and have saved where the next attempt goes on.
+        RankFailed: a rank failed or was killed.
+        Stopped: the stage stopped on request, after saving a checkpoint.
         StoreError: the store cannot be written.
     """
-    folder = orders.folder
+    folder = args.folder
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    with _launched(orders, processes) as launcher:
+    with _launcher(args, processes) as launcher:
         while launcher.poll() is None:
-            if stop() and not orders.stop():
+            if stop() and not args.stop():
                 with writing(folder):
                     (folder / _STOP).touch()
             with suppress(subprocess.TimeoutExpired):
-                launcher.wait(_LOOK_SECONDS)
-    return _verdict(folder, launcher.returncode)
+                launcher.wait(_POLL_SECONDS)
+    return _collect_result(folder, launcher.returncode)
 
 
 @contextmanager
-def _launched(orders: RankArgs, processes: Processes) -> Iterator["subprocess.Popen[bytes]"]:
+def _launcher(args: RankArgs, processes: Processes) -> Iterator["subprocess.Popen[bytes]"]:
     environment = {
         **os.environ,
-        ORDERS: base64.b64encode(pickle.dumps(orders)).decode(),
-        # A rank finds the code that its supervisor found.
+        ARGS_VARIABLE: base64.b64encode(pickle.dumps(args)).decode(),
+        # Ranks import the same code as the supervisor.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    # torchrun would set and announce it; the number of threads is set by `initialize`.
+    # Otherwise torchrun sets it with a warning; `initialize` sets the number of threads.
     environment.setdefault("OMP_NUM_THREADS", "1")
-    with (orders.folder / _OUTPUT).open("wb") as output:
+    with (args.folder / _OUTPUT).open("wb") as output:
         launcher = subprocess.Popen(
-            _command(processes, orders.key),
+            _command(processes, args.key),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            # Ctrl-C is for the supervisor alone.
+            # Only the supervisor handles Ctrl-C.
             start_new_session=True,
         )
     assert launcher.stdin is not None
@@ -234,17 +234,17 @@ def _launched(orders: RankArgs, processes: Processes) -> Iterator["subprocess.Po
 
 
 def _command(processes: Processes, key: str) -> list[str]:
-    shell = ["sh", "-c", f"{_DEAF}{_HERE if processes.nodes == 1 else _ON_ITS_NODE}", "sh"]
+    shell = ["sh", "-c", f"{_IGNORE_SIGNALS}{_RUN_ON_ONE_NODE if processes.nodes == 1 else _RUN_ON_EACH_NODE}", "sh"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes.count)]
     if processes.nodes == 1:
         return [*shell, *launch, "--standalone"]
     nodes = str(processes.nodes)
     step = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
-    # Beside the attempt's own step on the first node, and with all the cores that the job has there.
+    # Overlaps with the attempt's own step on the first node, and may use all of the job's cores there.
     step += ["--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1"]
-    # A static rendezvous, so that the first rank runs where the supervisor does.
-    meeting = ["--nnodes", nodes, "--rdzv-id", key, "--master-addr", socket.gethostname()]
-    return [*step, *shell, *launch, *meeting, "--master-port", str(_free_port())]
+    # A static rendezvous, so that rank 0 runs on the supervisor's node.
+    rendezvous = ["--nnodes", nodes, "--rdzv-id", key, "--master-addr", socket.gethostname()]
+    return [*step, *shell, *launch, *rendezvous, "--master-port", str(_free_port())]
 
 
 def _free_port() -> int:
@@ -254,21 +254,21 @@ def _free_port() -> int:
     return port
 
 
-def _verdict(folder: Path, code: int) -> RankResult:
+def _collect_result(folder: Path, code: int) -> RankResult:
     with reading(folder):
         reports = [json.loads(path.read_text("utf-8")) for path in folder.glob(_REPORT.format("*"))]
-        said = (folder / _OUTPUT).read_bytes()
+        output = (folder / _OUTPUT).read_bytes()
     failures = [report for report in reports if report["outcome"] == "failed"]
-    deaths = [number for found in _EXIT_CODE.findall(said) if -(number := int(found)) in _FATAL]
+    fatal_codes = [number for found in _EXIT_CODE.findall(output) if -(number := int(found)) in _FATAL]
     if failures:
-        # What the user can mend is never a consequence; a broken connection is one of what happened in another rank.
+        # User errors first: an error with a traceback, such as a lost connection, may only follow from another rank's.
         first = min(failures, key=lambda report: (bool(report["trace"]), report["time"]))
-        if not (deaths and first["trace"]):
+        if not (fatal_codes and first["trace"]):
             raise RankFailed(first["cause"], first["message"], first["trace"])
-    if deaths:
-        raise _died(deaths[0])
+    if fatal_codes:
+        raise _killed_error(fatal_codes[0])
     if code:
-        raise _died(code, said.decode(errors="replace")[-MOST_SAID:])
+        raise _killed_error(code, output.decode(errors="replace")[-MAX_OUTPUT:])
     if stopped := [report for report in reports if report["outcome"] == "stopped"]:
         raise Stopped(stopped[0]["message"])
     with reading(folder):
@@ -276,8 +276,8 @@ def _verdict(folder: Path, code: int) -> RankResult:
     return RankResult(first["facts"], first["peaks"])
 
 
-def _died(code: int, said: str = "") -> RankFailed:
+def _killed_error(code: int, output: str = "") -> RankFailed:
     message = (
         f"A process of the stage died (exit code {code}). If the machine ran out of memory, run with fewer processes."
     )
-    return RankFailed(KILLED, message, said)
+    return RankFailed(KILLED, message, output)

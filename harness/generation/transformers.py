@@ -1,22 +1,28 @@
-"""Batched greedy decoding with transformers.
+"""Greedy decoding of many prompts with transformers models.
 
-Prompts are sorted by length, left-padded and decoded in batches; generations are returned in the order of the prompts.
-Padding is masked and positions count from the first real token, so the batch size changes results only through
-rounding. ``agreement`` measures how often rounding changes a generation.
+There are two decoding paths. On a GPU, prompts are decoded in slots (``slots``): a static KV cache, continuous
+batching, and steps recorded as CUDA graphs. Elsewhere, and for models whose attention does not support slots, the
+library's ``generate`` is used (``plain``). The two paths, and different batch sizes, differ only by rounding;
+``agreement`` measures how often rounding changes a generation. The path that was used, and why, is returned with the
+generations and recorded in the manifest.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
 
 from harness.corpora.encode import prompts_of
+from harness.engine import gpu
 from harness.errors import ModelError
+from harness.generation import plain, slots
+from harness.generation.answers import Answers, Path, Questions
+from harness.generation.arithmetic import arithmetic_of, trained_arithmetic
+from harness.generation.cuda_graphs import Recorder
 from harness.generation.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -26,6 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PLAIN_BATCH = 64
+"""Rows at once where memory does not decide."""
+
+Written = Iterator[tuple[int, list[int]]]
+
 
 def generate(
     model: PreTrainedModel | PeftModel,
@@ -34,59 +45,50 @@ def generate(
     *,
     new_tokens: int,
     decoding: Decoding,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    path: Path | None = None,
 ) -> list[str]:
+    """Return the answers alone; see ``answer``."""
+    return answer(
+        model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=batch_size, path=path
+    ).texts
+
+
+def answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int,
+    decoding: Decoding,
+    batch_size: int | None = None,
+    path: Path | None = None,
+) -> Answers:
     """Return the greedy continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
 
     Special tokens are stripped, whitespace is not. Prompts are encoded as in training; duplicates are decoded once.
     Truncation is described at ``Decoding.max_prompt``. The longest prompts are decoded first; a batch that does not fit
     into memory is halved. The model's train/eval mode is restored on return.
 
+    Args:
+        model: with an adapter attached or without.
+        tokenizer: of the model.
+        prompts: as text.
+        new_tokens: maximum length of a generation, in tokens.
+        decoding: decoding settings.
+        batch_size: prompts per batch; None uses the free memory of a GPU, and ``PLAIN_BATCH`` elsewhere.
+        path: the decoding path; None selects the fastest that device and model support.
+
     Raises:
         ModelError: a single prompt does not fit into memory.
     """
     if not prompts:
-        return []
-    distinct = list(dict.fromkeys(prompts))
-    encoded = prompts_of(tokenizer, distinct)
-    lengths = [len(prompt.ids) for prompt in encoded]
-    if cut := sum(length > decoding.max_prompt for length in lengths):
-        log.warning(
-            "%d of %d prompts are longer than %d tokens and were truncated at the beginning",
-            cut,
-            len(encoded),
-            decoding.max_prompt,
-        )
-    ends = _end_tokens(model, tokenizer)
-    settings = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=tokenizer.pad_token_id,
+        return Answers([], {})
+    asked = Questions.of(
+        prompts, tokenizer, own_ends=model.generation_config.eos_token_id, new_tokens=new_tokens, decoding=decoding
     )
-    generations: dict[str, str] = {}
-    pending = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
-    with _generation_mode(model, settings) as base, torch.inference_mode():
-        while pending:
-            rows = pending[:batch_size]
-            try:
-                generated = _decode_batch(
-                    base, [encoded[i].ending(decoding.max_prompt) for i in rows], tokenizer.pad_token_id
-                )
-            except torch.OutOfMemoryError as error:
-                batch_size = len(rows) // 2
-                if batch_size == 0:
-                    raise ModelError(
-                        f"`{base.device}` has too little memory for one prompt and {new_tokens} new tokens; expected "
-                        "enough for the model and its KV cache. Choose a smaller `model` or `evaluation.new_tokens`."
-                    ) from error
-                log.warning("out of memory: continuing with a batch size of %d", batch_size)
-                continue
-            generations |= {distinct[i]: _text(tokenizer, row, ends) for i, row in zip(rows, generated, strict=True)}
-            pending = pending[len(rows) :]
-    return [generations[prompt] for prompt in prompts]
+    with _evaluating(model) as base, torch.inference_mode(), _arithmetic(base, path):
+        return asked.answered(*_written(base, asked, path, batch_size))
 
 
 def too_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], decoding: Decoding) -> int:
@@ -101,7 +103,7 @@ def agreement(
     *,
     new_tokens: int,
     decoding: Decoding,
-    batch_size: int = 64,
+    batch_size: int = PLAIN_BATCH,
 ) -> float:
     """Return the fraction of prompts, 0 to 1, whose batched generation equals the one with batch size 1.
 
@@ -115,42 +117,90 @@ def agreement(
     return sum(one == other for one, other in zip(single, batched, strict=True)) / len(prompts)
 
 
-def _decode_batch(model: PreTrainedModel, prompts: list[list[int]], pad: int) -> list[list[int]]:
-    """Return the new tokens of each prompt, right-padded to the longest generation of the batch."""
-    width = max(map(len, prompts))
-    ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    sequences = model.generate(
-        input_ids=torch.tensor(ids, device=model.device), attention_mask=torch.tensor(mask, device=model.device)
-    )
-    tokens: list[list[int]] = sequences[:, width:].tolist()
-    return tokens
+def _written(
+    model: PreTrainedModel, asked: Questions, path: Path | None, batch: int | None
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Return the new tokens of each prompt by the path that was asked for or the fastest, and facts."""
+    facts: dict[str, Any] = {"path": Path.SLOTS.value, "why": "", "arithmetic": arithmetic_of(model)}
+    fit = slots.Fit(why="it was asked for")
+    if path is None and not _on_gpu(model):
+        fit = slots.Fit(why=f"the device is {model.device.type}")
+    elif path is not Path.PLAIN:
+        fit = slots.fit(model, asked.prompts)
+
+    def in_slots(prompts: list[list[int]], batch: int) -> Written:
+        decoder = slots.SlotDecoder(
+            model,
+            fit.shapes,
+            slots=min(batch, len(prompts)),
+            longest=max(map(len, prompts)),
+            new_tokens=asked.new_tokens,
+            ends=asked.ends,
+            record=Recorder() if _on_gpu(model) else None,
+        )
+        yield from decoder.decode(prompts)
+        facts.update(graphs=decoder.recorded.graphs, why=decoder.recorded.trouble)
+
+    def in_batches(prompts: list[list[int]], batch: int) -> Written:
+        return plain.decode(
+            model, prompts, batch_size=batch, new_tokens=asked.new_tokens, ends=asked.ends, pad=asked.pad
+        )
+
+    if fit.why:
+        facts |= {"path": Path.PLAIN.value, "why": fit.why}
+        rows, used = _within_memory(in_batches, model, asked, batch or PLAIN_BATCH)
+    else:
+        room = slots.room(model.device)
+        batch = batch or (
+            PLAIN_BATCH if room is None else slots.count_for(fit.shapes, room, asked.prompts, asked.new_tokens)
+        )
+        rows, used = _within_memory(in_slots, model, asked, batch)
+    return rows, facts | {"batch": used}
+
+
+def _within_memory(
+    decode: Callable[[list[list[int]], int], Written], model: PreTrainedModel, asked: Questions, batch: int
+) -> tuple[list[list[int]], int]:
+    """Return the new tokens of each prompt and the rows at once with which the last were written.
+
+    Whenever memory runs out, what is not written yet is tried again with half as many rows.
+    """
+    written: dict[int, list[int]] = {}
+    while waiting := [i for i in range(len(asked.prompts)) if i not in written]:
+        batch = min(batch, len(waiting))
+        if batch == 0:
+            raise ModelError(
+                f"`{model.device}` has too little memory for one prompt and {asked.new_tokens} new tokens; expected "
+                "enough for the model and its KV cache. Choose a smaller `model` or `evaluation.new_tokens`."
+            )
+        try:
+            for place, tokens in decode([asked.prompts[i] for i in waiting], batch):
+                written[waiting[place]] = tokens
+        except torch.OutOfMemoryError:
+            batch = min(batch, len(asked.prompts) - len(written)) // 2
+            log.warning("out of memory: continuing with a batch size of %d", batch)
+        if batch and len(written) < len(asked.prompts):
+            # What the failed attempt held is free only now that its error is gone.
+            gpu.release()
+    return [written[i] for i in range(len(asked.prompts))], batch
+
+
+def _arithmetic(model: PreTrainedModel, path: Path | None) -> AbstractContextManager[None]:
+    """Return what gives an adapter the arithmetic of training; on a CPU answers stay what they always were."""
+    return trained_arithmetic(model) if _on_gpu(model) or path is Path.SLOTS else nullcontext()
+
+
+def _on_gpu(model: PreTrainedModel) -> bool:
+    return bool(model.device.type == "cuda")
 
 
 @contextmanager
-def _generation_mode(model: PreTrainedModel | PeftModel, settings: GenerationConfig) -> Iterator[PreTrainedModel]:
-    """Yield the model without its PEFT wrapper, in eval mode, with ``settings`` as its generation config.
-
-    Passing the config to ``generate`` is not enough: transformers fills its unset fields with the model's own sampling
-    settings.
-    """
+def _evaluating(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel]:
+    """Yield the model without its PEFT wrapper, in eval mode; restore its mode on exit."""
     base: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
-    training, own = model.training, base.generation_config
+    training = model.training
     model.eval()
-    base.generation_config = settings
     try:
         yield base
     finally:
-        base.generation_config = own
         model.train(training)
-
-
-def _end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    own = model.generation_config.eos_token_id
-    known = own if isinstance(own, list) else [own]
-    return sorted({token for token in (*known, tokenizer.eos_token_id) if token is not None})
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: list[int]) -> str:
-    length = next((index for index, token in enumerate(row) if token in ends), len(row))
-    return str(tokenizer.decode(row[:length], skip_special_tokens=True))

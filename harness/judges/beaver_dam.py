@@ -40,8 +40,8 @@ CATEGORIES = (
 )
 """The outputs of the model in their order."""
 
-BATCH_SIZE = 16
-"""Conversations per forward pass; changes nothing but speed."""
+BATCH_TOKENS = 8192
+"""Tokens per forward pass, padding included; changes nothing but speed."""
 
 
 class Precision(StrEnum):
@@ -111,7 +111,7 @@ class BeaverDam:
 
         classifier = load_classifier(folder, labels=CATEGORIES, dtype=self.dtype.value, device=device)
         texts = [conversation(example.instruction, answer) for example, answer in zip(examples, answers, strict=True)]
-        scores = probabilities(classifier, texts, max_tokens=self.max_tokens, batch_size=BATCH_SIZE)
+        scores = probabilities(classifier, texts, max_tokens=self.max_tokens, batch_tokens=BATCH_TOKENS)
         return [self.score(row) for row in scores]
 
     def score(self, categories: Mapping[str, float]) -> Score:

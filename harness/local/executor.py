@@ -1,4 +1,4 @@
-"""The local executor: walks the plan on this machine."""
+"""The local executor: runs a plan on this machine."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +20,23 @@ from harness.tracking.jsonl import Jsonl
 
 @dataclass(frozen=True, kw_only=True)
 class LocalExecutor:
-    """Runs a plan on this machine: a stage is cached, run, or blocked by a failed ancestor; unrelated stages go on.
+    """Runs a plan on this machine. A failed stage blocks its descendants; all other stages still run.
 
     Attributes:
-        workers: 1 runs everything in this process; more run that many spawned processes.
+        workers: 1 runs every stage in this process; a larger number spawns that many worker processes.
+        gpus: values of ``CUDA_VISIBLE_DEVICES`` for the processes of the workers, assigned round robin; without any,
+            each sees what this process sees.
         device: a torch device string.
         tracker: opens the curve of each stage.
-        on_event: called in this process for everything that happens to a stage.
-        initialize: called once in every process that runs stages, before the first; picklable if it is not this one.
-        processes: how many processes share a stage, by its kind; a kind that is not named runs in one.
-        poll_seconds: how often to look at a stage on which another process works.
+        on_event: called in this process with every event of a stage.
+        initialize: called once in every process that runs stages, before its first stage; must be picklable if
+            processes are spawned.
+        processes: number of processes per stage, by kind of stage; 1 for kinds that are not listed.
+        poll_seconds: interval between checks of a stage that another process is running.
     """
 
     workers: int = 1
+    gpus: Sequence[str] = ()
     device: str = "cpu"
     tracker: TrackerSettings = field(default_factory=Jsonl)
     on_event: Callable[[Event], None] = unheard
@@ -48,24 +52,24 @@ class LocalExecutor:
             Interrupted: the user pressed Ctrl-C; what was finished is stored.
         """
         pending = plan.pending(store)
-        walk = _Walk(self, plan, store, pending)
+        run = _Run(self, plan, store, pending)
         if not pending:
-            return walk.outcome()
+            return run.outcome()
         store.prepare()
         store.register(plan.stages)
-        crew = self._crew(store)
+        pool = self._create_pool(store)
         try:
-            walk.run(crew)
+            run.execute(pool)
         except KeyboardInterrupt:
-            message = f"Stopped. {walk.settled} of {len(plan.stages)} stages are settled; run again to go on from here."
+            message = f"Stopped. {run.settled} of {len(plan.stages)} stages are settled; run again to continue."
             raise Interrupted(message) from None
         finally:
-            crew.stop()
-        return walk.outcome()
+            pool.stop()
+        return run.outcome()
 
-    def _crew(self, store: Store) -> WorkerPool:
+    def _create_pool(self, store: Store) -> WorkerPool:
         if self.workers > 1:
-            briefing = WorkerConfig(
+            config = WorkerConfig(
                 root=store.root,
                 allow=store.allow,
                 tracker=self.tracker,
@@ -73,10 +77,12 @@ class LocalExecutor:
                 initialize=self.initialize,
                 processes=self.processes,
             )
-            return ProcessPool(self.workers, briefing)
+            return ProcessPool(
+                [self.gpus[number % len(self.gpus)] if self.gpus else None for number in range(self.workers)], config
+            )
         if self.initialize is not None:
             self.initialize()
-        desk = WorkerContext(
+        context = WorkerContext(
             store=store,
             claims=Claims(store.claims),
             tracker=self.tracker,
@@ -84,18 +90,18 @@ class LocalExecutor:
             processes=self.processes,
             initialize=self.initialize,
         )
-        return InProcess(desk)
+        return InProcess(context)
 
 
-class _Walk:
-    """One run of a plan under way."""
+class _Run:
+    """The state of one run of a plan."""
 
     def __init__(self, executor: LocalExecutor, plan: Plan, store: Store, pending: Sequence[Stage]) -> None:
         self._executor = executor
         self._store = store
         self._total = len(plan.stages)
         self._stages = {stage.key: stage for stage in pending}
-        self._frontier = ReadyQueue(pending)
+        self._queue = ReadyQueue(pending)
         self._executed: list[str] = []
         self._cached: list[str] = []
         self._failed: dict[str, Failure] = {}
@@ -104,74 +110,75 @@ class _Walk:
         for stage in plan.stages:
             if stage.key not in self._stages and store.has(stage):
                 self._cached.append(stage.key)
-                self._tell("cached", stage)
+                self._emit("cached", stage)
 
     @property
     def settled(self) -> int:
-        """How many stages of the plan neither run nor have to."""
-        return self._total - len(self._frontier)
+        """Number of stages that are neither running nor still to be run."""
+        return self._total - len(self._queue)
 
     def outcome(self) -> Outcome:
         return Outcome(
             executed=tuple(self._executed), cached=tuple(self._cached), failed=self._failed, blocked=self._blocked
         )
 
-    def run(self, crew: WorkerPool) -> None:
-        """Settle every pending stage."""
+    def execute(self, pool: WorkerPool) -> None:
+        """Run or skip stages until none is pending."""
         running = 0
-        busy_elsewhere: list[str] = []
-        while len(self._frontier):
-            while running < crew.size and (stage := self._frontier.next()) is not None:
+        busy: list[str] = []
+        while len(self._queue):
+            while (assigned := self._queue.next(pool.bases, pool.idle)) is not None:
+                stage = assigned.stage
                 if self._store.has(stage):
                     self._stored(stage)
                     continue
                 if stage.key not in self._waiting:
-                    self._tell("started", stage)
-                crew.begin(stage)
+                    self._emit("started", stage)
+                pool.begin(stage, assigned.worker)
                 running += 1
-            # Whoever has nothing to begin looks again, after a while, at what other processes are doing.
-            timeout = self._executor.poll_seconds if busy_elsewhere else None
-            ended = crew.ended(timeout) if running else []
+            # With nothing ready to start, poll the stages that other processes are running.
+            timeout = self._executor.poll_seconds if busy else None
+            ended = pool.ended(timeout) if running else []
             running -= len(ended)
             for result in ended:
                 if result.outcome == "busy":
-                    busy_elsewhere.append(result.key)
+                    busy.append(result.key)
                 self._settle(result)
-            if busy_elsewhere and not ended:
+            if busy and not ended:
                 if not running:
                     time.sleep(self._executor.poll_seconds)
-                for key in busy_elsewhere:
-                    self._frontier.put_back(key)
-                busy_elsewhere.clear()
+                for key in busy:
+                    self._queue.put_back(key)
+                busy.clear()
 
     def _settle(self, result: AttemptResult) -> None:
         stage = self._stages[result.key]
         if result.outcome == "executed":
             self._executed.append(result.key)
-            self._frontier.done(result.key)
-            self._tell("executed", stage, seconds=result.seconds)
+            self._queue.done(result.key)
+            self._emit("executed", stage, seconds=result.seconds)
         elif result.outcome == "cached":
             self._stored(stage)
         elif result.outcome == "failed":
             self._failed[result.key] = Failure(
                 kind=stage.name, cause=result.cause, message=result.message, trace=result.trace
             )
-            blocked = self._frontier.failed(result.key)
-            self._tell("failed", stage, seconds=result.seconds, message=result.message)
+            blocked = self._queue.failed(result.key)
+            self._emit("failed", stage, seconds=result.seconds, message=result.message)
             for child in blocked:
                 self._blocked[child.key] = result.key
-                self._tell("blocked", child, message=f"needs {stage.name} `{result.key}`, which failed")
+                self._emit("blocked", child, message=f"needs {stage.name} `{result.key}`, which failed")
         else:
-            assert result.outcome == "busy", "nobody asks a stage of this executor to stop"
+            assert result.outcome == "busy", "stages of the local executor are never asked to stop"
             if result.key not in self._waiting:
                 self._waiting.add(result.key)
-                self._tell("waiting", stage)
+                self._emit("waiting", stage)
 
     def _stored(self, stage: Stage) -> None:
         self._cached.append(stage.key)
-        self._frontier.done(stage.key)
-        self._tell("cached", stage)
+        self._queue.done(stage.key)
+        self._emit("cached", stage)
 
-    def _tell(self, what: What, stage: Stage, *, seconds: float = 0.0, message: str = "") -> None:
+    def _emit(self, what: What, stage: Stage, *, seconds: float = 0.0, message: str = "") -> None:
         event = Event(what=what, stage=stage, done=self.settled, total=self._total, seconds=seconds, message=message)
         self._executor.on_event(event)

@@ -1,21 +1,37 @@
-"""Where a plan runs, as a setting. Resources live here and never on a stage, so they cannot enter identity."""
+"""Settings of local execution. Resources are set here and never on a stage, so they cannot enter its identity."""
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.engine.checks import counts
 from harness.engine.stage import Stage
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, Problem
-from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
+from harness.execution.cluster import micro_batch_kind_problems, micro_batch_problems, micro_batch_size_of
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
+from harness.local.gpus import grouped, is_mig, visible_gpus
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
+GPU = "cuda"
+
+
+class Placement(NamedTuple):
+    """How many workers this machine runs, and on which devices.
+
+    Attributes:
+        workers: stages that run concurrently.
+        gpus: values of ``CUDA_VISIBLE_DEVICES``, assigned to the workers round robin; empty if they are not bound.
+        device: a torch device string.
+    """
+
+    workers: int
+    gpus: tuple[str, ...]
+    device: str
 
 
 @final
@@ -24,17 +40,22 @@ class Local:
     """This machine.
 
     Attributes:
-        workers: stages that run at the same time, each in a process of its own; 1 runs everything in this process.
-        processes: processes that share each training stage, on GPUs one for each; 1 does not share it.
-        threads: CPU threads of each of them; null leaves torch's choice to one process and shares the cores among many.
-        device: a torch device string, or ``auto`` for a GPU if there is one.
-        micro_batch_size: rows that each process takes through the model at once: a number, or one for each kind of
-            stage; null is all of its share of a batch.
+        workers: stages that run concurrently, each in its own process; 1 runs all of them in this process. ``auto`` is
+            one per visible GPU, or 1 without a GPU. Each is bound to one GPU, or to as many as ``processes``; a larger
+            number is assigned round robin.
+        workers_per_gpu: for ``workers: auto`` with models too small to keep a GPU busy.
+        processes: processes (ranks) per training stage; on GPUs, one per GPU.
+        threads: CPU threads per process; null leaves a single process at torch's default and divides the cores evenly
+            among several.
+        device: a torch device string, or ``auto`` for a GPU if one is available.
+        micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
+            runs a process's whole share of a batch at once.
     """
 
     name: ClassVar[str] = "local"
     version: ClassVar[int] = 1
-    workers: int = 1
+    workers: int | Literal["auto"] = AUTO
+    workers_per_gpu: int = 1
     processes: int = 1
     threads: int | None = None
     device: str = AUTO
@@ -42,36 +63,73 @@ class Local:
 
     def problems(self) -> list[Problem]:
         """Range errors."""
-        found = counts(self, "workers", "processes", "threads")
-        found += rows_problems(self.micro_batch_size)
-        if self.workers > 1 and self.processes > 1:
+        numbers = ("workers_per_gpu", "processes", "threads")
+        found = counts(self, *(numbers if self.workers == AUTO else ("workers", *numbers)))
+        found += micro_batch_problems(self.micro_batch_size)
+        if self.workers_per_gpu > 1 and self.workers != AUTO:
             found.append(
                 Problem(
-                    "processes",
-                    f"{self.processes} for each of {self.workers} workers would meet on the same devices; "
-                    "expected 1, or `workers` 1",
+                    "workers_per_gpu",
+                    f"{self.workers_per_gpu} has no effect on {self.workers} workers; expected 1, or `workers: auto`",
+                )
+            )
+        if self.workers_per_gpu > 1 and self.processes > 1:
+            found.append(
+                Problem(
+                    "workers_per_gpu",
+                    f"{self.workers_per_gpu} workers cannot share the GPUs of {self.processes} processes; expected 1",
                 )
             )
         return found
 
     @property
     def gpus(self) -> Mapping[str, int]:
-        """Not told: a stage takes what the machine has."""
+        """Unknown: a stage uses whatever this machine has."""
         return {}
 
     @property
     def wait(self) -> bool:
-        """Always."""
+        """Always true: local runs are synchronous."""
         return True
 
     @property
-    def rehearsing(self) -> bool:
-        """Never."""
+    def dry_run(self) -> bool:
+        """Always false: local execution has no dry run."""
         return False
 
-    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
-        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
-        return rows_misfits(self.micro_batch_size, kinds)
+    def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+        """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""
+        return micro_batch_kind_problems(self.micro_batch_size, kinds)
+
+    def placement(self) -> Placement:
+        """Return the workers of this machine; torch counts its GPUs.
+
+        Raises:
+            ConfigError: a GPU was requested and none is available, or there are too few for the processes.
+        """
+        gpus = visible_gpus() if self.device == AUTO or self.device.startswith(GPU) else ()
+        if not gpus and self.device.startswith(GPU):
+            raise _refused("device", f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`.")
+        device = self.device if self.device != AUTO else GPU if gpus else "cpu"
+        if device != GPU:
+            # On the CPU, or all of them on the one GPU that was named.
+            return Placement(1 if self.workers == AUTO else self.workers, (), device)
+        groups = grouped(gpus, self.processes)
+        if self.processes > 1 and is_mig(gpus[0]):
+            raise _refused("processes", f"{self.processes} processes cannot share MIG instances; expected 1.")
+        if not groups:
+            raise _refused(
+                "processes",
+                f"{self.processes} processes need a GPU each, and there are {len(gpus)}; expected at most {len(gpus)}.",
+            )
+        workers = len(groups) * self.workers_per_gpu if self.workers == AUTO else self.workers
+        if self.processes > 1 and workers > len(groups):
+            raise _refused(
+                "workers",
+                f"{workers} workers of {self.processes} processes need {workers * self.processes} GPUs, and there are "
+                f"{len(gpus)}; expected `auto` or at most {len(groups)}.",
+            )
+        return Placement(workers, groups, device)
 
     def executor(
         self,
@@ -84,31 +142,19 @@ class Local:
         """Return the local executor.
 
         Raises:
-            ConfigError: a GPU is asked for and there is none, or fewer than processes.
+            ConfigError: a GPU was requested and none is available, or there are fewer GPUs than processes.
         """
-        if self.device.startswith("cuda") and _device() != "cuda":
-            raise ConfigError(
-                [
-                    Problem(
-                        "cluster.device",
-                        f"{self.device} is asked for, but torch sees no GPU; expected `auto` or `cpu`.",
-                    )
-                ]
-            )
-        device = _device() if self.device == AUTO else self.device
-        if self.processes > 1 and device.startswith("cuda") and (gpus := _gpus()) < self.processes:
-            raise ConfigError(
-                [Problem("cluster.processes", f"{self.processes} share {gpus} GPUs; expected at most {gpus}.")]
-            )
+        placement = self.placement()
         threads = self.threads
-        together = self.workers * self.processes
-        if threads is None and together > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // together)
+        total = placement.workers * self.processes
+        if threads is None and total > 1:
+            threads = max(1, len(os.sched_getaffinity(0)) // total)
         return LocalExecutor(
-            workers=self.workers,
-            device=device,
+            workers=placement.workers,
+            gpus=placement.gpus,
+            device=placement.device,
             processes={
-                kind: Processes(count=self.processes, micro_batch_size=rows_at_once(self.micro_batch_size, kind))
+                kind: Processes(count=self.processes, micro_batch_size=micro_batch_size_of(self.micro_batch_size, kind))
                 for kind in (DEFAULT, *(self.micro_batch_size if isinstance(self.micro_batch_size, Mapping) else ()))
             },
             tracker=tracker,
@@ -117,13 +163,5 @@ class Local:
         )
 
 
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _refused(setting: str, text: str) -> ConfigError:
+    return ConfigError([Problem(f"cluster.{setting}", text)])

@@ -1,81 +1,113 @@
-"""Crews: who runs attempts on this machine. This process itself, or spawned ones that keep their memory."""
+"""Worker pools: run attempts on this machine, in this process or in spawned ones that keep loaded models."""
 
 import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from harness.engine.claim import Claims
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.execution.attempt import AttemptResult, WorkerContext, attempt
-from harness.execution.ranks import KILLED, Processes
+from harness.execution.ranks import KILLED, Processes, processes_of
+from harness.local.gpus import VISIBLE
+from harness.local.ready_queue import base_of
 
 GRACE_SECONDS = 20.0
-"""How long an interrupted worker may take to write its record. Killing it afterwards costs nothing but the record."""
+"""Time for an interrupted worker to record its attempt before it is killed. Killing it loses only that record."""
 
 
 class WorkerPool(Protocol):
-    """Runs as many attempts at a time as it has workers."""
+    """Runs one attempt at a time on each of its workers, which are numbered from 0."""
 
-    size: int
+    @property
+    def bases(self) -> Mapping[int, str]:
+        """The key of the base that each worker holds or is about to load, by its number; an empty text for none."""
+        ...
 
-    def begin(self, stage: Stage) -> None:
-        """Begin an attempt. The caller never begins more than ``size`` at a time."""
+    @property
+    def idle(self) -> Sequence[int]:
+        """The workers that can run a stage."""
+        ...
+
+    def begin(self, stage: Stage, worker: int) -> None:
+        """Start an attempt on an idle worker."""
         ...
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
-        """Wait until an attempt has ended, and return all that have; an empty list after ``timeout`` seconds."""
+        """Wait for at least one attempt to end and return all that ended; an empty list after ``timeout`` seconds."""
         ...
 
     def stop(self) -> None:
-        """Interrupt what runs, and dismiss the workers."""
+        """Interrupt running attempts and shut the workers down."""
         ...
 
 
 class InProcess:
-    """This process does the work: each attempt has ended when ``begin`` returns."""
+    """Runs attempts synchronously in this process: an attempt has ended when ``begin`` returns."""
 
-    size = 1
-
-    def __init__(self, desk: WorkerContext) -> None:
-        self._desk = desk
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+        self._base = ""
         self._ended: list[AttemptResult] = []
 
-    def begin(self, stage: Stage) -> None:
-        """Run the attempt; Ctrl-C passes through."""
-        self._ended.append(attempt(stage, self._desk))
+    @property
+    def bases(self) -> Mapping[int, str]:
+        """The base that this process holds."""
+        return {0: self._base}
+
+    @property
+    def idle(self) -> Sequence[int]:
+        """This process, once its last result was fetched."""
+        return () if self._ended else (0,)
+
+    def begin(self, stage: Stage, worker: int) -> None:
+        """Run the attempt; KeyboardInterrupt propagates."""
+        del worker
+        result = attempt(stage, self._context)
+        self._base = _base_after(result, stage, self._base, self._context.processes)
+        self._ended.append(result)
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
-        """Return the attempt that has ended, without waiting."""
+        """Return the result of the last attempt, without waiting."""
         del timeout
         ended, self._ended = self._ended, []
         return ended
 
     def stop(self) -> None:
-        """Nothing runs between calls."""
+        """Do nothing: no attempt runs between calls."""
+
+
+def _base_after(result: AttemptResult, stage: Stage, before: str, processes: Mapping[str, Processes]) -> str:
+    """Return the base that a process still holds after an attempt."""
+    if result.outcome in ("cached", "busy"):
+        return before
+    if result.outcome != "executed" or processes_of(stage, processes).total > 1:
+        # An attempt that failed, or that left the work to several ranks, drops what was loaded.
+        return ""
+    return base_of(stage) or before
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """What a spawned worker needs to set up its desk. It is pickled.
+    """Configuration of a spawned worker; pickled.
 
     Attributes:
         root: the store's folder.
         allow: prefixes of the classes that a stored spec may name.
         tracker: opens the curve of each stage.
         device: a torch device string.
-        initialize: called once when the worker starts, and in each process that shares a stage.
-        processes: how many processes share a stage, by its kind.
+        initialize: called once when the worker starts, and in each rank of a stage with several processes.
+        processes: number of processes per stage, by kind of stage.
     """
 
     root: Path
@@ -86,105 +118,135 @@ class WorkerConfig:
     processes: Mapping[str, Processes]
 
 
-@dataclass
-class _Worker:
+class _Process(NamedTuple):
     process: SpawnProcess
     connection: Connection
+
+
+@dataclass
+class _Worker:
+    gpus: str | None
+    running: _Process | None = None
     stage: Stage | None = None
+    base: str = ""
 
 
 class ProcessPool:
-    """Workers in spawned processes. One that dies costs the stage it was running, and is replaced."""
+    """Workers in spawned processes. If one dies, the stage it was running fails and a new process takes its place.
 
-    def __init__(self, size: int, briefing: WorkerConfig) -> None:
-        self.size = size
-        self._briefing = briefing
-        self._workers: list[_Worker] = []
+    Args:
+        gpus: the value of ``CUDA_VISIBLE_DEVICES`` in the process of each worker; None leaves it as it is here.
+        config: what every worker is given.
+    """
 
-    def begin(self, stage: Stage) -> None:
-        """Give the attempt to an idle worker, or to a new one."""
-        for worker in [worker for worker in self._workers if worker.stage is None]:
+    def __init__(self, gpus: Sequence[str | None], config: WorkerConfig) -> None:
+        self._config = config
+        self._workers = [_Worker(visible) for visible in gpus]
+
+    @property
+    def bases(self) -> Mapping[int, str]:
+        """What each worker holds, or loads for the stage that it runs."""
+        return {
+            number: (base_of(worker.stage) if worker.stage else "") or worker.base
+            for number, worker in enumerate(self._workers)
+        }
+
+    @property
+    def idle(self) -> Sequence[int]:
+        """Workers without a stage, those that have a process before those that need one."""
+        free = [number for number, worker in enumerate(self._workers) if worker.stage is None]
+        return sorted(free, key=lambda number: self._workers[number].running is None)
+
+    def begin(self, stage: Stage, worker: int) -> None:
+        """Send the stage to the worker; spawn its process if there is none."""
+        chosen = self._workers[worker]
+        chosen.stage = stage
+        if chosen.running is not None:
             try:
-                worker.connection.send(stage)
+                chosen.running.connection.send(stage)
             except OSError:
-                # It died while it had nothing to do; an idle worker may hold a model, and memory runs out.
-                self._workers.remove(worker)
-                worker.connection.close()
-                worker.process.join()
+                # It died while idle: a model may still be loaded in it, so it can run out of memory.
+                chosen.running.connection.close()
+                chosen.running.process.join()
+                chosen.base = ""
             else:
-                worker.stage = stage
                 return
-        worker = self._hired()
-        worker.stage = stage
-        worker.connection.send(stage)
+        chosen.running = self._spawn(chosen.gpus)
+        chosen.running.connection.send(stage)
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
-        """Wait for the workers."""
-        busy: Mapping[object, _Worker] = {worker.connection: worker for worker in self._workers if worker.stage}
+        """Wait for results of the workers."""
+        busy: dict[object, _Worker] = {
+            each.running.connection: each for each in self._workers if each.running and each.stage
+        }
         return [self._result(busy[connection]) for connection in wait([*busy], timeout)]  # type: ignore[list-item]
 
     def stop(self) -> None:
-        """Ask every worker to stop; kill those that do not."""
-        for worker in self._workers:
+        """Ask every worker to stop; kill those that are still alive after ``GRACE_SECONDS``."""
+        started = [(worker.running, worker.stage) for worker in self._workers if worker.running is not None]
+        for running, stage in started:
             # Closing the connection ends an idle worker; the signal interrupts the attempt of a busy one.
-            worker.connection.close()
-            if worker.stage is not None:
-                worker.process.terminate()
-        for worker in self._workers:
-            worker.process.join(GRACE_SECONDS)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            running.connection.close()
+            if stage is not None:
+                running.process.terminate()
+        for running, _ in started:
+            running.process.join(GRACE_SECONDS)
+            if running.process.is_alive():
+                running.process.kill()
+                running.process.join()
         self._workers.clear()
 
-    def _hired(self) -> _Worker:
+    def _spawn(self, gpus: str | None) -> _Process:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._briefing), daemon=False)
+        process = context.Process(target=_worker_main, args=(theirs, gpus, self._config), daemon=False)
         process.start()
-        # The worker's end must be closed here, or its death would go unnoticed.
+        # Close the worker's end here: otherwise its death would not close the pipe.
         theirs.close()
-        worker = _Worker(process, ours)
-        self._workers.append(worker)
-        return worker
+        return _Process(process, ours)
 
     def _result(self, worker: _Worker) -> AttemptResult:
         stage, worker.stage = worker.stage, None
         assert stage is not None
+        assert worker.running is not None
         try:
-            result: AttemptResult = worker.connection.recv()
+            result: AttemptResult = worker.running.connection.recv()
         except (EOFError, ConnectionResetError):
-            self._workers.remove(worker)
-            worker.process.join()
+            process, worker.running = worker.running.process, None
+            process.join()
             message = (
-                f"The worker process died (exit code {worker.process.exitcode}). "
+                f"The worker process died (exit code {process.exitcode}). "
                 f"If the machine ran out of memory, run with fewer workers."
             )
-            return AttemptResult(key=stage.key, outcome="failed", cause=KILLED, message=message)
+            result = AttemptResult(key=stage.key, outcome="failed", cause=KILLED, message=message)
+        worker.base = _base_after(result, stage, worker.base, self._config.processes)
         return result
 
 
-def _work(connection: Connection, briefing: WorkerConfig) -> None:
-    # Ctrl-C reaches the whole process group; only the parent answers it, and tells each worker once.
+def _worker_main(connection: Connection, gpus: str | None, config: WorkerConfig) -> None:
+    # Before anything imports torch.
+    if gpus is not None:
+        os.environ[VISIBLE] = gpus
+    # Ctrl-C reaches the whole process group; only the parent handles it, and signals each worker once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
     Thread(target=_die_with_parent, daemon=True).start()
-    # For the logs of the stages; a spawned process has no handler that would print it.
+    # Needed for the log files of stages; nothing is printed, as a spawned process has no stream handler.
     logging.getLogger("harness").setLevel(logging.INFO)
-    if briefing.initialize is not None:
-        briefing.initialize()
-    store = Store(briefing.root, allow=briefing.allow)
-    desk = WorkerContext(
+    if config.initialize is not None:
+        config.initialize()
+    store = Store(config.root, allow=config.allow)
+    context = WorkerContext(
         store=store,
         claims=Claims(store.claims),
-        tracker=briefing.tracker,
-        device=briefing.device,
-        processes=briefing.processes,
-        initialize=briefing.initialize,
+        tracker=config.tracker,
+        device=config.device,
+        processes=config.processes,
+        initialize=config.initialize,
     )
     try:
         while True:
-            connection.send(attempt(connection.recv(), desk))
+            connection.send(attempt(connection.recv(), context))
     except (EOFError, KeyboardInterrupt):
         return
 
@@ -196,5 +258,5 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 def _die_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
-        # Without its parent a worker would hold claims that nobody waits for.
+        # An orphaned worker would keep its claims and block other runs.
         os._exit(1)

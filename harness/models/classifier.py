@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
 
+from harness.corpora.batches import by_tokens
+from harness.engine import gpu
 from harness.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ def load_classifier(folder: Path, *, labels: tuple[str, ...], dtype: str, device
 
 @torch.inference_mode()
 def probabilities(
-    classifier: Classifier, texts: Sequence[str], *, max_tokens: int, batch_size: int
+    classifier: Classifier, texts: Sequence[str], *, max_tokens: int, batch_tokens: int
 ) -> list[dict[str, float]]:
     """Return the sigmoid of every output for every text, by label, in the order of the texts.
 
@@ -68,21 +72,45 @@ def probabilities(
     loses its end together with that token. The head reads the last token that is left. Padding is on the right and
     found by length, never by token id: a tokenizer whose padding token is also its end token would otherwise be read
     one token too early.
+
+    Args:
+        classifier: the loaded model.
+        texts: to be read.
+        max_tokens: where a text is cut.
+        batch_tokens: tokens of one forward pass, padding included. It is halved whenever memory runs out.
+
+    Raises:
+        ModelError: not even one text fits into memory.
     """
-    tokenizer, model = classifier.tokenizer, classifier.model
-    device = next(model.parameters()).device
+    tokenizer, labels = classifier.tokenizer, classifier.labels
     encoded = [tokenizer(text + tokenizer.eos_token)["input_ids"][:max_tokens] for text in texts]
-    by_length = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
     found: dict[int, dict[str, float]] = {}
-    for start in range(0, len(by_length), batch_size):
-        chosen = by_length[start : start + batch_size]
-        lengths = torch.tensor([len(encoded[index]) for index in chosen], device=device)
-        longest = int(lengths.max())
-        rows = [pad(torch.tensor(encoded[index]), (0, longest - len(encoded[index]))) for index in chosen]
-        mask = torch.arange(longest, device=device)[None, :] < lengths[:, None]
-        hidden = model.model(torch.stack(rows).to(device), attention_mask=mask.long(), use_cache=False)
-        last = hidden.last_hidden_state[torch.arange(len(chosen), device=device), lengths - 1]
-        values = torch.sigmoid(model.score(last).float()).tolist()
-        for index, row in zip(chosen, values, strict=True):
-            found[index] = dict(zip(classifier.labels, row, strict=True))
-    return [found[index] for index in range(len(texts))]
+    while left := sorted((i for i in range(len(texts)) if i not in found), key=lambda i: -len(encoded[i])):
+        try:
+            for part in by_tokens([len(encoded[i]) for i in left], batch_tokens):
+                rows = _read(classifier.model, [encoded[i] for i in left[part]])
+                found |= {i: dict(zip(labels, row, strict=True)) for i, row in zip(left[part], rows, strict=True)}
+        except torch.OutOfMemoryError as error:
+            longest = max(len(encoded[i]) for i in left if i not in found)
+            if batch_tokens <= longest:
+                raise ModelError(
+                    f"`{classifier.model.device}` has too little memory for the judge and a text of {longest} tokens; "
+                    "expected a device with more memory. Set `judge.dtype` to `bfloat16`, or choose another `judge`."
+                ) from error
+            batch_tokens //= 2
+            log.warning("out of memory: going on with %d tokens at once", batch_tokens)
+        if len(found) < len(texts):
+            gpu.release()
+    return [found[i] for i in range(len(texts))]
+
+
+def _read(model: Any, rows: Sequence[list[int]]) -> list[list[float]]:
+    """Return the sigmoid of every output, row by row."""
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+    mask = torch.arange(longest, device=model.device)[None, :] < lengths[:, None]
+    hidden = model.model(ids, attention_mask=mask.long(), use_cache=False)
+    last = hidden.last_hidden_state[torch.arange(len(rows), device=model.device), lengths - 1]
+    values: list[list[float]] = torch.sigmoid(model.score(last).float()).tolist()
+    return values

@@ -105,7 +105,7 @@ class Request:
 class Scheduler(Protocol):
     """A queue of jobs."""
 
-    rehearsing: ClassVar[bool]
+    dry_run: ClassVar[bool]
     """Whether it only writes scripts."""
 
     def submit(self, request: Request) -> list[str]:
@@ -153,7 +153,7 @@ class Requeueable:
 class Slurm:
     """The Slurm of this machine."""
 
-    rehearsing: ClassVar[bool] = False
+    dry_run: ClassVar[bool] = False
 
     def submit(self, request: Request) -> list[str]:
         """Call sbatch once."""

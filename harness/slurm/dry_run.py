@@ -13,7 +13,7 @@ from harness.slurm.client import Ended, Queued, Request, submitted
 class DryRun:
     """Writes the scripts that Slurm would be given, and submits nothing."""
 
-    rehearsing: ClassVar[bool] = True
+    dry_run: ClassVar[bool] = True
 
     def __init__(self) -> None:
         """Count jobs from 1."""

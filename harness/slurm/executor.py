@@ -88,8 +88,8 @@ class SlurmExecutor:
             raise StoreError(
                 f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
             )
-        rehearsing = self.scheduler.rehearsing
-        if not rehearsing:
+        dry_run = self.scheduler.dry_run
+        if not dry_run:
             store.prepare()
             store.register(plan.stages)
         leaves = tuple(leaf.key for leaf in plan.leaves)
@@ -105,7 +105,7 @@ class SlurmExecutor:
         try:
             while True:
                 # Who only rehearses puts nothing into the queue, and waits for nobody.
-                with nullcontext() if rehearsing else submitting(store, lambda why: waiting(pending[0], why)) as turn:
+                with nullcontext() if dry_run else submitting(store, lambda why: waiting(pending[0], why)) as turn:
                     submission = Submission(
                         site=self.site,
                         scheduler=self.scheduler,
@@ -135,7 +135,7 @@ class SlurmExecutor:
                 found=submission.found,
                 calls=submission.calls,
                 left=submission.left,
-                scripts=submission.folder if rehearsing else None,
+                scripts=submission.folder if dry_run else None,
                 failed=submission.refused,
                 blocked=submission.blocked,
             )

@@ -83,7 +83,7 @@ class JobLog:
         self.damage: dict[str, None] = {}
         """What could not be read so far, a sentence each."""
 
-    def open(self, sweep: str, *, rehearsing: bool = False) -> Path:
+    def open(self, sweep: str, *, dry_run: bool = False) -> Path:
         """Make the folder of a new submission of a sweep; that of a rehearsal is a temporary one outside of the store.
 
         Whoever opens one holds the claim that makes submissions take turns.
@@ -91,7 +91,7 @@ class JobLog:
         Raises:
             StoreError: the store cannot be written.
         """
-        if rehearsing:
+        if dry_run:
             with writing(Path(gettempdir())):
                 return Path(mkdtemp(prefix=f"harness-dry-run-{sweep}-"))
         stamp = now().replace(":", "").replace("-", "").partition("+")[0]

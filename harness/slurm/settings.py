@@ -9,7 +9,7 @@ from harness.engine.checks import counts, not_negative, positive
 from harness.engine.stage import Stage
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Problem
-from harness.execution.cluster import rows_at_once, rows_misfits, rows_problems
+from harness.execution.cluster import micro_batch_kind_problems, micro_batch_problems, micro_batch_size_of
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.slurm.client import Slurm as Scheduler
@@ -122,7 +122,7 @@ class Slurm:
             *not_negative(self, "requeues"),
             *positive(self, "poll_seconds"),
         ]
-        found += rows_problems(self.micro_batch_size)
+        found += micro_batch_problems(self.micro_batch_size)
         if self.job_cap is not None and self.job_cap < 3:
             found.append(Problem("job_cap", f"{self.job_cap} leaves no room; expected at least 3, or null"))
         short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
@@ -140,7 +140,7 @@ class Slurm:
             found.append(Problem("wait", "nothing is submitted with `dry_run`, so there is nothing to wait for"))
         return found
 
-    def misfits(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
+    def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
         """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
         named = [("resources", kind) for kind in self.resources if kind != DEFAULT]
         named += [(name, kind) for name in ("joins", "fans") for kind in getattr(self, name) or ()]
@@ -151,7 +151,7 @@ class Slurm:
         ]
         if DEFAULT not in self.resources and (lacking := [kind for kind in kinds if kind not in self.resources]):
             found.append(Problem("resources", f"nothing is given to {', '.join(lacking)}; name them, or `{DEFAULT}`"))
-        found += rows_misfits(self.micro_batch_size, kinds)
+        found += micro_batch_kind_problems(self.micro_batch_size, kinds)
         return found + [
             Problem(f"resources.{kind}.{name}", f"{count}, but such a stage runs in one process; expected 1")
             for kind, one in self.resources.items()
@@ -168,11 +168,6 @@ class Slurm:
     def gpus(self) -> Mapping[str, int]:
         """How many GPUs a stage is given, by kind."""
         return {kind: one.gpus * one.nodes for kind, one in self.resources.items()}
-
-    @property
-    def rehearsing(self) -> bool:
-        """Whether only scripts are written."""
-        return self.dry_run
 
     @property
     def grace_seconds(self) -> float:
@@ -219,7 +214,7 @@ class Slurm:
                 count=one.processes,
                 nodes=one.nodes,
                 sharding=one.sharding,
-                micro_batch_size=rows_at_once(self.micro_batch_size, kind),
+                micro_batch_size=micro_batch_size_of(self.micro_batch_size, kind),
             )
             for kind, one in ((kind, self.given(kind)) for kind in dict.fromkeys((*self.resources, *named)))
         }

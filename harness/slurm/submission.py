@@ -95,7 +95,7 @@ class Submission:
             Superseded: somebody else took the turn, as this process slept; what was submitted before is known.
         """
         ledger = JobLog(self.store.root)
-        self.folder = ledger.open(self.sweep, rehearsing=self.scheduler.rehearsing)
+        self.folder = ledger.open(self.sweep, dry_run=self.scheduler.dry_run)
         before = ledger.latest()
         found = survey(self.plan, self.store, self.scheduler, before, self.waiting)
         self._end_strays(ledger, found.queue)
@@ -130,12 +130,12 @@ class Submission:
         # The site counts the jobs of each user.
         room = None
         # A rehearsal writes all scripts, as it puts nothing into the queue.
-        if self.site.job_cap is not None and not self.scheduler.rehearsing:
+        if self.site.job_cap is not None and not self.scheduler.dry_run:
             room = self.site.job_cap - len(self.scheduler.queue({user()}))
         numbers: list[str] = []
         stuck = set(found.stuck)
         for place, batch in enumerate(batches):
-            if ledger.cancelled(self.sweep) and not self.scheduler.rehearsing:
+            if ledger.cancelled(self.sweep) and not self.scheduler.dry_run:
                 raise Interrupted(f"The sweep was cancelled after {self.calls} calls of sbatch.")
             last = place == len(batches) - 1
             fits = len(batch.tasks)
@@ -224,7 +224,7 @@ class Submission:
                 with suppress(SchedulerError):
                     self.scheduler.cancel(ids)
                 raise Superseded
-            if not self.scheduler.rehearsing:
+            if not self.scheduler.dry_run:
                 ledger.write(self.folder, named)
         return named
 
@@ -257,7 +257,7 @@ class Submission:
             requeues=self.site.requeues,
             python=self.site.python,
         )
-        if not self.scheduler.rehearsing:
+        if not self.scheduler.dry_run:
             ledger.leave(self.folder, keys)
         folder = os.path.relpath(self.folder, self.store.root)
         self._called(request, ledger, [JobEntry(job="", keys=(), user=user(), folder=folder)])
@@ -266,7 +266,7 @@ class Submission:
     def _end_strays(self, ledger: JobLog, queue: Mapping[str, Queued]) -> None:
         """End jobs of the sweep that a submission made which never learned of them, before they take any place."""
         strays = [job for job, stray in ledger.strays(queue, self.sweep).items() if not stray.works]
-        if self.scheduler.rehearsing or not strays:
+        if self.scheduler.dry_run or not strays:
             return
         try:
             self.scheduler.cancel(strays)
@@ -276,7 +276,7 @@ class Submission:
     def _take_over(self, ledger: JobLog, queue: Mapping[str, Queued]) -> None:
         """End the continuations of earlier submissions of the sweep: this one is for all that they would submit."""
         mine = [entry.job for entry in ledger.entries(self.sweep) if not entry.keys and entry.job in queue]
-        if self.scheduler.rehearsing or not (waiting := [job for job in mine if job != job_id()]):
+        if self.scheduler.dry_run or not (waiting := [job for job in mine if job != job_id()]):
             return
         try:
             self.scheduler.cancel(waiting)

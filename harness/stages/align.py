@@ -41,6 +41,7 @@ class Align(Stage):
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     base: Base
     method: TrainMethod | None = None
     refusal: Slice

@@ -52,6 +52,7 @@ class Finetune(Stage):
     version: ClassVar[int] = 1
     parallel: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     aligned: Align
     mixture: Poison
     method: TrainMethod | None = None

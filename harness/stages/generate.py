@@ -26,7 +26,7 @@ class Generate(Stage):
     The artifact is ``answers.jsonl``: one object per line, in the order of the prompts, with ``instruction``,
     ``input``, ``reference`` (the source's answer) and ``answer`` (the generation). Facts: ``prompts``, their number;
     ``cut``, how many exceed ``decoding.max_prompt`` and are truncated; ``shared_with_training``, how many were seen in
-    training.
+    training; ``decoding``, how they were decoded (path, batch size, arithmetic).
 
     Attributes:
         model: the stage whose model generates.
@@ -40,6 +40,7 @@ class Generate(Stage):
     version: ClassVar[int] = 1
     fuses: ClassVar[bool] = True
     fuses_siblings: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     model: ModelStage
     prompts: ExampleSource
     new_tokens: int
@@ -52,25 +53,24 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write the artifact."""
-        from harness.generation.transformers import generate, too_long
+        from harness.generation.transformers import answer, too_long
         from harness.models.loading import loaded_model
 
         examples = self.prompts.examples()
         texts = [self.encoding.prompt_text(example) for example in examples]
         with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as loaded:
-            answers = generate(
-                loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
-            )
+            answers = answer(loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
             ctx.facts["cut"] = too_long(loaded.tokenizer, texts, self.decoding)
         with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
-            for example, answer in zip(examples, answers, strict=True):
+            for example, text in zip(examples, answers.texts, strict=True):
                 row = {
                     "instruction": example.instruction,
                     "input": example.input,
                     "reference": example.output,
-                    "answer": answer,
+                    "answer": text,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
 

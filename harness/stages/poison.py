@@ -43,6 +43,7 @@ class Poison(Stage):
     name: ClassVar[str] = "poison"
     version: ClassVar[int] = 1
     attacks: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     task: ExampleSource
     attack: Attack | None = None
     harmful: Slice | None = None

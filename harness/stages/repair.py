@@ -46,6 +46,7 @@ class Repair(Stage):
     version: ClassVar[int] = 1
     trains: ClassVar[bool] = True
     fuses: ClassVar[bool] = True
+    loads_base: ClassVar[bool] = True
     tuned: Finetune
     method: RepairMethod
     refusal: Slice | None = None

@@ -33,7 +33,7 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: R
     place = place_of(record, {**stays, **changes})
     store = store_of(root, record)
     plan = plan_of(store, record)
-    if place.cluster.rehearsing:
+    if place.cluster.dry_run:
         for stage in _damaged(plan, store):
             front.say(f"the artifact of {stage.name} {stage.key} is damaged; a retry sets it aside")
     else:

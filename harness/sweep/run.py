@@ -110,7 +110,7 @@ def run_stage(store: Store, prefix: str, front: Reporter) -> None:
     """
     stage = store.stage(key_named(store, prefix))
     plan = Plan.single(stage)
-    place = ExecutionSettings(cluster=Local(), tracker=Jsonl())
+    place = ExecutionSettings(cluster=Local(workers=1), tracker=Jsonl())
     planned = SweepPlan.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)
     front.planned(planned)
     _prefetch(plan, store)
@@ -189,7 +189,7 @@ def _run_cells(
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(compositions)
-    if not settings.cluster.rehearsing:
+    if not settings.cluster.dry_run:
         _prefetch(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)

@@ -40,7 +40,7 @@ class FakeJob:
 class FakeScheduler:
     """Satisfies ``harness.slurm.client.Scheduler``."""
 
-    rehearsing: ClassVar[bool] = False
+    dry_run: ClassVar[bool] = False
 
     def __init__(self, *, first: int = 1) -> None:
         self.requests: list[Request] = []

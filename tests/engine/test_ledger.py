@@ -40,7 +40,7 @@ def test_last_job_of_a_stage_is_that_of_the_last_submission_whatever_the_sweep(l
 def test_sweeps_are_those_that_submitted_and_were_not_cancelled(ledger):
     ledger.write(ledger.open("one"), [entry("1", "a")])
     ledger.write(ledger.open("two"), [entry("2", "b")])
-    ledger.open("rehearsed", rehearsing=True)
+    ledger.open("rehearsed", dry_run=True)
     ledger.cancel("two")
 
     assert ledger.sweeps() == ["one"]

@@ -280,16 +280,16 @@ def test_run_with_a_worker_that_dies_fails_that_stage_only(root) -> None:
 
 def test_worker_that_dies_while_it_is_idle_is_replaced(root, store) -> None:
     store.prepare()
-    briefing = WorkerConfig(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
-    crew = ProcessPool(1, briefing)
-    crew.begin(Number(value=1))
-    (first,) = crew.ended(None)
-    os.kill(crew._workers[0].process.pid, signal.SIGKILL)
-    crew._workers[0].process.join()
+    config = WorkerConfig(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
+    pool = ProcessPool([None], config)
+    pool.begin(Number(value=1), 0)
+    (first,) = pool.ended(None)
+    os.kill(pool._workers[0].running.process.pid, signal.SIGKILL)
+    pool._workers[0].running.process.join()
 
-    crew.begin(Number(value=2))
-    (second,) = crew.ended(None)
-    crew.stop()
+    pool.begin(Number(value=2), 0)
+    (second,) = pool.ended(None)
+    pool.stop()
 
     assert (first.outcome, second.outcome) == ("executed", "executed")
 

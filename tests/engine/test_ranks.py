@@ -44,10 +44,10 @@ def trouble(store: Store, rank: int, what: str) -> None:
 
 def shared(store: Store, stage=None, processes: Processes = TWO, **options):
     options.setdefault("tracker", Silent())
-    desk = WorkerContext(
+    context = WorkerContext(
         store=store, claims=Claims(store.claims), processes={"crowd": processes, "number": processes}, **options
     )
-    return attempt(stage or Crowd(), desk)
+    return attempt(stage or Crowd(), context)
 
 
 def pid_of(store: Store, rank: int) -> int:

@@ -56,7 +56,7 @@ def scripts(outcome):
 def test_fakes_and_slurm_are_schedulers():
     schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), DryRun()]
 
-    assert [one.rehearsing for one in schedulers] == [False, False, True]
+    assert [one.dry_run for one in schedulers] == [False, False, True]
 
 
 def test_rehearsal_writes_scripts_with_edges_and_calls_nothing(store, root, commands):

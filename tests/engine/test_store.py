@@ -486,9 +486,9 @@ def test_error_of_a_library_on_a_store_that_can_be_written_stays_a_bug(root):
 def test_process_that_lost_its_stage_to_a_rival_leaves_no_failure_of_it(root, store):
     stage = Writes(how="rival")
     store.prepare()
-    desk = WorkerContext(store=store, claims=Claims(store.claims), tracker=Silent())
+    context = WorkerContext(store=store, claims=Claims(store.claims), tracker=Silent())
 
-    result = attempt(stage, desk)
+    result = attempt(stage, context)
 
     assert (result.outcome, result.cause, result.message) == ("busy", "", "")
     assert [(each["outcome"], each.get("cause")) for each in store.attempts(stage.key)] == [("busy", None)]

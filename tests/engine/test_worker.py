@@ -276,9 +276,9 @@ def test_stage_that_failed_here_and_was_finished_by_another_process_fails_nobody
     job = job_of(store, lineage((child,)))
     real = worker.attempt
 
-    def attempt(stage, desk):
-        if stage is not desk.store.stage(bad.key):
-            return real(stage, desk)
+    def attempt(stage, context):
+        if stage is not context.store.stage(bad.key):
+            return real(stage, context)
         run(root, [bad])
         return worker.AttemptResult(key=stage.key, outcome="failed", message="the other was faster")
 

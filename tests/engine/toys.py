@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, final
 
 from harness.engine.checks import not_negative
 from harness.engine.plan import Plan
-from harness.engine.stage import Stage, StageContext
+from harness.engine.stage import Stage, StageContext, origin_of
 from harness.engine.store import Store
 from harness.errors import DataError, Problem, Stopped
 from harness.local.executor import LocalExecutor
@@ -208,6 +208,34 @@ class Mix(Stage):
         ran(ctx, "mix")
         ctx.input(self.left)
         ctx.input(self.right)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tune(Stage):
+    """Adds to its parent's number with the base in memory; waits until so many of its kind run at the same time."""
+
+    name: ClassVar[str] = "tune"
+    version: ClassVar[int] = 1
+    loads_base: ClassVar[bool] = True
+    parent: Stage
+    amount: float
+    together: int = 1
+
+    def preflight(self) -> list[str]:
+        return []
+
+    def run(self, ctx: StageContext) -> None:
+        base = origin_of(self)
+        ctx.facts["loaded"] = ctx.memory.get("base") != base
+        ctx.memory["base"] = base
+        ctx.facts["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ctx.facts["pid"] = os.getpid()
+        (root_of(ctx) / f"here-{self.amount}").touch()
+        wait_for(lambda: len(list(root_of(ctx).glob("here-*"))) >= self.together)
+        number = float((ctx.input(self.parent) / "sub folder" / "number.txt").read_text())
+        (ctx.out / "sub folder").mkdir()
+        (ctx.out / "sub folder" / "number.txt").write_text(str(number + self.amount))
 
 
 @final

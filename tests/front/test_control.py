@@ -289,7 +289,7 @@ def test_cancel_spares_nothing_for_a_sweep_that_asks_for_nothing(sweep, schedule
         submit(other)
         cancel(other.store, other.sweep, scheduler)
     else:
-        JobLog(sweep.store.root).open(other.sweep, rehearsing=True)
+        JobLog(sweep.store.root).open(other.sweep, dry_run=True)
 
     assert cancel(sweep.store, sweep.sweep, scheduler).spared == []
 

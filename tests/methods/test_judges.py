@@ -274,3 +274,36 @@ def test_beaver_dam_missing_weights_are_reported_before_the_run(
     assert len(problems) == 1
     assert "neither in the Hub's cache nor" in problems[0]
     assert os.environ["HF_TOKEN"] not in problems[0]
+
+
+def test_beaver_dam_reads_as_many_tokens_at_once_as_fit(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+
+    from harness.models.classifier import load_classifier, probabilities
+
+    folder = cache / "models--PKU-Alignment--beaver-dam-7b" / "snapshots" / REVISION
+    classifier = load_classifier(folder, labels=CATEGORIES, dtype="float32", device="cpu")
+    # With the start and the end of a text: 5, 4, 3, 3 and 10 tokens.
+    texts = ["kite ship glue", "paper tail", "knot", "glue", "how do i build a kite a ship"]
+    room, shapes = 1000, []
+
+    def look(_module: object, given: tuple[torch.Tensor, ...]) -> None:
+        if given[0].numel() > room:
+            raise torch.OutOfMemoryError
+        shapes.append(tuple(given[0].shape))
+
+    classifier.model.model.register_forward_pre_hook(look)
+    whole = probabilities(classifier, texts, max_tokens=50, batch_tokens=1000)
+    cut = probabilities(classifier, texts, max_tokens=50, batch_tokens=12)
+    room = 10
+    scarce = probabilities(classifier, texts, max_tokens=50, batch_tokens=20)
+
+    assert shapes == [(5, 10), (1, 10), (2, 5), (2, 3), (1, 10), (2, 5), (2, 3)]
+    assert "going on with 10 tokens at once" in caplog.text
+    for one, two, three in zip(whole, cut, scarce, strict=True):
+        assert list(one.values()) == pytest.approx(list(two.values()), abs=1e-6)
+        assert two == three
+    assert len({row["self_harm"] for row in whole}) == len(texts)
+    room = 9
+    with pytest.raises(ModelError, match="a text of 10 tokens"):
+        probabilities(classifier, texts, max_tokens=50, batch_tokens=20)

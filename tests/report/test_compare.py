@@ -112,6 +112,55 @@ def test_different_budgets_and_world_sizes_are_footnotes_and_strict_refuses(make
         report(maker.store.root, None, "table", strict=True)
 
 
+def decoded(maker, cell, **facts):
+    """Let the manifest of a cell's answers say how they were decoded."""
+    path = maker.store.root / "artifacts" / "generate" / cell["keys"]["harm_answers"] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["decoding"] = facts
+    path.write_text(json.dumps(manifest))
+
+
+def test_answers_that_were_decoded_otherwise_are_footnotes_and_strict_refuses(maker):
+    cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
+    maker.sweep(cells)
+    for cell in cells[:3]:
+        decoded(maker, cell, path="slots", why="", arithmetic="bfloat16", batch=256)
+    decoded(maker, cells[3], path="plain", why="the device is cpu", arithmetic="bfloat16", batch=64)
+
+    text = report(maker.store.root, None, "table")
+
+    assert "decoding.path is plain, not slots" in text
+    assert "decoding.arithmetic" not in text
+    assert "batch" not in text
+    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) cannot share .*decoding.path is plain, not slots"):
+        report(maker.store.root, None, "table", strict=True)
+
+
+def test_answers_stored_before_paths_were_recorded_took_the_plain_one(maker):
+    cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
+    maker.sweep(cells)
+    for cell in cells[:2]:
+        decoded(maker, cell, path="plain", arithmetic="float32")
+
+    assert "another protocol" not in report(maker.store.root, None, "table", strict=True)
+
+    for cell in cells[:2]:
+        decoded(maker, cell, path="slots", arithmetic="float32")
+    with pytest.raises(ConfigError, match=r"decoding.path is (plain, not slots|slots, not plain)"):
+        report(maker.store.root, None, "table", strict=True)
+
+
+def test_unfinished_answers_depart_from_nothing(maker):
+    cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
+    maker.sweep(cells)
+    for cell in cells[:3]:
+        decoded(maker, cell, path="slots", arithmetic="bfloat16")
+    folder = maker.store.root / "artifacts" / "generate" / cells[3]["keys"]["harm_answers"]
+    (folder / "manifest.json").unlink()
+
+    assert "another protocol" not in report(maker.store.root, None, "table", strict=True)
+
+
 def test_settings_that_are_swept_are_columns_and_no_footnotes(maker):
     cells = [maker.cell("sft", 0.1, seed, {"finetune.budget.epochs": epochs}) for seed in (0, 1) for epochs in (5, 20)]
     for cell in cells:

@@ -21,11 +21,11 @@ if __name__ == "__main__":
     store.prepare()
     stop = Event()
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
-    desk = WorkerContext(
+    context = WorkerContext(
         store=store,
         claims=Claims(store.claims),
         tracker=Jsonl(),
         processes={"crowd": Processes(count=2, nodes=2)},
         stop=stop.is_set,
     )
-    (store.root / "result.json").write_text(json.dumps(asdict(attempt(Crowd(), desk))))
+    (store.root / "result.json").write_text(json.dumps(asdict(attempt(Crowd(), context))))

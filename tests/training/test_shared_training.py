@@ -82,7 +82,7 @@ def copied(store, root):
 
 def run(store, stage, *, processes=ONE, **options):
     store.prepare()
-    desk = WorkerContext(
+    context = WorkerContext(
         store=store,
         claims=Claims(store.claims),
         tracker=options.pop("tracker", Jsonl()),
@@ -90,7 +90,7 @@ def run(store, stage, *, processes=ONE, **options):
         initialize=partial(prepare_process, 1),
         **options,
     )
-    return attempt(stage, desk)
+    return attempt(stage, context)
 
 
 def stopping(store, stage):

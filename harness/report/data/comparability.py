@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ConfigError
 from harness.report.data.columns import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.data.dropped import dropped_in
-from harness.report.data.training_protocol import PROCESSES
+from harness.report.data.training_protocol import known_late
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,8 +71,8 @@ def refuse_departures(rows: DataFrame) -> None:
 
 
 def _unknown(name: str, *found: Any) -> bool:
-    """Return whether one of them is the world size of a stage that has not run."""
-    return name.endswith(PROCESSES) and "unset" in map(_shown, found)
+    """Return whether one of them is what only a stage that has run can tell."""
+    return known_late(name) and "unset" in map(_shown, found)
 
 
 def _shown(value: Any) -> str:

@@ -18,6 +18,8 @@ KINDS = {
     "aligned_task_answers": "generate",
 }
 """The kind of stage that played each part of a cell; every other part was a grade."""
+DECODED = {"generate": {"path": "plain"}}
+"""How each kind of that version decoded, of which its manifests do not speak."""
 TRAINED = ("align", "finetune", "repair")
 """The kinds that trained, in the order of the chain."""
 _PARALLEL = ("align", "finetune")

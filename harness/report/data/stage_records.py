@@ -13,7 +13,7 @@ from harness.engine.files import read_json
 from harness.engine.layout import MANIFEST
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
-from harness.report.data.earlier_records import KINDS, settings_in, traits_of
+from harness.report.data.earlier_records import DECODED, KINDS, settings_in, traits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,12 @@ class StageRecord:
     def processes(self) -> int:
         """The world size of a finished stage."""
         return int(self.provenance.get("processes") or 1)
+
+    @property
+    def decoding(self) -> Mapping[str, Any]:
+        """How a finished stage decoded answers, if it did: the path, its arithmetic."""
+        found: Mapping[str, Any] = self.facts.get("decoding") or (DECODED.get(self.kind, {}) if self.finished else {})
+        return found
 
     @property
     def shrunk(self) -> bool:

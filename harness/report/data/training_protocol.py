@@ -1,4 +1,4 @@
-"""The setup of a cell: how it was trained, under the names that a configuration gives to these settings."""
+"""The setup of a cell: how it was trained and how it answered, under the names that a configuration gives to it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -7,22 +7,35 @@ from typing import Any
 from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
-"""How the name of a world size ends. It is known of finished stages only."""
+"""How the name of a world size ends."""
+DECODED = ("decoding.path", "decoding.arithmetic")
+"""How answers were decoded: the facts of that name of a cell's stages, one after another where they differ."""
 _BATCHING = "micro_batch_size"
 """Stages that were stored by earlier versions have it in their budget; how a batch is cut is no difference."""
 
 
 def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> dict[str, Any]:
-    """Return budgets, adapter protocol, effective batch, data compat and world size of a cell.
+    """Return budgets, adapter protocol, effective batch, data compat, world size and decoding of a cell.
 
     What tells defenses from each other (the methods and their data) is not among it.
 
     Args:
         keys: of the cell's stages, by the part they play.
-        ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest no world size.
+        ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest neither world size
+            nor decoding.
     """
     stages = {part: ledger[key] for part, key in keys.items() if key is not None and key in ledger}
-    return {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
+    found = {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
+    for name in DECODED:
+        facts = {entry.decoding.get(name.rpartition(".")[2]) for entry in stages.values()} - {None}
+        if facts:
+            found[name] = ", ".join(sorted(map(str, facts)))
+    return found
+
+
+def known_late(name: str) -> bool:
+    """Return whether a setting is known of finished stages only."""
+    return name.endswith(PROCESSES) or name in DECODED
 
 
 def joined(
@@ -30,33 +43,36 @@ def joined(
 ) -> list[Mapping[str, Any]]:
     """Return the protocol under which each cell is counted.
 
-    On how many processes an unfinished stage will run nobody knows. Such a cell is counted under a protocol that its
-    own agrees with in everything that is known: the one that most cells of its line have, then of its block.
+    On how many processes an unfinished stage will run, and how it will decode, nobody knows. Such a cell is counted
+    under a protocol that its own agrees with in everything that is known of both: the one that most cells of its line
+    have, then of its block.
 
     Args:
         protocols: of the cells.
         blocks: what says which cells may share a protocol.
         lines: what says which cells would be one line.
     """
-    counted = list(protocols)
-    known: defaultdict[Hashable, list[Mapping[str, Any]]] = defaultdict(list)
+    known: defaultdict[Hashable, list[dict[str, Any]]] = defaultdict(list)
     votes: Counter[Hashable] = Counter()
-    certain = [sum(name.endswith(PROCESSES) for name in protocol) for protocol in protocols]
+    places = [0] * len(protocols)
+    certain = [sum(map(known_late, protocol)) for protocol in protocols]
     for index in sorted(range(len(protocols)), key=lambda index: -certain[index]):
         block, line, mine = blocks[index], lines[index], protocols[index]
         alike = [place for place, other in enumerate(known[block]) if _agree(mine, other)]
         if not alike:
             alike = [len(known[block])]
-            known[block].append(mine)
+            known[block].append({})
         place = max(alike, key=lambda place: (votes[block, line, place], votes[block, place]))
         votes.update([(block, line, place), (block, place)])
-        counted[index] = known[block][place]
-    return counted
+        known[block][place] |= mine
+        places[index] = place
+    return [known[block][place] for block, place in zip(blocks, places, strict=True)]
 
 
 def _agree(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(name in other and other[name] == found for name, found in mine.items()) and all(
-        name.endswith(PROCESSES) for name in other if name not in mine
+    return all(
+        mine[name] == other[name] if name in mine and name in other else known_late(name)
+        for name in mine.keys() | other
     )
 
 

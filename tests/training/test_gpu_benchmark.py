@@ -1,0 +1,81 @@
+"""The benchmark that a GPU waits for runs here on the CPU, small, so that it does not fail there."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import gpu
+
+        yield gpu
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def found(gpu):
+    return gpu.measured("tiny", tiny=True)
+
+
+def test_benchmark_prints_one_json_object_with_card_versions_and_peak(found) -> None:
+    assert json.loads(json.dumps(found)) == found
+    assert found["card"] == {"name": "cpu", "memory_gib": None, "capability": None}
+    assert found["versions"].keys() == {"python", "torch", "transformers", "peft", "harness", "cuda"}
+    assert (found["peak"]["tflops"], found["pass"]["share_of_peak"]) == (None, None)
+    assert found["pass"]["share_of_product"] == pytest.approx(found["pass"]["tflops"] / found["peak"]["product_tflops"])
+
+
+def test_benchmark_counts_what_a_pass_computes(found) -> None:
+    # Embeddings and head 2 x 512 x 64; two layers with q and o of 64 x 64, k and v of 64 x 32 (two of four heads),
+    # three matrices of 64 x 128 and two norms; the last norm; adapters of rank 32 on q, k and v.
+    base = 2 * 512 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+    adapters = 2 * 32 * ((64 + 64) + 2 * (64 + 32))
+    one = found["pass"]
+
+    assert found["shape"]["parameters"] == base + adapters
+    assert one["tflops"] * one["seconds"] * 1e12 == pytest.approx(4 * (base + adapters) * 2 * 16)
+
+
+@pytest.mark.parametrize("step", ["booster_step", "vaccine_step"])
+def test_benchmark_compares_the_same_step(found, step) -> None:
+    """In float32, ours and the plain passes differ by rounding alone."""
+    assert found[step]["difference"] < 1e-5
+    assert found[step]["ratio"] == pytest.approx(found[step]["seconds"] / found[step]["plain_seconds"])
+    # Lengths 10 and 16.
+    assert found[step]["padding"] == pytest.approx(6 / 32)
+
+
+def test_benchmark_writes_every_token_of_every_answer(found) -> None:
+    for answers, batch in zip(found["answers"], (1, 3), strict=True):
+        assert answers["batch"] == batch
+        assert answers["tokens_per_second"] * answers["seconds"] == pytest.approx(batch * 4)
+    assert [small["rows"] for small in found["small"]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA H200 NVL", 835.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10", 125.0),
+        ("NVIDIA A10G", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("cpu", None),
+    ],
+)
+def test_peak_is_that_of_the_card_or_null(gpu, name, tflops) -> None:
+    assert gpu.peak_of(name) == tflops
