@@ -47,6 +47,7 @@ class StageContext:
         stop: whether the stage is asked to save its state in ``work`` and raise ``Stopped``; asked at good moments.
         micro_batch_size: rows that each process may take through the model at once in a training; None is all.
         shrink: by how much less memory the stage should use at once than its settings say: a power of two.
+        compiled: the compiler's cache, shared by all jobs of the store; None uses the compiler's own folder.
     """
 
     out: Path
@@ -61,6 +62,7 @@ class StageContext:
     stop: Callable[[], bool] = never
     micro_batch_size: int | None = None
     shrink: int = 1
+    compiled: Path | None = None
 
     def input(self, stage: "Stage") -> Path:
         """Return the verified artifact folder of an ancestor."""

@@ -9,10 +9,13 @@ compiled that have none inside of them.
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +41,22 @@ def compiler_problem(device_type: str) -> str:
         log.info("layers are not compiled: %s", first)
         return first
     return ""
+
+
+def use_cache(folder: Path) -> None:
+    """Let the compiler keep its code in this user's part of a folder; without one that is theirs, where it does anyway.
+
+    What is in it is executed, so it belongs to one user and nobody else can write there.
+    """
+    own = folder / str(os.getuid())
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = own.lstat()
+    except OSError as error:
+        log.info("the compiler's cache is not in the store: %s", error)
+        return
+    if found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own))
 
 
 def _probe(tensor: torch.Tensor) -> torch.Tensor:
@@ -102,7 +121,7 @@ class CompiledLayer:
 
 
 def _compiled(module: Module, backend: Backend) -> Callable[..., Any]:
-    return torch.compile(module.forward, backend=backend, dynamic=False)  # type: ignore[no-any-return]
+    return torch.compile(module.forward, backend=backend, dynamic=False)
 
 
 def _hooked(module: Module) -> bool:
@@ -114,11 +133,11 @@ def _forward_of(module: Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give a module another forward function while the context lasts."""
     # An attribute of the instance hides the method of its class; some libraries set one themselves.
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         if own is None:
-            del module.forward  # type: ignore[method-assign]
+            del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own

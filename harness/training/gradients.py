@@ -22,7 +22,7 @@ def add_scaled(gradient: Gradient, other: Gradient, scale: float) -> None:
         part.add_(addend, alpha=scale)
 
 
-def refusedropout_in(module: Module, method: str) -> None:
+def refuse_dropout(module: Module, method: str) -> None:
     """Check that dropout is off, so that two passes on one batch differ by the weights alone.
 
     Raises:

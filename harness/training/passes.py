@@ -18,6 +18,8 @@ from harness.training.gradients import dropout_in
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from harness.models.compiled import Backend
+
 BUCKETS = 8
 """Lengths to which micro-batches are padded, in equal steps up to the longest example: at most an eighth of it is
 added, and code is compiled for so many lengths at most."""
@@ -31,7 +33,9 @@ class Passes:
     Attributes:
         padding_mask: whether the model is given the padding mask. In a causal model no real token attends to what
             follows it, so with padding on the right the mask changes no supervised position. Without it, attention
-            takes its fast causal kernel, and transformers need not read the mask back from the device.
+            takes its fast causal kernel.
+        causal_attention: whether attention runs without any mask, see ``harness.models.attention``; then transformers
+            reads nothing back from the device.
         lengths: the lengths to which micro-batches are padded, ascending; a longer one keeps its own.
         backend: what compiles the decoder layers; empty runs them as they are.
         compiled_rows: the numbers of rows for which layers are compiled. Others (the last batch of an epoch) are rare
@@ -43,8 +47,9 @@ class Passes:
     """
 
     padding_mask: bool = True
+    causal_attention: bool = False
     lengths: Sequence[int] = ()
-    backend: str = ""
+    backend: Backend = ""
     compiled_rows: Collection[int] = ()
     reason: str = ""
     tf32: bool = False
@@ -61,6 +66,7 @@ class Passes:
             return {}
         return {
             "padding_mask": self.padding_mask,
+            "causal_attention": self.causal_attention,
             "lengths": list(self.lengths),
             "compiled": self.backend,
             "not_compiled": self.reason,
@@ -71,12 +77,15 @@ class Passes:
 
     @contextmanager
     def running(self, model: Module, device_type: str) -> Iterator[None]:
-        """Switch compiled layers and TF32 on or off while the context lasts."""
+        """Switch compiled layers, masks and TF32 on or off while the context lasts."""
+        from harness.models.attention import causal_attention
         from harness.models.compiled import compiled_layers
 
         with ExitStack() as stack:
             if device_type != "cpu":
                 stack.enter_context(_float32_products("high" if self.tf32 else "highest"))
+            if self.causal_attention:
+                stack.enter_context(causal_attention(model))
             if self.backend:
                 stack.enter_context(compiled_layers(model, self.backend, self.compiled_rows))
             yield
@@ -113,12 +122,14 @@ def passes_on(
         rows: how many rows the micro-batches of most steps have.
         sharded: whether the frozen parameters are sharded over several processes.
     """
+    from harness.models.attention import needs_no_mask
     from harness.models.compiled import compiler_problem
 
     if device_type == "cpu":
         return Passes()
     plain = Passes(
         padding_mask=False,
+        causal_attention=needs_no_mask(model, longest),
         tf32=precision is Precision.TF32,
         autocast="bfloat16" if precision is Precision.BFLOAT16 else "",
         attention=str(getattr(model.config, "_attn_implementation", "")),

@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.nn import Module
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -35,7 +34,7 @@ from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
-from harness.training.passes import Passes, passes_on, usual_rows
+from harness.training.passes import passes_on, usual_rows
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
 from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
@@ -133,7 +132,14 @@ def train(
         else:
             model.to(arguments.device)
         model.train()
-        passes = _passes(model, arguments.device, rows, drawn, budget, micro_batch, sharded=sharded)
+        passes = passes_on(
+            model,
+            arguments.device.type,
+            precision=budget.precision,
+            longest=_longest(rows, drawn),
+            rows=usual_rows(_own_sizes(budget, drawn), micro_batch),
+            sharded=sharded,
+        )
         learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch, passes=passes)
         draws = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         step = method.start(learner, draws, total_steps) if method else PlainStep(learner)
@@ -173,27 +179,16 @@ def train(
     )
 
 
-def _passes(
-    model: Module,
-    device: torch.device,
-    rows: Sequence[Encoded],
-    pools: Mapping[Role, Pool],
-    budget: Budget,
-    micro_batch: int | None,
-    *,
-    sharded: bool,
-) -> Passes:
+def _longest(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
+    """Return the most tokens that an example of the run has."""
+    everything = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
+    return max(len(row.input_ids) for row in everything)
+
+
+def _own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
+    """Return how many examples of full batches this process receives."""
     sizes = [budget.batch_size, *(pool.batch_size for pool in pools.values())]
-    own = {math.ceil((size - rank()) / world_size()) for size in sizes}
-    texts = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
-    return passes_on(
-        model,
-        device.type,
-        precision=budget.precision,
-        longest=max(len(text.input_ids) for text in texts),
-        rows=usual_rows(own, micro_batch),
-        sharded=sharded,
-    )
+    return {math.ceil((size - rank()) / world_size()) for size in sizes}
 
 
 def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:

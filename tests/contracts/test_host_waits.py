@@ -69,13 +69,14 @@ def waits_of(name, rows_at_once, monkeypatch):
     monkeypatch.setattr(row_noise, "gaussian", noise_without_a_generator)
     monkeypatch.setattr("harness.defenses.repnoise.loss.gaussian", noise_without_a_generator)
     method, pools = prepared(name)
-    learner = CausalLearner(build().to(META), rows_at_once=rows_at_once, passes=Passes.on("cuda"))
+    model, passes = build().to(META), Passes(padding_mask=False, causal_attention=True)
+    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes)
     draws = RoleBatches(pools, pad_id=0, seed=3)
     step = method.start(learner, draws, 9) if method else PlainStep(learner)
     meter = Meter()
     for place in range(2):
         learner.steps_taken = place
-        with HostWaits() as waits:
+        with passes.running(model, "meta"), HostWaits() as waits:
             meter.add(step.backward(collate(rows(5, seed=7 + place), 0)))
     return waits.seen
 

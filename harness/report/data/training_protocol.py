@@ -8,6 +8,8 @@ from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
 """How the name of a world size ends."""
+PASSES = ".passes"
+"""How the name of a training's numeric switches ends."""
 DECODED = ("decoding.path", "decoding.arithmetic")
 """How answers were decoded: the facts of that name of a cell's stages, one after another where they differ."""
 _BATCHING = "micro_batch_size"
@@ -15,14 +17,14 @@ _BATCHING = "micro_batch_size"
 
 
 def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> dict[str, Any]:
-    """Return budgets, adapter protocol, effective batch, data compat, world size and decoding of a cell.
+    """Return how a cell was trained and decoded: budgets, adapter protocol, world sizes, numeric switches, decoding.
 
     What tells defenses from each other (the methods and their data) is not among it.
 
     Args:
         keys: of the cell's stages, by the part they play.
-        ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest neither world size
-            nor decoding.
+        ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest nothing that is
+            known of finished stages only.
     """
     stages = {part: ledger[key] for part, key in keys.items() if key is not None and key in ledger}
     found = {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
@@ -35,7 +37,7 @@ def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) 
 
 def known_late(name: str) -> bool:
     """Return whether a setting is known of finished stages only."""
-    return name.endswith(PROCESSES) or name in DECODED
+    return name.endswith((PROCESSES, PASSES)) or name in DECODED
 
 
 def joined(
@@ -88,3 +90,4 @@ def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
             yield name, found
     if entry.finished and entry.trains and entry.parallel:
         yield part + PROCESSES, entry.processes
+        yield part + PASSES, entry.passes
