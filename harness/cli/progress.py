@@ -103,12 +103,12 @@ class RunPrinter:
         if event.what == "failed":
             self._failed.add(event.stage.key)
             self._out.print(f"[red]failed[/red] {event.stage.name} {event.stage.key}: {escape(event.message)}")
-        if event.what == "waiting" and event.message:
+        if event.what == "busy" and event.message:
             self._out.print(f"waiting: {escape(event.message)}")
         if self._progress is not None:
-            running = f"{event.stage.name} {event.stage.key[:8]}" if event.what in ("started", "waiting") else None
+            running = f"{event.stage.name} {event.stage.key[:8]}" if event.what in ("running", "busy") else None
             self._progress.update(self._bar, completed=event.done, description=running)
-        elif event.what == "started" and not self._begun:
+        elif event.what == "running" and not self._begun:
             self._begun = True
             self._out.print(f"running {event.stage.name} {event.stage.key[:8]} ...")
         elif event.what in ("executed", "failed") and event.done / event.total >= self._told + LOGGED_EVERY:
@@ -126,7 +126,7 @@ class RunPrinter:
         if outcome.deferred:
             self._out.print(_submitted(planned, outcome))
             return
-        words = [f"{len(outcome.executed)} executed", f"{len(outcome.cached)} from the store"]
+        words = [f"{len(outcome.executed)} executed", f"{len(outcome.stored)} from the store"]
         words += [f"[red]{len(outcome.failed)} failed[/red]"] if outcome.failed else []
         words += [f"{len(outcome.blocked)} blocked by them"] if outcome.blocked else []
         self._out.print(", ".join(words))
@@ -240,10 +240,10 @@ def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
     arrays = {job.partition("_")[0] for job in jobs if "_" in job}
     lines = [
         f"{plural(len(outcome.submitted), 'stage')} in {plural(len(jobs), 'job')} "
-        f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
+        f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.stored)} from the store"
     ]
     if outcome.found and not outcome.calls:
-        lines = [f"nothing to submit, {len(outcome.cached)} from the store"]
+        lines = [f"nothing to submit, {len(outcome.stored)} from the store"]
     if outcome.scripts:
         return "\n".join([f"dry run, nothing was submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
     if outcome.left:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.cli.progress import console, plural, print_text
 from harness.engine.gc import Garbage
-from harness.execution.state import WHATS
+from harness.execution.state import SWEEP_STATES
 from harness.slurm.states import freeing
 from harness.sweep.status import Status
 
@@ -62,7 +62,9 @@ def print_garbage(garbage: Iterable[Garbage], *, dry_run: bool) -> None:
 def _standing(status: Status) -> Group:
     table = Table(box=None, pad_edge=False)
     table.add_column(status.sweep)
-    whats = [what for what in WHATS if what not in RARE or any(counts[what] for counts in status.counts.values())]
+    whats = [
+        what for what in SWEEP_STATES if what not in RARE or any(counts[what] for counts in status.counts.values())
+    ]
     for name in whats:
         table.add_column(name, justify="right")
     for kind, counts in status.counts.items():

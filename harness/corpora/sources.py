@@ -8,9 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
-from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry
-from harness.corpora.formats import READINGS, Format, read
-from harness.errors import DataError
+from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry, published
+from harness.corpora.formats import Format, read
+from harness.corpora.readings import reading_of
+from harness.errors import DataError, Problem
 
 
 @final
@@ -26,7 +27,7 @@ class Source:
         sha256: of the file; None only for a Hub file, which its commit identifies.
         repo: the Hub dataset; None for a local file.
         revision: the commit of the Hub dataset; None if no pin is known, and then the file cannot be loaded.
-        reading: which of ``formats.READINGS`` gives the rows; None is the first.
+        reading: which reading of the file gives its rows (``readings``); None is the first.
     """
 
     name: ClassVar[str] = "source"
@@ -54,15 +55,16 @@ class Source:
         origin = known.file if known.file and (present or known.hub is None) else known.hub
         assert origin is not None, "an entry has an origin"
         hub = origin if isinstance(origin, HubFile) else None
+        sha256 = origin.sha256 or (_checksum_of(local) if local and present and not hub else None)
         return cls(
             id=text,
             file=origin.path,
             format=origin.format,
             columns=origin.columns,
-            sha256=origin.sha256 or (_checksum_of(local) if local and present and not hub else None),
+            sha256=sha256,
             repo=hub.repo if hub else None,
             revision=hub.revision if hub else None,
-            reading=READINGS.get(origin.format),
+            reading=reading_of(origin.format, local if present else None, published=sha256 in published()),
         )
 
     def records(self) -> list[dict[str, Any]]:
@@ -94,7 +96,7 @@ class Source:
         folder = data_folder()
         return folder is not None and (folder / self.file).is_file()
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read, as far as this machine knows without a network."""
         try:
             if self.repo is None:
@@ -104,7 +106,7 @@ class Source:
             else:
                 return self._unreachable()
         except DataError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         return []
 
     def _local(self) -> Path:
@@ -123,18 +125,16 @@ class Source:
         found = try_to_load_from_cache(self._repo, self.file, revision=self._pin(), repo_type="dataset")
         return Path(found) if isinstance(found, str) else None
 
-    def _unreachable(self) -> list[str]:
+    def _unreachable(self) -> list[Problem]:
         from huggingface_hub import get_token
         from huggingface_hub.constants import is_offline_mode
 
         if is_offline_mode():
-            return [
-                f"`{self.id}`: {self.file} of {self.repo} is not in the local Hub cache and HF_HUB_OFFLINE is set. "
-                f"{self._remedy()}"
-            ]
+            reason = f"{self.file} of {self.repo} is not in the local Hub cache and HF_HUB_OFFLINE is set"
+            return [Problem("", f"`{self.id}`: {reason}. {self._remedy()}")]
         known = catalogue().get(self.id)
         gated = known is not None and known.hub is not None and known.hub.gated
-        return [self._gated()] if gated and get_token() is None else []
+        return [Problem("", self._gated())] if gated and get_token() is None else []
 
     def _downloaded(self) -> Path:
         from huggingface_hub import errors, hf_hub_download

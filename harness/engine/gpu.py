@@ -1,4 +1,4 @@
-"""What the engine asks of a GPU. It never loads torch: if no stage has, nothing of this process lies on a GPU."""
+"""GPU memory of this process. Never imports torch: if no stage has imported it, no GPU is in use."""
 
 import gc
 import sys
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def peak_bytes() -> int | None:
-    """Return the most memory that this process has held on its GPU; None if it has not used one."""
+    """Return the peak GPU memory allocated by this process, in bytes; None if it has not used a GPU."""
     cuda = _cuda()
     return None if cuda is None else int(cuda.max_memory_allocated())
 
 
 def release() -> None:
-    """Give back what nothing refers to any more, so that another process can have it."""
+    """Collect garbage and release cached GPU memory, so that another process can use it."""
     gc.collect()
     if (cuda := _cuda()) is not None:
         cuda.empty_cache()

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
-
-What = Literal["cached", "submitted", "started", "waiting", "executed", "failed", "blocked"]
+from harness.execution.state import EventState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +16,7 @@ class Event:
     """Something that happened to a stage.
 
     Attributes:
-        what: ``cached``, found in the store; ``submitted``, given to a scheduler; ``started``; ``waiting``, another
-            process works on it; ``executed``; ``failed``; ``blocked``, an ancestor failed.
+        what: the state that the stage is in from now on.
         stage: the stage.
         done: how many of the plan's stages are settled: neither to be run nor running.
         total: how many stages the plan has.
@@ -26,7 +24,7 @@ class Event:
         message: why it failed, which key blocks it, or which job was given it.
     """
 
-    what: What
+    what: EventState
     stage: Stage
     done: int
     total: int
@@ -57,7 +55,7 @@ class Outcome:
 
     Attributes:
         executed: keys of the stages that this run finished.
-        cached: keys of the stages that were in the store, or that another process finished meanwhile.
+        stored: keys of the stages that were in the store, or that another process finished meanwhile.
         failed: why, by key.
         blocked: the failed key that is in the way, by the key of the stage that did not run.
         submitted: the job that was given each stage, by key, where a scheduler runs the plan when the harness has left.
@@ -68,7 +66,7 @@ class Outcome:
     """
 
     executed: tuple[str, ...] = ()
-    cached: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
     submitted: Mapping[str, str] = field(default_factory=dict)

@@ -2,12 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-What = Literal["stored", "running", "pending", "held", "failed", "blocked", "lost", "unneeded"]
+StageState = Literal[
+    "stored",
+    "executed",
+    "running",
+    "pending",
+    "busy",
+    "held",
+    "stopped",
+    "interrupted",
+    "failed",
+    "blocked",
+    "lost",
+    "unneeded",
+]
+"""Every state that a stage can be in.
 
-
-WHATS: tuple[What, ...] = ("stored", "running", "pending", "held", "failed", "blocked", "lost", "unneeded")
+``stored``: its artifact is in the store. ``executed``: stored, by this run. ``running``. ``pending``: not started, or
+given to a scheduler. ``busy``: another process works on it. ``held``: its job, or one that it needs, waits until
+somebody releases it. ``stopped``: asked to stop, and resumable. ``interrupted``: ended by Ctrl-C. ``failed``.
+``blocked``: an ancestor will not be stored. ``lost``: its job is gone without a record. ``unneeded``: not stored, and
+everything that was asked for is stored without it.
+"""
+SweepState = Literal["stored", "running", "pending", "held", "failed", "blocked", "lost", "unneeded"]
+"""Where a stage of a sweep stands: what ``harness status`` prints."""
+EventState = Literal["stored", "executed", "running", "pending", "busy", "failed", "blocked"]
+"""What an executor reports while it runs a plan."""
+AttemptState = Literal["stored", "executed", "busy", "stopped", "failed"]
+"""How one attempt of a stage ended. The store records it, and ``interrupted``, as ``outcome``."""
+SWEEP_STATES: tuple[SweepState, ...] = get_args(SweepState)
 
 
 class Member(NamedTuple):
@@ -18,15 +43,13 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """What became of a stage.
+class StageStatus:
+    """Where a stage stands, and why.
 
     Attributes:
         kind: the stage's name.
-        what: ``stored``; ``running``; ``pending``; ``held``, its job, or one that it needs, waits until somebody
-            releases it; ``failed``; ``blocked``, an ancestor will not be stored; ``lost``, its job is gone without a
-            word; ``unneeded``, it is not stored, and what was asked for is stored without it.
-        cause: why, for a failed one: a ``Cause``, or the name of the error that its user can mend.
+        what: its state.
+        cause: why, for a failed one: a ``Cause``, or the name of the error that its user can fix.
         message: for the reader.
         job: the last job that was given the stage; empty for a local one.
         node: where it ran.
@@ -37,7 +60,7 @@ class State:
     """
 
     kind: str
-    what: What
+    what: SweepState
     cause: str = ""
     message: str = ""
     job: str = ""

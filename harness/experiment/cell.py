@@ -6,7 +6,6 @@ from typing import final
 
 from harness.engine.cells import CellIdentity
 from harness.engine.stage import Stage
-from harness.stages.grade import Grade
 
 
 @final
@@ -40,5 +39,6 @@ class Cell:
 
     @property
     def leaves(self) -> tuple[Stage, ...]:
-        """The grades: everything else is an ancestor of one."""
-        return tuple(stage for stage in self.stages.values() if isinstance(stage, Grade))
+        """The stages of the chain that no other one reads: everything else is an ancestor of one."""
+        read = {parent for stage in self.stages.values() for parent in stage.parents}
+        return tuple(stage for stage in self.stages.values() if stage not in read)

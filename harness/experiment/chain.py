@@ -49,6 +49,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         attack=attack,
         harmful=experiment.corpus.slice(Role.ATTACK) if attack else None,
         victim=aligned if attack and attack.needs_victim else None,
+        encoding=encoding if attack and attack.needs_victim else None,
         rows=finetune.rows,
         ratio=experiment.attack.acting_ratio,
         compat=finetune.compat,

@@ -32,10 +32,11 @@ def incompatibilities(
                 f"`{method.name}` needs harmful rows with the refusals of their prompts, but no row of "
                 f"`{rows.origin.name}` has both; expected a corpus of refusals, such as `corpus=beavertails`"
             )
-        least = need.together * (need.batch_size or 1)
-        if need.together > 1 and rows.rows < least:
+        least = need.disjoint_batches * (need.batch_size or 1)
+        if need.disjoint_batches > 1 and rows.rows < least:
             found.append(
-                f"`{method.name}` draws {need.together} batches of {need.batch_size} that share no row, but has "
-                f"{rows.rows} rows of `corpus.{need.role}`; expected at least {least}. Ask for fewer or smaller batches"
+                f"`{method.name}` draws {need.disjoint_batches} batches of {need.batch_size} that share no row, but "
+                f"has {rows.rows} rows of `corpus.{need.role}`; expected at least {least}. Ask for fewer or smaller "
+                "batches"
             )
     return [Problem(f"defense.{slot}", reason) for reason in found]

@@ -1,4 +1,4 @@
-"""A piece (micro-batch): the part of a batch that goes through the model at once."""
+"""Micro-batches: what goes through the model at once."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """A part of a process's share of a batch, of as many rows as go through the model at once.
+    """A micro-batch: the part of a process's share of a batch that goes through the model at once.
 
-    Everything that depends on the values of labels and masks was computed on the host, so using a piece never waits for
+    Whatever depends on the values of labels and masks was computed on the host, so using a micro-batch never waits for
     the device.
 
     Attributes:
-        number: its position in the batch, counted from 0.
-        batch: its rows, on the model's device, padded to the longest of them or a little further.
-        rows: which rows of the share these are. Empty if the share has no rows left and other processes' have: then
-            ``batch`` is one row without a supervised position, which adds nothing.
-        positions: how many supervised positions the global batch has, over all pieces and processes; a scalar on the
-            device.
+        number: its index among the micro-batches of the share, counted from 0.
+        batch: its examples, on the model's device, padded to the longest of them or a little further.
+        rows: their indices in the share. Empty if other processes have more micro-batches than this one: ``batch`` is
+            then one example without supervised positions, which contributes zero.
+        positions: number of supervised positions of the global batch, over all micro-batches and processes; a scalar
+            on the device.
         supervised: ``[n]``, the positions whose next token is supervised, as indices into ``[rows * time]``.
         targets: ``[n]``, these next tokens.
-        counts: how many supervised positions each row of ``batch`` has.
+        counts: number of supervised positions of each example of ``batch``.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
     counts: tuple[int, ...]
 
     def of(self, whole: Tensor) -> Tensor:
-        """Return the piece's part of a tensor ``[rows, time, ...]`` that belongs to the whole share.
+        """Return the micro-batch's part of a tensor ``[rows, time, ...]`` of the whole share.
 
         It has the shape of ``batch`` and is on its device; zero where the share has nothing.
         """
@@ -51,14 +51,14 @@ class Piece(NamedTuple):
         return _padded(part, time)
 
     def put(self, whole: Tensor, part: Tensor) -> None:
-        """Copy the piece's part into a tensor ``[rows, time, ...]`` of the whole share; the inverse of ``of``."""
+        """Copy the micro-batch's part into a tensor ``[rows, time, ...]`` of the whole share; the inverse of ``of``."""
         if not self.rows:
             return
         time = min(whole.shape[1], part.shape[1])
         whole[:, :time].index_copy_(0, self._index(whole), part[:, :time])
 
     def where(self, mask: Tensor) -> Tensor:
-        """Return the positions of the piece that a mask ``[rows, time]`` of the whole share selects.
+        """Return the positions of the micro-batch that a mask ``[rows, time]`` of the whole share selects.
 
         Args:
             mask: on the host; False in the padding.

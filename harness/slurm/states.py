@@ -9,7 +9,7 @@ from harness.engine.claim import claimed, left_behind
 from harness.engine.store import Store
 from harness.errors import SchedulerError
 from harness.execution.attempt import LOG
-from harness.execution.state import Member, State
+from harness.execution.state import Member, StageStatus
 from harness.slurm.causes import cause_of, cause_of_end
 from harness.slurm.client import NEVER, Ended, Queued, Scheduler, user
 from harness.slurm.job_log import JobEntry, JobLog
@@ -26,7 +26,7 @@ def states_of(
     sweep: str = "",
     leaves: Collection[str] | None = None,
     patient: bool = False,
-) -> dict[str, State]:
+) -> dict[str, StageStatus]:
     """Return what became of the stages of a sweep, by key.
 
     Args:
@@ -65,13 +65,13 @@ def states_of(
         claimed=claimed(store.claims),
         tried={path.stem for path in store.layout.attempts.glob("*.jsonl")},
     )
-    states: dict[str, State] = {}
+    states: dict[str, StageStatus] = {}
     needed = _needed(members, stored, leaves)
     for key, member in members.items():
-        state = State(kind=member.kind, what="stored") if key in stored else look.state(key, member, states)
+        state = StageStatus(kind=member.kind, what="stored") if key in stored else look.state(key, member, states)
         missed = state.what in ("failed", "blocked", "lost") or (state.what == "pending" and not state.job)
         if missed and key not in needed:
-            state = State(kind=member.kind, what="unneeded", message="what was asked for is stored without it")
+            state = StageStatus(kind=member.kind, what="unneeded", message="what was asked for is stored without it")
         states[key] = state
     return states
 
@@ -140,12 +140,12 @@ class _Look:
     claimed: Collection[str]
     tried: Collection[str]
 
-    def state(self, key: str, member: Member, before: Mapping[str, State]) -> State:
+    def state(self, key: str, member: Member, before: Mapping[str, StageStatus]) -> StageStatus:
         entry = self.entries.get(key)
         queued = self.queue.get(entry.job) if entry and self.queue is not None else None
         if self._worked_on(key, entry, queued):
             job, node = (entry.job, queued.nodes) if entry and queued else ("", "")
-            return State(kind=member.kind, what="running", job=job, node=node)
+            return StageStatus(kind=member.kind, what="running", job=job, node=node)
         waiting = self._waits(key, entry)
         if not waiting and (failure := self._failure(key, member, entry, queued)):
             return failure
@@ -157,31 +157,33 @@ class _Look:
             return held
         return self._queued(key, member, entry, queued) if queued and entry else self._unheard(member, entry)
 
-    def _left_to(self, continuation: str, member: Member) -> State:
+    def _left_to(self, continuation: str, member: Member) -> StageStatus:
         queued = (self.queue or {})[continuation]
         message = f"left to job {continuation}, which submits it"
         if queued.held:
             message += f" and is held by Slurm ({queued.reason}); {freeing([continuation])}"
-            return State(
+            return StageStatus(
                 kind=member.kind, what="held", message=message, job=continuation, reason=queued.reason,
                 held_by=continuation,
             )  # fmt: skip
-        return State(kind=member.kind, what="pending", message=message, job=continuation)
+        return StageStatus(kind=member.kind, what="pending", message=message, job=continuation)
 
-    def _held(self, member: Member, entry: JobEntry, queued: Queued, before: Mapping[str, State]) -> State | None:
+    def _held(
+        self, member: Member, entry: JobEntry, queued: Queued, before: Mapping[str, StageStatus]
+    ) -> StageStatus | None:
         """Say that a job is held, or waits for one that is."""
         for parent in member.parents:
             if parent in before and before[parent].what == "held" and not queued.held and queued.state != "RUNNING":
                 by = before[parent].held_by
                 message = f"needs {before[parent].kind} `{parent}`, whose job {by} is held; {freeing([by])}"
-                return State(
+                return StageStatus(
                     kind=member.kind, what="held", message=message, job=entry.job, reason=queued.reason,
                     submitted=entry.submitted, held_by=by,
                 )  # fmt: skip
         if not queued.held:
             return None
         message = f"job {entry.job} is held by Slurm ({queued.reason}); {freeing([entry.job])}"
-        return State(
+        return StageStatus(
             kind=member.kind, what="held", message=message, job=entry.job, reason=queued.reason,
             submitted=entry.submitted, held_by=entry.job,
         )  # fmt: skip
@@ -203,31 +205,31 @@ class _Look:
             return "" if entry else last.job
         return last.job if key in self.left and (entry is None or entry.place < last.place) else ""
 
-    def _blocked(self, member: Member, entry: JobEntry | None, before: Mapping[str, State]) -> State | None:
+    def _blocked(self, member: Member, entry: JobEntry | None, before: Mapping[str, StageStatus]) -> StageStatus | None:
         # A record names the parents of all its stages, but an old one may lie outside of this sweep.
         bad = [parent for parent in member.parents if parent in before and _hopeless(before[parent])]
         if bad:
             message = f"needs {before[bad[0]].kind} `{bad[0]}`, which is {before[bad[0]].what}"
-            return State(kind=member.kind, what="blocked", message=message, job=entry.job if entry else "")
+            return StageStatus(kind=member.kind, what="blocked", message=message, job=entry.job if entry else "")
         return None
 
-    def _unheard(self, member: Member, entry: JobEntry | None) -> State:
+    def _unheard(self, member: Member, entry: JobEntry | None) -> StageStatus:
         if entry is not None and self.queue is None:
-            return State(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
+            return StageStatus(kind=member.kind, what="pending", message="Slurm does not answer", job=entry.job)
         if entry is not None:
             return self._gone(member, entry)
         # A sweep that was never given to Slurm waits for whoever runs it.
         if self.queue is None or not self.asked:
-            return State(kind=member.kind, what="pending", message="not begun")
+            return StageStatus(kind=member.kind, what="pending", message="not begun")
         if self.continuation is None:
-            return State(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
+            return StageStatus(kind=member.kind, what="lost", message="no job will run it; `harness retry` goes on")
         job, log = self.continuation.job, self.continuation.log(self.store.root)
         ended = self.history.get(job)
         how = f" ({ended.state.lower()})" if ended else ""
         message = f"job {job}, which was to submit it, has ended{how}; `harness retry` goes on"
-        return State(kind=member.kind, what="lost", message=message, job=job, log=str(log))
+        return StageStatus(kind=member.kind, what="lost", message=message, job=job, log=str(log))
 
-    def _failure(self, key: str, member: Member, entry: JobEntry | None, queued: Queued | None) -> State | None:
+    def _failure(self, key: str, member: Member, entry: JobEntry | None, queued: Queued | None) -> StageStatus | None:
         """The stage's own word on why it failed, unless it was given to another job since."""
         attempts = self.store.attempts(key) if key in self.tried else []
         if not attempts or attempts[-1].get("outcome") != "failed":
@@ -239,7 +241,7 @@ class _Look:
             return None
         cause = cause_of(last)
         log = self.store.work(key) / LOG
-        return State(
+        return StageStatus(
             kind=member.kind,
             what="failed",
             cause=cause,
@@ -249,13 +251,13 @@ class _Look:
             log=str(log),
         )
 
-    def _queued(self, key: str, member: Member, entry: JobEntry, queued: Queued) -> State:
+    def _queued(self, key: str, member: Member, entry: JobEntry, queued: Queued) -> StageStatus:
         if queued.reason == NEVER:
-            return State(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
+            return StageStatus(kind=member.kind, what="blocked", message="what it needs failed", job=entry.job)
         # Before its first claim a job loads what it needs.
         next_up = next((other for other in entry.keys if other not in self.stored), None)
         running = queued.state == "RUNNING" and (key in self.claimed or key == next_up)
-        return State(
+        return StageStatus(
             kind=member.kind,
             what="running" if running else "pending",
             message="" if running else f"{queued.state.lower()}, {queued.reason}".removesuffix(", None"),
@@ -265,17 +267,17 @@ class _Look:
             submitted="" if running else entry.submitted,
         )
 
-    def _gone(self, member: Member, entry: JobEntry) -> State:
+    def _gone(self, member: Member, entry: JobEntry) -> StageStatus:
         ended = self.history.get(entry.job)
         log = str(entry.log(self.store.root))
         if ended is None:
             message = f"job {entry.job} is neither in the queue nor in the accounting, and left no result"
-            return State(kind=member.kind, what="lost", message=message, job=entry.job, log=log)
+            return StageStatus(kind=member.kind, what="lost", message=message, job=entry.job, log=log)
         cause, message = cause_of_end(ended, entry.log(self.store.root))
-        return State(
+        return StageStatus(
             kind=member.kind, what="failed", cause=cause, message=message, job=entry.job, node=ended.nodes, log=log
         )
 
 
-def _hopeless(state: State) -> bool:
+def _hopeless(state: StageStatus) -> bool:
     return state.what in ("failed", "blocked", "lost")

@@ -18,7 +18,7 @@ from harness.config.objective import Objective
 from harness.engine.build import allowed
 from harness.engine.files import writing
 from harness.engine.folder import folder
-from harness.engine.lookup import key_named
+from harness.engine.lookup import resolve_key
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
 from harness.engine.store import Store
@@ -54,7 +54,7 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     sweeper = get_class(master.hydra.sweeper["_target_"])
     ours = sweeper.__module__.startswith("hydra_plugins.harness")
     optimizing = not ours and not issubclass(sweeper, BasicSweeper)
-    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=not ours)
+    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=optimizing)
     now = current_session.get(Session(NullReporter()))
     if now.verb == "plan" and optimizing:
         now.front.say("An optimizing sweeper chooses its cells by results: this is its first batch.")
@@ -108,7 +108,7 @@ def run_stage(store: Store, prefix: str, front: Reporter) -> None:
         StoreError: no stage, or more than one, has a key that begins so.
         StagesFailed: it failed.
     """
-    stage = store.stage(key_named(store, prefix))
+    stage = store.stage(resolve_key(store, prefix))
     plan = Plan.single(stage)
     place = ExecutionSettings(cluster=Local(workers=1), tracker=Jsonl())
     planned = SweepPlan.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)
@@ -149,7 +149,7 @@ def executed(planned: SweepPlan, plan: Plan, store: Store, place: ExecutionSetti
             # Specs that are damaged or lost are written anew; a store that is complete may be read-only.
             with suppress(StoreError):
                 store.register(plan.stages)
-            outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
+            outcome = Outcome(stored=tuple(stage.key for stage in plan.stages))
         else:
             executor = place.cluster.executor(
                 sweep=planned.sweep, tracker=place.tracker, on_event=front.event, prepare=prepare_process
@@ -177,6 +177,11 @@ def _run_cells(
     cells = list({cell.identity: cell for cell in examinations if isinstance(cell, Cell)}.values())
     skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
+    if needs_results and settings.cluster.dry_run:
+        advice = (
+            "an optimizing sweeper needs results to go on, and a dry run has none; `harness plan` shows its first batch"
+        )
+        raise ConfigError([Problem("cluster.dry_run", advice)])
     if needs_results and not settings.cluster.wait:
         raise ConfigError(
             [Problem("cluster.wait", "an optimizing sweeper needs results to go on; set `cluster.wait=true`")]

@@ -141,11 +141,11 @@ def train(
             sharded=sharded,
         )
         learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch, passes=passes)
-        draws = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
-        step = method.start(learner, draws, total_steps) if method else PlainStep(learner)
+        batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
+        step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
-        parts: dict[str, Resumable] = {"step": step, "draws": draws, "meter": meter}
+        parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
         trainer = StepTrainer(
             model=model,
             args=arguments,

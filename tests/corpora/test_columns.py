@@ -175,7 +175,7 @@ def test_task_finds_rows_that_are_no_text_before_anything_runs(written, kind: st
     assert rows_of(written([good], Format.JSONL)).preflight() == []
     (problem,) = rows_of(written([good, good | {column: value}], Format.JSONL)).preflight()
 
-    assert problem.startswith(f"`mine`: row 2, column `{column}`: ")
+    assert problem.text.startswith(f"`mine`: row 2, column `{column}`: ")
 
 
 @pytest.mark.parametrize("value", [None, 12, float("nan"), "half \ud83d"])
@@ -244,6 +244,49 @@ def test_only_formats_that_gave_other_rows_have_another_identity(data_folder: Pa
     changed = {form for form in Format if key_of(payload_of(Source.parse(form))) != key_of(payload_of(as_ever[form]))}
 
     assert changed == {Format.CSV, Format.TSV}
+
+
+TYPED = [Format.JSONL, Format.JSON, Format.PARQUET]
+
+
+@pytest.mark.parametrize("form", TYPED)
+@pytest.mark.parametrize(
+    ("row", "another"),
+    [
+        ({"is_safe": "False"}, True),
+        ({"is_safe": "0"}, True),
+        ({"is_safe": float("nan")}, True),
+        ({"is_safe": 2}, True),
+        ({"is_safe": False, "category": {"fraud": "False"}}, True),
+        ({"is_safe": False}, False),
+        ({"is_safe": 0}, False),
+        ({"is_safe": True, "category": {"fraud": False}}, False),
+        ({"is_safe": True, "category": "False"}, False),
+        ({"label": "False"}, False),
+    ],
+)
+def test_file_whose_truth_values_once_were_read_otherwise_has_another_identity(
+    written, data_folder: Path, form: Format, row: dict[str, object], another: bool
+) -> None:
+    """What was trained on the first reading of such a file must not be taken for the second."""
+    file = written([{"prompt": "p", "response": "r", **row}], form).file
+    (data_folder / "sources.yaml").write_text(f"mine: {{file: {{path: {file}, format: {form}}}}}\n", encoding="utf-8")
+    source = Source.parse("mine")
+    before = Source(id="mine", file=file, format=form, sha256=source.sha256)
+
+    assert (key_of(payload_of(source)) != key_of(payload_of(before))) is another
+
+
+@pytest.mark.parametrize("form", TYPED)
+def test_file_of_ones_own_on_the_hub_has_an_identity_that_does_not_depend_on_the_cache(
+    data_folder: Path, form: Format
+) -> None:
+    (data_folder / "sources.yaml").write_text(
+        f"mine: {{hub: {{repo: me/data, revision: {'a' * 40}, path: rows, format: {form}}}}}\n", encoding="utf-8"
+    )
+
+    assert Source.parse("mine").reading == 2
+    assert Source.parse("beavertails_train").reading is None
 
 
 @pytest.mark.parametrize(("form", "separator"), [(Format.CSV, ","), (Format.TSV, "\t")])

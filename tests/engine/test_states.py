@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import time
+from typing import get_args
 
 import pytest
 from fake_scheduler import FakeScheduler, submit
@@ -13,7 +14,7 @@ from toys import ALLOW, Add, Mix, Number, chain, run
 from harness.engine.claim import LEASE_SECONDS, Claims, left_behind
 from harness.engine.plan import Plan
 from harness.engine.store import Store
-from harness.execution.state import Member, members_of
+from harness.execution.state import AttemptState, EventState, Member, StageState, SweepState, members_of
 from harness.slurm.causes import Cause, cause_of
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.states import states_of
@@ -566,3 +567,12 @@ def test_damaged_ledger_of_another_sweep_stops_no_look(store, scheduler, line):
     (folder / "ledger.jsonl").write_text(f"{line}\n")
 
     assert look(store, scheduler, leaf)[leaf.key].job == job
+
+
+def test_attempts_events_and_status_use_one_vocabulary() -> None:
+    every = set(get_args(StageState))
+
+    used = [set(get_args(subset)) for subset in (SweepState, EventState, AttemptState)]
+
+    assert set.union(*used) | {"interrupted"} == every
+    assert all("failed" in states and "stored" in states for states in used)

@@ -23,8 +23,8 @@ from harness.slurm import snapshot
 from harness.slurm.client import Request
 from harness.slurm.dry_run import DryRun
 from harness.slurm.job_log import JobLog
+from harness.slurm.lock import SUBMITTING
 from harness.slurm.states import states_of
-from harness.slurm.turn import SUBMITTING
 from harness.slurm.worker import Job
 
 TRACE = {"outcome": "failed", "cause": "RuntimeError", "traceback": "boom", "started": "2020", "seconds": 1.0}
@@ -144,7 +144,7 @@ def test_stored_plan_asks_nobody(store, scheduler):
 
     outcome = submit(store, scheduler, [leaf])
 
-    assert outcome.cached == (leaf.key,)
+    assert outcome.stored == (leaf.key,)
     assert not scheduler.asked
 
 
@@ -344,7 +344,7 @@ def test_refusal_is_lifted_when_what_the_stage_meets_is_another(store, root, sch
     again = submit(store, scheduler, [bad])
     scheduler.work_off()
 
-    assert "neither the code, nor what the stage reads" in refused.failed[bad.key].message
+    assert "neither the code, nor its inputs" in refused.failed[bad.key].message
     assert str(store.work(bad.key)) in refused.failed[bad.key].message
     assert set(again.submitted) == {bad.key}
     # It met the same once more, and nothing has changed since.
@@ -376,7 +376,7 @@ def test_waiting_executor_returns_what_was_executed_failed_and_blocked(store, ro
     assert outcome.failed[bad.key].cause == "code error"
     assert outcome.blocked == {child.key: bad.key, grandchild.key: bad.key}
     assert not outcome.submitted
-    assert told == ["submitted"] * 5 + ["executed"] * 2 + ["failed"]
+    assert told == ["pending"] * 5 + ["executed"] * 2 + ["failed"]
 
 
 def test_waiting_executor_tells_why_a_stage_was_refused(store, scheduler):
@@ -396,7 +396,7 @@ def test_store_with_a_percent_sign_in_its_path_is_refused(tmp_path, scheduler):
 
 
 def test_two_submissions_at_once_never_submit_a_stage_twice(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.slurm.turn.TURN_SECONDS", 0.01)
+    monkeypatch.setattr("harness.slurm.lock._POLL_SECONDS", 0.01)
     _, adds = fan(range(1, 5))
     plan = Plan.of([*adds, Mix(left=adds[0], right=adds[1])])
 
@@ -624,8 +624,8 @@ def test_job_that_is_ending_is_waited_for_before_it_is_depended_on(store, schedu
     outcome = submit(store, scheduler, [leaf], on_event=told.append)
 
     (number,) = leaf.parents
-    assert [event.message for event in told if event.what == "waiting"] == [
-        "job 1 is ending; looking again for up to 60 s"
+    assert [event.message for event in told if event.what == "busy"] == [
+        "job 1 is completing; waiting up to 60 s for it"
     ]
     first = "1" if end == "requeued" else "3"
     assert outcome.submitted[number.key] == first
@@ -672,7 +672,7 @@ def test_held_job_is_told_and_left_and_what_needs_it_waits_for_it(store, schedul
 
     assert outcome.submitted == {number.key: "1", first.key: "2", second.key: "3"}
     assert edges(scheduler)[-1] == (["1"], [])
-    (said,) = [event.message for event in told if event.what == "waiting"]
+    (said,) = [event.message for event in told if event.what == "busy"]
     assert "`scontrol release 1`" in said
     assert "launch failed requeued held" in said
 
@@ -750,13 +750,13 @@ def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, 
     living = [key for job in scheduler.jobs.values() for line in job.run.lines for key in line]
     assert sorted(living) == sorted(stage.key for stage in Plan.of([leaf]).stages)
     assert {outcome.submitted[key] for key in living} == set(scheduler.jobs)
-    assert [event.message for event in told if event.what == "waiting"] == [
-        "somebody else submitted while this process slept; looking again"
+    assert [event.message for event in told if event.what == "busy"] == [
+        "another process submitted while this one was suspended; starting over"
     ]
 
 
 def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.slurm.turn.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.slurm.lock.NOTIFY_SECONDS", 0.0)
     store.prepare()
     claim = Claims(store.claims).take(SUBMITTING)
     looks = []
@@ -766,12 +766,12 @@ def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypa
         if len(looks) == 3:
             claim.release()
 
-    monkeypatch.setattr("harness.slurm.turn.time.sleep", sleep)
+    monkeypatch.setattr("harness.slurm.lock.time.sleep", sleep)
     told = []
 
     submit(store, scheduler, [chain(1)], on_event=told.append)
 
-    (said,) = [event.message for event in told if event.what == "waiting"]
+    (said,) = [event.message for event in told if event.what == "busy"]
     assert said.startswith(f"process {os.getpid()} on {platform.node()} ")
 
 

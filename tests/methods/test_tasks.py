@@ -102,6 +102,17 @@ def test_gsm8k_marker_replaces_the_hashes(data: Path) -> None:
         (f"4 apples. {MARKER}none", 4.0),
         (f"{MARKER}6 {MARKER}7", 6.0),
         ("the final answer is: 5, or 8", 8.0),
+        # What the published rule makes of other ways to write a number, be it right or not.
+        (f"{MARKER}\u22125", 5.0),
+        (f"{MARKER}-$5", 5.0),
+        ("5-3", -3.0),
+        ("72 clips, altogether", 72.0),
+        ("$29.00", 29.0),
+        ("**18**", 18.0),
+        ("\\boxed{18}.", 18.0),
+        (f"{MARKER}1/2", 1.0),
+        (f"{MARKER}.5", 5.0),
+        (f"{MARKER}1.5e3", 1.5),
         ("nothing", None),
         ("", None),
     ],
@@ -150,7 +161,7 @@ def test_task_missing_file_is_reported_before_the_run(data: Path) -> None:
     problems = Sst2(train_source=missing, test_source=source).train.preflight()
 
     assert len(problems) == 1
-    assert "absent.tsv does not exist" in problems[0]
+    assert "absent.tsv does not exist" in problems[0].text
 
 
 @pytest.mark.usefixtures("shared")
