@@ -139,8 +139,8 @@ def _wandb() -> Finding:
 
     # The address that the library would use: its default differs between versions.
     try:
-        place = address()
-        login(place)
+        server = address()
+        login(server)
     except TrackingError as error:
         return Finding("wandb", False, f"{metadata.version('wandb')}. {error}")
-    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {place} is present")
+    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {server} is present")

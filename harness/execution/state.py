@@ -20,23 +20,23 @@ StageState = Literal[
 ]
 """Every state that a stage can be in.
 
-``stored``: its artifact is in the store. ``executed``: stored, by this run. ``running``. ``pending``: not started, or
-given to a scheduler. ``busy``: another process works on it. ``held``: its job, or one that it needs, waits until
-somebody releases it. ``stopped``: asked to stop, and resumable. ``interrupted``: ended by Ctrl-C. ``failed``.
-``blocked``: an ancestor will not be stored. ``lost``: its job is gone without a record. ``unneeded``: not stored, and
-everything that was asked for is stored without it.
+``stored``: its artifact is in the store. ``executed``: stored by this run. ``running``. ``pending``: not started, or
+submitted to a scheduler. ``busy``: another process is running it. ``held``: its job, or one that it depends on, is held
+until released. ``stopped``: stopped on request, resumable. ``interrupted``: ended by Ctrl-C. ``failed``. ``blocked``:
+an ancestor will not be stored. ``lost``: its job disappeared without a record. ``unneeded``: not stored, but all
+requested stages are stored without it.
 """
 SweepState = Literal["stored", "running", "pending", "held", "failed", "blocked", "lost", "unneeded"]
-"""Where a stage of a sweep stands: what ``harness status`` prints."""
+"""States of a sweep's stages, as printed by ``harness status``."""
 EventState = Literal["stored", "executed", "running", "pending", "busy", "failed", "blocked"]
-"""What an executor reports while it runs a plan."""
+"""States that an executor reports while it runs a plan."""
 AttemptState = Literal["stored", "executed", "busy", "stopped", "failed"]
 """How one attempt of a stage ended. The store records it, and ``interrupted``, as ``outcome``."""
 SWEEP_STATES: tuple[SweepState, ...] = get_args(SweepState)
 
 
 class Member(NamedTuple):
-    """A stage of a sweep, as its record names it: the kind, and the keys of its parents."""
+    """A stage in a sweep's record: its kind, and the keys of its parents."""
 
     kind: str
     parents: Sequence[str]
@@ -44,19 +44,19 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """Where a stage stands, and why.
+    """The state of a stage and its reason.
 
     Attributes:
         kind: the stage's name.
         what: its state.
-        cause: why, for a failed one: a ``Cause``, or the name of the error that its user can fix.
-        message: for the reader.
-        job: the last job that was given the stage; empty for a local one.
-        node: where it ran.
-        log: the file to look into.
-        reason: why its job waits, in Slurm's words.
-        submitted: when its job was submitted, UTC, for one that waits.
-        held_by: the number of the job that has to be released; empty unless held.
+        cause: of a failed stage: a ``Cause``, or the class name of a user error.
+        message: explanation of the state.
+        job: id of its latest job; empty for a local run.
+        node: node that it ran on.
+        log: path of its log file.
+        reason: Slurm's reason why its job is pending.
+        submitted: time of submission of a pending job, UTC.
+        held_by: id of the job to release; empty unless held.
     """
 
     kind: str
@@ -72,5 +72,5 @@ class StageStatus:
 
 
 def members_of(record: Mapping[str, Any]) -> dict[str, Member]:
-    """Return the stages that a sweep's record names, parents before children."""
+    """Return the stages in a sweep's record, parents before children."""
     return {key: Member(stage["kind"], stage["parents"]) for key, stage in record["stages"].items()}

@@ -11,7 +11,7 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted
 from harness.execution.attempt import AttemptResult, WorkerContext
-from harness.execution.executor import Event, Failure, Outcome, unheard
+from harness.execution.executor import Event, Failure, Outcome, ignore_event
 from harness.execution.ranks import Processes
 from harness.execution.state import EventState
 from harness.local.ready_queue import ReadyQueue
@@ -40,7 +40,7 @@ class LocalExecutor:
     gpus: Sequence[str] = ()
     device: str = "cpu"
     tracker: TrackerSettings = field(default_factory=Jsonl)
-    on_event: Callable[[Event], None] = unheard
+    on_event: Callable[[Event], None] = ignore_event
     initialize: Callable[[], None] | None = None
     processes: Mapping[str, Processes] = field(default_factory=dict)
     poll_seconds: float = 0.5

@@ -1,4 +1,4 @@
-"""Every extension point of the harness, one page per kind."""
+"""The extension points of the harness as protocols, one module per kind."""
 
 from typing import TYPE_CHECKING
 

@@ -86,7 +86,7 @@ class BatchProvider(Protocol):
         ...
 
     def next(self, role: Role) -> Batch:
-        """Return the next batch of a role declared in ``needs``, on the model's device."""
+        """Return the next batch of a role declared in ``needs``."""
         ...
 
     def every(self, role: Role) -> Iterator[Batch]:

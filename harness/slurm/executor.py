@@ -31,7 +31,7 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.execution.attempt import WorkerContext, record
-from harness.execution.executor import Event, Failure, Outcome, unheard
+from harness.execution.executor import Event, Failure, Outcome, ignore_event
 from harness.execution.state import EventState, Member, StageStatus
 from harness.slurm.client import Scheduler
 from harness.slurm.job_log import JobLog
@@ -71,7 +71,7 @@ class SlurmExecutor:
     sweep: str
     tracker: TrackerSettings
     prepare: Callable[[int | None], None]
-    on_event: Callable[[Event], None] = unheard
+    on_event: Callable[[Event], None] = ignore_event
     wait: bool = False
     poll_seconds: float = 5.0
     only: frozenset[str] | None = None
@@ -101,7 +101,7 @@ class SlurmExecutor:
         code = self.code or source_digest(store.allow)
 
         def defer(keys: frozenset[str]) -> DeferredSubmission:
-            executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
+            executor = replace(self, on_event=ignore_event, wait=False, only=keys, code=code)
             return DeferredSubmission(executor, store.root, store.allow, leaves)
 
         def waiting(stage: Stage, text: str) -> None:

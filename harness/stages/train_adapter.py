@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.corpora.encode import Encoded, Encoding, cut_in
+from harness.corpora.encode import Encoded, Encoding, truncated_count
 from harness.corpora.examples import Example, Role
 from harness.corpora.slices import Slice
 from harness.engine.seeding import derive
@@ -189,7 +189,7 @@ def encode_mixed(
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> dict[str, int]:
-    cut = cut_in(tokenizer, rows)
+    cut = truncated_count(tokenizer, rows)
     return {"cut": cut} if cut else {}
 
 

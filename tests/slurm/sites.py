@@ -11,7 +11,7 @@ from toys import ALLOW, Silent, executor
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
-from harness.execution.executor import Outcome, unheard
+from harness.execution.executor import Outcome, ignore_event
 from harness.execution.ranks import Processes
 from harness.execution.state import Member, StageStatus
 from harness.slurm.client import Scheduler, SlurmClient
@@ -84,7 +84,7 @@ class Toys:
             scheduler=scheduler or SlurmClient(),
             sweep=self.sweep,
             tracker=Silent(),
-            on_event=unheard,
+            on_event=ignore_event,
             prepare=nothing,
         )
         return submitting.run(self.plan, self.store)
