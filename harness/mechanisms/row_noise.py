@@ -23,7 +23,7 @@ def gaussian(positions: Tensor, *, layers: int, width: int, seed: int, device: t
     """Sample independent standard normals, ``[layers, batch, time, width]``; zero outside ``positions``.
 
     Args:
-        positions: the mask of positions with noise, ``[batch, time]``, on the CPU; this process's share of the global batch.
+        positions: the mask of positions with noise, ``[batch, time]``, on the CPU; this process's share of the batch.
         layers: number of noise vectors per position.
         width: size of a noise vector.
         seed: of the global batch; each of its examples has its own generator.

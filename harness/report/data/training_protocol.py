@@ -17,7 +17,7 @@ _BATCHING = "micro_batch_size"
 
 
 def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> dict[str, Any]:
-    """Return budgets, adapter protocol, effective batch, data compat, world size, numeric switches and decoding of a cell.
+    """Return how a cell was trained and decoded: budgets, adapter protocol, world sizes, numeric switches, decoding.
 
     Settings that distinguish defenses (the methods and their data) are not included.
 
