@@ -132,7 +132,7 @@ def test_answers_that_were_decoded_otherwise_are_footnotes_and_strict_refuses(ma
     assert "decoding.path is plain, not slots" in text
     assert "decoding.arithmetic" not in text
     assert "batch" not in text
-    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) cannot share .*decoding.path is plain, not slots"):
+    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) are not comparable .*decoding.path is plain, not slots"):
         report(maker.store.root, None, "table", strict=True)
 
 
