@@ -222,7 +222,7 @@ class Tune(Stage):
     amount: float
     together: int = 1
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
