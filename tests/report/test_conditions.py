@@ -13,7 +13,7 @@ from harness.report.data.conditions import conditions_of, differing, repeats
 from harness.report.data.earlier_records import settings_in, traits_of
 from harness.report.data.stage_records import StageRecord
 from harness.report.data.tidy import load_rows
-from harness.report.data.training_protocol import setup_of
+from harness.report.data.training_protocol import training_protocol_of
 from harness.report.stats.results import load_results
 from harness.sweep.record import describe_stage, sweep_id
 
@@ -115,7 +115,7 @@ def test_protocol_of_a_cell_that_is_made_of_others_is_named_as_theirs():
     common = {"uses": 1, "seconds": 1.0, "trains": True, "parallel": True, "settings": {"finetune.budget": "budget"}}
     records = {key: StageRecord(key=key, kind="finetune", spec=spec, **common) for key in ("a", "b")}
 
-    alone = setup_of({"finetune": "a"}, records)
-    of_both = setup_of({"sft.finetune": "a", "vaccine.finetune": "b"}, records)
+    alone = training_protocol_of({"finetune": "a"}, records)
+    of_both = training_protocol_of({"sft.finetune": "a", "vaccine.finetune": "b"}, records)
 
     assert alone == of_both == {"finetune.budget.epochs": 2, "finetune.processes": 1}
