@@ -22,6 +22,7 @@ class Path(StrEnum):
 
     PLAIN = "plain"
     SLOTS = "slots"
+    VLLM = "vllm"
 
 
 class Answers(NamedTuple):
@@ -31,10 +32,12 @@ class Answers(NamedTuple):
         texts: the answers.
         facts: for a manifest: ``path``, why not the fastest (``why``), number formats (``arithmetic``), and what else
             belongs to the path, such as rows at once (``batch``).
+        cut: how many prompts lost their beginning.
     """
 
     texts: list[str]
     facts: dict[str, Any]
+    cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,14 @@ class Questions:
         new_tokens: longest answer, in tokens.
         ends: tokens that end an answer.
         pad: the token that pads.
+        cut: how many prompts lost their beginning.
     """
 
     prompts: list[list[int]]
     new_tokens: int
     ends: list[int]
     pad: int
+    cut: int
     _tokenizer: PreTrainedTokenizerBase
     _texts: Sequence[str]
     _sorted: list[str]
@@ -78,11 +83,12 @@ class Questions:
         distinct = list(dict.fromkeys(texts))
         encoded = prompts_of(tokenizer, distinct)
         lengths = [len(prompt.ids) for prompt in encoded]
-        if cut := sum(length > decoding.max_prompt for length in lengths):
+        long = {text for text, length in zip(distinct, lengths, strict=True) if length > decoding.max_prompt}
+        if long:
             log.warning(
                 "%d of %d prompts are longer than %d tokens and lost their beginning",
-                cut,
-                len(encoded),
+                len(long),
+                len(distinct),
                 decoding.max_prompt,
             )
         order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
@@ -92,6 +98,7 @@ class Questions:
             new_tokens=new_tokens,
             ends=sorted({token for token in (*known, tokenizer.eos_token_id) if token is not None}),
             pad=tokenizer.pad_token_id,
+            cut=sum(text in long for text in texts),
             _tokenizer=tokenizer,
             _texts=texts,
             _sorted=[distinct[i] for i in order],
@@ -107,7 +114,7 @@ class Questions:
             facts: how they were decoded.
         """
         texts = {text: self._text(row) for text, row in zip(self._sorted, written, strict=True)}
-        return Answers([texts[text] for text in self._texts], facts)
+        return Answers([texts[text] for text in self._texts], facts, self.cut)
 
     def _text(self, row: Sequence[int]) -> str:
         length = next((place for place, token in enumerate(row) if token in self.ends), len(row))

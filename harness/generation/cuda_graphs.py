@@ -21,20 +21,24 @@ without a graph."""
 
 
 class Recorder:
-    """Records steps on the current GPU.
+    """Records steps on a GPU.
 
     All graphs work in one memory pool: they never run at the same time, and what a step leaves behind lies in tensors
     that were there before.
+
+    Args:
+        device: the GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         """Start with an empty pool."""
+        self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> Run:
         """Record what a function launches, without running it; return what launches it again."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
 

@@ -192,7 +192,8 @@ def masks_of(config: PretrainedConfig, place: Tensor, length: int, dtype: torch.
         mask = mask[:, None, None, :]
         if config._attn_implementation != "eager":
             return mask
-        return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+        # A number to fill in is an argument of the kernel; one to choose from would be copied to the device.
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
     if kinds := getattr(config, "layer_types", None):
         return {kind: shaped(near if kind == "sliding_attention" else seen) for kind in sorted(set(kinds))}

@@ -36,8 +36,10 @@ MOST_SLOTS = 1024
 """More rows at once gain nothing: a step of so many is no longer bound by reading the weights."""
 SPARED = 0.1
 """Share of the free memory that is left for activations."""
-TOLERANCE = 0.05
-"""Relative error of the logits up to which the cache counts as correct; rounding in bfloat16 gives about 0.01."""
+TOLERANCE = {torch.float32: 0.02}
+"""Relative error of the logits up to which the cache counts as correct, by number format; it leaves room for TF32."""
+ROUGHLY = 0.2
+"""The same for shorter formats, whose rounding adds up over the layers; a wrong position or mask gives more."""
 
 
 @dataclass(kw_only=True)
@@ -221,6 +223,8 @@ def fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Fit:
     Raises:
         torch.OutOfMemoryError: a few tokens do not fit into memory.
     """
+    if not all(prompts):
+        return Fit(why="a prompt has no token to start from")
     if why := _obstacle(model):
         return Fit(why=why)
     try:
@@ -231,7 +235,7 @@ def fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Fit:
     except (ArithmeticError, AttributeError, LookupError, ModelError, RuntimeError, TypeError, ValueError) as error:
         # What a model does with a cache that is not one of the library's is not ours to foresee.
         return Fit(why=f"{type(model).__name__} does not work with it ({type(error).__name__}: {error})")
-    if not found <= TOLERANCE:
+    if not found <= TOLERANCE.get(model.dtype, ROUGHLY):
         return Fit(why=f"{type(model).__name__} computes other logits with it (by {found:.3g} of their norm)")
     return Fit(shapes=shapes)
 
@@ -241,8 +245,9 @@ def room(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    ours = min(free + held, int(torch.cuda.get_per_process_memory_fraction(device) * total))
+    # Several workers of one GPU may be given shares of it; older releases cannot say.
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+    ours = min(free + torch.cuda.memory_reserved(device), int(share * total))
     return ours - torch.cuda.memory_allocated(device)
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.corpora.encode import prompts_of
 from harness.engine import gpu
 from harness.errors import ModelError
 from harness.generation import plain, slots
@@ -91,11 +90,6 @@ def answer(
         return asked.answered(*_written(base, asked, path, batch_size))
 
 
-def too_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], decoding: Decoding) -> int:
-    """Return how many prompts lose their beginning when they are answered."""
-    return sum(len(prompt.ids) > decoding.max_prompt for prompt in prompts_of(tokenizer, prompts))
-
-
 def agreement(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -136,7 +130,7 @@ def _written(
             longest=max(map(len, prompts)),
             new_tokens=asked.new_tokens,
             ends=asked.ends,
-            record=Recorder() if _on_gpu(model) else None,
+            record=Recorder(model.device) if _on_gpu(model) else None,
         )
         yield from decoder.decode(prompts)
         facts.update(graphs=decoder.recorded.graphs, why=decoder.recorded.trouble)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import ModelError
 from harness.models import adapter
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SLOT = "modeling.base"
+_SERVER = "generation.server"
 _NOTICEABLE = 0.01
 
 
@@ -63,6 +64,41 @@ class _Held(NamedTuple):
     opened: Opened
 
 
+class Server(Protocol):
+    """A process that answers with a base of its own."""
+
+    def close(self) -> None:
+        """End it and free what it holds of the device."""
+        ...
+
+
+def served(memory: dict[str, Any]) -> Server | None:
+    """Return the process that was kept for answers."""
+    server: Server | None = memory.get(_SERVER)
+    return server
+
+
+def serve(memory: dict[str, Any], start: Callable[[], Server]) -> Server:
+    """Start a process for answers in the place of whatever this one keeps on the device, and keep it.
+
+    Args:
+        memory: where the base or an earlier process is kept.
+        start: starts it.
+    """
+    stop_serving(memory)
+    memory.pop(_SLOT, None)
+    _free()
+    memory[_SERVER] = server = start()
+    return server
+
+
+def stop_serving(memory: dict[str, Any]) -> None:
+    """End the process that was kept for answers, if there is one: something else needs the device."""
+    server: Server | None = memory.pop(_SERVER, None)
+    if server is not None:
+        server.close()
+
+
 @contextmanager
 def loaded_model(
     weights: ModelRef, memory: dict[str, Any], device: str = "cpu", *, for_good: bool = False
@@ -83,6 +119,7 @@ def loaded_model(
     """
     from harness.models.merge import merge, restore
 
+    stop_serving(memory)
     held: _Held | None = memory.pop(_SLOT, None)
     if held is None or (held.key, held.device) != (weights.base_key, device):
         del held

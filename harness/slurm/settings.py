@@ -83,6 +83,7 @@ class Slurm:
         warn_seconds: how long before its time limit Slurm warns a job, which then writes a checkpoint.
         micro_batch_size: rows that each process takes through the model at once: a number, or one for each kind of
             stage; null is all of its share of a batch.
+        vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
         on_oom: ``fail`` leaves a stage that ran out of memory as it is when it is retried, ``shrink`` takes half as
             many rows through the model at once, which changes no result, and says so in the report.
         allow_drift: whether jobs may run other code than that which submitted them.
@@ -109,6 +110,7 @@ class Slurm:
     requeues: int = 3
     warn_seconds: int = 90
     micro_batch_size: Mapping[str, int] | int | None = None
+    vllm_python: str | None = None
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
@@ -14,6 +14,9 @@ from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
 from harness.stages.base import ModelStage
 from harness.stages.contamination import seen_in_training
+
+if TYPE_CHECKING:
+    from harness.generation.answers import Answers
 
 ANSWERS = "answers.jsonl"
 
@@ -49,14 +52,8 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write."""
-        from harness.generation.transformers import answer, too_long
-        from harness.models.loading import loaded_model
-
         examples = self.prompts.examples()
-        texts = [self.encoding.prompt_text(example) for example in examples]
-        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as lent:
-            answers = answer(lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
-            ctx.facts["cut"] = too_long(lent.tokenizer, texts, self.decoding)
+        answers = self._answers(ctx, [self.encoding.prompt_text(example) for example in examples])
         with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
             for example, text in zip(examples, answers.texts, strict=True):
                 row = {
@@ -66,9 +63,30 @@ class Generate(Stage):
                     "answer": text,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        ctx.facts["cut"] = answers.cut
         ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
+
+    def _answers(self, ctx: StageContext, texts: list[str]) -> "Answers":
+        from harness.generation import transformers, vllm
+        from harness.models.loading import loaded_model
+
+        weights = self.model.weights(ctx.input)
+        if self.decoding.engine == "vllm":
+            return vllm.answer(
+                weights,
+                ctx.memory,
+                texts,
+                new_tokens=self.new_tokens,
+                decoding=self.decoding,
+                device=ctx.device,
+                work=ctx.work,
+            )
+        with loaded_model(weights, ctx.memory, ctx.device) as lent:
+            return transformers.answer(
+                lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
+            )
 
 
 def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:

@@ -13,7 +13,9 @@ from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example
 from harness.corpora.examples import Grade as Verdict
 from harness.engine.files import opened, read_json
+from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
+from harness.models.loading import stop_serving
 from harness.protocols import Judge, Task
 from harness.stages.generate import Generate, read_answers
 
@@ -54,6 +56,9 @@ class Grade(Stage):
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
         if self.judge is not None:
+            if isinstance(self.judge, Fetchable):
+                # A judge with weights needs the room that a process for answers holds.
+                stop_serving(ctx.memory)
             grades, metric = self.judge.grade(examples, answers, device=ctx.device), "harm"
         else:
             assert self.task is not None, "a grade stage has a judge or a task"

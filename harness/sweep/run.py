@@ -1,8 +1,10 @@
 """A sweep: override lists -> cells -> plan -> executor."""
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ from harness.engine.folder import folder
 from harness.engine.lookup import key_named
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
+from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.errors import ConfigError, Problem, StagesFailed, StoreError
 from harness.execution.attempt import LOG
+from harness.execution.cluster import VLLM_PYTHON, Cluster
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
 from harness.slurm.job_log import JobLog
+from harness.stages.generate import Generate
 from harness.stages.grade import read_summary
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
@@ -134,6 +139,25 @@ def _prefetch(plan: Plan, store: Store) -> None:
     store.prepare()
 
 
+def check_engines(pending: Sequence[Stage], cluster: Cluster) -> None:
+    """Check that what decodes answers can be started, before models are trained that nothing could question.
+
+    Raises:
+        ConfigError: an engine is asked for whose interpreter nobody names.
+    """
+    asked = any(isinstance(stage, Generate) and stage.decoding.engine == "vllm" for stage in pending)
+    if asked and not (cluster.vllm_python or os.environ.get(VLLM_PYTHON)):
+        raise ConfigError(
+            [
+                Problem(
+                    "cluster.vllm_python",
+                    "is null, and `evaluation.decoding.engine` is vllm; expected the Python interpreter of an "
+                    f"environment that has vLLM, here or in {VLLM_PYTHON} (docs/generation.md)",
+                )
+            ]
+        )
+
+
 def executed(planned: SweepPlan, plan: Plan, store: Store, place: ExecutionSettings, front: Reporter) -> Outcome:
     """Run a plan where it belongs, mirrored if its tracker says so, and tell how it ended.
 
@@ -152,7 +176,10 @@ def executed(planned: SweepPlan, plan: Plan, store: Store, place: ExecutionSetti
             outcome = Outcome(cached=tuple(stage.key for stage in plan.stages))
         else:
             executor = place.cluster.executor(
-                sweep=planned.sweep, tracker=place.tracker, on_event=front.event, prepare=prepare_process
+                sweep=planned.sweep,
+                tracker=place.tracker,
+                on_event=front.event,
+                prepare=partial(prepare_process, vllm_python=place.cluster.vllm_python),
             )
             outcome = executor.run(plan, store)
         front.finished(planned, outcome)
@@ -189,6 +216,7 @@ def _run_cells(
     now.front.planned(planned)
     if now.verb == "plan":
         return [None] * len(compositions)
+    check_engines(plan.pending(store), settings.cluster)
     if not settings.cluster.dry_run:
         _prefetch(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that a refused one is none.

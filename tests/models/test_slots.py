@@ -227,6 +227,15 @@ def test_model_that_takes_no_positions_is_answered_by_generate(make_tokenizer):
     assert found.texts == answer(model, tokenizer, asked, new_tokens=4, decoding=LONG).texts
 
 
+def test_prompt_without_a_token_is_answered_by_generate(make_tokenizer):
+    model, tokenizer = made("grouped heads"), make_tokenizer()
+
+    found = answer(model, tokenizer, ["", "w1 w2"], new_tokens=4, decoding=LONG, path=Path.SLOTS)
+
+    assert (found.facts["path"], found.facts["why"]) == ("plain", "a prompt has no token to start from")
+    assert found.texts == answer(model, tokenizer, ["", "w1 w2"], new_tokens=4, decoding=LONG).texts
+
+
 def test_model_that_computes_otherwise_with_this_cache_is_answered_by_generate(make_tokenizer):
     model, tokenizer, asked = made("grouped heads"), make_tokenizer(), prompts(6)
 
