@@ -48,12 +48,12 @@ def _store(text: str) -> Path:
 
 def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
     from harness.cli.progress import print_exhibited
-    from harness.engine.lookup import sweep_named
+    from harness.engine.lookup import resolve_sweep
     from harness.engine.store import Store
     from harness.wandb_sync.publish import exhibit
     from harness.wandb_sync.sync import recorded
 
-    sweep = sweep_named(Store(root), name)
+    sweep = resolve_sweep(Store(root), name)
     print_exhibited(exhibit(root, sweep, recorded(root, sweep), strict=strict))
 
 
@@ -139,7 +139,7 @@ def sync(arguments: list[str]) -> None:
     from dataclasses import replace
 
     from harness.cli.progress import print_synced, print_text
-    from harness.engine.lookup import sweep_named
+    from harness.engine.lookup import resolve_sweep
     from harness.engine.store import Store
     from harness.wandb_sync import sync as mirror
     from harness.wandb_sync.follow import follow
@@ -154,7 +154,7 @@ def sync(arguments: list[str]) -> None:
     parser.add_argument("--follow", action="store_true", help="keep uploading, with curves, until the sweep is done")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    sweep = sweep_named(Store(chosen.store), chosen.sweep)
+    sweep = resolve_sweep(Store(chosen.store), chosen.sweep)
     said = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
     given = {name: value for name, value in said.items() if value is not None}
     recorded = mirror.recorded(chosen.store, sweep)

@@ -1,1 +1,1 @@
-"""The engine: stages, plans, the store and executors. It has never heard of a model."""
+"""The engine: stages, plans, the store and claims. It depends on no model, scheduler or configuration library."""

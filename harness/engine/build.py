@@ -1,6 +1,6 @@
 """Settings built from plain data.
 
-Everything is checked before anything is built from it, and every problem is reported, each with its dotted path.
+All data are checked before use, and all problems are reported together, each with its dotted path.
 """
 
 import math
@@ -21,12 +21,12 @@ from harness.errors import ConfigError, HarnessError, Problem
 T = TypeVar("T")
 TARGET = "_target_"
 STAGE = "_stage_"
-OURS = ("harness.",)
+OWN_PREFIXES = ("harness.",)
 
 
 def allowed(targets: Iterable[str]) -> tuple[str, ...]:
-    """Return the prefixes of the classes that data may name: ours, and those of other packages that a user lets in."""
-    return (*OURS, *targets)
+    """Return the import prefixes that data may name: this package's, and those that the user allows in ``targets``."""
+    return (*OWN_PREFIXES, *targets)
 
 
 def build(
@@ -34,7 +34,7 @@ def build(
     data: object,
     *,
     path: str = "",
-    allow: tuple[str, ...] = OURS,
+    allow: tuple[str, ...] = OWN_PREFIXES,
     where: Callable[[str], str] | None = None,
     stage_of: Callable[[str], Stage] | None = None,
 ) -> T:
@@ -42,11 +42,11 @@ def build(
 
     Args:
         cls: a dataclass, or a protocol if the data name the class under ``_target_``.
-        data: a mapping of the settings, nested as the dataclasses are.
-        path: the dotted path of the data in the whole configuration, for messages.
+        data: a mapping of settings, nested like the dataclasses.
+        path: dotted path of the data in the whole configuration, for messages.
         allow: prefixes of the classes that ``_target_`` may name.
-        where: says in which file the setting at a dotted path is set, or returns an empty text.
-        stage_of: gives a stage by its key, where the data name one under ``_stage_``.
+        where: returns the file in which the setting at a dotted path is set; empty if unknown.
+        stage_of: returns a stage by its key, for data that refer to one under ``_stage_``.
 
     Raises:
         ConfigError: one or more settings are unknown, missing, of the wrong type or out of range.
@@ -58,12 +58,12 @@ def build(
     return value  # type: ignore[no-any-return]
 
 
-class _RefusedError(Exception):
-    """A value that cannot be built; its problems are recorded."""
+class _InvalidError(Exception):
+    """A value cannot be built; its problems have been recorded."""
 
 
-class _UnfitError(_RefusedError):
-    """The data name no class that can stand for the type; where there is a choice, another type may be meant."""
+class _NoMatchError(_InvalidError):
+    """The data name no class that matches the type; within a union, another member may match."""
 
 
 @dataclass
@@ -74,26 +74,26 @@ class _Builder:
     problems: list[Problem] = field(default_factory=list)
 
     def value(self, hint: Any, data: object, path: str) -> Any:
-        """Return the value, or None after recording why there is none."""
+        """Return the value, or None after recording its problems."""
         try:
-            return self._built(hint, data, path)
-        except _RefusedError:
+            return self._build(hint, data, path)
+        except _InvalidError:
             return None
 
-    def _refuse(self, path: str, text: str) -> NoReturn:
-        self._note(Problem(path, text))
-        raise _RefusedError
+    def _fail(self, path: str, text: str) -> NoReturn:
+        self._add(Problem(path, text))
+        raise _InvalidError
 
-    def _note(self, problem: Problem) -> None:
+    def _add(self, problem: Problem) -> None:
         hint = self.where(problem.path) if self.where is not None else ""
         text = f"{problem.text.rstrip('.')}. Set in `{hint}`." if hint else problem.text
         self.problems.append(replace(problem, text=text))
 
-    def _built(self, hint: Any, data: object, path: str) -> Any:
+    def _build(self, hint: Any, data: object, path: str) -> Any:
         if hint is Any or hint is object:
             return self._object(object, data, path) if isinstance(data, Mapping) else data
-        if (by_form := _FORMS.get(get_origin(hint) or hint)) is not None:
-            return by_form(self, get_args(hint), data, path)
+        if (builder := _BUILDERS.get(get_origin(hint) or hint)) is not None:
+            return builder(self, get_args(hint), data, path)
         return self._simple(hint, data, path)
 
     def _simple(self, hint: Any, data: object, path: str) -> Any:
@@ -109,14 +109,14 @@ class _Builder:
         if isinstance(data, Enum):
             data = data.value
         if isinstance(data, float) and not math.isfinite(data):
-            self._refuse(path, f"{data!r} is not finite; expected {SCALARS[hint]}.")
+            self._fail(path, f"{data!r} is not finite; expected {SCALARS[hint]}.")
         if type(data) is hint:
             return data
         if hint is float and type(data) is int:
             return float(data)
         if hint is int and isinstance(data, float) and data.is_integer():
             return int(data)
-        self._refuse(path, f"{data!r} is {kind(data)}; expected {SCALARS[hint]}.")
+        self._fail(path, f"{data!r} is {kind(data)}; expected {SCALARS[hint]}.")
 
     def _one_of(self, known: tuple[Any, ...], data: object, path: str) -> object:
         if isinstance(data, Enum):
@@ -125,105 +125,107 @@ class _Builder:
             if type(value) is type(data) and value == data:
                 return value
         close = close_to(str(data), [str(value) for value in known])
-        self._refuse(path, f"{data!r} is not known{close}. Expected one of {quoted(map(str, known))}.")
+        self._fail(path, f"{data!r} is not known{close}. Expected one of {quoted(map(str, known))}.")
 
     def _tuple(self, inner: tuple[Any, ...], data: object, path: str) -> tuple[object, ...]:
         if not isinstance(data, list | tuple):
-            self._refuse(path, f"{data!r} is {kind(data)}; expected a list.")
+            self._fail(path, f"{data!r} is {kind(data)}; expected a list.")
         if len(inner) == 2 and inner[1] is Ellipsis:
             hints: tuple[Any, ...] = inner[:1] * len(data)
         else:
             hints = inner or (object,) * len(data)
         if len(hints) != len(data):
-            self._refuse(path, f"{list(data)!r} has {len(data)} values; expected {len(hints)}.")
+            self._fail(path, f"{list(data)!r} has {len(data)} values; expected {len(hints)}.")
         before = len(self.problems)
         pairs = enumerate(zip(hints, data, strict=True))
         values = tuple(self.value(hint, item, f"{path}[{i}]") for i, (hint, item) in pairs)
         if len(self.problems) > before:
-            raise _RefusedError
+            raise _InvalidError
         return values
 
     def _mapping(self, inner: tuple[Any, ...], data: object, path: str) -> dict[str, object]:
         if not isinstance(data, Mapping):
-            self._refuse(path, f"{data!r} is {kind(data)}; expected a mapping.")
+            self._fail(path, f"{data!r} is {kind(data)}; expected a mapping.")
         before = len(self.problems)
-        # Earlier versions wrote some mappings as a class of their own.
+        # Earlier versions stored some mappings as a class, with a `_target_`.
         values = {str(n): self.value(inner[1], item, f"{path}.{n}") for n, item in data.items() if n != TARGET}
         if len(self.problems) > before:
-            raise _RefusedError
+            raise _InvalidError
         return values
 
-    def _either(self, hints: tuple[Any, ...], data: object, path: str) -> object:
+    def _union(self, hints: tuple[Any, ...], data: object, path: str) -> object:
         if data is None and NoneType in hints:
             return None
         rest = [hint for hint in hints if hint is not NoneType]
         before = len(self.problems)
         failures: list[list[Problem]] = []
-        meant: list[list[Problem]] = []
+        relevant: list[list[Problem]] = []
         for hint in rest:
             try:
-                return self._built(hint, data, path)
-            except _RefusedError as refusal:
+                return self._build(hint, data, path)
+            except _InvalidError as error:
                 failures.append(self.problems[before:])
-                if not isinstance(refusal, _UnfitError):
-                    meant.append(failures[-1])
+                if not isinstance(error, _NoMatchError):
+                    relevant.append(failures[-1])
                 del self.problems[before:]
         if len(rest) == 1 or isinstance(data, Mapping):
-            self.problems.extend((meant or failures)[0])
-            raise _RefusedError
-        self._refuse(path, f"{data!r} is {kind(data)}; expected {' or '.join(map(expected, rest))}.")
+            self.problems.extend((relevant or failures)[0])
+            raise _InvalidError
+        self._fail(path, f"{data!r} is {kind(data)}; expected {' or '.join(map(expected, rest))}.")
 
     def _object(self, hint: type, data: object, path: str) -> object:
         if self.stage_of is not None and isinstance(data, Mapping) and STAGE in data:
             data = self.stage_of(str(data[STAGE]))
         if is_dataclass(data) and not isinstance(data, type):
-            if lacking := _lacking(type(data), hint):
-                self._refuse(path, f"`{type(data).__qualname__}` is not a `{hint.__name__}`: {lacking}.")
+            if mismatch := _mismatch(type(data), hint):
+                self._fail(path, f"`{type(data).__qualname__}` is not a `{hint.__name__}`: {mismatch}.")
             return data
         if isinstance(data, str) and callable(parse := getattr(hint, "parse", None)):
             try:
                 return parse(data)
             except HarnessError as error:
                 for problem in error.problems if isinstance(error, ConfigError) else (error,):
-                    self._note(Problem(path, str(problem)))
-                raise _RefusedError from None
+                    self._add(Problem(path, str(problem)))
+                raise _InvalidError from None
         if not isinstance(data, Mapping):
-            self._refuse(path, f"{data!r} is {kind(data)}; expected {expected(hint)}.")
+            self._fail(path, f"{data!r} is {kind(data)}; expected {expected(hint)}.")
         try:
             cls = self._class(hint, data, path)
-        except _RefusedError:
-            raise _UnfitError from None
+        except _InvalidError:
+            raise _NoMatchError from None
         return self._fields(cls, {key: item for key, item in data.items() if key != TARGET}, path)
 
     def _class(self, hint: type, data: Mapping[str, Any], path: str) -> type:
         if TARGET not in data:
             if is_dataclass(hint) and hint is not Stage:
                 return hint
-            self._refuse(path, f"which class is meant is not said; expected `{TARGET}` with a {expected(hint)}.")
+            self._fail(path, f"no class is named; expected `{TARGET}` with a {expected(hint)}.")
         target = data[TARGET]
-        place = f"{path}.{TARGET}" if path else TARGET
+        location = f"{path}.{TARGET}" if path else TARGET
         if not isinstance(target, str) or not (is_name(target) or target.startswith(self.allow)):
             allowed = f"expected a class under {quoted(self.allow)}; `targets=[my_package.]` allows others"
-            self._refuse(place, f"{target!r} is not allowed; {allowed}.")
-        found = [self._import(path, place) for path in paths_of(target)]
+            self._fail(location, f"{target!r} is not allowed; {allowed}.")
+        found = [self._class_at(path, location) for path in paths_of(target)]
         if not found:
             others = " or ".join(map(str, versions_of(target)))
             known = f"the installed code has version {others} of it" if others else "the installed code has none"
-            self._refuse(place, f"`{target}` is not known: {known}. Run the code that wrote it.")
-        fitting = [cls for cls in found if not _lacking(cls, hint)]
-        if len(fitting) != 1:
-            lacking = _lacking(found[0], hint) or f"it may be any of {quoted(each.__qualname__ for each in fitting)}"
-            self._refuse(place, f"`{target}` is not a `{hint.__name__}`: {lacking}.")
-        return fitting[0]
+            self._fail(location, f"`{target}` is not known: {known}. Run the version of the code that wrote it.")
+        matching = [cls for cls in found if not _mismatch(cls, hint)]
+        if len(matching) != 1:
+            mismatch = (
+                _mismatch(found[0], hint) or f"it is ambiguous between {quoted(each.__qualname__ for each in matching)}"
+            )
+            self._fail(location, f"`{target}` is not a `{hint.__name__}`: {mismatch}.")
+        return matching[0]
 
-    def _import(self, target: str, place: str) -> type:
+    def _class_at(self, target: str, location: str) -> type:
         try:
-            return _imported(target)
+            return _import_class(target)
         except (ImportError, AttributeError) as error:
             advice = "" if target.startswith("harness.") else " Install its package, or put its folder on PYTHONPATH."
-            self._refuse(place, f"`{target}` cannot be imported: {error}.{advice}")
+            self._fail(location, f"`{target}` cannot be imported: {error}.{advice}")
         except SyntaxError as error:
-            self._refuse(place, f"`{target}` cannot be imported: {error.filename}, line {error.lineno}: {error.msg}.")
+            self._fail(location, f"`{target}` cannot be imported: {error.filename}, line {error.lineno}: {error.msg}.")
 
     def _fields(self, cls: type, data: Mapping[str, Any], path: str) -> object:
         before = len(self.problems)
@@ -232,41 +234,41 @@ class _Builder:
         moved: Mapping[str, str] = getattr(cls, "moved", {})
         for key, item in data.items():
             if key in moved:
-                # Of a stored stage that has it as null, which added nothing to the key, nothing is lost.
+                # A stored stage may have it as null, which is not part of the key, so it can be dropped.
                 if item is not None or self.stage_of is None:
-                    self._note(Problem(key, moved[key]).under(path))
+                    self._add(Problem(key, moved[key]).under(path))
             elif key not in known:
                 close = close_to(str(key), known)
                 listed = f"Known: {quoted(known)}." if known else "It has no settings."
-                self._note(Problem(str(key), f"unknown setting for `{label}`{close}. {listed}").under(path))
-        good: dict[str, Any] = {}
+                self._add(Problem(str(key), f"unknown setting for `{label}`{close}. {listed}").under(path))
+        values: dict[str, Any] = {}
         missing = False
         for key, item in known.items():
             if key not in data:
                 if item.default is MISSING and item.default_factory is MISSING:
                     missing = True
-                    lacking = f"missing setting for `{label}`; expected {expected(types[key])}."
-                    self._note(Problem(key, lacking).under(path))
+                    text = f"missing setting for `{label}`; expected {expected(types[key])}."
+                    self._add(Problem(key, text).under(path))
                 continue
             try:
-                good[key] = self._built(types[key], data[key], f"{path}.{key}" if path else key)
-            except _RefusedError:
+                values[key] = self._build(types[key], data[key], f"{path}.{key}" if path else key)
+            except _InvalidError:
                 missing = missing or (item.default is MISSING and item.default_factory is MISSING)
         if missing:
-            raise _RefusedError
-        # Built even after a problem, with defaults in the place of refused values: its ranges are reported as well.
-        value: object = cls(**good)
+            raise _InvalidError
+        # Built despite problems, with defaults for invalid values, so that range errors are reported too.
+        value: object = cls(**values)
         if callable(problems := getattr(value, "problems", None)):
             for stated in problems():
-                self._note(Problem.of(stated).under(path))
+                self._add(Problem.of(stated).under(path))
         if len(self.problems) > before:
-            raise _RefusedError
+            raise _InvalidError
         return value
 
 
-_FORMS: dict[Any, Callable[[_Builder, tuple[Any, ...], object, str], object]] = {
-    Union: _Builder._either,
-    UnionType: _Builder._either,
+_BUILDERS: dict[Any, Callable[[_Builder, tuple[Any, ...], object, str], object]] = {
+    Union: _Builder._union,
+    UnionType: _Builder._union,
     tuple: _Builder._tuple,
     Mapping: _Builder._mapping,
     Literal: _Builder._one_of,
@@ -279,7 +281,7 @@ def _fields_of(cls: type) -> dict[str, Field[Any]]:
 
 
 @cache
-def _imported(target: str) -> type:
+def _import_class(target: str) -> type:
     module, _, name = target.rpartition(".")
     found = getattr(import_module(module), name)
     if not isinstance(found, type):
@@ -288,13 +290,13 @@ def _imported(target: str) -> type:
 
 
 @cache
-def _lacking(cls: type, hint: type) -> str:
-    """Say what a class lacks to stand for a type; nothing if it lacks nothing."""
+def _mismatch(cls: type, hint: type) -> str:
+    """Return why a class does not match a type; empty if it does."""
     if not is_dataclass(cls):
         return "it is not a settings class (a dataclass)"
     if not getattr(hint, "_is_protocol", False):
         return "" if issubclass(cls, hint) else f"it is no subclass of `{hint.__qualname__}`"
     wanted = {name for base in hint.__mro__ if getattr(base, "_is_protocol", False) for name in vars(base)}
     had = {item.name for item in fields(cls)}
-    lacking = sorted(name for name in wanted if not name.startswith("_") and name not in had and not hasattr(cls, name))
-    return f"it lacks {quoted(lacking)}" if lacking else ""
+    missing = sorted(name for name in wanted if not name.startswith("_") and name not in had and not hasattr(cls, name))
+    return f"it lacks {quoted(missing)}" if missing else ""

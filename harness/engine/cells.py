@@ -1,4 +1,4 @@
-"""Which cells of a sweep are one: the only definition. Ids of sweeps and of W&B runs are made from it."""
+"""Identity of cells: the only definition of when two cells are equal. Ids of sweeps and W&B runs derive from it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.engine.identity import key_of
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CellIdentity:
-    """What tells a cell from the others of its sweep; cells in which all of it is equal are one.
+    """What distinguishes a cell from the others of its sweep; cells that agree in all of it are duplicates.
 
     Attributes:
         labels: defense, task, attack, ratio, model and seed.
         swept: every value that the user set, by dotted name.
-        keys: of its stages, by the part they play.
+        keys: keys of its stages, by their role in the cell.
     """
 
     labels: Mapping[str, Any]
@@ -30,11 +30,11 @@ class CellIdentity:
         return cls(labels=cell["labels"], swept=cell["swept"], keys=cell["keys"])
 
     def __eq__(self, other: object) -> bool:
-        """Whether all that tells cells apart is equal, as text."""
+        """Return whether labels, overrides and keys are equal as text."""
         return isinstance(other, CellIdentity) and self._texts == other._texts
 
     def __hash__(self) -> int:
-        """Equal identities have the same."""
+        """Return a hash that is consistent with equality."""
         return hash(self._texts)
 
     def run_id(self, sweep: str) -> str:
@@ -43,7 +43,7 @@ class CellIdentity:
 
     @property
     def result(self) -> str:
-        """The hash of what the cell computes and is called, however the user wrote it: a sweep's id is made of it."""
+        """Hash of labels and keys, independent of how the user wrote the overrides; part of the sweep's id."""
         return key_of({"labels": dict(self.labels), "keys": dict(self.keys)})
 
     @property

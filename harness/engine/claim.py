@@ -1,9 +1,10 @@
-"""Claims: "somebody is working on this key". A thin layer over filelock's lease.
+"""Claims: locks on keys, so that one process at a time works on a key. A thin layer over filelock's lease.
 
-A claim is a file that its holder touches while it lives. The claim of a process that died on this host is taken over
-at once (on file systems that cannot exchange two names, as NFS, after the lease); that of a process on another host
-when it was not touched for ``LEASE_SECONDS``; that of a live one never. A holder that was suspended for longer may find
-its claim taken, and must ask ``held`` before it commits.
+A claim is a lock file whose holder updates its modification time as a heartbeat. The claim of a process that died on
+this host is taken over at once (on file systems without atomic exchange of names, such as NFS, after the lease). The
+claim of a process on another host is taken over after ``LEASE_SECONDS`` without a heartbeat; that of a live process on
+this host, never. A holder that was suspended for longer may have lost its claim, so it must check ``held`` before it
+commits.
 """
 
 import logging
@@ -23,12 +24,12 @@ from harness.errors import StoreError
 
 log = logging.getLogger(__name__)
 LEASE_SECONDS = 120.0
-"""Twice the time for which network file systems may show an old modification time."""
+"""Twice the time for which network file systems may report a stale modification time."""
 HEARTBEAT_SECONDS = 15.0
 
 
 class Claim:
-    """A claim that is held until it is released."""
+    """A claim of this process, held until it is released."""
 
     def __init__(self, lease: SoftFileLease) -> None:
         """Wrap an acquired lease."""
@@ -36,20 +37,20 @@ class Claim:
         self.token = lease.token or ""
 
     def held(self) -> bool:
-        """Say whether the claim is still this process's: nobody took it over in the meantime."""
+        """Return whether this process still holds the claim, rather than another that took it over."""
         owner = self._lease.owner
         return self._lease.compromise is None and owner is not None and owner.token == self.token
 
     def release(self) -> None:
-        """Give the claim back. A claim that somebody took over stays theirs.
+        """Release the claim, unless another process took it over.
 
-        One that the file system does not let go of is nobody's news: what was done under it is done or failed by then.
-        It is taken over when this process ends, or when the lease is over.
+        A file system error is only logged, as the work under the claim has ended by now. Such a claim is taken over
+        when this process ends, or when the lease expires.
         """
         try:
             self._lease.release()
         except OSError as error:
-            log.warning("the claim `%s` could not be given back: %s", self._lease.lock_file, error)
+            log.warning("the claim `%s` could not be released: %s", self._lease.lock_file, error)
 
     def __enter__(self) -> "Claim":
         return self
@@ -61,13 +62,13 @@ class Claim:
 
 
 class Claims:
-    """The claims on the keys of a store, as one process sees them.
+    """Takes claims on the keys of a store for this process.
 
     Args:
         folder: the store's folder of claims.
-        lease_seconds: how long a claim of another host must stay untouched to be taken over. Every process that uses
-            the store must give the same number.
-        heartbeat_seconds: how often a held claim is touched.
+        lease_seconds: time without a heartbeat after which a claim from another host is taken over; the same in every
+            process that uses the store.
+        heartbeat_seconds: interval between heartbeats of a held claim.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class Claims:
         self._folder = folder
         self._lease_seconds = lease_seconds
         self._heartbeat_seconds = heartbeat_seconds
-        # Kept while somebody else holds a key: a lease times the silence of its owner over several looks.
-        self._watched: dict[str, SoftFileLease] = {}
-        self._seen: dict[Path, tuple[_Look, float]] = {}
+        # Kept while another process holds a key: a lease measures the time since its heartbeat over several calls.
+        self._leases: dict[str, SoftFileLease] = {}
+        self._seen: dict[Path, tuple[_Stat, float]] = {}
 
     def take(self, key: str) -> Claim | None:
-        """Take the claim on a key without waiting; None if somebody else holds it.
+        """Take the claim on a key without waiting; None if another process holds it.
 
         Raises:
             StoreError: the store cannot be written.
         """
         path = self._folder / key
-        lease = self._watched.pop(key, None) or SoftFileLease(
+        lease = self._leases.pop(key, None) or SoftFileLease(
             path,
             lease_duration=self._lease_seconds,
             heartbeat_interval=self._heartbeat_seconds,
@@ -98,65 +99,65 @@ class Claims:
             with writing(path):
                 try:
                     lease.acquire()
-                # Also an OSError, so it must not reach the refusals of the file system.
+                # Timeout is an OSError, which `writing` would convert.
                 except Timeout:
-                    self._watched[key] = lease
-                    self._break_if_silent(path)
+                    self._leases[key] = lease
+                    self._break_if_stale(path)
                     return None
         except LeaseSettingsMismatch as error:
             raise StoreError(
-                f"Another version of the harness works in this store: {error}. Wait for it, or use one version."
+                f"Another version of the harness is using this store: {error}. Wait for it, or use the same version."
             ) from None
         return Claim(lease)
 
-    def _break_if_silent(self, path: Path) -> None:
-        """Remove a claim that nobody has touched for longer than its holder may be silent.
+    def _break_if_stale(self, path: Path) -> None:
+        """Remove a claim without a heartbeat for longer than the lease.
 
-        The library takes over claims of the dead, except where the file system cannot exchange two names (NFS), and
-        except an empty one, left by a process that was killed between creating it and writing its record.
+        filelock takes over claims of dead processes, except on file systems without atomic exchange of names (NFS),
+        and except an empty file, left by a process that was killed between creating it and writing its record.
         """
         try:
-            look = _look(path)
+            current = _stat(path)
         except FileNotFoundError:
             return
-        before, since = self._seen.get(path, (None, 0.0))
-        if look != before:
-            self._seen[path] = (look, time.monotonic())
+        previous, seen_at = self._seen.get(path, (None, 0.0))
+        if current != previous:
+            self._seen[path] = (current, time.monotonic())
             return
-        # A live holder would have written its record, and touched it since.
-        patience = self._lease_seconds + self._heartbeat_seconds if look.size else 2 * self._heartbeat_seconds
-        if time.monotonic() - since > patience:
-            _remove(path, look)
+        # A live holder would have written its record and updated it since.
+        timeout = self._lease_seconds + self._heartbeat_seconds if current.size else 2 * self._heartbeat_seconds
+        if time.monotonic() - seen_at > timeout:
+            _remove(path, current)
 
 
-class _Look(NamedTuple):
-    """What changes when a claim is touched, or another is made in its place."""
+class _Stat(NamedTuple):
+    """Stat fields of a claim file that change with a heartbeat, or when the file is replaced."""
 
     inode: int
     size: int
-    touched: int
+    modified: int
 
 
-def _look(path: Path) -> _Look:
+def _stat(path: Path) -> _Stat:
     found = path.lstat()
-    return _Look(found.st_ino, found.st_size, found.st_mtime_ns)
+    return _Stat(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _remove(path: Path, judged: _Look) -> None:
+def _remove(path: Path, stale: _Stat) -> None:
     aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}")
     with suppress(FileNotFoundError):
-        if _look(path) != judged:
+        if _stat(path) != stale:
             return
-        # Of several processes that judged alike, one gets it; nobody removes what another made in its place.
+        # Only one of several processes can rename the file; a new claim that replaced it meanwhile is put back.
         os.rename(path, aside)
-        if _look(aside) != judged:
+        if _stat(aside) != stale:
             with suppress(OSError):
                 os.link(aside, path)
         aside.unlink()
 
 
 def claimed(folder: Path) -> set[str]:
-    """Return the keys that a living process works on: it touches its claim."""
+    """Return the keys with a recent heartbeat: a live process works on them."""
     now, found = time.time(), set()
     for path in folder.iterdir() if folder.is_dir() else ():
         try:
@@ -168,17 +169,17 @@ def claimed(folder: Path) -> set[str]:
 
 
 def left_behind(folder: Path, key: str, nodes: str) -> bool:
-    """Say whether the holder of a claim is known to be dead: a process of this host, or of a job that has ended.
+    """Return whether the holder of a claim is known to be dead: a process of this host, or of an ended job.
 
     Args:
         folder: the store's folder of claims.
-        key: the claim's.
-        nodes: where a job that had the key has ended; empty if none has.
+        key: the claimed key.
+        nodes: nodes of an ended job that ran the key; empty if there is none.
     """
     lease = SoftFileLease(folder / key, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
     if (owner := lease.owner) is None:
         return False
-    # What follows a question mark tells containers of a host apart.
+    # filelock appends `?` and an id that distinguishes containers of one host.
     host = owner.hostname.partition("?")[0]
     if host == platform.node():
         return not psutil.pid_exists(owner.pid)
@@ -186,7 +187,7 @@ def left_behind(folder: Path, key: str, nodes: str) -> bool:
 
 
 def holder(folder: Path, key: str) -> str:
-    """Return who holds a claim, in words; empty if nobody does, or it has not written its record yet."""
+    """Describe the process that holds a claim; empty if none does, or it has not written its record yet."""
     lease = SoftFileLease(folder / key, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
     owner = lease.owner
     return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else ""

@@ -1,7 +1,7 @@
-"""The names of the package's own classes in stored data: ``kind/name@version``, whatever module they live in.
+"""Names of the package's classes in stored data: ``kind/name@version``, independent of their module.
 
-A name outlives the module: code may be moved and renamed, and a store that was written before is still read. Classes of
-other packages go by their import path, since only that says where to find them.
+Code can therefore be moved and renamed without making existing stores unreadable. Classes of other packages are stored
+by import path, which is needed to find them.
 """
 
 import re
@@ -22,14 +22,14 @@ _KINDS = {
     "judges": "judge",
     "tracking": "tracker",
 }
-"""What the classes of a folder are called. Those of every other one are settings, wherever they live."""
+"""Kind of the classes in each folder; classes in any other folder are ``settings``."""
 _SETTINGS = "settings"
 _NAME = re.compile(r"([a-z]+)/([^@]+)@(\d+)")
 _LINE = re.compile(r"""class (?P<cls>\w+)|    (?P<item>name|version): ClassVar\[(?:str|int)\] = (?P<value>.+)""")
 
 
 class Named(NamedTuple):
-    """A class of the package: what it is called, and where it is."""
+    """A named class of the package and its import path."""
 
     kind: str
     name: str
@@ -42,22 +42,21 @@ class Named(NamedTuple):
 
 @cache
 def name_of(cls: type) -> str:
-    """Return what stored data call a class."""
+    """Return the name of a class in stored data; its import path if it has none."""
     path = f"{cls.__module__}.{cls.__qualname__}"
     found = next((named for named in installed() if named.path == path), None)
     return str(found) if found else path
 
 
 def is_name(text: str) -> bool:
-    """Say whether a text is the name of a class of the package, and no import path."""
+    """Return whether a text has the form ``kind/name@version`` rather than an import path."""
     return _NAME.fullmatch(text) is not None
 
 
 def paths_of(text: str) -> Sequence[str]:
-    """Return the import paths of the classes that a name or an import path may mean.
+    """Return the import paths of the classes that a name or an import path may refer to.
 
-    Two classes may have one name, such as the parts of a method that acts in two slots; what they are wanted for tells
-    them apart.
+    Two classes may share a name, such as the parts of a method that acts in two slots; the expected type selects one.
     """
     if (match := _NAME.fullmatch(text)) is None:
         return [current(text)]
@@ -65,13 +64,13 @@ def paths_of(text: str) -> Sequence[str]:
 
 
 def versions_of(text: str) -> Sequence[int]:
-    """Return in which versions a named class is installed."""
+    """Return the installed versions of a named class."""
     match = _NAME.fullmatch(text)
     return [named.version for named in installed() if match and (named.kind, named.name) == (match[1], match[2])]
 
 
 def label_of(text: str) -> str:
-    """Return what a reader calls a class: the last part of its import path."""
+    """Return the short name of a class: the last part of its import path."""
     return next(iter(paths_of(text)), text).rpartition(".")[2]
 
 
@@ -79,7 +78,7 @@ def label_of(text: str) -> str:
 def installed() -> tuple[Named, ...]:
     """Return the classes of the package that have a name and a version.
 
-    Found in the source: importing every module to look would load torch into each process that plans.
+    Parsed from the source: importing every module would load torch into each planning process.
     """
     return tuple(_in_folder(files(PACKAGE), PACKAGE))
 

@@ -1,4 +1,4 @@
-"""Costs: how long stages will take, from the manifests of earlier ones of the same kind and origin."""
+"""Cost estimates: run times of stages, from the manifests of earlier stages of the same kind and origin."""
 
 import statistics
 from collections import Counter
@@ -11,16 +11,16 @@ from harness.engine.store import Store
 from harness.errors import StoreError
 
 SAMPLE = 200
-"""Manifests of a kind that are read, at most: a store may hold a hundred thousand."""
+"""Manifests to read per kind, at most: a store may hold a hundred thousand."""
 
 
 class Cost(NamedTuple):
-    """What the stages of a kind will take.
+    """Estimated cost of the stages of a kind.
 
     Attributes:
-        stages: how many there are.
-        known: for how many of them an earlier stage of the same kind and origin tells.
-        seconds: the wall time of those, one after another.
+        stages: number of stages.
+        known: number of stages with an estimate from an earlier stage of the same kind and origin.
+        seconds: total wall time of the ``known`` stages.
     """
 
     stages: int
@@ -28,24 +28,24 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def predicted(stages: Iterable[Stage], store: Store) -> dict[str, Cost]:
-    """Return what stages will cost, by kind."""
+def estimate_costs(stages: Iterable[Stage], store: Store) -> dict[str, Cost]:
+    """Return the estimated cost of stages, by kind."""
     counts = Counter((stage.name, origin_of(stage)) for stage in stages)
-    rates = _rates({kind for kind, _ in counts}, store)
+    rates = _median_seconds({kind for kind, _ in counts}, store)
     costs: dict[str, Cost] = {}
     for (kind, origin), count in counts.items():
-        before = costs.get(kind, Cost(0, 0, 0.0))
+        total = costs.get(kind, Cost(0, 0, 0.0))
         rate = rates.get((kind, origin))
         known = count if rate is not None else 0
-        costs[kind] = Cost(before.stages + count, before.known + known, before.seconds + count * (rate or 0.0))
+        costs[kind] = Cost(total.stages + count, total.known + known, total.seconds + count * (rate or 0.0))
     return costs
 
 
-def _rates(kinds: Iterable[str], store: Store) -> dict[tuple[str, str], float]:
-    """Return the median seconds of a stage, by kind and origin."""
+def _median_seconds(kinds: Iterable[str], store: Store) -> dict[tuple[str, str], float]:
+    """Return the median wall time of a stage in seconds, by kind and origin."""
     seen: dict[tuple[str, str], list[float]] = {}
     for kind in kinds:
-        # A preview does not stop at a manifest that cannot be read; whoever needs it will say so.
+        # An estimate skips unreadable manifests; the stage that needs the artifact reports the error.
         with suppress(StoreError):
             for manifest in store.manifests(kind, SAMPLE):
                 seen.setdefault((kind, manifest.origin), []).append(manifest.seconds)

@@ -1,4 +1,4 @@
-"""Collect: what of a store no sweep names any more, and removing it."""
+"""Garbage collection: finds and removes what no sweep in the store refers to."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from harness.errors import StoreError
 
 
 class Garbage(NamedTuple):
-    """A folder that nobody needs: what it is, where, and how many bytes it holds."""
+    """A folder that is not needed: its type, path, and size in bytes."""
 
     what: str
     path: Path
@@ -24,61 +24,61 @@ class Garbage(NamedTuple):
 
 
 class Needed:
-    """The keys that somebody needs at the moment of the question: sweeps, jobs and processes, and what those read.
+    """The keys in use at the time of the query: by sweeps, queued jobs and running processes, with all ancestors.
 
-    Once something cannot be read that names keys, every key may be needed.
+    If a record that names keys cannot be read, every key counts as needed.
 
     Args:
         store: the store.
-        queued: keys of stages whose jobs are in the queue.
+        queued: keys of stages with a job in the queue.
     """
 
     def __init__(self, store: Store, *, queued: Collection[str]) -> None:
-        """Read no record yet."""
+        """Read the specs of queued stages; sweep records are read on demand."""
         self._store = store
         self.damage: dict[str, None] = {}
-        """What could not be read so far, a sentence each."""
-        self._queued = with_ancestors(store, queued, self._met)
-        self._worked_on: tuple[set[str], set[str]] = (set(), set())
-        self._named: dict[tuple[str, int], set[str]] = {}
+        """Messages about files that could not be read so far."""
+        self._queued = with_ancestors(store, queued, self._add_damage)
+        self._claimed: tuple[set[str], set[str]] = (set(), set())
+        self._by_sweep: dict[tuple[str, int], set[str]] = {}
 
     def __contains__(self, key: str) -> bool:
         return any(key in keys for keys in self._groups()) or bool(self.damage)
 
     def keys(self) -> set[str]:
-        """Return all of them that are known, as of now."""
+        """Return all keys known to be needed now."""
         return set().union(*self._groups())
 
     def _groups(self) -> Iterator[set[str]]:
         yield self._queued
-        now = claimed(self._store.claims)
-        if now != self._worked_on[0]:
-            self._worked_on = now, with_ancestors(self._store, now, self._met)
-        yield self._worked_on[1]
+        live = claimed(self._store.claims)
+        if live != self._claimed[0]:
+            self._claimed = live, with_ancestors(self._store, live, self._add_damage)
+        yield self._claimed[1]
         yield from self._sweeps()
 
     def _sweeps(self) -> Iterator[set[str]]:
         for path in self._store.layout.sweeps.glob("[!.]*.json"):
             version = path.stem, path.stat().st_mtime_ns
-            if version not in self._named:
-                if why := unreadable(self._store, path.stem):
-                    self._met(why)
-                self._named[version] = set() if why else named(self._store.read_sweep(path.stem))
-            yield self._named[version]
+            if version not in self._by_sweep:
+                if problem := record_problem(self._store, path.stem):
+                    self._add_damage(problem)
+                self._by_sweep[version] = set() if problem else keys_of_record(self._store.read_sweep(path.stem))
+            yield self._by_sweep[version]
 
-    def _met(self, why: str) -> None:
-        self.damage[why] = None
+    def _add_damage(self, problem: str) -> None:
+        self.damage[problem] = None
 
 
-def named(record: Mapping[str, Any]) -> set[str]:
-    """Return the keys of a sweep's record; one of an earlier version names those of its cells only."""
+def keys_of_record(record: Mapping[str, Any]) -> set[str]:
+    """Return the keys in a sweep's record; records of earlier versions contain only those of cells."""
     return {*record.get("stages", {}), *(key for cell in record["cells"] for key in cell["keys"].values() if key)}
 
 
-def unreadable(store: Store, sweep: str) -> str:
-    """Say why the record of a sweep cannot be read, in a sentence; empty if it can."""
+def record_problem(store: Store, sweep: str) -> str:
+    """Return why the record of a sweep cannot be read; empty if it can."""
     try:
-        named(store.read_sweep(sweep))
+        keys_of_record(store.read_sweep(sweep))
     except StoreError as error:
         return str(error)
     except (KeyError, TypeError, AttributeError):
@@ -87,22 +87,22 @@ def unreadable(store: Store, sweep: str) -> str:
 
 
 def with_ancestors(store: Store, keys: Collection[str], damaged: Callable[[str], None]) -> set[str]:
-    """Return keys and those of all that they read, as far as their specs can be read; tell which cannot."""
+    """Return keys and those of all their ancestors; call ``damaged`` for each spec that cannot be read."""
     found: set[str] = set()
-    left = list(keys)
-    while left:
-        key = left.pop()
+    pending = list(keys)
+    while pending:
+        key = pending.pop()
         if key not in found:
             found.add(key)
             try:
-                left += _parents(store, key)
+                pending += _parents(store, key)
             except StoreError as error:
                 damaged(str(error))
     return found
 
 
 def _parents(store: Store, key: str) -> list[str]:
-    # Its class may be one that only its own sweep allows to be built.
+    # Read without building the stage: its class may only be allowed in its own sweep.
     path = store.layout.spec(key)
     if not path.exists():
         return []
@@ -117,13 +117,13 @@ def _stages_in(data: object) -> Iterator[str]:
             yield from _stages_in(part)
 
 
-def unneeded(store: Store, needed: Collection[str], *, seconds: float) -> Iterator[Garbage]:
-    """Find what can go: artifacts and work folders of keys that nobody needs, and damaged artifacts that lie aside.
+def find_garbage(store: Store, needed: Collection[str], *, seconds: float) -> Iterator[Garbage]:
+    """Find artifacts and work folders of unneeded keys, and damaged artifacts that were set aside.
 
     Args:
         store: the store.
-        needed: keys that must stay.
-        seconds: how long a folder must have been left alone.
+        needed: keys to keep.
+        seconds: minimum time since the last modification of a folder.
     """
     latest = time.time() - seconds
     layout = store.layout
@@ -138,13 +138,13 @@ def unneeded(store: Store, needed: Collection[str], *, seconds: float) -> Iterat
 
 
 def remove(store: Store, garbage: Garbage) -> None:
-    """Remove a folder; what is half removed never looks like an artifact.
+    """Remove a folder; a partly removed one is never mistaken for an artifact.
 
     Raises:
         StoreError: the store cannot be written.
     """
     with writing(garbage.path):
-        # An artifact without its manifest is none.
+        # Without its manifest, an artifact is incomplete.
         (garbage.path / MANIFEST).unlink(missing_ok=True)
         trash = store.layout.damaged / f".{garbage.path.name}-{time.time_ns()}"
         try:
@@ -153,6 +153,6 @@ def remove(store: Store, garbage: Garbage) -> None:
         except OSError as error:
             if not is_full(error):
                 raise
-            # There is no room for another name: it goes where it lies.
+            # No space for a new directory entry: remove it in place.
             trash = garbage.path
         shutil.rmtree(trash)

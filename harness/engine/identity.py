@@ -1,9 +1,9 @@
-"""Identity: what a stage hashes, and nothing else.
+"""Identity: the canonical payload of a stage and its hash, the key.
 
 The payload of a value is canonical JSON: a dataclass becomes its ``name``, its ``version`` and every field cast to the
-field's annotated type; a parent stage becomes its key; a field that is ``None`` adds nothing, so that a new optional
-field keeps old keys valid. Anything without a stable representation raises: a permissive ``str()`` would fork identity
-between processes.
+field's annotated type; a parent stage becomes its key; a field that is ``None`` is omitted, so that adding an optional
+field keeps old keys valid. A value without a stable representation raises: a fallback to ``str()`` could give different
+keys in different processes.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ KEY_LENGTH = 16
 
 @runtime_checkable
 class Keyed(Protocol):
-    """A value that enters the payload of another by its key: a parent stage."""
+    """A value that is represented by its key in another's payload: a parent stage."""
 
     @property
     def key(self) -> str:
-        """The hash of everything that can change the value's result."""
+        """Hash of everything that can change the value's result."""
         ...
 
 
@@ -84,7 +84,7 @@ def _number(value: int | float, hint: object, where: str) -> int | float:
 
 
 def _wants(hint: object, number: type) -> bool:
-    """Say whether a number annotated with a type, or an optional one, is meant to be of the given kind."""
+    """Return whether an annotation, possibly optional, asks for this number type and not for the other."""
     arms = get_args(hint) or (hint,)
     return number in arms and not ({int, float} - {number}).intersection(arms)
 
@@ -100,17 +100,17 @@ def _item_types(hint: object, length: int) -> tuple[object, ...]:
 
 @cache
 def field_types(cls: type) -> dict[str, Any]:
-    """Return the annotated types of a class's fields, by name. Cached: a plan asks thousands of times."""
+    """Return the annotated types of a class's fields, by name. Cached: called thousands of times per plan."""
     return get_type_hints(cls)
 
 
 def flatten(value: object, path: str = "", *, lists: bool = True) -> dict[str, Any]:
-    """Return nested mappings and lists as one mapping from dotted path to scalar.
+    """Flatten nested mappings and lists into one mapping from dotted path to scalar.
 
     Args:
-        value: the nested one.
-        path: what all paths begin with.
-        lists: whether the items of lists are told apart by their place; otherwise a list is a scalar.
+        value: the nested value.
+        path: prefix of all paths.
+        lists: whether lists are flattened by index; otherwise a list is a scalar.
     """
     if isinstance(value, Mapping):
         items = [(str(key), inner) for key, inner in value.items()]

@@ -1,4 +1,4 @@
-"""The layout of a store: which file or folder lies where. Nothing else joins a path of the store."""
+"""The layout of a store. The only module that builds paths within a store."""
 
 import os
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
 FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
-"""What a store that can be written has; ``jobs`` and ``damaged`` are made when they are needed."""
+"""Folders created in every writable store; ``jobs`` and ``damaged`` are created on demand."""
 
 
 class StoreLayout:
-    """Paths of one store; nothing is touched.
+    """Paths of one store; performs no writes.
 
     Args:
         root: the folder of the store.
@@ -27,15 +27,15 @@ class StoreLayout:
         return self.root / "artifacts"
 
     def artifact(self, kind: str, key: str) -> Path:
-        """Return where the artifact of a stage is or will be."""
+        """Return the path of a stage's artifact, whether or not it exists."""
         return self.artifacts / kind / key
 
     def manifest(self, kind: str, key: str) -> Path:
-        """Return where the manifest of a complete artifact is."""
+        """Return the path of an artifact's manifest."""
         return self.artifact(kind, key) / MANIFEST
 
     def find(self, key: str) -> Path:
-        """Return the folder of the artifact with a key; one that does not exist if there is none."""
+        """Return the folder of the artifact with a key; a path that does not exist if there is none."""
         return next(self.artifacts.glob(f"*/{key}"), self.artifacts / "*" / key)
 
     def manifests(self, kind: str = "*") -> Iterator[Path]:
@@ -43,9 +43,9 @@ class StoreLayout:
         return self.artifacts.glob(f"{kind}/*/{MANIFEST}")
 
     def folders_by_key(self) -> dict[str, Path]:
-        """Return every artifact folder by key: one listing of each kind, instead of a search for every key."""
-        kinds = [Path(kind.path) for kind in _listed(self.artifacts) if kind.is_dir()]
-        return {found.name: Path(found.path) for kind in kinds for found in _listed(kind)}
+        """Return every artifact folder by key, from one listing per kind instead of a search per key."""
+        kinds = [Path(kind.path) for kind in _scan(self.artifacts) if kind.is_dir()]
+        return {entry.name: Path(entry.path) for kind in kinds for entry in _scan(kind)}
 
     @property
     def specs(self) -> Path:
@@ -62,7 +62,7 @@ class StoreLayout:
         return self.root / "attempts"
 
     def attempts_of(self, key: str) -> Path:
-        """Return the record of a stage's attempts, one line each."""
+        """Return the path of a stage's attempt record, one line per attempt."""
         return self.attempts / f"{key}.jsonl"
 
     @property
@@ -76,7 +76,7 @@ class StoreLayout:
 
     @property
     def claims(self) -> Path:
-        """The folder of the files that say that somebody works on a key."""
+        """The folder of claims (lock files), one per key."""
         return self.root / "claims"
 
     @property
@@ -99,7 +99,7 @@ class StoreLayout:
         return self.root / "damaged"
 
 
-def _listed(folder: Path) -> list["os.DirEntry[str]"]:
+def _scan(folder: Path) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -1,28 +1,30 @@
-"""What people type instead of a whole name: how a key or the id of a sweep begins."""
+"""Lookup of keys and sweep ids by prefix, as typed by users."""
 
 from harness.engine.store import Store
 from harness.errors import StoreError
 
 
-def key_named(store: Store, prefix: str) -> str:
-    """Return the key of the one registered stage that begins so.
+def resolve_key(store: Store, prefix: str) -> str:
+    """Return the only registered key with a prefix.
 
     Raises:
-        StoreError: there is none, or more than one.
+        StoreError: no key or several keys match.
     """
     keys = sorted(path.stem for path in store.layout.specs.glob("*.json") if path.stem.startswith(prefix))
     if len(keys) != 1:
         listed = ", ".join(keys[:5])
         found = f"{len(keys)} keys begin with `{prefix}`: {listed}" if keys else f"No key begins with `{prefix}`"
-        raise StoreError(f"{found} in `{store.root}`; expected one. The report's `key.` columns name stages.")
+        raise StoreError(
+            f"{found} in `{store.root}`; expected one. The report's `key.` columns list the keys of stages."
+        )
     return keys[0]
 
 
-def sweep_named(store: Store, prefix: str | None) -> str:
-    """Return the id of the one sweep that begins so; of the latest with that title, or of all if nothing is given.
+def resolve_sweep(store: Store, prefix: str | None) -> str:
+    """Return the id of the latest sweep with a title, or the only id with a prefix; without one, the latest sweep.
 
     Raises:
-        StoreError: there is no such sweep, or more than one begins so.
+        StoreError: no sweep matches, or several ids have the prefix.
     """
     known = store.sweep_ids()
     if not known:
@@ -36,5 +38,5 @@ def sweep_named(store: Store, prefix: str | None) -> str:
         latest = ", ".join(f"`{name}`" for name in known[:5])
         raise StoreError(f"There is no sweep `{prefix}` in `{store.root}`. Latest: {latest}.")
     if len(found) > 1:
-        raise StoreError(f"`{prefix}` begins {len(found)} sweeps: {', '.join(found[:5])}. Write more of the id.")
+        raise StoreError(f"{len(found)} sweep ids begin with `{prefix}`: {', '.join(found[:5])}. Use a longer prefix.")
     return found[0]

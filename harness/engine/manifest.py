@@ -1,4 +1,4 @@
-"""A manifest: the list of an artifact's files, and how they came to be. An artifact is complete if it has one."""
+"""A manifest: an artifact's files with hashes, and their provenance. An artifact is complete if it has one."""
 
 import hashlib
 import os
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.engine.files import opened, read_json
+from harness.engine.files import open_regular, read_json
 from harness.engine.layout import MANIFEST
 from harness.errors import DamagedArtifact, StoreError, UnreadableFile
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What a file of an artifact must be.
+    """Expected size and hash of a file in an artifact.
 
     Attributes:
         size: bytes.
-        sha256: of the content, in hexadecimal digits.
+        sha256: hash of the content, in hexadecimal digits.
     """
 
     size: int
@@ -27,13 +27,13 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path, *, durable: bool = False) -> "FileRecord":
-        """Return the record of a regular file as it is, after forcing it to disk if it shall be durable.
+        """Return the record of a regular file, after syncing the file to disk if ``durable``.
 
         Raises:
-            UnreadableFile: it is something else, or the file system refuses.
-            OSError: the disk is full, where it shall be durable.
+            UnreadableFile: it is not a regular file, or cannot be read.
+            OSError: syncing failed.
         """
-        with opened(path, limit=sys.maxsize) as stream:
+        with open_regular(path, limit=sys.maxsize) as stream:
             if durable:
                 os.fsync(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -48,11 +48,11 @@ class Manifest:
         key: the key of the stage that wrote the artifact.
         kind: the name of the stage.
         files: every file of the artifact, by its path relative to the artifact's folder.
-        facts: what the stage counted.
-        provenance: commit, versions, host, times and memory: what produced the artifact but is not its identity.
+        facts: JSON values that the stage reported, such as counts.
+        provenance: commit, versions, host, times and memory; not part of identity.
         seconds: wall time of the attempt that finished the stage.
-        origin: key of the first ancestor, the base model of a stage that has one; empty without parents. Stages of one
-            kind and origin cost about the same.
+        origin: key of the first ancestor, for most stages the base model; empty without parents. Stages of the same
+            kind and origin have about the same cost.
     """
 
     key: str
@@ -64,12 +64,12 @@ class Manifest:
     origin: str = ""
 
     def json(self) -> dict[str, Any]:
-        """Return the manifest as it is written."""
+        """Return the manifest as stored JSON."""
         return asdict(self)
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> "Manifest":
-        """Return the manifest that was written."""
+        """Return the manifest from stored JSON."""
         files = {name: FileRecord(**record) for name, record in data["files"].items()}
         return cls(**{**data, "files": files})
 
@@ -78,8 +78,8 @@ class Manifest:
         """Return the manifest of an artifact.
 
         Raises:
-            DamagedArtifact: there is something by its name that is not a manifest.
-            StoreError: there is nothing by its name.
+            DamagedArtifact: the manifest is invalid.
+            StoreError: there is no manifest.
         """
         path = folder / MANIFEST
         if not os.path.lexists(path):
@@ -87,9 +87,9 @@ class Manifest:
         try:
             return cls.of_json(read_json(path))
         except UnreadableFile as error:
-            raise damaged(folder, f"`{MANIFEST}` is unreadable ({error})") from None
+            raise damaged_artifact(folder, f"`{MANIFEST}` is unreadable ({error})") from None
         except (KeyError, TypeError, AttributeError):
-            raise damaged(folder, f"`{MANIFEST}` is not a manifest") from None
+            raise damaged_artifact(folder, f"`{MANIFEST}` is not a manifest") from None
 
     def verify(self, folder: Path) -> None:
         """Compare every file of an artifact with its record.
@@ -99,14 +99,14 @@ class Manifest:
         """
         for name, expected in self.files.items():
             if problem := difference(folder / name, expected):
-                raise damaged(folder, f"`{name}` {problem}")
+                raise damaged_artifact(folder, f"`{name}` {problem}")
 
 
 def difference(path: Path, expected: FileRecord) -> str:
-    """Say how a file is other than its record, for the end of a sentence; nothing if it is as recorded."""
+    """Describe how a file differs from its record; empty if it does not."""
     try:
         size = path.stat().st_size
-        # What has another size need not be read to be told.
+        # A different size needs no hash.
         found = FileRecord.of(path) if size == expected.size else FileRecord(size=size, sha256="")
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -114,7 +114,7 @@ def difference(path: Path, expected: FileRecord) -> str:
         return f"cannot be read ({error})"
     if found.size != expected.size:
         return f"has {found.size} bytes; expected {expected.size}"
-    return "" if found == expected else "was altered: its sha256 is not that which was recorded"
+    return "" if found == expected else "was altered: its sha256 differs from the recorded one"
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -122,8 +122,8 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def damaged(folder: Path, problem: str) -> DamagedArtifact:
-    """Return the error for an artifact that is not what its manifest says."""
+def damaged_artifact(folder: Path, problem: str) -> DamagedArtifact:
+    """Return the error for an artifact that does not match its manifest."""
     return DamagedArtifact(
-        f"The artifact `{folder}` is damaged: {problem}. `harness retry` sets it aside and makes it again."
+        f"The artifact `{folder}` is damaged: {problem}. `harness retry` sets it aside and recomputes it."
     )

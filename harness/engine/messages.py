@@ -1,4 +1,4 @@
-"""Wording: how settings, their values and their types are called in messages."""
+"""Wording of values, types and names in error messages."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -10,14 +10,14 @@ _KINDS = {str: "a text", bool: "a truth value", int: "a whole number", float: "a
 
 
 def kind(data: object) -> str:
-    """Say what a value is."""
+    """Describe the type of a value."""
     if isinstance(data, Mapping):
         return "a group of settings"
     return "a list" if isinstance(data, list | tuple) else _KINDS.get(type(data), f"a {type(data).__name__}")
 
 
 def expected(hint: Any) -> str:
-    """Say what an annotated type takes."""
+    """Describe the values that a type annotation accepts."""
     if hint in SCALARS:
         return SCALARS[hint]
     if get_origin(hint) is tuple:
@@ -28,11 +28,11 @@ def expected(hint: Any) -> str:
 
 
 def quoted(names: Iterable[object]) -> str:
-    """List names in backticks."""
+    """Format names as a list in backticks."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name that a misspelt one resembles; nothing if none does."""
+    """Suggest the closest known name to a misspelt one; empty if none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean `{matches[0]}`?)" if matches else ""

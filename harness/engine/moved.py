@@ -1,7 +1,7 @@
-"""Classes that moved: where an import path of an earlier version leads now.
+"""Moved classes: the current import path for one of an earlier version.
 
-Stores and configurations of users name classes by import path. A module or a class that moves within the package gets a
-line here, for as long as such paths shall go on working.
+Existing stores and users' configurations contain import paths. Moving a module or class requires an entry here for as
+long as its old path should keep working.
 """
 
 MOVED: dict[str, str] = {
@@ -29,12 +29,12 @@ MOVED: dict[str, str] = {
     "harness.slurm.Resources": "harness.slurm.settings.Resources",
     "harness.slurm.Slurm": "harness.slurm.settings.Slurm",
 }
-"""Dotted path of a module or a class -> its path now. A module's line holds for everything in it."""
+"""Old dotted path of a module or class -> its current path. The entry of a module applies to everything in it."""
 
 
 def current(path: str) -> str:
-    """Return where a dotted path leads now; the path itself if nothing of it has moved."""
-    # A class that moved twice has two lines; no path may be visited twice.
+    """Return the current form of a dotted path; unchanged if it has not moved."""
+    # A class may have moved several times; the bound ends a cycle of entries.
     for _ in range(len(MOVED) + 1):
         head, tail = path, ""
         while head and head not in MOVED:

@@ -10,7 +10,7 @@ from harness.errors import DataError
 
 
 class Count(NamedTuple):
-    """How many distinct stages of a kind a plan holds, and how many of them are in the store."""
+    """Number of distinct stages of a kind in a plan, and how many of them are stored."""
 
     total: int
     stored: int
@@ -18,11 +18,12 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a plan.
+    """A deduplicated graph of stages.
 
     Attributes:
-        leaves: what was asked for, once each.
-        stages: the leaves and all their ancestors, once each, parents before children, each leaf as early as possible.
+        leaves: the requested stages, without duplicates.
+        stages: the leaves and all their ancestors, without duplicates, parents before children, each leaf as early as
+            possible.
     """
 
     leaves: tuple[Stage, ...]
@@ -30,17 +31,17 @@ class Plan:
 
     @classmethod
     def of(cls, leaves: Iterable[Stage]) -> "Plan":
-        """Return the plan that makes the leaves."""
+        """Return the plan for the leaves and all their ancestors."""
         distinct = tuple(dict.fromkeys(leaves))
         return cls(leaves=distinct, stages=lineage(distinct))
 
     @classmethod
     def single(cls, stage: Stage) -> "Plan":
-        """Return the plan that makes one stage and none of its ancestors."""
+        """Return the plan of one stage without its ancestors."""
         return cls(leaves=(stage,), stages=(stage,))
 
     def count(self, store: Store) -> dict[str, Count]:
-        """Return the counts by kind, in the order in which the kinds first occur."""
+        """Return the counts by kind, in order of first occurrence."""
         counts: dict[str, Count] = {}
         for stage in self.stages:
             total, stored = counts.get(stage.name, Count(0, 0))
@@ -50,17 +51,17 @@ class Plan:
     def pending(self, store: Store) -> tuple[Stage, ...]:
         """Return the stages that have to run, parents before children.
 
-        The ancestors of a stored leaf are left alone, even those that were deleted. A leaf that is not stored needs
-        all its ancestors, as far as they belong to the plan, because a stage may read any of them.
+        Ancestors of a stored leaf are not recomputed, even if they were deleted. A leaf that is not stored needs all
+        its ancestors within the plan, because a stage may read any of them.
         """
         needed = set(lineage(tuple(leaf for leaf in self.leaves if not store.has(leaf))))
         return tuple(stage for stage in self.stages if stage in needed and not store.has(stage))
 
     def preflight(self, store: Store) -> None:
-        """Ask every pending stage what would stop it.
+        """Run the preflight checks of every pending stage.
 
         Raises:
-            DataError: with all distinct problems; nothing has run.
+            DataError: one or more checks failed; lists all distinct problems. Nothing has run.
         """
         problems = dict.fromkeys(problem for stage in self.pending(store) for problem in stage.preflight())
         if problems:

@@ -1,4 +1,4 @@
-"""What comes from outside of this machine: pinned files and models, found inside settings and stages."""
+"""Prefetch: finds the pinned files and models within settings and stages that can be downloaded ahead of a run."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -7,41 +7,41 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Fetchable(Protocol):
-    """Something that can be had beforehand."""
+    """Something that can be downloaded ahead of a run."""
 
     def fetch(self) -> object:
-        """Bring it here, unless it is here already; return where it is.
+        """Download it unless it is already on this machine; return its location.
 
         Raises:
-            DataError: rows cannot be had.
-            ModelError: a model cannot be had.
+            DataError: a data set cannot be obtained.
+            ModelError: a model cannot be obtained.
         """
         ...
 
 
 @runtime_checkable
 class Locatable(Fetchable, Protocol):
-    """Something of which is known where it is."""
+    """A ``Fetchable`` that can tell whether it is on this machine."""
 
     def at_hand(self) -> bool:
-        """Return whether it is here."""
+        """Return whether it is already on this machine."""
         ...
 
 
 def fetchables(values: Iterable[object]) -> dict[str, Fetchable]:
-    """Return everything inside settings or stages that can be fetched, once each."""
-    # The stages of a sweep share most of their settings: each object is looked into once.
+    """Return everything within settings or stages that can be fetched, without duplicates."""
+    # The stages of a sweep share most of their settings: visit each object once.
     seen: dict[int, object] = {}
-    return {repr(part): part for value in values for part in _inside(value, seen)}
+    return {repr(part): part for value in values for part in _walk(value, seen)}
 
 
-def _inside(value: object, seen: dict[int, object]) -> Iterator[Fetchable]:
+def _walk(value: object, seen: dict[int, object]) -> Iterator[Fetchable]:
     if isinstance(value, tuple):
         for part in value:
-            yield from _inside(part, seen)
+            yield from _walk(part, seen)
     elif is_dataclass(value) and not isinstance(value, type) and id(value) not in seen:
         seen[id(value)] = value
         if isinstance(value, Fetchable):
             yield value
         for item in fields(value):
-            yield from _inside(getattr(value, item.name), seen)
+            yield from _walk(getattr(value, item.name), seen)

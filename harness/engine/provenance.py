@@ -1,4 +1,4 @@
-"""Provenance: what produced an artifact but is not its identity. No environment variables, no tokens."""
+"""Provenance: code, versions, host and resources of a run; not identity. No environment variables, no tokens."""
 
 import hashlib
 import platform
@@ -36,7 +36,7 @@ _URL_LOGIN = re.compile(r"://[^/@\s]+@")
 
 
 class Stopwatch:
-    """Times one attempt, and tells afterwards what it ran on."""
+    """Measures the wall time of an attempt, and returns its provenance."""
 
     def __init__(self) -> None:
         """Start."""
@@ -49,27 +49,27 @@ class Stopwatch:
         return round(time.perf_counter() - self._start, 3)
 
     def provenance(self, *, device: str) -> dict[str, Any]:
-        """Return the provenance of what was done since the start."""
+        """Return the provenance of the run since the start."""
         return {
-            **of_process(),
+            **process_provenance(),
             "device": device,
             "started": self.started,
             "finished": now(),
             "seconds": self.seconds,
-            **peaks(),
+            **peak_memory(),
         }
 
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC, ISO 8601, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @cache
-def of_process() -> dict[str, Any]:
-    """Return what is the same for every stage of this process: code, versions, host and command line."""
+def process_provenance() -> dict[str, Any]:
+    """Return the provenance that all stages of this process share: code, versions, host and command line."""
     return {
-        "code": code(Path(__file__).parents[1]),
+        "code": git_state(Path(__file__).parents[1]),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -78,8 +78,8 @@ def of_process() -> dict[str, Any]:
     }
 
 
-def code(package: Path) -> dict[str, Any] | None:
-    """Return the commit of a package and whether its files differ from it; None if it is not run from a checkout."""
+def git_state(package: Path) -> dict[str, Any] | None:
+    """Return the git commit of a package and whether its files are modified; None outside of a checkout."""
     checkout = package.parent
     if not (checkout / ".git").exists():
         return None
@@ -90,32 +90,32 @@ def code(package: Path) -> dict[str, Any] | None:
 
 @cache
 def source_digest(allow: tuple[str, ...] = ()) -> str:
-    """Return the digest of the package's source files: two processes that agree on it run the same code.
+    """Return a digest of the package's source files: processes with the same digest run the same code.
 
     Args:
-        allow: prefixes of the classes that a stage may be made of; the source files of their packages count too.
+        allow: prefixes of the classes that stages may use; the source files of their packages are included.
     """
     package = Path(__file__).parents[1]
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     names = sorted({prefix.partition(".")[0] for prefix in allow} - {package.name})
-    for place in (package, *(place for name in names for place in _sources(name))):
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            whole.update(f"{path.relative_to(place.parent)}\n".encode())
-            whole.update(path.read_bytes())
-    return whole.hexdigest()[:16]
+    for source in (package, *(source for name in names for source in _sources(name))):
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            digest.update(f"{path.relative_to(source.parent)}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _sources(name: str) -> list[Path]:
-    """Return the folders, or the file, of a top-level module; nothing if it is not there."""
+    """Return the folders, or the file, of a top-level module; empty if it is not installed."""
     found = find_spec(name)
     if found is None:
         return []
-    places = found.submodule_search_locations or ([found.origin] if found.origin else [])
-    return [Path(place) for place in places]
+    folders = found.submodule_search_locations or ([found.origin] if found.origin else [])
+    return [Path(source) for source in folders]
 
 
 def redacted(arguments: Iterable[str]) -> list[str]:
-    """Return a command line without what looks like a token: by its name, by its form, or as a login in a URL."""
+    """Return a command line with secrets redacted, found by option name, by token format, or as a login in a URL."""
     cleaned: list[str] = []
     secret_follows = False
     for argument in arguments:
@@ -148,9 +148,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def peaks() -> dict[str, int]:
-    """Return the most memory that this process has used so far: stages that share a process share its peak."""
-    # Linux counts in KiB, macOS in bytes.
+def peak_memory() -> dict[str, int]:
+    """Return the peak memory of this process so far, in bytes; stages in one process share its peak."""
+    # ru_maxrss is in KiB on Linux, in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if (on_gpu := gpu.peak_bytes()) is not None:

@@ -1,4 +1,4 @@
-"""Seeds: every random choice takes a generator derived from the root seed and the names of what it chooses."""
+"""Seeds: every random choice uses a generator derived from the root seed and a name for the choice."""
 
 import hashlib
 import json
@@ -6,11 +6,11 @@ from random import Random
 
 
 def derive(seed: int, *names: str) -> int:
-    """Return the seed of a named stream: 63 bits, the same on every machine, unrelated to those of other names.
+    """Return the 63-bit seed of a named stream: equal on every machine, independent of other streams' seeds.
 
     Args:
         seed: the root seed.
-        names: what is chosen, from the general to the particular. ``("a", "b")`` and ``("ab",)`` are two streams.
+        names: name of the choice, from general to specific. ``("a", "b")`` and ``("ab",)`` are different streams.
     """
     text = json.dumps([seed, *names], ensure_ascii=True, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

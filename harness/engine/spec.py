@@ -1,11 +1,11 @@
-"""Specs: settings and stages as plain data, and back."""
+"""Specs: serialization of settings and stages as plain JSON data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from harness.engine.build import OURS, STAGE, TARGET, build
+from harness.engine.build import OWN_PREFIXES, STAGE, TARGET, build
 from harness.engine.classes import name_of
 from harness.engine.stage import Stage
 
@@ -19,16 +19,16 @@ def describe(value: object) -> Any:
     return _described(value)
 
 
-def rebuild(data: object, stage_of: Callable[[str], Stage], *, allow: tuple[str, ...] = OURS) -> Stage:
+def rebuild(data: object, stage_of: Callable[[str], Stage], *, allow: tuple[str, ...] = OWN_PREFIXES) -> Stage:
     """Return the stage that ``describe`` wrote.
 
     Args:
         data: what ``describe`` returned.
-        stage_of: gives a parent by its key.
+        stage_of: returns a parent by its key.
         allow: prefixes of the classes that ``_target_`` may name.
 
     Raises:
-        ConfigError: the data do not describe a stage of the installed code.
+        ConfigError: the data do not describe a stage that the installed code supports.
     """
     return build(Stage, data, allow=allow, stage_of=stage_of)  # type: ignore[type-abstract]
 

@@ -1,6 +1,6 @@
 """A stage: one unit of work with an identity.
 
-What is written in a field is identity; what is pulled from the context (paths, device, tracker, resources) is not.
+Fields are part of the identity; values from the context (paths, device, tracker, resources) are not.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from harness.engine.identity import key_of, payload_of
 from harness.engine.tracker import Tracker
 
 Sharding = Literal["ddp", "fsdp"]
-"""What each of several processes holds of the model: all of it, or its shard of what is not trained."""
+"""How a model is distributed over processes: ``ddp`` replicates it, ``fsdp`` shards its frozen weights."""
 
 
 class Locate(Protocol):
-    """Finds and verifies the artifact of a stage."""
+    """Locates and verifies the artifact of a stage."""
 
     def __call__(self, stage: "Stage", /) -> Path:
         """Return the folder of the stage's complete artifact."""
@@ -26,27 +26,27 @@ class Locate(Protocol):
 
 
 def never() -> bool:
-    """Say that a stage should not stop: what one is given that nobody will ask to."""
+    """Return False: the ``stop`` of a stage that is never asked to stop."""
     return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
-    """What a running stage may use and its identity must not know.
+    """What a running stage may use that is not part of its identity.
 
     Attributes:
-        out: an empty folder; what is written here becomes the artifact.
-        work: a folder that survives a killed attempt; checkpoints live here.
-        locate: gives the verified artifact folder of any ancestor stage.
-        tracker: takes curves.
+        out: an empty folder; its content becomes the artifact.
+        work: a folder that survives a killed attempt; holds checkpoints.
+        locate: returns the verified artifact folder of any ancestor stage.
+        tracker: receives curves.
         device: a torch device string, for example ``cpu`` or ``cuda:0``.
-        memory: lives as long as the process, so that consecutive stages share a loaded base model.
-        facts: what the stage wants to have in its manifest (counts, overlaps); JSON values only.
-        rank: which of the processes that share the stage this is; only the first, 0, writes to ``out``.
-        sharding: what each of them holds of the model.
-        stop: whether the stage is asked to save its state in ``work`` and raise ``Stopped``; asked at good moments.
-        micro_batch_size: rows that each process may take through the model at once in a training; None is all.
-        shrink: by how much less memory the stage should use at once than its settings say: a power of two.
+        memory: lives as long as the process, so that consecutive stages can reuse a loaded base model.
+        facts: entries for the manifest, such as counts and overlaps; JSON values only.
+        rank: rank of this process in a stage with several processes; only rank 0 writes to ``out``.
+        sharding: how the model is distributed over the ranks.
+        stop: returns whether the stage should save its state in ``work`` and raise ``Stopped``; polled between steps.
+        micro_batch_size: examples per forward pass in each process during training; None is the whole share of a batch.
+        shrink: power of two by which micro-batches are divided, to use less memory than the settings ask for.
     """
 
     out: Path
@@ -72,30 +72,30 @@ class Stage(ABC):
     """One unit of work. Subclasses are final frozen dataclasses; their fields are their identity."""
 
     name: ClassVar[str]
-    """The kind, as it stands in tables and paths."""
+    """The kind of stage, as used in tables and paths."""
     version: ClassVar[int]
-    """Bumped when the meaning of the result changes, so that old artifacts are not taken for new ones."""
+    """Bumped when results change, so that old artifacts are not reused."""
     parallel: ClassVar[bool] = False
-    """Whether several processes can share a run: each calls ``run``, and only the one of rank 0 writes to ``out``."""
+    """Whether the stage can run in several processes: each calls ``run``, and only rank 0 writes to ``out``."""
     trains: ClassVar[bool] = False
-    """Whether it changes weights: then it may have a curve, and its settings tell how a cell was trained."""
+    """Whether it changes weights. Then it may log a curve, and its settings are part of a cell's training protocol."""
     attacks: ClassVar[bool] = False
-    """Whether it brings in the attacker's data: what descends from it depends on the attack."""
+    """Whether it uses the attacker's data, so that its descendants depend on the attack."""
     fuses: ClassVar[bool] = False
-    """Whether a cluster should run it in the job of the parent that it continues."""
+    """Whether a cluster should run it in the same job as its parent."""
     fuses_siblings: ClassVar[bool] = False
-    """Whether several of its kind may continue one parent in that parent's job, one after another."""
+    """Whether several children of this kind may run in the job of a common parent, one after another."""
     loads_base: ClassVar[bool] = False
-    """Whether it loads the model of its first ancestor: it starts sooner in a process that has it in memory."""
+    """Whether it loads the model of its first ancestor, so that it starts faster in a process that has it in memory."""
 
     @cached_property
     def key(self) -> str:
-        """The hash of everything that can change this stage's result, parents included by key."""
+        """Hash of everything that can change this stage's result, including the parents' keys."""
         return key_of({"stage": payload_of(self)})
 
     @cached_property
     def parents(self) -> tuple["Stage", ...]:
-        """The stages this one reads, found in its fields (nested settings included), in field order."""
+        """The stages that this one reads: those in its fields and nested settings, in field order."""
         return tuple(dict.fromkeys(_stages_in(self)))
 
     def __hash__(self) -> int:
@@ -108,18 +108,18 @@ class Stage(ABC):
 
     @abstractmethod
     def preflight(self) -> list[str]:
-        """Return what would stop this stage for a reason the user can mend, found without computing anything."""
+        """Return problems that would make this stage fail and that the user can fix, without computing anything."""
 
     @abstractmethod
     def run(self, ctx: StageContext) -> None:
         """Do the work and write the artifact to ``ctx.out``."""
 
     def recorded_settings(self) -> Mapping[str, str] | None:
-        """Return which settings say how a model was trained, for what is reported of rows that were trained otherwise.
+        """Return the settings of the training protocol, so that reports can flag cells trained under another protocol.
 
         Returns:
-            By the name that a configuration gives a setting, or a group of them, its dotted path in the fields; none of
-            those that tell methods from each other. None for a stage that takes no part in training a model.
+            Dotted paths in the fields, by the configuration's name of the setting or group; without settings that
+            distinguish methods. None for a stage that does not train a model.
         """
         return {} if self.trains else None
 
@@ -135,12 +135,12 @@ def _stages_in(value: object) -> Iterator[Stage]:
 
 
 def origin_of(stage: Stage) -> str:
-    """Return the key of a stage's first ancestor, or an empty text for a stage without parents."""
+    """Return the key of a stage's first ancestor; empty for a stage without parents."""
     return lineage((stage,))[0].key if stage.parents else ""
 
 
 def lineage(leaves: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Return the leaves and all their ancestors, once each, parents before children."""
+    """Return the leaves and all their ancestors, without duplicates, parents before children."""
     ordered: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:

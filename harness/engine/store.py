@@ -1,4 +1,4 @@
-"""The store: the folder of artifacts, shared by sweeps and by people. An artifact is complete if it has a manifest."""
+"""The store: a folder of artifacts, shared by sweeps and users. An artifact is complete if it has a manifest."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.engine.build import OURS
+from harness.engine.build import OWN_PREFIXES
 from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.layout import FOLDERS, MANIFEST, SPEC, StoreLayout
 from harness.engine.manifest import FileRecord, Manifest, files_in
@@ -21,19 +21,19 @@ from harness.errors import ConfigError, StoreError, UnreadableFile
 log = logging.getLogger(__name__)
 
 _STAGED = ".manifest.json.staged"
-_PLAN_AGAIN = "Run the command of the sweep again, which writes the spec anew."
+_PLAN_AGAIN = "Run the command of the sweep again: it rewrites the spec."
 
 
 class Store:
     """A store of artifacts.
 
     Args:
-        root: the folder; it need not exist before something is written.
+        root: the folder; it is created on the first write.
         allow: prefixes of the classes that a stored spec may name.
     """
 
-    def __init__(self, root: Path, *, allow: tuple[str, ...] = OURS) -> None:
-        """Touch nothing: a plan may ask a store that does not exist yet."""
+    def __init__(self, root: Path, *, allow: tuple[str, ...] = OWN_PREFIXES) -> None:
+        """Access no file: planning may query a store that does not exist yet."""
         self.root = root.absolute()
         self.layout = StoreLayout(self.root)
         self.allow = allow
@@ -42,20 +42,20 @@ class Store:
         self._stages: dict[str, Stage] = {}
 
     def has(self, stage: Stage) -> bool:
-        """Say whether the stage's artifact is complete. One look at the file system; nothing is verified."""
+        """Return whether the stage's artifact is complete: one file system call, no verification."""
         return os.path.exists(f"{self._root}/artifacts/{stage.name}/{stage.key}/{MANIFEST}")
 
     def folder(self, stage: Stage) -> Path:
-        """Return where the stage's artifact is or will be."""
+        """Return the path of the stage's artifact, whether or not it exists."""
         return self.layout.artifact(stage.name, stage.key)
 
     def work(self, key: str) -> Path:
-        """Return the folder that survives a killed attempt of a stage."""
+        """Return a stage's work folder, which survives a killed attempt."""
         return self.layout.work(key)
 
     @property
     def claims(self) -> Path:
-        """The folder of the files that say that somebody works on a key."""
+        """The folder of claims (lock files), one per key."""
         return self.layout.claims
 
     def path(self, stage: Stage) -> Path:
@@ -81,34 +81,32 @@ class Store:
         return Manifest.read(self.find(key))
 
     def manifests(self, kind: str = "*", limit: int | None = None) -> Iterator[Manifest]:
-        """Return the manifests that can be read, of artifacts of one kind or of all; a limit takes a sample."""
+        """Return the readable manifests of one kind or of all, at most ``limit`` of them."""
         for path in islice(sorted(self.layout.manifests(kind)), limit):
             with suppress(StoreError):
                 yield Manifest.read(path.parent)
 
     def prepare(self) -> None:
-        """Make the folders of the store and find out whether they can be written.
+        """Create the folders of the store and check that they are writable.
 
         Raises:
             StoreError: the store cannot be written.
         """
         if self.root.exists() and not self.root.is_dir():
-            raise StoreError(
-                f"The store `{self.root}` is a file; expected a folder. Name another one in HARNESS_STORE."
-            )
+            raise StoreError(f"The store `{self.root}` is a file; expected a folder. Set HARNESS_STORE to another one.")
         for name in FOLDERS:
             folder = self.root / name
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / f".probe-{os.uname().nodename}-{os.getpid()}"
                 probe.touch()
-                # Another thread of this process may be here as well.
+                # Another thread of this process may have removed it.
                 probe.unlink(missing_ok=True)
 
     def register(self, stages: Iterable[Stage]) -> None:
-        """Freeze the specs of planned stages, so that each can be run by its key alone.
+        """Write the frozen specs of planned stages, so that each stage can be run by its key alone.
 
-        A spec that is there already and is not what would be written (damaged, or of an earlier form) is replaced.
+        An existing spec that differs (damaged, or in an earlier format) is replaced.
 
         Raises:
             StoreError: the store cannot be written.
@@ -119,45 +117,45 @@ class Store:
             known = set(os.listdir(folder))
         for stage in stages:
             path = self.layout.spec(stage.key)
-            described = describe(stage)
-            if path.name not in known or _read_spec(path) != described:
-                _replace(path, described)
+            spec = describe(stage)
+            if path.name not in known or _read_spec(path) != spec:
+                _replace(path, spec)
 
     def stage(self, key: str) -> Stage:
         """Return a registered or finished stage, rebuilt from its frozen spec.
 
         Raises:
-            StoreError: nothing is known of the key, or the installed code makes another key from the spec.
+            StoreError: the key is unknown, or the installed code computes another key from the spec.
         """
         if key not in self._stages:
-            self._stages[key] = self._rebuilt(key)
+            self._stages[key] = self._rebuild(key)
         return self._stages[key]
 
     def write_spec(self, stage: Stage, folder: Path) -> None:
-        """Write the stage's spec into the folder that becomes its artifact."""
+        """Write the stage's spec to the folder that becomes its artifact."""
         with writing(folder):
             write_json(folder / SPEC, describe(stage))
 
     def commit(self, stage: Stage, out: Path, *, facts: dict[str, Any], provenance: dict[str, Any]) -> Manifest:
-        """Make ``out`` the stage's artifact: hash, rename into place, and write the manifest last.
+        """Commit ``out`` as the stage's artifact: hash and sync its files, rename it, and write the manifest last.
 
-        Only the holder of the stage's claim may commit. Whatever stands in the place without a manifest was left by
-        a killed process and is removed.
+        Only the holder of the stage's claim may commit. An existing artifact folder without a manifest was left by a
+        killed process and is removed.
 
         Raises:
-            StoreError: the store cannot be written, or ``out`` is not the folder that was made for the stage.
+            StoreError: the store cannot be written, or ``out`` does not hold the stage's spec.
         """
         if _read_spec(out / SPEC) != describe(stage):
             raise StoreError(
-                f"`{out}` is not the folder that was made for {stage.name} `{stage.key}`: it lacks the stage's "
-                f"`{SPEC}`. Somebody removed or changed it while the stage ran. Run it again; nothing was stored."
+                f"`{out}` is not the output folder of {stage.name} `{stage.key}`: the stage's `{SPEC}` is missing. "
+                "It was removed or changed while the stage ran. Run the stage again; nothing was stored."
             )
         folder = self.folder(stage)
         staged = out / _STAGED
         if (out / MANIFEST).exists():
-            raise FileExistsError(f"stage `{stage.name}` wrote `{MANIFEST}`, a name that belongs to the store")
+            raise FileExistsError(f"stage `{stage.name}` wrote `{MANIFEST}`, a name that is reserved by the store")
         with writing(folder):
-            # Some libraries write files for their owner alone; whoever may read the folder shall read them.
+            # Some libraries create files with mode 600; give them the read permissions of the folder.
             readable = out.stat().st_mode & 0o666
             for path in files_in(out):
                 path.chmod(readable)
@@ -181,14 +179,14 @@ class Store:
         return manifest
 
     def discard_incomplete(self, stage: Stage) -> None:
-        """Remove what a killed commit left in the stage's place. Only the holder of the stage's claim may."""
+        """Remove an incomplete artifact left by a killed commit. Only for the holder of the stage's claim."""
         folder = self.folder(stage)
         with writing(folder):
             if folder.exists() and not self.has(stage):
                 shutil.rmtree(folder)
 
     def set_aside(self, stage: Stage) -> Path:
-        """Take a damaged artifact out of the way, so that the stage runs again; return where it lies now.
+        """Move a damaged artifact to ``damaged/``, so that the stage runs again; return its new path.
 
         Raises:
             StoreError: the store cannot be written.
@@ -202,7 +200,7 @@ class Store:
         return target
 
     def record_attempt(self, key: str, record: dict[str, Any]) -> None:
-        """Append how an attempt of a stage ended.
+        """Append the record of an attempt of a stage.
 
         Raises:
             StoreError: the store cannot be written.
@@ -212,7 +210,7 @@ class Store:
             append_line(path, record)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:
-        """Return how the attempts of a stage ended, oldest first."""
+        """Return the records of a stage's attempts, oldest first."""
         path = self.layout.attempts_of(key)
         return read_lines(path)
 
@@ -238,54 +236,54 @@ class Store:
         if not os.path.lexists(path):
             latest = ", ".join(f"`{name}`" for name in self.sweep_ids()[:5])
             raise StoreError(f"There is no sweep `{sweep}` in `{self.root}`. Latest: {latest or 'none'}.")
-        mend = "Run the command of the sweep again, which writes it anew; what is stored stays."
+        remedy = "Run the command of the sweep again: it rewrites the record; stored artifacts are kept."
         try:
             record = read_json(path, limit=LARGE)
         except UnreadableFile as error:
-            raise UnreadableFile(f"{error} {mend}") from None
+            raise UnreadableFile(f"{error} {remedy}") from None
         if not isinstance(record, dict):
-            raise UnreadableFile(f"The store cannot be read: `{path}` is not the record of a sweep. {mend}")
+            raise UnreadableFile(f"The store cannot be read: `{path}` is not the record of a sweep. {remedy}")
         return record
 
     def sweep_ids(self) -> list[str]:
-        """Return the sweeps of the store, newest first."""
+        """Return the ids of the store's sweeps, newest first."""
         paths = [path for path in self.layout.sweeps.glob("*.json") if not path.name.startswith(".")]
         newest_first = sorted(paths, key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True)
         return [path.stem for path in newest_first]
 
     def _sweep(self, sweep: str) -> Path:
         if not sweep or sweep.startswith(".") or "/" in sweep or os.sep in sweep:
-            raise StoreError(f"`{sweep}` cannot name a sweep: expected a file name without slashes or leading dot.")
+            raise StoreError(f"`{sweep}` is not a valid sweep id: expected a file name without slashes or leading dot.")
         return self.layout.sweep(sweep)
 
     def find(self, key: str) -> Path:
-        """Return the folder of the artifact with a key; one that does not exist if there is none."""
+        """Return the folder of the artifact with a key; a path that does not exist if there is none."""
         return self.layout.find(key)
 
-    def _rebuilt(self, key: str) -> Stage:
-        """Rebuild a stage from its frozen spec, or else from the copy in its artifact, which then replaces the spec."""
-        frozen, kept = self.layout.spec(key), self.find(key) / SPEC
+    def _rebuild(self, key: str) -> Stage:
+        """Rebuild a stage from its frozen spec, or from the copy in its artifact, which then replaces the spec."""
+        frozen, copy = self.layout.spec(key), self.find(key) / SPEC
         problems = []
-        for path in (frozen, kept):
+        for path in (frozen, copy):
             if not os.path.lexists(path):
                 continue
             try:
-                stage = self._read(path, key)
+                stage = self._read_stage(path, key)
             except StoreError as error:
                 problems.append(str(error))
                 continue
             if problems:
-                log.warning("%s It is written anew from `%s`.", problems[0], kept)
+                log.warning("%s It is restored from `%s`.", problems[0], copy)
                 with suppress(StoreError):
                     _replace(frozen, describe(stage))
             return stage
         if problems:
             raise StoreError("\n".join(problems))
         raise StoreError(
-            f"Nothing is known of the key `{key}` in `{self.root}`. The report's `key.` columns name stages."
+            f"There is no stage with the key `{key}` in `{self.root}`. The report's `key.` columns list all keys."
         )
 
-    def _read(self, path: Path, key: str) -> Stage:
+    def _read_stage(self, path: Path, key: str) -> Stage:
         try:
             data = read_json(path)
         except UnreadableFile as error:
@@ -296,15 +294,15 @@ class Store:
             raise StoreError(f"The installed code cannot read the spec `{path}`:\n{error}\n{_PLAN_AGAIN}") from None
         if stage.key != key:
             raise StoreError(
-                f"The installed code makes the key `{stage.key}` of the spec `{path}`; expected `{key}`. The spec is "
-                f"damaged, or the meaning of `{stage.name}` has changed since. Run the code that wrote it, or plan the "
-                "sweep again."
+                f"The installed code computes the key `{stage.key}` from the spec `{path}`; expected `{key}`. The "
+                f"spec is damaged, or the definition of `{stage.name}` has changed since. Run the version of the code "
+                "that wrote it, or plan the sweep again."
             )
         return stage
 
 
 def _read_spec(path: Path) -> Any:
-    """Return what a spec says; None if it cannot be read."""
+    """Return the content of a spec; None if it cannot be read."""
     try:
         return read_json(path)
     except UnreadableFile:
@@ -312,7 +310,7 @@ def _read_spec(path: Path) -> Any:
 
 
 def _replace(path: Path, data: Any) -> None:
-    """Write JSON in the place of whatever is there, a folder included."""
+    """Write JSON, replacing a file or folder at its path."""
     with writing(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Trackers: where a running stage reports its curve. The store holds the truth; a tracker is a mirror."""
+"""Trackers: where a running stage logs its curve. The store is authoritative; a tracker only mirrors it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Protocol
 
 
 class Tracker(Protocol):
-    """Takes the curve of one stage. Never raises: tracking cannot fail a stage."""
+    """Records the curve of one stage. Never raises: tracking cannot fail a stage."""
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record the metrics of one step."""
         ...
 
     def close(self) -> None:
-        """Release what is held; nothing is logged afterwards."""
+        """Release resources; nothing may be logged afterwards."""
         ...
 
 
 class TrackerSettings(Protocol):
-    """Settings of a tracker; not identity."""
+    """Settings of a tracker; not part of identity."""
 
     @property
     def name(self) -> str:
@@ -27,14 +27,14 @@ class TrackerSettings(Protocol):
 
     @property
     def version(self) -> int:
-        """The version of what it writes."""
+        """The version of the tracker's format."""
         ...
 
     def open(self, *, key: str, kind: str, work: Path) -> Tracker:
-        """Begin or continue the curve of a stage.
+        """Start or resume the curve of a stage.
 
         Args:
-            key: the stage's key; a requeued stage continues its curve.
+            key: the stage's key; a requeued stage resumes its curve.
             kind: the stage's kind.
             work: the stage's work folder, which survives a killed attempt.
         """

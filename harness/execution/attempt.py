@@ -18,10 +18,10 @@ from typing import Any, Literal
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
 from harness.engine.files import is_full, is_out_of_memory, write_problem, writing
+from harness.engine.fingerprint import fingerprints
 from harness.engine.provenance import Stopwatch, source_digest
 from harness.engine.stage import Stage, StageContext, never
 from harness.engine.store import Store
-from harness.engine.surroundings import surroundings
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, run_ranks
@@ -264,7 +264,7 @@ def record(stage: Stage, context: WorkerContext, watch: Stopwatch, ended: dict[s
         **{name: text for name, text in ended.items() if text},
     }
     if ended.get("traceback"):
-        described["left"] = surroundings(context.store, stage.key, [parent.key for parent in stage.parents])
+        described["left"] = fingerprints(context.store, stage.key, [parent.key for parent in stage.parents])
     try:
         context.store.record_attempt(stage.key, described)
     except StoreError as error:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from threading import Thread
 from typing import Any, final
 
-from harness.engine.provenance import Stopwatch, peaks
+from harness.engine.provenance import Stopwatch, peak_memory
 from harness.engine.stage import StageContext
 from harness.engine.store import Store
 from harness.execution.attempt import LOG, log_to_file, run_guarded
@@ -27,7 +27,7 @@ def main() -> int:
             log_file.enter_context(log_to_file(args.work / LOG))
         result = run_guarded(args.key, Stopwatch(), lambda: _run(args, rank, facts))
     report = {"outcome": result.outcome, "cause": result.cause, "message": result.message, "trace": result.trace}
-    args.report(rank, {**report, "facts": facts, "peaks": peaks()})
+    args.report(rank, {**report, "facts": facts, "peaks": peak_memory()})
     return int(result.outcome == "failed")
 
 

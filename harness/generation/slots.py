@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.corpora.batches import by_tokens
+from harness.engine import gpu
 from harness.errors import ModelError
 from harness.generation.cuda_graphs import Recorded, Run
 from harness.generation.slot_cache import LAYER_TYPES, LayerShape, Shapes, SlotCache, masks_of
@@ -245,10 +246,21 @@ def room(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    # Several workers of one GPU may be given shares of it; older releases cannot say.
-    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
-    ours = min(free + torch.cuda.memory_reserved(device), int(share * total))
-    return ours - torch.cuda.memory_allocated(device)
+    held, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    return fair_room(free, total, held=held, used=used, workers=gpu.workers())
+
+
+def fair_room(free: int, total: int, *, held: int, used: int, workers: int) -> int:
+    """Return how much of a GPU's memory is left for a process, of which several share it equally; all in bytes.
+
+    Args:
+        free: what nobody has taken.
+        total: what there is.
+        held: what this process has taken.
+        used: what of that is in use.
+        workers: processes that share the GPU.
+    """
+    return max(0, min(free + held, total // workers) - used)
 
 
 def count_for(shapes: list[LayerShape], room: int, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:

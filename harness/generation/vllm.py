@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from harness.engine import gpu
 from harness.errors import ModelError
 from harness.execution.cluster import VLLM_PYTHON
 from harness.generation import answers
@@ -30,7 +31,7 @@ SCRIPT = Path(__file__).with_name("vllm_server.py")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters for which vLLM has kernels; one between them takes the next."""
 SHARE = 0.9
-"""Share of the free memory of a GPU that vLLM may take."""
+"""Share of this process's memory on a GPU that vLLM may take."""
 _LAST = 2000
 """Characters of what the process printed that an error quotes: the end of a traceback."""
 
@@ -234,7 +235,7 @@ def _arguments(folder: Path, dtype: str, rank: int | None, device: str) -> dict[
         import torch
 
         free, total = torch.cuda.mem_get_info(device)
-        arguments["gpu_memory_utilization"] = round(SHARE * free / total, 3)
+        arguments["gpu_memory_utilization"] = round(SHARE * min(free / total, 1 / gpu.workers()), 3)
     return arguments
 
 

@@ -1,7 +1,6 @@
-"""The scheduler: what the house asks of Slurm. Jobs go in through submitit; states are read with Slurm's own commands.
+"""The Slurm client: submits jobs with submitit; queries and cancels them with squeue, sacct and scancel.
 
-The only user of submitit. Its states are not used: they need accounting, and a job that it has never heard of looks
-like one that waits.
+The only user of submitit, whose job states are not used: they need accounting, and report an unknown job as pending.
 """
 
 import getpass
@@ -18,36 +17,27 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from harness.errors import SchedulerError
 
-ASKING_SECONDS = 20.0
-"""How long a question to Slurm may take; an accounting database under load answers late or never."""
-
-
+TIMEOUT_SECONDS = 20.0
+"""Timeout of a Slurm command; an accounting database under load answers late or never."""
 NEVER = "DependencyNeverSatisfied"
-
-
 _HELD_STATES = {"REQUEUE_HOLD", "SPECIAL_EXIT"}
-
-
 _WAITING_STATES = {"PENDING", "REQUEUED", *_HELD_STATES}
-
-
-UNDER_WAY = {"RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", *_WAITING_STATES}
-"""States that the accounting may still tell of a job whose end it has not heard of."""
-
-
+_ACTIVE_STATES = {"RUNNING", "COMPLETING", "RESIZING", "SUSPENDED", *_WAITING_STATES}
+"""States of jobs that have not ended; accounting may lag and report them for one that has."""
 _HELD = re.compile(r"^JobH[eo]ld|\bheld\b", re.IGNORECASE)
-"""Slurm's reasons: `JobHeldUser`, `JobHoldMaxRequeue`, `launch failed requeued held`, `job requeued in held state`."""
+"""Reasons of held jobs: `JobHeldUser`, `JobHoldMaxRequeue`, `launch failed requeued held`,
+`job requeued in held state`."""
 
 
 class Queued(NamedTuple):
-    """A job that is waiting or running.
+    """A job in the queue, pending or running.
 
     Attributes:
-        state: Slurm's.
-        reason: why it waits, in Slurm's words.
-        nodes: where it runs.
-        priority: Slurm gives 0 to jobs that are held, and to no others; None if it was not asked for.
-        script: the path of what it runs.
+        state: Slurm's job state.
+        reason: Slurm's reason why it is pending.
+        nodes: nodes that it runs on.
+        priority: 0 for held jobs only; None if unknown.
+        script: path of its batch script.
     """
 
     state: str
@@ -58,18 +48,18 @@ class Queued(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether it may still run: some sites keep jobs in the queue whose dependency failed."""
+        """Whether it can still run: some sites keep jobs in the queue whose dependency failed."""
         return self.reason != NEVER
 
     @property
     def held(self) -> bool:
-        """Whether it waits for somebody to release it; Slurm holds jobs itself whose node failed as they started."""
+        """Whether it is held until released; Slurm itself holds a job whose node failed at launch."""
         waits = self.state in _WAITING_STATES
         return self.state in _HELD_STATES or (waits and (self.priority == 0 or bool(_HELD.search(self.reason))))
 
 
 class Ended(NamedTuple):
-    """A job as the accounting remembers it: Slurm's state, exit code and signal, and its nodes."""
+    """The accounting record of an ended job: Slurm's state, exit code, signal, and nodes."""
 
     state: str
     exit_code: int
@@ -79,17 +69,17 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one call of sbatch submits.
+    """One call of sbatch.
 
     Attributes:
-        name: of the job, for the queue's display.
-        folder: where scripts, logs and frozen jobs lie; on a file system that all nodes see.
-        jobs: what runs; more than one is an array.
-        after_ok: ids of the jobs that have to succeed first.
-        after_any: ids of the jobs that have to end first.
-        parameters: of submitit's Slurm executor.
-        requeues: how often a job that reached its time limit is requeued.
-        python: the command that starts Python on the node; None is this process's own.
+        name: job name.
+        folder: folder of scripts, logs and pickled jobs; on a file system shared by all nodes.
+        jobs: the callables to run; several form a job array.
+        after_ok: ids of jobs that must succeed first (``afterok``).
+        after_any: ids of jobs that must end first (``afterany``).
+        parameters: parameters of submitit's Slurm executor.
+        requeues: maximum number of requeues at the time limit.
+        python: command that starts Python on the node; None is this process's interpreter.
     """
 
     name: str
@@ -103,21 +93,21 @@ class Request:
 
 
 class Scheduler(Protocol):
-    """A queue of jobs."""
+    """A job scheduler."""
 
     dry_run: ClassVar[bool]
     """Whether it only writes scripts."""
 
     def submit(self, request: Request) -> list[str]:
-        """Submit and return the id of each job.
+        """Submit a request; return the id of each job.
 
         Raises:
-            SchedulerError: the scheduler refused.
+            SchedulerError: the scheduler rejected it.
         """
         ...
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
-        """Return the jobs of these users that have not ended, by id.
+        """Return the pending and running jobs of these users, by id.
 
         Raises:
             SchedulerError: the scheduler does not answer.
@@ -125,17 +115,17 @@ class Scheduler(Protocol):
         ...
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
-        """Return what is remembered of jobs that have ended; None where there is no accounting."""
+        """Return the accounting records of ended jobs, by id; None without accounting."""
         ...
 
     def cancel(self, jobs: Collection[str]) -> None:
-        """End jobs, waiting or running."""
+        """Cancel pending or running jobs."""
         ...
 
 
 @dataclass(frozen=True)
 class Requeueable:
-    """A job that may be put back into the queue as it is: its state is in the store."""
+    """A job that can be requeued unchanged, as its state is in the store."""
 
     job: Callable[[], None]
 
@@ -144,14 +134,14 @@ class Requeueable:
         self.job()
 
     def checkpoint(self) -> Any:
-        """Return what runs next time, for submitit."""
+        """Return the submission that submitit requeues."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-class Slurm:
-    """The Slurm of this machine."""
+class SlurmClient:
+    """The Slurm commands on this machine."""
 
     dry_run: ClassVar[bool] = False
 
@@ -165,17 +155,17 @@ class Slurm:
                 "`cluster.dry_run=true`"
             )
         try:
-            # submitit prints what sbatch said, which is in the error as well.
+            # submitit prints sbatch's output, which is also in the exception.
             with redirect_stderr(StringIO()):
-                return submitted(request)
+                return submit_with_submitit(request)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            raise SchedulerError(f"sbatch refused `{request.name}`: {_words(error)}") from error
+            raise SchedulerError(f"sbatch rejected `{request.name}`: {_error_text(error)}") from error
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
         """Call squeue once."""
-        who = ",".join(sorted(users))
-        # The script comes last: its path may hold anything.
-        text = _asked(["squeue", "--noheader", "--array", "--user", who, "--format", "%i|%T|%r|%N|%Q|%o"])
+        names = ",".join(sorted(users))
+        # The script comes last, as its path may contain the separator.
+        text = _run_command(["squeue", "--noheader", "--array", "--user", names, "--format", "%i|%T|%r|%N|%Q|%o"])
         rows = (line.split("|", maxsplit=5) for line in text.splitlines() if line.count("|") >= 5)
         return {
             name.strip(): Queued(state, reason, nodes.strip(), int(priority) if priority.isdigit() else None, script)
@@ -187,27 +177,27 @@ class Slurm:
         numbers = sorted({job.partition("_")[0] for job in jobs})
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format"]
         try:
-            text = _asked([*command, "JobID,State,ExitCode,NodeList", "--jobs", ",".join(numbers)])
+            text = _run_command([*command, "JobID,State,ExitCode,NodeList", "--jobs", ",".join(numbers)])
         except SchedulerError:
             return None
         found: dict[str, Ended] = {}
         for line in text.splitlines():
             name, state, code, nodes = line.split("|")[:4]
             number, _, signal = code.partition(":")
-            # `CANCELLED by 1000` carries who did it.
+            # The state may be followed by a user id: `CANCELLED by 1000`.
             ended = Ended(state.split(" ")[0], int(number or 0), int(signal or 0), nodes.replace("None assigned", ""))
-            if ended.state not in UNDER_WAY:
+            if ended.state not in _ACTIVE_STATES:
                 found |= dict.fromkeys(_elements(name), ended)
         return {name: found[name] for name in jobs if name in found}
 
     def cancel(self, jobs: Collection[str]) -> None:
         """Call scancel once."""
         if jobs:
-            _asked(["scancel", *sorted(jobs)])
+            _run_command(["scancel", *sorted(jobs)])
 
 
 def _elements(name: str) -> list[str]:
-    """Return the ids in `7`, `7_3` or, elements that never began, `7_[3,5-9]`; none of a list that was cut short."""
+    """Return the ids in `7`, `7_3`, or `7_[3,5-9]` (elements that never started); empty for a truncated list."""
     from submitit.slurm.slurm import read_job_id
 
     found: list[str] = []
@@ -216,48 +206,48 @@ def _elements(name: str) -> list[str]:
     except ValueError:
         return found
     for number, *span in spans:
-        places = range(int(span[0]), int(span[-1]) + 1) if span else None
-        found += [f"{number}_{place}" for place in places] if places else [number]
+        indices = range(int(span[0]), int(span[-1]) + 1) if span else None
+        found += [f"{number}_{index}" for index in indices] if indices else [number]
     return found
 
 
 def user() -> str:
-    """Return who submits."""
+    """Return the name of the current user."""
     return getpass.getuser()
 
 
-def submitted(request: Request) -> list[str]:
-    """Submit a request through submitit; return the job ids."""
+def submit_with_submitit(request: Request) -> list[str]:
+    """Submit a request with submitit; return the job ids."""
     import submitit
 
-    # A fresh executor for each call: submitit waits between two calls of one.
-    # One time-out more than the job allows itself: then it is the job that gives up, and says why.
-    submitting = submitit.SlurmExecutor(request.folder, max_num_timeout=request.requeues + 1, python=request.python)
-    edges = [
+    # A new executor per call: submitit sleeps between two calls of the same one.
+    # One timeout more than the job's own limit, so that the job itself gives up and records why.
+    executor = submitit.SlurmExecutor(request.folder, max_num_timeout=request.requeues + 1, python=request.python)
+    dependencies = [
         f"{kind}:{':'.join(ids)}"
         for kind, ids in (("afterok", request.after_ok), ("afterany", request.after_any))
         if ids
     ]
-    again = "requeue" if request.requeues else "no-requeue"
+    requeue = "requeue" if request.requeues else "no-requeue"
     extra = {**request.parameters.get("additional_parameters", {})}
-    if edges:
-        extra |= {"dependency": ",".join(edges), "kill-on-invalid-dep": "yes"}
-    submitting.update_parameters(
+    if dependencies:
+        extra |= {"dependency": ",".join(dependencies), "kill-on-invalid-dep": "yes"}
+    executor.update_parameters(
         **{
             **request.parameters,
             "wckey": None,
             "job_name": request.name,
-            "additional_parameters": {again: True, **extra},
+            "additional_parameters": {requeue: True, **extra},
         }
     )
-    with _outside_of_jobs(), submitting.batch():
-        jobs = [submitting.submit(Requeueable(job)) for job in request.jobs]
+    with _without_job_environment(), executor.batch():
+        jobs = [executor.submit(Requeueable(job)) for job in request.jobs]
     return [str(job.job_id) for job in jobs]
 
 
 @contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Hide the job that this process may be: what Slurm set for it (its memory) would contradict what is asked for."""
+def _without_job_environment() -> Iterator[None]:
+    """Hide the SLURM_ variables of a surrounding job: they (such as its memory) would conflict with the request."""
     hidden = {name: value for name, value in os.environ.items() if name.startswith("SLURM_") and name != "SLURM_CONF"}
     for name in hidden:
         del os.environ[name]
@@ -267,24 +257,26 @@ def _outside_of_jobs() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _asked(command: Sequence[str]) -> str:
-    # A user's own filters and formats would hide jobs, and a long list of array elements would be cut.
-    own = ("SQUEUE_", "SACCT_", "SCANCEL_")
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    plain["SLURM_BITSTR_LEN"] = "0"
+def _run_command(command: Sequence[str]) -> str:
+    # The user's own filters and formats could hide jobs; SLURM_BITSTR_LEN=0 avoids truncated lists of array elements.
+    prefixes = ("SQUEUE_", "SACCT_", "SCANCEL_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    environment["SLURM_BITSTR_LEN"] = "0"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_SECONDS, check=True, env=plain)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True, env=environment
+        )
     except FileNotFoundError:
         raise SchedulerError(f"there is no `{command[0]}` on this machine; expected a node of the cluster") from None
     except (subprocess.SubprocessError, OSError) as error:
-        raise SchedulerError(f"`{command[0]}` does not answer: {_words(error)}") from error
+        raise SchedulerError(f"`{command[0]}` does not respond: {_error_text(error)}") from error
     return done.stdout
 
 
-def _words(error: BaseException) -> str:
-    """Return what a command said, in one line."""
-    said = getattr(error, "stderr", None) or str(error)
-    text = said.decode() if isinstance(said, bytes) else said
+def _error_text(error: BaseException) -> str:
+    """Return a command's error output, in one line."""
+    stderr = getattr(error, "stderr", None) or str(error)
+    text = stderr.decode() if isinstance(stderr, bytes) else stderr
     lines = [
         line for line in text.splitlines() if re.search(r"error|denied|refused|invalid|limit", line, re.IGNORECASE)
     ]

@@ -1,4 +1,4 @@
-"""A Slurm client that writes submissions and submits nothing."""
+"""Dry run: a Slurm client that writes the scripts and submits nothing."""
 
 import os
 from collections.abc import Collection
@@ -7,43 +7,43 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from harness.slurm.client import Ended, Queued, Request, submitted
+from harness.slurm.client import Ended, Queued, Request, submit_with_submitit
 
 
 class DryRun:
-    """Writes the scripts that Slurm would be given, and submits nothing."""
+    """Writes the scripts that would be submitted."""
 
     dry_run: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        """Count jobs from 1."""
+        """Number jobs from 1."""
         self._numbers = count(1)
 
     def submit(self, request: Request) -> list[str]:
-        """Write the script and give out a number in place of an id."""
-        answer = f"#!/bin/sh\necho Submitted batch job {next(self._numbers)}\n"
-        found = os.environ.get("PATH", "")
+        """Write the script; return numbers in place of job ids."""
+        stub = f"#!/bin/sh\necho Submitted batch job {next(self._numbers)}\n"
+        path_variable = os.environ.get("PATH", "")
         with TemporaryDirectory() as folder:
-            # An `sbatch` that only answers: submitit makes executors of its own for arrays, which no subclass reaches.
+            # A stub of `sbatch` on PATH: for arrays submitit creates its own executors, which no subclass replaces.
             for name in ("sbatch", "srun"):
                 path = Path(folder) / name
-                path.write_text(answer)
+                path.write_text(stub)
                 path.chmod(0o755)
-            os.environ["PATH"] = os.pathsep.join([folder, found])
+            os.environ["PATH"] = os.pathsep.join([folder, path_variable])
             try:
-                return submitted(request)
+                return submit_with_submitit(request)
             finally:
-                os.environ["PATH"] = found
+                os.environ["PATH"] = path_variable
 
     def queue(self, users: Collection[str]) -> dict[str, Queued]:
-        """Nothing waits."""
+        """Return no jobs."""
         del users
         return {}
 
     def history(self, jobs: Collection[str]) -> dict[str, Ended] | None:
-        """Nothing has ended."""
+        """Return no jobs."""
         del jobs
         return {}
 
     def cancel(self, jobs: Collection[str]) -> None:
-        """Nothing to cancel."""
+        """Do nothing."""

@@ -1,8 +1,8 @@
-"""The Slurm executor: submits the pending part of a plan as a graph of jobs, which the scheduler holds, and returns.
+"""The Slurm executor: submits the pending stages of a plan as a graph of dependent jobs, and returns.
 
-Nothing has to stay alive: edges are the scheduler's, stages are frozen in the store, and success is a manifest. What is
-submitted is written to the ledger, so that whoever comes next, with another sweep or as another person, depends on the
-jobs that are already there.
+No process has to stay alive: Slurm keeps the dependencies, the store the frozen specs, and success is a manifest. Jobs
+are recorded in the job log, so that later submissions, of other sweeps or users, depend on them instead of running a
+stage twice.
 """
 
 import logging
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tenacity import (
@@ -33,15 +34,15 @@ from harness.execution.executor import Event, Failure, Outcome, What, unheard
 from harness.execution.state import Member, State
 from harness.slurm.client import Scheduler
 from harness.slurm.job_log import JobLog
+from harness.slurm.lock import submission_lock
 from harness.slurm.site import Site
 from harness.slurm.states import states_of
 from harness.slurm.submission import Submission, Superseded
-from harness.slurm.turn import submitting
 from harness.slurm.worker import DRIFT, DRIFTED, JobFailed, job_id
 
 log = logging.getLogger(__name__)
-PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
-"""Between the attempts of a continuation whose Slurm does not answer; all of them fit into its time limit."""
+RETRY_PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
+"""Pauses between the attempts of a deferred submission while Slurm does not respond; fits into its time limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,16 @@ class SlurmExecutor:
 
     Attributes:
         site: the cluster.
-        scheduler: Slurm, or a rehearsal of it.
+        scheduler: Slurm, or a dry run.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
-        prepare: called with the number of CPU threads in every process that runs stages, before the first; picklable.
-        on_event: called for everything that happens to a stage.
-        wait: stay until nothing is left to run.
-        poll_seconds: how often a waiting executor looks.
-        only: the keys that a continuation submits; None for everybody else.
-        code: digest of the code that the jobs have to run; empty for that which is here.
+        prepare: called once in every process that runs stages, before its first stage, with the number of CPU threads;
+            picklable.
+        on_event: called with every event of a stage.
+        wait: block until every stage has ended.
+        poll_seconds: interval between polls while waiting.
+        only: keys to submit, for a deferred submission; None submits all pending stages.
+        code: digest of the code that the jobs must run; empty for the running code.
     """
 
     site: Site
@@ -73,12 +75,12 @@ class SlurmExecutor:
     code: str = ""
 
     def run(self, plan: Plan, store: Store) -> Outcome:
-        """Submit the stages of a plan that are neither in the store nor in the queue.
+        """Submit the stages of a plan that are neither stored nor queued.
 
         Raises:
-            StoreError: the store cannot be written, or Slurm cannot be given its path.
-            SchedulerError: Slurm refused or does not answer; what was submitted before stays submitted.
-            Interrupted: the sweep was cancelled, or the user pressed Ctrl-C; what was submitted stays submitted.
+            StoreError: the store cannot be written, or Slurm cannot use its path.
+            SchedulerError: Slurm rejected a job or does not respond; jobs submitted before stay submitted.
+            Interrupted: the sweep was cancelled, or the user pressed Ctrl-C; submitted jobs stay submitted.
         """
         pending = plan.pending(store)
         cached = tuple(stage.key for stage in plan.stages if store.has(stage))
@@ -86,7 +88,7 @@ class SlurmExecutor:
             return Outcome(cached=cached)
         if "%" in str(store.root):
             raise StoreError(
-                f"The store `{store.root}` has a % in its path, which Slurm would replace; move the store."
+                f"The path of the store `{store.root}` contains a %, which Slurm would expand; move the store."
             )
         dry_run = self.scheduler.dry_run
         if not dry_run:
@@ -95,27 +97,28 @@ class SlurmExecutor:
         leaves = tuple(leaf.key for leaf in plan.leaves)
         code = self.code or source_digest(store.allow)
 
-        def again(keys: frozenset[str]) -> DeferredSubmission:
+        def defer(keys: frozenset[str]) -> DeferredSubmission:
             executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
             return DeferredSubmission(executor, store.root, store.allow, leaves)
 
-        def waiting(stage: Stage, why: str) -> None:
-            self._tell("waiting", stage, plan, len(cached), message=why)
+        def waiting(stage: Stage, text: str) -> None:
+            self._emit("waiting", stage, plan, len(cached), message=text)
 
         try:
             while True:
-                # Who only rehearses puts nothing into the queue, and waits for nobody.
-                with nullcontext() if dry_run else submitting(store, lambda why: waiting(pending[0], why)) as turn:
+                # A dry run queues nothing and needs no lock.
+                lock_context = nullcontext() if dry_run else submission_lock(store, partial(waiting, pending[0]))
+                with lock_context as lock:
                     submission = Submission(
                         site=self.site,
                         scheduler=self.scheduler,
                         sweep=self.sweep,
                         tracker=self.tracker,
-                        continuation=again,
+                        deferred_job=defer,
                         prepare=self.prepare,
                         only=self.only,
                         waiting=waiting,
-                        held=turn.held if turn else _always,
+                        held=lock.held if lock else _always,
                         code=code,
                         plan=plan,
                         store=store,
@@ -124,14 +127,14 @@ class SlurmExecutor:
                         submission.run()
                         break
                     except Superseded:
-                        waiting(pending[0], "somebody else submitted while this process slept; looking again")
-            told = {key: entry.job for key, entry in submission.jobs.items()}
+                        waiting(pending[0], "another process submitted while this one was suspended; starting over")
+            submitted = {key: entry.job for key, entry in submission.jobs.items()}
             for stage in pending:
-                if stage.key in told:
-                    self._tell("submitted", stage, plan, len(cached), message=told[stage.key])
+                if stage.key in submitted:
+                    self._emit("submitted", stage, plan, len(cached), message=submitted[stage.key])
             outcome = Outcome(
                 cached=cached,
-                submitted=told,
+                submitted=submitted,
                 found=submission.found,
                 calls=submission.calls,
                 left=submission.left,
@@ -139,32 +142,32 @@ class SlurmExecutor:
                 failed=submission.refused,
                 blocked=submission.blocked,
             )
-            return self._waited(plan, store, outcome) if self.wait else outcome
+            return self._wait(plan, store, outcome) if self.wait else outcome
         except KeyboardInterrupt:
-            raise Interrupted(f"Stopped. What was submitted goes on; `harness cancel {self.sweep}` ends it.") from None
+            raise Interrupted(f"Stopped. Submitted jobs go on; `harness cancel {self.sweep}` ends them.") from None
 
-    def _waited(self, plan: Plan, store: Store, outcome: Outcome) -> Outcome:
-        """Look until nothing of the plan is pending or running."""
+    def _wait(self, plan: Plan, store: Store, outcome: Outcome) -> Outcome:
+        """Poll until no stage of the plan is pending or running."""
         cached = set(outcome.cached)
         stages = {stage.key: stage for stage in plan.stages if stage.key not in cached}
         members = {key: Member(stage.name, [parent.key for parent in stage.parents]) for key, stage in stages.items()}
         leaves = {leaf.key for leaf in plan.leaves}
         done: set[str] = set()
-        told: set[str] = set()
+        reported: set[str] = set()
         while True:
             states = states_of(members, store, self.scheduler, sweep=self.sweep, leaves=leaves, patient=True)
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
-                took = store.manifest(key).seconds
-                self._tell("executed", stages[key], plan, len(cached) + len(done), seconds=took)
-            for key in [key for key in _failures(states) if key not in told and key not in outcome.failed]:
-                told.add(key)
-                self._tell("failed", stages[key], plan, len(cached) + len(done), message=states[key].message)
+                seconds_taken = store.manifest(key).seconds
+                self._emit("executed", stages[key], plan, len(cached) + len(done), seconds=seconds_taken)
+            for key in [key for key in _failures(states) if key not in reported and key not in outcome.failed]:
+                reported.add(key)
+                self._emit("failed", stages[key], plan, len(cached) + len(done), message=states[key].message)
             under_way = [key for key, state in states.items() if state.what in ("pending", "running")]
             if not [key for key in under_way if key not in outcome.failed and key not in outcome.blocked]:
                 break
             time.sleep(self.poll_seconds)
-        # Why a stage was refused says more than how it failed before.
+        # The reason for not resubmitting a stage is more useful than its earlier failure.
         failed = {**_failures(states), **outcome.failed}
         return replace(
             outcome,
@@ -172,7 +175,7 @@ class SlurmExecutor:
             submitted={},
             failed=failed,
             blocked={
-                # Slurm may know before anybody else that what a job waits for will never be.
+                # Slurm may report a dependency as never satisfied before any failure is recorded.
                 key: next((other.key for other in lineage((stages[key],)) if other.key in failed), key)
                 for key, state in states.items()
                 if state.what == "blocked"
@@ -180,16 +183,17 @@ class SlurmExecutor:
             | dict(outcome.blocked),
         )
 
-    def _tell(self, what: What, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0) -> None:
+    def _emit(self, what: What, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0) -> None:
         total = len(plan.stages)
         self.on_event(Event(what=what, stage=stage, done=done, total=total, seconds=seconds, message=message))
 
 
 @dataclass(frozen=True)
 class DeferredSubmission:
-    """A job that submits what the cap on jobs left of a plan. It holds keys only: stages come from their specs.
+    """A job that submits the rest of a plan later, because of the limit on queued jobs.
 
-    It may start again at any moment: what it has submitted by then is in the ledger.
+    Holds keys only; stages are rebuilt from their specs. It can be requeued at any time, as the jobs that it has
+    submitted are in the job log.
     """
 
     executor: SlurmExecutor
@@ -198,11 +202,11 @@ class DeferredSubmission:
     leaves: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Submit, unless the sweep was cancelled; a Slurm that does not answer is asked again for some minutes.
+        """Submit, unless the sweep was cancelled; retry for some minutes if Slurm does not respond.
 
         Raises:
-            JobFailed: the code is not that which submitted the sweep.
-            SchedulerError: Slurm refused, or did not answer, each time.
+            JobFailed: the code has changed since the sweep was submitted.
+            SchedulerError: every attempt failed.
         """
         store = Store(self.root, allow=self.allow)
         if JobLog(self.root).cancelled(self.executor.sweep):
@@ -210,24 +214,24 @@ class DeferredSubmission:
         drifted = source_digest(self.allow) != self.executor.code and not self.executor.site.allow_drift
         plan = Plan.of(store.stage(key) for key in self.leaves)
         if drifted:
-            self._refuse(plan, store)
+            self._record_drift(plan, store)
             raise JobFailed(DRIFTED)
-        asking = Retrying(
+        retrying = Retrying(
             retry=retry_if_exception_type(SchedulerError),
-            wait=wait_chain(*map(wait_fixed, PAUSES_SECONDS)),
-            stop=stop_after_attempt(1 + len(PAUSES_SECONDS)),
+            wait=wait_chain(*map(wait_fixed, RETRY_PAUSES_SECONDS)),
+            stop=stop_after_attempt(1 + len(RETRY_PAUSES_SECONDS)),
             before_sleep=before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
-        asking(self.executor.run, plan, store)
+        retrying(self.executor.run, plan, store)
 
-    def _refuse(self, plan: Plan, store: Store) -> None:
-        desk = WorkerContext(store=store, claims=Claims(store.claims), tracker=self.executor.tracker, job=job_id())
+    def _record_drift(self, plan: Plan, store: Store) -> None:
+        context = WorkerContext(store=store, claims=Claims(store.claims), tracker=self.executor.tracker, job=job_id())
         left = self.executor.only or frozenset()
         for stage in plan.pending(store):
-            # What needs another that is left is blocked by it.
+            # Only the first of the remaining stages; their descendants are blocked.
             if stage.key in left and left.isdisjoint(other.key for other in lineage(stage.parents)):
-                record(stage, desk, Stopwatch(), {"outcome": "failed", "cause": DRIFT, "message": DRIFTED})
+                record(stage, context, Stopwatch(), {"outcome": "failed", "cause": DRIFT, "message": DRIFTED})
 
 
 def _always() -> bool:

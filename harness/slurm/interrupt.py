@@ -1,4 +1,4 @@
-"""Interrupts: what may not come between a command and the note of its answer."""
+"""Interrupts: defers Ctrl-C between a Slurm command and the record of its result."""
 
 import signal
 import threading
@@ -6,37 +6,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_HELD_BACK = (signal.SIGINT, signal.SIGHUP)
+_DEFERRED = (signal.SIGINT, signal.SIGHUP)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and a closed terminal back from this process and from the commands that it calls.
+def deferred_signals() -> Iterator[None]:
+    """Defer SIGINT and SIGHUP in this process, and block them in the commands that it starts.
 
-    What arrives meanwhile is heard at the end; what is ignored stays so. Slurm's commands give up by themselves if they
-    are not answered, and a request to end (SIGTERM) is heard at once.
+    Signals received meanwhile are raised on exit; ignored signals stay ignored. SIGTERM is handled at once. The delay
+    is bounded, as Slurm's commands time out.
     """
     if threading.current_thread() is not threading.main_thread():
-        # Signals are heard by the main thread alone.
+        # Only the main thread receives signals.
         yield
         return
-    heard: list[int] = []
-    before = {number: signal.getsignal(number) for number in _HELD_BACK}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _DEFERRED}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
-    def keep(number: int, frame: FrameType | None) -> None:
+    def defer(number: int, frame: FrameType | None) -> None:
         del frame
-        heard.append(number)
+        received.append(number)
 
-    for number in before:
-        signal.signal(number, keep)
-    # Commands inherit the mask, not the handlers: a terminal sends its Ctrl-C to them as well.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
+    for number in handlers:
+        signal.signal(number, defer)
+    # Child processes inherit the signal mask, not the handlers, and a terminal sends Ctrl-C to them as well.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for told in dict.fromkeys(heard):
-            signal.raise_signal(told)
+        for caught in dict.fromkeys(received):
+            signal.raise_signal(caught)

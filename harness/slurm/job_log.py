@@ -1,10 +1,10 @@
-"""The ledger: which job of the scheduler was given which stages. One file a submission, one line a call of sbatch.
+"""The job log: which Slurm job runs which stages. One file per submission, one line per call of sbatch.
 
-A line is appended as soon as the scheduler has answered, so a submission that dies leaves no job unknown but the one it
-was waiting for; that one is known by its script, which lies in the submission's folder (``stray``).
+A line is appended as soon as sbatch returns. A submission that is killed therefore loses at most the job of its last
+call, an orphan, which is recognized by its script in the submission's folder.
 
-Submissions to a store take turns, so each takes the number after the last one's: which job is a stage's latest does not
-depend on anybody's clock. A line that is damaged is left out and told; its jobs are strays as well.
+Submissions to a store are serialized by a lock and numbered consecutively, so that the latest job of a stage does not
+depend on clocks. A damaged line is skipped and reported; its jobs become orphans as well.
 """
 
 import os
@@ -25,7 +25,7 @@ NAME = "ledger.jsonl"
 CANCELLED = "cancelled"
 LEFT = "left.json"
 _SUBMISSION = "{}/2*"
-"""The folders of a sweep's submissions begin with the year."""
+"""Folders of a sweep's submissions; their names begin with the year."""
 _SERIAL = re.compile(r"-(\d+)$")
 
 
@@ -34,16 +34,17 @@ class JobEntry:
     """A job, or an element of an array.
 
     Attributes:
-        job: the scheduler's id.
-        keys: the stages that it runs, in order; none is a continuation, which submits what was left to it.
-        user: who submitted it.
-        submitted: when, UTC.
-        folder: where its script and logs lie, relative to the store.
-        shrink: by how much the rows that a stage takes at once are divided, by key, after it ran out of memory.
-        excluded: nodes that it was kept from.
-        tried: how many attempts of a stage were on record when it was submitted, by key; 0 where absent.
-        sweep: whose submission it is of; told by where the entry lies.
-        place: how many entries of the store were written before it; told by where it lies.
+        job: Slurm's job id.
+        keys: keys of the stages that it runs, in order; empty for a deferred submission, which submits the stages left
+            to it.
+        user: name of the submitting user.
+        submitted: time of submission, UTC.
+        folder: folder of its script and logs, relative to the store.
+        shrink: divisor of the micro-batch size after an out-of-memory error, by key.
+        excluded: nodes excluded from running it.
+        tried: number of recorded attempts of a stage at submission, by key; 0 if absent.
+        sweep: id of the submitted sweep; derived from the entry's path.
+        place: number of earlier entries in the store; derived from the entry's position.
     """
 
     job: str
@@ -58,35 +59,35 @@ class JobEntry:
     place: int = field(default=0, compare=False)
 
     def log(self, root: Path, stream: str = "err") -> Path:
-        """Return the file of what the job printed; ``stream`` is ``out`` or ``err``."""
+        """Return the job's output file; ``stream`` is ``out`` or ``err``."""
         return root / self.folder / f"{self.job}_0_log.{stream}"
 
 
-class Stray(NamedTuple):
-    """A job of a sweep that no ledger names: whether it works, be it that its stages have other jobs by now."""
+class OrphanJob(NamedTuple):
+    """A job of a sweep that the job log lacks; ``running`` is set even if its stages have newer jobs."""
 
     sweep: str
-    works: bool
+    running: bool
 
 
 class JobLog:
-    """The jobs of a store.
+    """The job log of a store.
 
     Args:
         root: the store's folder.
     """
 
     def __init__(self, root: Path) -> None:
-        """Read nothing yet."""
+        """Read no file yet."""
         self._root = root
         self._folder = StoreLayout(root).jobs
         self.damage: dict[str, None] = {}
-        """What could not be read so far, a sentence each."""
+        """Messages about what could not be read so far."""
 
     def open(self, sweep: str, *, dry_run: bool = False) -> Path:
-        """Make the folder of a new submission of a sweep; that of a rehearsal is a temporary one outside of the store.
+        """Create the folder of a new submission; for a dry run, a temporary folder outside of the store.
 
-        Whoever opens one holds the claim that makes submissions take turns.
+        The caller holds the store's submission lock, except for a dry run.
 
         Raises:
             StoreError: the store cannot be written.
@@ -102,16 +103,16 @@ class JobLog:
         return folder
 
     def write(self, folder: Path, entries: Sequence[JobEntry]) -> None:
-        """Append what one call of sbatch submitted.
+        """Append the jobs of one call of sbatch.
 
         Raises:
             StoreError: the store cannot be written.
         """
         with writing(folder):
-            append_line(folder / NAME, [_written(entry) for entry in entries])
+            append_line(folder / NAME, [_entry_to_json(entry) for entry in entries])
 
-    def leave(self, folder: Path, keys: Collection[str]) -> None:
-        """Note which stages a submission leaves to its continuation.
+    def write_deferred(self, folder: Path, keys: Collection[str]) -> None:
+        """Record which stages a submission leaves to its deferred submission.
 
         Raises:
             StoreError: the store cannot be written.
@@ -119,9 +120,9 @@ class JobLog:
         with writing(folder):
             write_json(folder / LEFT, sorted(keys))
 
-    def left(self, continuation: JobEntry) -> frozenset[str] | None:
-        """Return which stages were left to a continuation; None if that was not noted, or cannot be read."""
-        path = self._root / continuation.folder / LEFT
+    def left(self, deferred: JobEntry) -> frozenset[str] | None:
+        """Return the stages left to a deferred submission; None if they were not recorded or cannot be read."""
+        path = self._root / deferred.folder / LEFT
         if not path.exists():
             return None
         try:
@@ -129,68 +130,70 @@ class JobLog:
         except StoreError as error:
             self.damage[str(error)] = None
         except TypeError:
-            self.damage[f"The store cannot be read: `{path}` is no list of keys."] = None
+            self.damage[f"The store cannot be read: `{path}` is not a list of keys."] = None
         return None
 
     def entries(self, sweep: str = "*") -> Iterator[JobEntry]:
-        """Return the jobs of a sweep, or of all, oldest first. What cannot be read is left out; ``damage`` names it."""
+        """Return the jobs of one sweep or of all, oldest first. Unreadable entries are skipped; see ``damage``."""
         place = 0
         for path in sorted(self._folder.glob(f"{sweep}/*/{NAME}"), key=lambda path: _order(path.parent)):
             for jobs in self._lines(path):
                 try:
-                    found = [_read(data, path.parents[1].name, place + index) for index, data in enumerate(jobs)]
+                    found = [
+                        _entry_from_json(data, path.parents[1].name, place + index) for index, data in enumerate(jobs)
+                    ]
                 except (TypeError, KeyError, AttributeError):
-                    self._left_out(path, "A line")
+                    self._report_damage(path, "A line")
                     continue
                 place += len(found)
                 yield from found
 
     def _lines(self, path: Path) -> list[Any]:
         try:
-            return read_lines(path, lambda number: self._left_out(path, f"Line {number}"))
+            return read_lines(path, lambda number: self._report_damage(path, f"Line {number}"))
         except StoreError as error:
             self.damage[str(error)] = None
             return []
 
-    def _left_out(self, path: Path, what: str) -> None:
-        self.damage[f"{what} of `{path}` is damaged and left out; nobody knows which jobs it named."] = None
+    def _report_damage(self, path: Path, what: str) -> None:
+        self.damage[f"{what} of `{path}` is damaged and skipped; the jobs that it listed are unknown."] = None
 
-    def strays(self, queue: Mapping[str, Queued], sweep: str = "*") -> dict[str, "Stray"]:
-        """Return the jobs in the queue that a submission to this store made and no ledger names.
+    def orphans(self, queue: Mapping[str, Queued], sweep: str = "*") -> dict[str, "OrphanJob"]:
+        """Return the orphans: jobs in the queue that were submitted to this store and are missing in the job log.
 
-        The scheduler took them and the submission never learned it: it was killed, or its line was damaged since. Only
-        whoever holds the claim of submissions can be sure that no answer is on its way.
+        The submission was killed after sbatch accepted them, or their line was damaged later. Only a holder of the
+        submission lock can rule out a submission that is still waiting for sbatch to return.
         """
         known = {entry.job for entry in self.entries()}
-        found = {job: self._stray(job, one) for job, one in queue.items() if job not in known}
-        return {job: stray for job, stray in found.items() if stray and sweep in ("*", stray.sweep)}
+        found = {job: self._orphan(job, one) for job, one in queue.items() if job not in known}
+        return {job: orphan for job, orphan in found.items() if orphan and sweep in ("*", orphan.sweep)}
 
-    def _stray(self, job: str, queued: Queued) -> "Stray | None":
+    def _orphan(self, job: str, queued: Queued) -> "OrphanJob | None":
         *_, jobs, sweep, submission, name = ("", "", "", "", *PurePosixPath(queued.script).parts)
-        # A node may know the store by another path, but names of submissions do not occur twice.
+        # The store may have another path on the node, but names of submissions are unique.
         folder = self._folder / sweep / submission
         if jobs != self._folder.name or not os.path.lexists(folder / name):
             return None
-        return Stray(sweep, works=queued.state == "RUNNING" and (folder / f"{job}_submitted.pkl").exists())
+        return OrphanJob(sweep, running=queued.state == "RUNNING" and (folder / f"{job}_submitted.pkl").exists())
 
     def sweeps(self) -> list[str]:
-        """Return the sweeps that were submitted and not cancelled since; a rehearsal submits nothing.
+        """Return the sweeps that were submitted and not cancelled since, without dry runs.
 
-        One that found all its stages in the queue has no jobs of its own, and lives on those of others.
+        A sweep whose stages were all in the queue already is included, although it has no jobs of its own.
         """
         names = sorted({path.parent.name for path in self._folder.glob(_SUBMISSION.format("*"))})
         return [name for name in names if not self.cancelled(name)]
 
     def opened(self, sweep: str) -> bool:
-        """Say whether somebody submitted the sweep, be it that Slurm refused it; a rehearsal does not count."""
+        """Return whether the sweep was submitted, including submissions that Slurm rejected; dry runs do not count."""
         return any(self._folder.glob(_SUBMISSION.format(sweep)))
 
     def cancelled(self, sweep: str) -> bool:
-        """Say whether somebody cancelled the sweep since it was last asked for."""
+        """Return whether the sweep was cancelled since it was last submitted."""
         return (self._folder / sweep / CANCELLED).exists()
 
     def cancel(self, sweep: str, *, undo: bool = False) -> None:
-        """Note that the sweep was cancelled, or that it is asked for again; a submission under way stops.
+        """Mark the sweep as cancelled, or remove the mark with ``undo``; a submission in progress stops.
 
         Raises:
             StoreError: the store cannot be written.
@@ -204,20 +207,20 @@ class JobLog:
                 path.touch()
 
     def latest(self) -> dict[str, JobEntry]:
-        """Return the last job that was given each stage, by its key."""
+        """Return the latest job of each stage, by key."""
         return {key: entry for entry in self.entries() for key in entry.keys}
 
 
 def _order(submission: Path) -> tuple[int, str]:
-    """Return a submission's place among all: by its number; those of earlier versions have none and come first."""
+    """Return the sort key of a submission: its number; those of earlier versions have none and come first."""
     serial = _SERIAL.search(submission.name)
     return (int(serial[1]) if serial else 0, submission.name)
 
 
-def _read(data: Mapping[str, Any], sweep: str, place: int) -> JobEntry:
+def _entry_from_json(data: Mapping[str, Any], sweep: str, place: int) -> JobEntry:
     lists = {name: tuple(data[name]) for name in ("keys", "excluded")}
     return JobEntry(**{**data, **lists, "sweep": sweep, "place": place})
 
 
-def _written(entry: JobEntry) -> dict[str, Any]:
+def _entry_to_json(entry: JobEntry) -> dict[str, Any]:
     return {name: value for name, value in asdict(entry).items() if name not in ("sweep", "place")}

@@ -1,27 +1,27 @@
-"""Retry: what to do differently with a stage that failed before, by the cause of its failure."""
+"""Retry policy: how to resubmit a failed stage, depending on the cause of its failure."""
 
 from dataclasses import dataclass
 
+from harness.engine.fingerprint import WORK, fingerprints
 from harness.engine.provenance import source_digest
 from harness.engine.store import Store
-from harness.engine.surroundings import WORK, surroundings
 from harness.execution.state import State
 from harness.slurm.causes import Cause, cause_of
 from harness.slurm.job_log import JobEntry
 
 SAME_ERRORS = 3
-"""How often a stage may fail with one traceback before it is no longer submitted with the same code."""
+"""Failures with the same traceback after which a stage is not resubmitted with the same code."""
 
 
 @dataclass(frozen=True)
 class RetryDecision:
-    """How to submit a stage again.
+    """How to resubmit a stage.
 
     Attributes:
-        refuse: why it should not be; empty if it may.
-        shrink: by how much to divide the rows that it takes through the model at once.
-        exclude: the node to keep it from; empty if any will do.
-        tried: how many attempts of it are on record.
+        refuse: why it must not be resubmitted; empty if it may.
+        shrink: divisor of its micro-batch size.
+        exclude: nodes that must not run it.
+        tried: number of its recorded attempts.
     """
 
     refuse: str = ""
@@ -31,21 +31,21 @@ class RetryDecision:
 
 
 def retry_decision(state: State, key: str, store: Store, entry: JobEntry | None, *, on_oom: str) -> RetryDecision:
-    """Return how to submit a stage again.
+    """Return how to resubmit a stage.
 
     Args:
-        state: what became of it.
-        key: its key.
-        store: where its attempts are recorded.
-        entry: the last job that was given it.
-        on_oom: ``shrink`` halves the rows at once after an out-of-memory error, ``fail`` leaves it as it is.
+        state: the state of the stage.
+        key: the stage's key.
+        store: the store with its attempt records.
+        entry: its latest job.
+        on_oom: after an out-of-memory error, ``shrink`` halves the micro-batch size, ``fail`` keeps it.
     """
-    if _stuck(key, store):
+    if _fails_repeatedly(key, store):
         return RetryDecision(
-            refuse=f"failed {SAME_ERRORS} times with the same traceback, and since then nothing has changed: neither "
-            f"the code, nor what the stage reads, nor `{store.work(key)}`. `harness logs {key}` shows the traceback. "
-            "Fix the code, or remove that folder if a checkpoint in it is to blame, and it is submitted again; "
-            f"`harness stage {key}` runs it here as it is."
+            refuse=f"failed {SAME_ERRORS} times with the same traceback, and neither the code, nor its inputs, nor "
+            f"`{store.work(key)}` have changed since. `harness logs {key}` shows the traceback. Fix the code, or "
+            "remove that folder if a checkpoint in it causes the error; then the stage is resubmitted. "
+            f"`harness stage {key}` runs it on this machine without a change."
         )
     shrink = entry.shrink.get(key, 1) if entry else 1
     if on_oom == "shrink" and state.cause in (Cause.HOST_MEMORY, Cause.GPU_MEMORY):
@@ -56,16 +56,16 @@ def retry_decision(state: State, key: str, store: Store, entry: JobEntry | None,
     return RetryDecision(shrink=shrink, exclude=tuple(dict.fromkeys(exclude)), tried=len(store.attempts(key)))
 
 
-def _stuck(key: str, store: Store) -> bool:
-    """Whether the last attempts all ended in one traceback, and the next one would meet what the last one left.
+def _fails_repeatedly(key: str, store: Store) -> bool:
+    """Return whether the last attempts failed with the same traceback and neither code nor inputs have changed since.
 
-    Memory is no matter of the code alone: the next attempt may be given more, or need less.
+    Out-of-memory errors do not count: the next attempt may get more memory, or use less.
     """
-    last = store.attempts(key)[-SAME_ERRORS:]
-    causes = {cause_of(attempt) for attempt in last}
-    traces = {attempt.get("traceback", "") for attempt in last}
-    codes, here = {attempt.get("code", "") for attempt in last}, source_digest(store.allow)
-    alike = len(last) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {here}
-    if not alike or (left := last[-1].get("left")) is None:
-        return alike
-    return bool(left == surroundings(store, key, left.keys() - {WORK}))
+    attempts = store.attempts(key)[-SAME_ERRORS:]
+    causes = {cause_of(attempt) for attempt in attempts}
+    traces = {attempt.get("traceback", "") for attempt in attempts}
+    codes, current = {attempt.get("code", "") for attempt in attempts}, source_digest(store.allow)
+    same = len(attempts) == SAME_ERRORS and causes == {Cause.CODE_ERROR} and len(traces) == 1 and codes == {current}
+    if not same or (recorded := attempts[-1].get("left")) is None:
+        return same
+    return bool(recorded == fingerprints(store, key, recorded.keys() - {WORK}))

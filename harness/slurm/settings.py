@@ -1,4 +1,4 @@
-"""Slurm, as a setting: what each kind of stage is given, and the site's rules. Nothing here is identity."""
+"""Settings of Slurm execution: resources per kind of stage, and limits of the site. Not part of identity."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,29 +12,29 @@ from harness.errors import Problem
 from harness.execution.cluster import micro_batch_kind_problems, micro_batch_problems, micro_batch_size_of
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
-from harness.slurm.client import Slurm as Scheduler
+from harness.slurm.client import SlurmClient
 from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
 
-CONTINUATION_MINUTES = 10
-"""Time of a job that submits what the cap on jobs left."""
+DEFERRED_MINUTES = 10
+"""Time limit of the job that makes a deferred submission."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a stage of one kind is given.
+    """Resources of a stage of one kind.
 
     Attributes:
-        minutes: the time limit; a job that runs several stages is given their sum.
-        cpus: cores of each process.
-        mem_gb: host memory of a node; null leaves it to the site.
-        gpus: of a node; 0 is a CPU job.
-        processes: of a node, that share a training; one a GPU, usually.
-        nodes: that share a training.
-        sharding: ``ddp`` gives every process the whole base model, ``fsdp`` a share of it.
-        pack: how many lines of stages that begin with this kind run in one job, one after another; the base model is
-            loaded once.
+        minutes: time limit; a job that runs several stages gets the sum of theirs.
+        cpus: cores per process.
+        mem_gb: host memory per node in GB; null is the site's default.
+        gpus: GPUs per node; 0 is a CPU job.
+        processes: processes per node of a training stage; usually one per GPU.
+        nodes: nodes of a training stage.
+        sharding: ``ddp`` replicates the base model in every process, ``fsdp`` shards it.
+        pack: number of chains of stages beginning with this kind that one job runs one after another; the base model
+            is loaded once.
     """
 
     name: ClassVar[str] = "resources"
@@ -50,8 +50,8 @@ class Resources:
 
     def problems(self) -> list[Problem]:
         """Range errors."""
-        whole = ("minutes", "cpus", "processes", "nodes", "pack")
-        found = [*counts(self, *whole), *not_negative(self, "gpus"), *positive(self, "mem_gb")]
+        integers = ("minutes", "cpus", "processes", "nodes", "pack")
+        found = [*counts(self, *integers), *not_negative(self, "gpus"), *positive(self, "mem_gb")]
         if self.processes > self.gpus > 0:
             found.append(
                 Problem("processes", f"{self.processes} cannot share {self.gpus} GPUs; expected one GPU for each")
@@ -62,34 +62,35 @@ class Resources:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """A Slurm cluster; satisfies ``execution.cluster.Cluster`` and ``slurm.site.Site``.
+    """A Slurm cluster; implements ``execution.cluster.Cluster`` and ``slurm.site.Site``.
 
     Attributes:
-        partition: where jobs go; null leaves it to the site. So with ``account``, ``qos`` and ``constraint``.
-        account: who pays.
+        partition: partition; null is the site's default. So with ``account``, ``qos`` and ``constraint``.
+        account: account to charge.
         qos: quality of service.
-        constraint: features that a node must have.
-        sbatch: further parameters of sbatch, as ``["mail-type=FAIL", "exclusive"]``.
-        setup: lines of shell before Python starts, as ``["module load cuda"]``.
-        python: the command that starts Python on a node, as a container's; null is the one that submits.
-        resources: what each kind of stage is given, by its name; ``default`` is for the kinds that are not named.
-        joins: kinds that go on in the job of what they read, if nothing else continues it; null leaves it to the stages
+        constraint: required node features.
+        sbatch: additional sbatch options, such as ``["mail-type=FAIL", "exclusive"]``.
+        setup: shell commands run before Python starts, such as ``["module load cuda"]``.
+        python: command that starts Python on a node, for example in a container; null is the submitting interpreter.
+        resources: resources by kind of stage; ``default`` applies to kinds that are not listed.
+        joins: kinds that are fused into the job of their parent if it has no other child; null leaves it to the stages
             (``Stage.fuses``).
-        fans: kinds of which several may do so; null leaves it to the stages (``Stage.fuses_siblings``).
-        array_limit: elements of an array, at most (``MaxArraySize`` of the site, less one).
-        array_parallelism: elements of an array that run at one time.
-        job_cap: jobs of yours in the queue at one time; null if the site has no such limit.
-        requeues: how often a job may start again after its time limit, a preemption or the death of its node.
-        warn_seconds: how long before its time limit Slurm warns a job, which then writes a checkpoint.
-        micro_batch_size: rows that each process takes through the model at once: a number, or one for each kind of
-            stage; null is all of its share of a batch.
+        fans: kinds of which several children of one parent may be fused; null leaves it to the stages
+            (``Stage.fuses_siblings``).
+        array_limit: maximum number of elements in a job array (the site's ``MaxArraySize`` minus one).
+        array_parallelism: elements of an array that may run at the same time.
+        job_cap: maximum number of your jobs in the queue; null if the site has no limit.
+        requeues: how often a job may be requeued after its time limit, a preemption or a node failure.
+        warn_seconds: seconds before the time limit at which Slurm signals a job, which then writes a checkpoint.
+        micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
+            runs a process's whole share of a batch at once.
         vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
-        on_oom: ``fail`` leaves a stage that ran out of memory as it is when it is retried, ``shrink`` takes half as
-            many rows through the model at once, which changes no result, and says so in the report.
-        allow_drift: whether jobs may run other code than that which submitted them.
-        wait: stay until everything has run, and return the results.
-        dry_run: write the scripts and submit nothing.
-        poll_seconds: how often a waiting run looks at the queue.
+        on_oom: on a retry after an out-of-memory error, ``shrink`` halves the micro-batch size, which does not change
+            the result and is noted in the report; ``fail`` keeps it.
+        allow_drift: whether jobs may run with other code than at submission.
+        wait: block until every stage has ended, and return the results.
+        dry_run: write the scripts without submitting them.
+        poll_seconds: interval between queries of the queue while waiting.
     """
 
     name: ClassVar[str] = "slurm"
@@ -126,33 +127,35 @@ class Slurm:
         ]
         found += micro_batch_problems(self.micro_batch_size)
         if self.job_cap is not None and self.job_cap < 3:
-            found.append(Problem("job_cap", f"{self.job_cap} leaves no room; expected at least 3, or null"))
-        short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
-        if short:
+            found.append(Problem("job_cap", f"{self.job_cap} is too small; expected at least 3, or null"))
+        too_short = [kind for kind, one in self.resources.items() if 60 * one.minutes <= self.warn_seconds]
+        if too_short:
             found.append(
                 Problem(
                     "warn_seconds",
-                    f"{self.warn_seconds} is not less than the time limit of {', '.join(short)}; such a "
-                    "job would be warned as it starts",
+                    f"{self.warn_seconds} is not less than the time limit of {', '.join(too_short)}; such a "
+                    "job would be signalled as it starts",
                 )
             )
-        wrong = [text for text in self.sbatch if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", text)]
-        found += [Problem("sbatch", f"{text!r} is no parameter; expected `name=value` or `name`") for text in wrong]
+        invalid = [text for text in self.sbatch if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", text)]
+        found += [
+            Problem("sbatch", f"{text!r} is not an sbatch option; expected `name=value` or `name`") for text in invalid
+        ]
         if self.wait and self.dry_run:
             found.append(Problem("wait", "nothing is submitted with `dry_run`, so there is nothing to wait for"))
         return found
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
-        """Return which settings name a kind of stage that there is not, or ask of one what it cannot do."""
+        """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""
         named = [("resources", kind) for kind in self.resources if kind != DEFAULT]
         named += [(name, kind) for name in ("joins", "fans") for kind in getattr(self, name) or ()]
         found = [
-            Problem(name, f"`{kind}` is no kind of stage; expected some of {', '.join(sorted(kinds))}")
+            Problem(name, f"`{kind}` is not a kind of stage; expected some of {', '.join(sorted(kinds))}")
             for name, kind in named
             if kind not in kinds
         ]
-        if DEFAULT not in self.resources and (lacking := [kind for kind in kinds if kind not in self.resources]):
-            found.append(Problem("resources", f"nothing is given to {', '.join(lacking)}; name them, or `{DEFAULT}`"))
+        if DEFAULT not in self.resources and (missing := [kind for kind in kinds if kind not in self.resources]):
+            found.append(Problem("resources", f"no resources for {', '.join(missing)}; add them, or `{DEFAULT}`"))
         found += micro_batch_kind_problems(self.micro_batch_size, kinds)
         return found + [
             Problem(f"resources.{kind}.{name}", f"{count}, but such a stage runs in one process; expected 1")
@@ -163,33 +166,33 @@ class Slurm:
 
     @property
     def pack(self) -> Mapping[str, int]:
-        """How many lines a job holds, by the kind that they begin with."""
+        """Number of chains per job, by the kind that they begin with."""
         return {kind: one.pack for kind, one in self.resources.items()}
 
     @property
     def gpus(self) -> Mapping[str, int]:
-        """How many GPUs a stage is given, by kind."""
+        """GPUs per stage over all nodes, by kind."""
         return {kind: one.gpus * one.nodes for kind, one in self.resources.items()}
 
     @property
     def grace_seconds(self) -> float:
-        """How long a stage may go on after the warning: the rest is for the way back into the queue."""
+        """Seconds that a stage may run on after the signal; the rest is needed for requeueing the job."""
         return self.warn_seconds * 2 / 3
 
     def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
-        """Return submitit's parameters for jobs that run so many of these lines of kinds each."""
-        stages = [[self.given(kind) for kind in line] for line in lines]
-        given = [one for line in stages for one in line]
+        """Return submitit's parameters for jobs that run ``pack`` of these chains (of kinds) each."""
+        stages = [[self.resources_of(kind) for kind in line] for line in lines]
+        resources = [one for line in stages for one in line]
         minutes = max((sum(one.minutes for one in line) for line in stages), default=0) * pack
-        memory = [one.mem_gb for one in given if one.mem_gb is not None]
-        nodes = max((one.nodes for one in given), default=1)
-        cpus = max((one.cpus * one.processes for one in given), default=1)
+        memory = [one.mem_gb for one in resources if one.mem_gb is not None]
+        nodes = max((one.nodes for one in resources), default=1)
+        cpus = max((one.cpus * one.processes for one in resources), default=1)
         found: dict[str, Any] = {
-            "time": minutes or CONTINUATION_MINUTES,
+            "time": minutes or DEFERRED_MINUTES,
             "nodes": nodes,
             "ntasks_per_node": 1,
             "cpus_per_task": cpus,
-            "gpus_per_node": max((one.gpus for one in given), default=0) or None,
+            "gpus_per_node": max((one.gpus for one in resources), default=0) or None,
             "mem": f"{round(max(memory) * 1024)}MB" if memory else None,
             "partition": self.partition,
             "account": self.account,
@@ -198,18 +201,18 @@ class Slurm:
             "setup": list(self.setup) or None,
             "array_parallelism": self.array_parallelism,
             "signal_delay_s": self.warn_seconds,
-            # srun does not take it over from the job in all versions, and would then bind everything to one core.
+            # Not all versions of srun inherit it from the job, and would bind all threads to one core.
             "srun_args": [f"--cpus-per-task={cpus}"],
-            "additional_parameters": dict(_parameter(text) for text in self.sbatch),
+            "additional_parameters": dict(_option(text) for text in self.sbatch),
         }
         if nodes > 1:
-            # The job's own process is one; it starts the others of a training as a step of their own.
+            # The job starts as one process, which starts the ranks of a training stage as a step of their own.
             found["srun_args"] += ["--ntasks=1", "--nodes=1", "--overlap"]
         return {name: value for name, value in found.items() if value is not None}
 
     @property
     def processes(self) -> Mapping[str, Processes]:
-        """How many processes share a stage and how many rows they take at once, by its kind."""
+        """Number of processes per stage and their micro-batch size, by kind of stage."""
         named = self.micro_batch_size if isinstance(self.micro_batch_size, Mapping) else ()
         return {
             kind: Processes(
@@ -218,22 +221,22 @@ class Slurm:
                 sharding=one.sharding,
                 micro_batch_size=micro_batch_size_of(self.micro_batch_size, kind),
             )
-            for kind, one in ((kind, self.given(kind)) for kind in dict.fromkeys((*self.resources, *named)))
+            for kind, one in ((kind, self.resources_of(kind)) for kind in dict.fromkeys((*self.resources, *named)))
         }
 
     def cpus(self, lines: Sequence[Sequence[str]]) -> int:
-        """Return how many CPU threads each process of a job that runs these lines of kinds uses."""
-        return max((one.cpus for one in self._given(lines)), default=1)
+        """Return the number of CPU threads per process of a job that runs these chains."""
+        return max((one.cpus for one in self._resources_of(lines)), default=1)
 
     def device(self, lines: Sequence[Sequence[str]]) -> str:
-        """Return the torch device of such a job."""
-        return "cuda" if any(one.gpus for one in self._given(lines)) else "cpu"
+        """Return the torch device of a job that runs these chains."""
+        return "cuda" if any(one.gpus for one in self._resources_of(lines)) else "cpu"
 
-    def _given(self, lines: Sequence[Sequence[str]]) -> list[Resources]:
-        return [self.given(kind) for line in lines for kind in line]
+    def _resources_of(self, lines: Sequence[Sequence[str]]) -> list[Resources]:
+        return [self.resources_of(kind) for line in lines for kind in line]
 
-    def given(self, kind: str) -> Resources:
-        """Return what stages of a kind are given."""
+    def resources_of(self, kind: str) -> Resources:
+        """Return the resources of a kind of stage."""
         return self.resources.get(kind) or self.resources[DEFAULT]
 
     def executor(
@@ -244,10 +247,10 @@ class Slurm:
         on_event: Callable[[Event], None],
         prepare: Callable[[int | None], None],
     ) -> Executor:
-        """Return the executor that submits to this cluster; torch is not needed for it."""
+        """Return the executor that submits to this cluster; needs no torch."""
         return SlurmExecutor(
             site=self,
-            scheduler=DryRun() if self.dry_run else Scheduler(),
+            scheduler=DryRun() if self.dry_run else SlurmClient(),
             sweep=sweep,
             tracker=tracker,
             on_event=on_event,
@@ -257,6 +260,6 @@ class Slurm:
         )
 
 
-def _parameter(text: str) -> tuple[str, str | bool]:
+def _option(text: str) -> tuple[str, str | bool]:
     name, equals, value = text.partition("=")
     return name, value if equals else True

@@ -1,4 +1,4 @@
-"""A survey: how things stand before anything is submitted: what is in the queue, and what is left to do."""
+"""Snapshot of a plan before a submission: states of its stages, jobs in the queue, stages left to submit."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +13,21 @@ from harness.slurm.job_log import JobEntry
 from harness.slurm.states import freeing, states_of
 from harness.slurm.worker import job_id
 
-ENDING = "COMPLETING"
+COMPLETING = "COMPLETING"
 ENDING_SECONDS = 60.0
-"""How long to wait for jobs that are ending: Slurm gives the processes of a cancelled one 30 s, by default."""
-LOOK_SECONDS = 2.0
+"""Maximum wait for jobs that are completing: by default, Slurm kills a cancelled job's processes after 30 s."""
+_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """How things stand.
+class Snapshot:
+    """The state of a plan at one time.
 
     Attributes:
-        jobs: the job in the queue that has each stage, by key.
+        jobs: the queued job of each stage, by key.
         todo: the stages that are neither stored nor in the queue, parents before children.
-        states: what became of the stages that were not stored, by key.
-        queue: the jobs that have not ended, of everybody who submitted to the store.
+        states: states of the stages that were not stored, by key.
+        queue: pending and running jobs of all users who submitted to the store.
     """
 
     jobs: Mapping[str, JobEntry]
@@ -35,60 +35,60 @@ class Survey:
     states: Mapping[str, State]
     queue: Mapping[str, Queued]
 
-    def moving(self, before: Mapping[str, JobEntry]) -> list[str]:
-        """Return the arrays and jobs of this user whose end makes room in the queue, oldest first; none that is held.
+    def slot_freeing_jobs(self, before: Mapping[str, JobEntry]) -> list[str]:
+        """Return this user's jobs and arrays whose end will free queue slots, oldest first; without held ones.
 
         Args:
-            before: the last job that was given each stage.
+            before: the latest job of each stage.
         """
-        mine = {entry.job for entry in before.values() if entry.user == user()} - {job_id()}
-        queued = {job: self.queue[job] for job in mine if job in self.queue}
-        # Of what another sweep's jobs wait for is known that they wait: perhaps for one that is held.
-        doubtful = {"Dependency"} if any(one.held for one in queued.values()) else set()
-        moving = [
+        own_jobs = {entry.job for entry in before.values() if entry.user == user()} - {job_id()}
+        queued = {job: self.queue[job] for job in own_jobs if job in self.queue}
+        # A job of another sweep with this reason may wait for a held job.
+        doubtful_reasons = {"Dependency"} if any(one.held for one in queued.values()) else set()
+        ending = [
             job
             for job, one in queued.items()
-            if one.alive and not one.held and job not in self.stuck and one.reason not in doubtful
+            if one.alive and not one.held and job not in self.held_jobs and one.reason not in doubtful_reasons
         ]
-        # A job after an array waits for all its elements.
-        stuck = {number_of(job) for job, one in queued.items() if one.held}
-        return sorted({number_of(job) for job in moving} - stuck, key=int)
+        # A dependency on an array waits for all its elements.
+        held = {base_id(job) for job, one in queued.items() if one.held}
+        return sorted({base_id(job) for job in ending} - held, key=int)
 
     @property
-    def stuck(self) -> set[str]:
-        """The jobs that have stages of the plan and are held, or wait for one that is."""
+    def held_jobs(self) -> set[str]:
+        """Jobs with stages of the plan that are held or depend on a held job."""
         return {entry.job for key, entry in self.jobs.items() if self.states[key].what == "held"}
 
 
-def survey(
+def take_snapshot(
     plan: Plan,
     store: Store,
     scheduler: Scheduler,
     before: Mapping[str, JobEntry],
     waiting: Callable[[Stage, str], None],
-) -> Survey:
-    """Find out how a plan stands; waits, for a while, until jobs that are ending have ended or are queued again.
+) -> Snapshot:
+    """Take a snapshot of a plan, after waiting up to ``ENDING_SECONDS`` for completing jobs to end or be requeued.
 
     Args:
-        plan: what is asked for.
-        store: where everything lies.
-        scheduler: Slurm, or a rehearsal.
-        before: the last job that was given each stage.
-        waiting: is told, once each, of a stage whose job is ending, and why that is waited for; and of one whose job
-            is held.
+        plan: the plan.
+        store: the store.
+        scheduler: Slurm, or a dry run.
+        before: the latest job of each stage.
+        waiting: called at most once with a stage whose job is completing, and at most once with one whose job is held,
+            with a message.
 
     Raises:
-        SchedulerError: Slurm does not answer.
+        SchedulerError: Slurm does not respond.
     """
     pending = plan.pending(store)
     members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in pending}
     users = {entry.user for entry in before.values()} | {user()}
     deadline = time.monotonic() + ENDING_SECONDS
-    told = False
+    reported = False
     while True:
         queue = scheduler.queue(users)
         states = states_of(members, store, scheduler, leaves=members, patient=True)
-        # A stage that failed, or is blocked, may belong to a job that goes on with others.
+        # A stage may have failed or be blocked while its job still runs other stages.
         jobs = {
             key: before[key]
             for key, state in states.items()
@@ -97,21 +97,21 @@ def survey(
             and queued.alive
             and state.what in ("running", "pending", "held")
         }
-        ending = {entry.job for entry in jobs.values() if queue[entry.job].state == ENDING}
+        ending = {entry.job for entry in jobs.values() if queue[entry.job].state == COMPLETING}
         if not ending or time.monotonic() >= deadline:
             break
-        if not told:
-            told = True
+        if not reported:
+            reported = True
             stage = next(stage for stage in pending if stage.key in jobs and jobs[stage.key].job in ending)
-            waiting(stage, f"job {jobs[stage.key].job} is ending; looking again for up to {ENDING_SECONDS:.0f} s")
-        time.sleep(LOOK_SECONDS)
+            waiting(stage, f"job {jobs[stage.key].job} is completing; waiting up to {ENDING_SECONDS:.0f} s for it")
+        time.sleep(_POLL_SECONDS)
     if held := [key for key in jobs if states[key].held_by]:
         by = sorted({states[key].held_by for key in held})
         stage = next(stage for stage in pending if stage.key in held)
         waiting(stage, f"{states[stage.key].message.partition(';')[0]}; {freeing(by)}")
-    return Survey(
+    return Snapshot(
         jobs={key: entry for key, entry in jobs.items() if entry.job not in ending},
-        # What was stored since the plan was looked at is no longer to be done.
+        # Some stages may have been stored since the plan was checked.
         todo=[
             stage
             for stage in pending
@@ -122,6 +122,6 @@ def survey(
     )
 
 
-def number_of(job: str) -> str:
-    """Return the number of a job; that of its array, if it is an element."""
+def base_id(job: str) -> str:
+    """Return the id of a job without its array index."""
     return job.partition("_")[0]

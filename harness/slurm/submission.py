@@ -1,4 +1,4 @@
-"""One submission: the pending stages of a plan become calls of sbatch, parents before children."""
+"""One submission: submits the pending stages of a plan as job arrays, parents before children."""
 
 import logging
 import os
@@ -16,57 +16,57 @@ from harness.errors import Interrupted, SchedulerError
 from harness.execution.executor import Failure
 from harness.execution.state import State
 from harness.slurm.client import Queued, Request, Scheduler, user
-from harness.slurm.interrupt import undisturbed
+from harness.slurm.interrupt import deferred_signals
 from harness.slurm.job_log import JobEntry, JobLog
-from harness.slurm.packing import Batch, batches_of
+from harness.slurm.packing import JobArray, arrange_jobs
 from harness.slurm.retry_policy import RetryDecision, retry_decision
 from harness.slurm.site import Site
-from harness.slurm.snapshot import Survey, number_of, survey
+from harness.slurm.snapshot import Snapshot, base_id, take_snapshot
 from harness.slurm.worker import Job, job_id
 
 log = logging.getLogger(__name__)
 REFUSED = "same error"
-LATER = "now+300"
-"""When a continuation looks again if no job of the harness's has a place that could become free."""
-WARNING_SECONDS = 30
+RETRY_BEGIN = "now+300"
+"""Earliest start of a deferred submission if no job of this user is going to free a queue slot."""
+DEFERRED_SIGNAL_SECONDS = 30
 
 
 class Superseded(Exception):
-    """Somebody else took the turn of a submission that had slept for too long."""
+    """Another process took over the submission lock while this one was suspended."""
 
 
 @dataclass(kw_only=True)
 class Submission:
-    """One submission under way.
+    """One submission in progress.
 
     Attributes:
         site: the cluster.
-        scheduler: Slurm, or a rehearsal.
+        scheduler: Slurm, or a dry run.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
-        continuation: makes a job that submits these keys, when the cap on jobs leaves something.
-        prepare: called with the number of CPU threads in every process that runs stages, before the first.
-        waiting: is told of a stage whose job has to end before it can be said what is left to do, or is held.
-        held: says whether the claim that makes submissions take turns is still this one's.
-        code: digest of the code that the jobs have to run.
-        only: the keys that this submission is for; None is all that a plan needs. What failed since they were left is
-            left to a retry.
-        plan: what is asked for.
-        store: where everything lies.
-        jobs: the job that was given each stage, by key; those that were in the queue before included.
+        deferred_job: creates the job that submits these keys later, if the queue's job limit is reached.
+        prepare: called once in every process that runs stages, before its first stage, with the number of CPU threads.
+        waiting: called with a stage and a message if its job must end before the submission can go on, or is held.
+        held: returns whether this process still holds the submission lock.
+        code: digest of the code that the jobs must run.
+        only: keys to submit, for a deferred submission; None submits all pending stages. Other stages that failed
+            meanwhile are left to a retry.
+        plan: the requested plan.
+        store: the store.
+        jobs: the job of each stage, by key, including jobs that were already queued.
         refused: why a stage was not submitted, by key.
-        blocked: the refused stage that is in the way, by key.
-        found: how many stages were in the queue already.
-        calls: how often sbatch was called.
-        left: how many stages were left to the continuation.
-        folder: where the scripts and logs of this submission lie.
+        blocked: the refused ancestor, by key of the stage.
+        found: number of stages that were already queued.
+        calls: number of calls of sbatch.
+        left: number of stages left to a deferred submission.
+        folder: folder of this submission's scripts and logs.
     """
 
     site: Site
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings
-    continuation: Callable[[frozenset[str]], Callable[[], None]]
+    deferred_job: Callable[[frozenset[str]], Callable[[], None]]
     prepare: Callable[[int | None], None]
     waiting: Callable[[Stage, str], None]
     held: Callable[[], bool]
@@ -87,93 +87,93 @@ class Submission:
         return {stage.key: stage for stage in self.plan.stages}
 
     def run(self) -> None:
-        """Submit what is neither stored nor in the queue.
+        """Submit the stages that are neither stored nor queued.
 
         Raises:
-            SchedulerError: Slurm refused or does not answer; what was submitted before stays submitted.
+            SchedulerError: Slurm rejected a job or does not respond; jobs submitted before stay submitted.
             Interrupted: the sweep was cancelled meanwhile.
-            Superseded: somebody else took the turn, as this process slept; what was submitted before is known.
+            Superseded: another process took over the submission lock; jobs submitted before are in the job log.
         """
-        ledger = JobLog(self.store.root)
-        self.folder = ledger.open(self.sweep, dry_run=self.scheduler.dry_run)
-        before = ledger.latest()
-        found = survey(self.plan, self.store, self.scheduler, before, self.waiting)
-        self._end_strays(ledger, found.queue)
-        self.jobs = dict(found.jobs)
+        job_log = JobLog(self.store.root)
+        self.folder = job_log.open(self.sweep, dry_run=self.scheduler.dry_run)
+        before = job_log.latest()
+        snapshot = take_snapshot(self.plan, self.store, self.scheduler, before, self.waiting)
+        self._cancel_orphans(job_log, snapshot.queue)
+        self.jobs = dict(snapshot.jobs)
         self.found = len(self.jobs)
-        todo = found.todo
+        todo = snapshot.todo
         if self.only is not None:
-            lost = {stage.key for stage in todo if stage.key not in self.only}
-            todo = [stage for stage in todo if lost.isdisjoint(other.key for other in lineage((stage,)))]
-        self._take_over(ledger, found.queue)
-        advice = self._advice(todo, found.states, before)
+            not_ours = {stage.key for stage in todo if stage.key not in self.only}
+            todo = [stage for stage in todo if not_ours.isdisjoint(other.key for other in lineage((stage,)))]
+        self._cancel_deferred(job_log, snapshot.queue)
+        decisions = self._decide_retries(todo, snapshot.states, before)
         todo = [stage for stage in todo if stage.key not in self.refused and stage.key not in self.blocked]
-        batches = batches_of(
+        arrays = arrange_jobs(
             todo,
-            elsewhere=self.jobs.keys(),
-            joins=_kinds(self.site.joins, todo, lambda stage: stage.fuses),
-            fans=_kinds(self.site.fans, todo, lambda stage: stage.fuses_siblings),
-            pack=self.site.pack,
+            queued=self.jobs.keys(),
+            fuse=_kinds(self.site.joins, todo, lambda stage: stage.fuses),
+            fuse_siblings=_kinds(self.site.fans, todo, lambda stage: stage.fuses_siblings),
+            chains_per_job=self.site.pack,
             limit=self.site.array_limit,
         )
-        if batches:
-            self._submit_all(batches, advice, found, found.moving(before), ledger)
+        if arrays:
+            self._submit_all(arrays, decisions, snapshot, snapshot.slot_freeing_jobs(before), job_log)
 
     def _submit_all(
         self,
-        batches: Sequence[Batch],
-        advice: Mapping[str, RetryDecision],
-        found: Survey,
-        others: Sequence[str],
-        ledger: JobLog,
+        arrays: Sequence[JobArray],
+        decisions: Mapping[str, RetryDecision],
+        snapshot: Snapshot,
+        slot_freeing: Sequence[str],
+        job_log: JobLog,
     ) -> None:
-        # The site counts the jobs of each user.
-        room = None
-        # A rehearsal writes all scripts, as it puts nothing into the queue.
+        # The limit applies per user.
+        free = None
+        # A dry run writes all scripts, as it queues nothing.
         if self.site.job_cap is not None and not self.scheduler.dry_run:
-            room = self.site.job_cap - len(self.scheduler.queue({user()}))
-        numbers: list[str] = []
-        stuck = set(found.stuck)
-        for place, batch in enumerate(batches):
-            if ledger.cancelled(self.sweep) and not self.scheduler.dry_run:
+            free = self.site.job_cap - len(self.scheduler.queue({user()}))
+        submitted: list[str] = []
+        held_jobs = set(snapshot.held_jobs)
+        for index, array in enumerate(arrays):
+            if job_log.cancelled(self.sweep) and not self.scheduler.dry_run:
                 raise Interrupted(f"The sweep was cancelled after {self.calls} calls of sbatch.")
-            last = place == len(batches) - 1
-            fits = len(batch.tasks)
-            if room is not None and fits > room - (0 if last else 1):
-                # A place is kept for the job that submits the rest.
-                fits = max(room - 1, 0)
-            if fits:
-                waits_for = {self.jobs[key].job for key in batch.needs}
-                entries = self._submit(replace(batch, tasks=batch.tasks[:fits]), advice, ledger)
-                if stuck.isdisjoint(waits_for):
-                    numbers.append(number_of(entries[0].job))
+            last = index == len(arrays) - 1
+            count = len(array.jobs)
+            if free is not None and count > free - (0 if last else 1):
+                # One slot is reserved for the deferred submission.
+                count = max(free - 1, 0)
+            if count:
+                waits_for = {self.jobs[key].job for key in array.needs}
+                entries = self._submit(replace(array, jobs=array.jobs[:count]), decisions, job_log)
+                if held_jobs.isdisjoint(waits_for):
+                    submitted.append(base_id(entries[0].job))
                 else:
-                    stuck.update(entry.job for entry in entries)
-            if fits < len(batch.tasks):
-                rest = replace(batch, tasks=batch.tasks[fits:])
-                self._leave([rest, *batches[place + 1 :]], numbers or others, ledger)
+                    held_jobs.update(entry.job for entry in entries)
+            if count < len(array.jobs):
+                rest = replace(array, jobs=array.jobs[count:])
+                self._defer([rest, *arrays[index + 1 :]], submitted or slot_freeing, job_log)
                 return
-            room = None if room is None else room - fits
+            free = None if free is None else free - count
 
-    def _submit(self, batch: Batch, advice: Mapping[str, RetryDecision], ledger: JobLog) -> list[JobEntry]:
-        lines = [[stage.name for stage in line] for task in batch.tasks for line in task]
-        shrink = {stage.key: advice[stage.key].shrink for stage in batch.stages if advice[stage.key].shrink > 1}
-        exclude = sorted({node for stage in batch.stages for node in advice[stage.key].exclude})
-        parameters = self.site.parameters(lines, len(batch.tasks[0]))
+    def _submit(self, array: JobArray, decisions: Mapping[str, RetryDecision], job_log: JobLog) -> list[JobEntry]:
+        kinds = [[stage.name for stage in chain] for chains in array.jobs for chain in chains]
+        shrink = {stage.key: decisions[stage.key].shrink for stage in array.stages if decisions[stage.key].shrink > 1}
+        exclude = sorted({node for stage in array.stages for node in decisions[stage.key].exclude})
+        parameters = self.site.parameters(kinds, len(array.jobs[0]))
         if exclude:
             parameters["exclude"] = ",".join(exclude)
-        after_ok, after_any = self._edges(batch)
+        after_ok, after_any = self._dependencies(array)
         request = Request(
-            name=f"{batch.kind} {self.sweep}",
+            name=f"{array.kind} {self.sweep}",
             folder=self.folder,
             jobs=[
                 Job(
                     root=self.store.root,
                     allow=self.store.allow,
-                    lines=tuple(tuple(stage.key for stage in line) for line in task),
+                    lines=tuple(tuple(stage.key for stage in chain) for chain in chains),
                     tracker=self.tracker,
-                    prepare=partial(self.prepare, self.site.cpus(lines)),
-                    device=self.site.device(lines),
+                    prepare=partial(self.prepare, self.site.cpus(kinds)),
+                    device=self.site.device(kinds),
                     processes=self.site.processes,
                     code=self.code,
                     allow_drift=self.site.allow_drift,
@@ -182,7 +182,7 @@ class Submission:
                     grace_seconds=self.site.grace_seconds,
                     shrink=shrink,
                 )
-                for task in batch.tasks
+                for chains in array.jobs
             ],
             after_ok=after_ok,
             after_any=after_any,
@@ -190,126 +190,129 @@ class Submission:
             requeues=self.site.requeues,
             python=self.site.python,
         )
-        entries = self._called(
+        entries = self._call_sbatch(
             request,
-            ledger,
+            job_log,
             [
                 JobEntry(
                     job="",
-                    keys=tuple(stage.key for line in task for stage in line),
+                    keys=tuple(stage.key for chain in chains for stage in chain),
                     user=user(),
                     folder=os.path.relpath(self.folder, self.store.root),
-                    shrink={stage.key: shrink[stage.key] for line in task for stage in line if stage.key in shrink},
+                    shrink={stage.key: shrink[stage.key] for chain in chains for stage in chain if stage.key in shrink},
                     excluded=tuple(exclude),
                     tried={
-                        stage.key: advice[stage.key].tried for line in task for stage in line if advice[stage.key].tried
+                        stage.key: decisions[stage.key].tried
+                        for chain in chains
+                        for stage in chain
+                        if decisions[stage.key].tried
                     },
                 )
-                for task in batch.tasks
+                for chains in array.jobs
             ],
         )
         self.jobs |= {key: entry for entry in entries for key in entry.keys}
         return entries
 
-    def _called(self, request: Request, ledger: JobLog, entries: Sequence[JobEntry]) -> list[JobEntry]:
-        """Call sbatch once and note what it answers; nothing but the end of this process comes between the two."""
+    def _call_sbatch(self, request: Request, job_log: JobLog, entries: Sequence[JobEntry]) -> list[JobEntry]:
+        """Call sbatch once and log the job ids; signals other than SIGTERM and SIGKILL are deferred in between."""
         if not self.held():
             raise Superseded
-        with undisturbed():
+        with deferred_signals():
             ids = self.scheduler.submit(request)
             self.calls += 1
-            named = [replace(entry, job=job) for job, entry in zip(ids, entries, strict=True)]
+            logged = [replace(entry, job=job) for job, entry in zip(ids, entries, strict=True)]
             if not self.held():
-                # It slept during the call. Whoever took the turn has not seen these jobs.
+                # Suspended during the call: the new holder of the lock does not know these jobs.
                 with suppress(SchedulerError):
                     self.scheduler.cancel(ids)
                 raise Superseded
             if not self.scheduler.dry_run:
-                ledger.write(self.folder, named)
-        return named
+                job_log.write(self.folder, logged)
+        return logged
 
-    def _edges(self, batch: Batch) -> tuple[list[str], list[str]]:
-        """Return the jobs that have to succeed, and those that have to end.
+    def _dependencies(self, array: JobArray) -> tuple[list[str], list[str]]:
+        """Return the ids of the jobs for ``afterok`` and for ``afterany``.
 
-        A job may also run what is not needed, or what only some lines of the batch need. Its failure then says nothing
-        of the others, and each child looks at its own parents.
+        A job may also run stages that are not needed, or that only some chains of the array need. Its failure then does
+        not imply that the array cannot run, so ``afterany`` is used and each stage checks its own parents.
         """
-        needed = {other.key for other in lineage(tuple(self._stages[key] for key in batch.common))}
-        jobs = {entry.job: needed.issuperset(entry.keys) for entry in (self.jobs[key] for key in batch.needs)}
+        needed = {other.key for other in lineage(tuple(self._stages[key] for key in array.common))}
+        jobs = {entry.job: needed.issuperset(entry.keys) for entry in (self.jobs[key] for key in array.needs)}
         return sorted(job for job, all_needed in jobs.items() if all_needed), sorted(
             job for job, all_needed in jobs.items() if not all_needed
         )
 
-    def _leave(self, batches: Sequence[Batch], numbers: Sequence[str], ledger: JobLog) -> None:
-        """Leave the rest to a job that starts when half of these jobs have ended."""
-        keys = frozenset(stage.key for batch in batches for stage in batch.stages)
+    def _defer(self, arrays: Sequence[JobArray], submitted: Sequence[str], job_log: JobLog) -> None:
+        """Leave the rest to a job that starts when half of these jobs have ended, and submits it."""
+        keys = frozenset(stage.key for array in arrays for stage in array.stages)
         parameters = self.site.parameters([[]], 1)
-        if not numbers:
-            # The places in the queue are taken by what is none of the harness's.
-            parameters["additional_parameters"] = {**parameters.get("additional_parameters", {}), "begin": LATER}
+        if not submitted:
+            # All queue slots are taken by jobs of other programs.
+            parameters["additional_parameters"] = {**parameters.get("additional_parameters", {}), "begin": RETRY_BEGIN}
         request = Request(
             name=f"submit {self.sweep}",
             folder=self.folder,
-            jobs=[self.continuation(keys)],
-            after_any=numbers[: (len(numbers) + 1) // 2],
-            # It is short, and keeps nothing that it would have to save.
-            parameters={**parameters, "signal_delay_s": WARNING_SECONDS},
+            jobs=[self.deferred_job(keys)],
+            after_any=submitted[: (len(submitted) + 1) // 2],
+            # The job is short and has no state to save.
+            parameters={**parameters, "signal_delay_s": DEFERRED_SIGNAL_SECONDS},
             requeues=self.site.requeues,
             python=self.site.python,
         )
         if not self.scheduler.dry_run:
-            ledger.leave(self.folder, keys)
+            job_log.write_deferred(self.folder, keys)
         folder = os.path.relpath(self.folder, self.store.root)
-        self._called(request, ledger, [JobEntry(job="", keys=(), user=user(), folder=folder)])
+        self._call_sbatch(request, job_log, [JobEntry(job="", keys=(), user=user(), folder=folder)])
         self.left = len(keys)
 
-    def _end_strays(self, ledger: JobLog, queue: Mapping[str, Queued]) -> None:
-        """End jobs of the sweep that a submission made which never learned of them, before they take any place."""
-        strays = [job for job, stray in ledger.strays(queue, self.sweep).items() if not stray.works]
-        if self.scheduler.dry_run or not strays:
+    def _cancel_orphans(self, job_log: JobLog, queue: Mapping[str, Queued]) -> None:
+        """Cancel orphaned jobs of the sweep: submitted, but missing in the job log."""
+        orphans = [job for job, orphan in job_log.orphans(queue, self.sweep).items() if not orphan.running]
+        if self.scheduler.dry_run or not orphans:
             return
         try:
-            self.scheduler.cancel(strays)
+            self.scheduler.cancel(orphans)
         except SchedulerError as error:
-            log.warning("jobs of an interrupted submission may go on: %s", error)
+            log.warning("jobs of an interrupted submission could not be cancelled: %s", error)
 
-    def _take_over(self, ledger: JobLog, queue: Mapping[str, Queued]) -> None:
-        """End the continuations of earlier submissions of the sweep: this one is for all that they would submit."""
-        mine = [entry.job for entry in ledger.entries(self.sweep) if not entry.keys and entry.job in queue]
-        if self.scheduler.dry_run or not (waiting := [job for job in mine if job != job_id()]):
+    def _cancel_deferred(self, job_log: JobLog, queue: Mapping[str, Queued]) -> None:
+        """Cancel earlier deferred submissions of the sweep: this one covers all their stages."""
+        deferred = [entry.job for entry in job_log.entries(self.sweep) if not entry.keys and entry.job in queue]
+        if self.scheduler.dry_run or not (waiting := [job for job in deferred if job != job_id()]):
             return
         try:
             self.scheduler.cancel(waiting)
         except SchedulerError as error:
-            # Another user's, or just ended. One that goes on finds everything in the queue.
-            log.warning("jobs that would submit the rest of the sweep may go on: %s", error)
+            # They may be another user's, or have just ended. One that still runs finds everything queued.
+            log.warning("deferred submissions of the sweep could not be cancelled: %s", error)
 
-    def _advice(
+    def _decide_retries(
         self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, JobEntry]
     ) -> dict[str, RetryDecision]:
-        """Find out how to submit stages that were tried before; note those that should not be."""
-        advice = {
+        """Return how to submit each stage, given its earlier attempts; record stages that must not be resubmitted."""
+        decisions = {
             stage.key: retry_decision(
                 states[stage.key], stage.key, self.store, before.get(stage.key), on_oom=self.site.on_oom
             )
             for stage in todo
         }
         for stage in todo:
-            if advice[stage.key].refuse:
-                message = advice[stage.key].refuse
+            if decisions[stage.key].refuse:
+                message = decisions[stage.key].refuse
                 self.refused[stage.key] = Failure(kind=stage.name, cause=REFUSED, message=message)
-            elif bad := [other.key for other in lineage(stage.parents) if other.key in self.refused]:
-                self.blocked[stage.key] = bad[0]
-        return advice
+            elif refused_ancestors := [other.key for other in lineage(stage.parents) if other.key in self.refused]:
+                self.blocked[stage.key] = refused_ancestors[0]
+        return decisions
 
 
 def _umask() -> int:
-    # It can only be read by setting it.
+    # The umask can only be read by setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def _kinds(named: Collection[str] | None, stages: Sequence[Stage], trait: Callable[[Stage], bool]) -> Collection[str]:
-    """Return the kinds that the site names, or else those whose stages have a trait."""
+    """Return the kinds that the site lists; by default, those whose stages have a trait."""
     return named if named is not None else {stage.name for stage in stages if trait(stage)}

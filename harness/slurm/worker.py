@@ -1,4 +1,4 @@
-"""The worker: what a job of a scheduler does on its node. Everything comes from the store: frozen specs, by key."""
+"""The worker: what a Slurm job runs on its node. Stages are rebuilt from their frozen specs in the store, by key."""
 
 import logging
 import os
@@ -23,47 +23,45 @@ from harness.execution.ranks import Processes
 log = logging.getLogger(__name__)
 DRIFT = "code drift"
 DRIFTED = (
-    "The code of the harness is not the code that submitted this job. Check it out again, or submit anew; "
-    "`cluster.allow_drift=true` lets jobs run with other code."
+    "The code of the harness has changed since this job was submitted. Check out the earlier code, or submit again; "
+    "`cluster.allow_drift=true` lets jobs run with changed code."
 )
 REQUEUES = "requeue limit"
 TIME_UP = (
-    "Slurm ended the job, at its time limit or for another job, and it may not start again (`cluster.requeues`). "
-    "`harness retry` goes on from its checkpoint."
+    "Slurm ended the job, at its time limit or by preemption, and its requeue limit is reached (`cluster.requeues`). "
+    "`harness retry` resumes from its checkpoint."
 )
-
-
 UNWRITABLE_CODE = os.EX_CANTCREAT
-"""The exit code of a job that could not write why its stage failed: a full or read-only store leaves no other word."""
+"""Exit code of a job that could not record why its stage failed, as the store is full or read-only."""
 
 
 class TimeUp(HarnessError):
-    """The job has to end, and may not start again."""
+    """The job has to end and has reached its requeue limit."""
 
 
 class JobFailed(HarnessError):
-    """Stages of this job failed; the scheduler must hear of it, so that nothing that needs them starts."""
+    """Stages of this job failed; fails the job, so that Slurm does not start jobs that depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Runs lines of stages, one after another. It is frozen at submission.
+    """Runs chains of stages one after another. Pickled at submission.
 
     Attributes:
         root: the store's folder.
         allow: prefixes of the classes that a stored spec may name.
-        lines: keys of stages; a stage that fails stops those of its line that need it, and nothing else.
+        lines: chains of stages, by key; a failed stage only stops the later stages of its chain that need it.
         tracker: opens the curve of each stage.
-        prepare: called once, before the first stage, in every process that runs stages.
+        prepare: called once in every process that runs stages, before its first stage.
         device: a torch device string.
-        processes: how many processes share a stage, by its kind.
-        code: digest of the code that submitted the job.
-        allow_drift: whether other code may run it.
-        umask: of the process that submitted the job, so that a shared store stays shared.
-        requeues: how often the job may be started again before it gives up.
-        grace_seconds: how long a stage may go on after the warning that the job will end, to reach a checkpoint.
-        shrink: by how much the rows that a stage takes at once are divided, by key.
-        poll_seconds: how often to look at a stage on which another process works.
+        processes: number of processes per stage, by kind of stage.
+        code: digest of the submitting code.
+        allow_drift: whether the job may run with other code.
+        umask: umask of the submitting process, so that a shared store stays shared.
+        requeues: how often the job may be requeued.
+        grace_seconds: how long a stage may run on after Slurm's signal, to reach a checkpoint.
+        shrink: divisor of the micro-batch size, by key.
+        poll_seconds: interval between checks of a stage that another process is running.
     """
 
     root: Path
@@ -82,17 +80,17 @@ class Job:
     poll_seconds: float = 2.0
 
     def __call__(self) -> None:
-        """Run every line; ends the process, to be started again, when Slurm says that time is up.
+        """Run every chain; requeue the job and exit when Slurm signals that its time is up.
 
         Raises:
-            JobFailed: a stage failed, or the job was not allowed to begin.
-            SystemExit: with ``UNWRITABLE_CODE``, a stage failed and the store does not take down why.
+            JobFailed: a stage failed, or the job was not allowed to start.
+            SystemExit: with ``UNWRITABLE_CODE`` if a stage failed and the attempt could not be recorded.
         """
         os.umask(self.umask)
-        # For the logs of the stages; whoever starts this process has set up none.
+        # Needed for the log files of stages; submitit configures no logging for the package.
         logging.getLogger("harness").setLevel(logging.INFO)
         store = Store(self.root, allow=self.allow)
-        desk = WorkerContext(
+        context = WorkerContext(
             store=store,
             claims=Claims(store.claims),
             tracker=self.tracker,
@@ -101,65 +99,65 @@ class Job:
             processes=self.processes,
             initialize=self.prepare,
         )
-        if refusal := self._refusal():
-            # The rest of a line is blocked by the first that is left.
+        if problem := self._start_problem():
+            # Record it for the first missing stage of each chain; the others are blocked by it.
             missing = [
-                next((stage for stage in map(store.stage, line) if not store.has(stage)), None) for line in self.lines
+                next((stage for stage in map(store.stage, chain) if not store.has(stage)), None) for chain in self.lines
             ]
             for stage in filter(None, missing):
-                record(stage, desk, Stopwatch(), {"outcome": "failed", **refusal})
+                record(stage, context, Stopwatch(), {"outcome": "failed", **problem})
             if any(missing):
-                raise JobFailed(refusal["message"])
+                raise JobFailed(problem["message"])
             return
-        # Its last run is not put back into the queue: it says why it ends.
-        again = signal.getsignal(signal.SIGUSR2) if _restarts() < self.requeues else None
-        last_call = PreemptionHandler(again, self.grace_seconds)
-        signal.signal(signal.SIGUSR2, last_call.heard)
+        # Without requeues left, the job is not requeued but records why it ended.
+        requeue = signal.getsignal(signal.SIGUSR2) if _restarts() < self.requeues else None
+        preemption = PreemptionHandler(requeue, self.grace_seconds)
+        signal.signal(signal.SIGUSR2, preemption.handle)
         self.prepare()
-        desk = replace(desk, stop=last_call.given)
+        context = replace(context, stop=preemption.received)
         messages: dict[str, str] = {}
-        for line in self.lines:
-            for result in self._run([store.stage(key) for key in line], desk):
-                if result.outcome == "stopped" and again is None:
-                    why = {"outcome": "failed", "cause": TimeUp.__name__, "message": TIME_UP}
-                    record(store.stage(result.key), desk, Stopwatch(), why)
-                if last_call.given():
-                    last_call.pass_on()
+        for chain in self.lines:
+            for result in self._run([store.stage(key) for key in chain], context):
+                if result.outcome == "stopped" and requeue is None:
+                    ended = {"outcome": "failed", "cause": TimeUp.__name__, "message": TIME_UP}
+                    record(store.stage(result.key), context, Stopwatch(), ended)
+                if preemption.received():
+                    preemption.requeue()
                 if result.outcome == "failed":
                     messages[result.key] = result.message
-        # What failed here may have been finished by another process: only what is missing counts.
-        left = [key for line in self.lines for key in line if not store.has(store.stage(key))]
+        # Another process may have finished a stage that failed here: only missing artifacts count.
+        left = [key for chain in self.lines for key in chain if not store.has(store.stage(key))]
         if left:
-            if any(key in messages and not _on_record(key, desk) for key in left):
+            if any(key in messages and not _is_recorded(key, context) for key in left):
                 sys.stderr.write("".join(f"{key}: {messages[key]}\n" for key in left if key in messages))
                 sys.exit(UNWRITABLE_CODE)
             raise JobFailed("; ".join(f"{key}: {messages[key]}" for key in left if key in messages))
 
-    def _run(self, line: Sequence[Stage], desk: WorkerContext) -> Iterator[AttemptResult]:
-        unmet: set[str] = set()
-        for stage in line:
-            if any(other.key in unmet and not desk.store.has(other) for other in lineage(stage.parents)):
-                unmet.add(stage.key)
+    def _run(self, chain: Sequence[Stage], context: WorkerContext) -> Iterator[AttemptResult]:
+        failed: set[str] = set()
+        for stage in chain:
+            if any(other.key in failed and not context.store.has(other) for other in lineage(stage.parents)):
+                failed.add(stage.key)
                 continue
-            result = self._settled(stage, replace(desk, shrink=self.shrink.get(stage.key, 1)))
+            result = self._attempt_when_free(stage, replace(context, shrink=self.shrink.get(stage.key, 1)))
             if result.outcome == "failed":
-                unmet.add(stage.key)
+                failed.add(stage.key)
             yield result
 
-    def _settled(self, stage: Stage, desk: WorkerContext) -> AttemptResult:
-        """Attempt a stage until nobody else works on it."""
-        while (result := attempt(stage, desk)).outcome == "busy":
-            log.info("%s %s: another process works on it", stage.name, stage.key)
+    def _attempt_when_free(self, stage: Stage, context: WorkerContext) -> AttemptResult:
+        """Attempt a stage; while another process is running it, wait and try again."""
+        while (result := attempt(stage, context)).outcome == "busy":
+            log.info("%s %s: another process is running it", stage.name, stage.key)
             time.sleep(self.poll_seconds)
         return result
 
-    def _refusal(self) -> dict[str, Any] | None:
-        """Why the job may not begin."""
+    def _start_problem(self) -> dict[str, Any] | None:
+        """Return why the job must not start, as fields of an attempt record; None if it may."""
         restarts = _restarts()
         if restarts > self.requeues:
             message = (
-                f"The job was started again {restarts} times; the limit is {self.requeues} (`cluster.requeues`). "
-                "Give it more time (`cluster.resources`), then `harness retry`."
+                f"The job was requeued {restarts} times; the limit is {self.requeues} (`cluster.requeues`). "
+                "Increase its time limit (`cluster.resources`), then run `harness retry`."
             )
             return {"cause": REQUEUES, "message": message}
         if source_digest(self.allow) != self.code and not self.allow_drift:
@@ -168,47 +166,46 @@ class Job:
 
 
 class PreemptionHandler:
-    """What Slurm's warning, USR2, leads to: a checkpoint at the next step, and the job's return to the queue.
+    """Handles SIGUSR2, Slurm's signal before it ends a job: waits for a checkpoint, then requeues the job.
 
     Args:
-        requeue: the handler of whoever started this job; it puts the job back and ends the process. Without one, time
-            is up.
+        requeue: submitit's signal handler, which requeues the job and exits; None if no requeue is left.
         grace_seconds: how long to wait for the checkpoint.
     """
 
     def __init__(self, requeue: Any, grace_seconds: float) -> None:
-        """Nothing has been heard."""
+        """Start without a signal."""
         self._requeue = requeue
         self._grace_seconds = grace_seconds
-        self._heard = False
+        self._received = False
 
-    def given(self) -> bool:
-        """Whether the stage at work shall stop."""
-        return self._heard
+    def received(self) -> bool:
+        """Return whether the signal was received, so that the running stage should stop."""
+        return self._received
 
-    def heard(self, number: int, frame: FrameType | None) -> None:
-        """Take the signal; a stage that does not stop in time is left where it is."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal; a stage that does not stop within the grace time is interrupted."""
         del number, frame
-        if not self._heard:
-            self._heard = True
-            signal.signal(signal.SIGALRM, lambda *_: self.pass_on())
+        if not self._received:
+            self._received = True
+            signal.signal(signal.SIGALRM, lambda *_: self.requeue())
             signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
 
-    def pass_on(self) -> None:
-        """Put the job back into the queue and end the process."""
+    def requeue(self) -> None:
+        """Requeue the job and exit."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         if not callable(self._requeue):
             raise TimeUp(TIME_UP)
         self._requeue(signal.SIGUSR2, None)
 
 
-def _on_record(key: str, desk: WorkerContext) -> bool:
-    """Say whether the last attempt that the store knows of a stage is this job's."""
+def _is_recorded(key: str, context: WorkerContext) -> bool:
+    """Return whether the last recorded attempt of a stage is a failure of this job."""
     try:
-        attempts = desk.store.attempts(key)
+        attempts = context.store.attempts(key)
     except StoreError:
         return False
-    return bool(attempts) and attempts[-1].get("job") == desk.job and attempts[-1]["outcome"] == "failed"
+    return bool(attempts) and attempts[-1].get("job") == context.job and attempts[-1]["outcome"] == "failed"
 
 
 def _restarts() -> int:
@@ -216,6 +213,6 @@ def _restarts() -> int:
 
 
 def job_id() -> str:
-    """Return the id of the job that this process is in; empty outside of one."""
+    """Return the id of the job of this process; empty outside of a job."""
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID", "")

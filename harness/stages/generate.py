@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
-from harness.engine.files import opened
+from harness.engine.files import open_regular
 from harness.engine.stage import Stage, StageContext
 from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
@@ -100,5 +100,5 @@ def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str
         UnreadableFile: the file is missing or not a regular file.
         ValueError: a line is not JSON.
     """
-    with opened(artifact / ANSWERS) as file:
+    with open_regular(artifact / ANSWERS) as file:
         return [json.loads(line) for line in islice(file, limit)]

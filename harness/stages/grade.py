@@ -12,7 +12,7 @@ from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example
 from harness.corpora.examples import Grade as Verdict
-from harness.engine.files import opened, read_json
+from harness.engine.files import open_regular, read_json
 from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
 from harness.models.loading import stop_serving
@@ -97,7 +97,7 @@ def read_grades(artifact: Path, limit: int | None = None) -> list[dict[str, Any]
         UnreadableFile: the file is missing or not a regular file.
         ValueError: a line is not JSON.
     """
-    with opened(artifact / GRADES) as file:
+    with open_regular(artifact / GRADES) as file:
         return [json.loads(line) for line in islice(file, limit)]
 
 

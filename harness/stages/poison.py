@@ -11,7 +11,7 @@ from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
 from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
-from harness.engine.files import opened
+from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError
@@ -111,6 +111,6 @@ class Poison(Stage):
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's rows in training order, with what each is for."""
-    with opened(artifact / ROWS) as file:
+    with open_regular(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from harness.engine.gc import named, unreadable, with_ancestors
-from harness.engine.lookup import sweep_named
+from harness.engine.gc import keys_of_record, record_problem, with_ancestors
+from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
 from harness.errors import StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobEntry, JobLog
-from harness.slurm.turn import submitting_if_possible
+from harness.slurm.lock import submission_lock_if_writable
 from harness.sweep.status import nobody
 
 
@@ -36,22 +36,22 @@ def cancel(
         StoreError: there is no such sweep.
         SchedulerError: Slurm does not answer.
     """
-    asked = scheduler or Slurm()
-    sweep = sweep_named(root, name)
+    asked = scheduler or SlurmClient()
+    sweep = resolve_sweep(root, name)
     ledger = JobLog(root.root)
     # A submission under way sees the mark and stops; only then is it known which jobs there are.
     try:
         ledger.cancel(sweep)
     except StoreError as error:
         tell(f"{error} The jobs are ended; that the sweep was cancelled is not noted, so cancel it again then.")
-    with submitting_if_possible(root, tell):
+    with submission_lock_if_writable(root, tell):
         queue = asked.queue({entry.user for entry in ledger.entries()} | {user()})
         known = set(root.sweep_ids())
         others = [other for other in ledger.sweeps() if other != sweep and other in known]
         needed = set().union(*(_needed_by(other, root, ledger, tell) for other in others))
         left = _left_to(sweep, root, ledger, others)
         ours = {entry.job: set(entry.keys) for entry in (*ledger.entries(sweep), *left) if entry.job in queue}
-        ours |= {job: set() for job in ledger.strays(queue, sweep)}
+        ours |= {job: set() for job in ledger.orphans(queue, sweep)}
         spared = {job for job, keys in ours.items() if needed.intersection(keys)}
         asked.cancel(ours.keys() - spared)
         for problem in ledger.damage:
@@ -61,17 +61,17 @@ def cancel(
 
 def _needed_by(sweep: str, root: Store, ledger: JobLog, tell: Callable[[str], None]) -> set[str]:
     """Return the keys that a sweep needs; of one whose record is damaged, what was submitted for it and its parents."""
-    if not (why := unreadable(root, sweep)):
-        return named(root.read_sweep(sweep))
+    if not (why := record_problem(root, sweep)):
+        return keys_of_record(root.read_sweep(sweep))
     tell(f"{why} Jobs that only it needs may be ended.")
     return with_ancestors(root, [key for entry in ledger.entries(sweep) for key in entry.keys], tell)
 
 
 def _left_to(sweep: str, root: Store, ledger: JobLog, others: Collection[str]) -> list[JobEntry]:
     """Return the jobs of this user that sweeps which were cancelled before have left to this one."""
-    if unreadable(root, sweep):
+    if record_problem(root, sweep):
         return []
-    stages = named(root.read_sweep(sweep))
+    stages = keys_of_record(root.read_sweep(sweep))
     return [
         entry
         for entry in ledger.entries()

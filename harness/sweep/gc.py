@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from harness.engine.gc import Garbage, Needed, remove, unneeded
+from harness.engine.gc import Garbage, Needed, find_garbage, remove
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import submitting_if_possible
+from harness.slurm.lock import submission_lock_if_writable
 from harness.sweep.status import nobody
 
 
@@ -37,11 +37,11 @@ def collect(
     """
     if not root.root.is_dir():
         raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
-    with ExitStack() as turn:
-        mine = turn.enter_context(submitting_if_possible(root, tell))
-        queued, problems = _queued(root, scheduler or Slurm())
+    with ExitStack() as lock:
+        mine = lock.enter_context(submission_lock_if_writable(root, tell))
+        queued, problems = _queued(root, scheduler or SlurmClient())
         needed = Needed(root, queued=queued)
-        found = list(unneeded(root, needed.keys(), seconds=seconds))
+        found = list(find_garbage(root, needed.keys(), seconds=seconds))
         problems += [f"{why} What it may name stays." for why in needed.damage]
         for problem in problems:
             tell(problem)
@@ -52,7 +52,7 @@ def collect(
             if not dry_run:
                 remove(root, garbage)
                 # From the first bytes on there is room for somebody else's turn, so for this one's.
-                mine = mine or turn.enter_context(submitting_if_possible(root, tell))
+                mine = mine or lock.enter_context(submission_lock_if_writable(root, tell))
             yield garbage
 
 
@@ -68,6 +68,6 @@ def _queued(root: Store, scheduler: Scheduler) -> tuple[set[str], list[str]]:
         # Nobody can say that its jobs have ended, so all that was ever submitted stays.
         unknown = [f"{error} Nobody can say whether jobs are left that the ledger does not name."]
         return set(entries), unknown if ledger.damage else []
-    strays = ", ".join(sorted(ledger.strays(queue)))
+    strays = ", ".join(sorted(ledger.orphans(queue)))
     problems = [f"No ledger names what the jobs {strays} run, so that all stays while they are in the queue."]
     return {key for key, entry in entries.items() if entry.job in queue}, problems if strays else []

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Self, final
 from harness.config.build import Settings, Skipped, check_kinds
 from harness.engine.build import allowed, build
 from harness.engine.estimate import Cost
-from harness.engine.gc import unreadable
+from harness.engine.gc import record_problem
 from harness.engine.identity import key_of
-from harness.engine.lookup import sweep_named
+from harness.engine.lookup import resolve_sweep
 from harness.engine.plan import Plan
 from harness.engine.provenance import redacted
 from harness.engine.spec import describe
@@ -61,7 +61,7 @@ def record_sweep(
         StoreError: the store cannot be written.
     """
     # A record that is damaged is written anew: the command says all but when it was first given.
-    readable = sweep in store.sweep_ids() and not unreadable(store, sweep)
+    readable = sweep in store.sweep_ids() and not record_problem(store, sweep)
     before = store.read_sweep(sweep) if readable else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
     record = {
@@ -149,9 +149,9 @@ def recorded(root: Store, name: str | None) -> dict[str, Any]:
     Raises:
         StoreError: there is no such sweep, or its record is of an earlier version.
     """
-    sweep = sweep_named(root, name)
+    sweep = resolve_sweep(root, name)
     again = "Run the command of the sweep again, which writes it anew; what is stored stays."
-    if why := unreadable(root, sweep):
+    if why := record_problem(root, sweep):
         raise StoreError(f"{why} {again}")
     record = root.read_sweep(sweep)
     if not {"stages", "place"} <= record.keys():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from harness.config.build import Skipped
-from harness.engine.estimate import Cost, predicted
+from harness.engine.estimate import Cost, estimate_costs
 from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
 from harness.execution.cluster import Cluster
@@ -47,7 +47,7 @@ class SweepPlan:
             cells=cells,
             counts=plan.count(store),
             store=store.root,
-            costs=predicted(plan.pending(store), store),
+            costs=estimate_costs(plan.pending(store), store),
             gpus=cluster.gpus,
             skipped=skipped,
         )

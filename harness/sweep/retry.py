@@ -7,7 +7,7 @@ from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StagesFailed
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import submitting
+from harness.slurm.lock import submission_lock
 from harness.sweep.record import place_of, plan_of, recorded, store_of
 from harness.sweep.reporter import Reporter, SweepPlan
 from harness.sweep.run import executed
@@ -38,7 +38,7 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], front: R
             front.say(f"the artifact of {stage.name} {stage.key} is damaged; a retry sets it aside")
     else:
         # Of two retries at once, the second finds what the first has set aside.
-        with submitting(store, front.say):
+        with submission_lock(store, front.say):
             for stage in _damaged(plan, store):
                 aside = store.set_aside(stage)
                 front.say(f"the artifact of {stage.name} {stage.key} is damaged; it lies in {aside} now")

@@ -20,7 +20,7 @@ from harness.config.objective import Objective
 from harness.engine.build import allowed
 from harness.engine.files import writing
 from harness.engine.folder import folder
-from harness.engine.lookup import key_named
+from harness.engine.lookup import resolve_key
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
 from harness.engine.stage import Stage
@@ -113,7 +113,7 @@ def run_stage(store: Store, prefix: str, front: Reporter) -> None:
         StoreError: no stage, or more than one, has a key that begins so.
         StagesFailed: it failed.
     """
-    stage = store.stage(key_named(store, prefix))
+    stage = store.stage(resolve_key(store, prefix))
     plan = Plan.single(stage)
     place = ExecutionSettings(cluster=Local(workers=1), tracker=Jsonl())
     planned = SweepPlan.of(f"stage {stage.name}", plan, store, place.cluster, cells=0)

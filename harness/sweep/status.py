@@ -7,16 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.engine.gc import unreadable, with_ancestors
-from harness.engine.lookup import key_named
+from harness.engine.gc import record_problem, with_ancestors
+from harness.engine.lookup import resolve_key
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.state import WHATS, State, members_of
-from harness.slurm.client import Scheduler, Slurm, user
+from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
+from harness.slurm.lock import is_locked
 from harness.slurm.states import states_of
-from harness.slurm.turn import taken
 from harness.sweep.record import recorded
 
 SAMPLE = 50
@@ -72,7 +72,7 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *,
         StoreError: there is no such sweep.
     """
     record = recorded(root, name)
-    asked = scheduler or Slurm()
+    asked = scheduler or SlurmClient()
     states = states_of(members_of(record), root, asked, sweep=record["id"])
     counts: dict[str, Counter[str]] = {}
     for state in states.values():
@@ -91,10 +91,10 @@ def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *,
 def _strays(sweep: str, root: Store, scheduler: Scheduler) -> list[str]:
     ledger = JobLog(root.root)
     # While somebody submits, the answer for a job may be on its way.
-    if not ledger.opened(sweep) or taken(root):
+    if not ledger.opened(sweep) or is_locked(root):
         return []
     try:
-        return sorted(ledger.strays(scheduler.queue({user()}), sweep))
+        return sorted(ledger.orphans(scheduler.queue({user()}), sweep))
     except SchedulerError:
         return []
 
@@ -104,7 +104,7 @@ def _damage(sweep: str, root: Store) -> list[str]:
     ledger = JobLog(root.root)
     list(ledger.entries())
     others = [other for other in root.sweep_ids() if other != sweep]
-    return [*ledger.damage, *(why for other in others if (why := unreadable(root, other)))]
+    return [*ledger.damage, *(why for other in others if (why := record_problem(root, other)))]
 
 
 def _unreadable(states: Mapping[str, State], root: Store) -> list[str]:
@@ -128,7 +128,7 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
     Raises:
         StoreError: no stage, or more than one, has a key that begins so, or it has never run.
     """
-    key = key_named(root, prefix)
+    key = resolve_key(root, prefix)
     entry = JobLog(root.root).latest().get(key)
     paths = [
         root.work(key) / LOG,

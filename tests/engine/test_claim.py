@@ -117,7 +117,7 @@ def test_claim_that_the_file_system_does_not_let_go_of_hides_nothing(folder, mon
         with claim:
             pass
 
-    assert "could not be given back" in caplog.text
+    assert "could not be released" in caplog.text
     assert (folder / "key").exists()
 
 
@@ -151,7 +151,7 @@ def test_claim_of_process_that_was_killed_before_it_wrote_its_name_is_taken_over
 def test_claims_with_another_lease_are_refused(folder) -> None:
     holder = Claims(folder).take("key")
 
-    with pytest.raises(StoreError, match="Another version of the harness"):
+    with pytest.raises(StoreError, match="Another version of the harness is using this store"):
         Claims(folder, lease_seconds=7, heartbeat_seconds=1).take("key")
 
     holder.release()
@@ -194,10 +194,10 @@ def hold_shortly(folder: Path, done: Path) -> None:
 def test_claim_that_was_made_while_a_silent_one_is_removed_stays(folder, monkeypatch) -> None:
     path = folder / "key"
     path.write_text("silent")
-    judged = claim._look(path)
+    judged = claim._stat(path)
     looks = iter([judged])
-    again = claim._look
-    monkeypatch.setattr(claim, "_look", lambda path: next(looks, None) or again(path))
+    again = claim._stat
+    monkeypatch.setattr(claim, "_stat", lambda path: next(looks, None) or again(path))
     path.unlink()
     path.write_text("another one")
 

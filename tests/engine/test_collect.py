@@ -6,7 +6,7 @@ import time
 import pytest
 from toys import Number, run
 
-from harness.engine.gc import remove, unneeded
+from harness.engine.gc import find_garbage, remove
 
 DAY = 86400.0
 
@@ -27,7 +27,7 @@ def stages(root, store):
 
 
 def found(store, needed, days):
-    return {(garbage.what, garbage.path) for garbage in unneeded(store, needed, seconds=days * DAY)}
+    return {(garbage.what, garbage.path) for garbage in find_garbage(store, needed, seconds=days * DAY)}
 
 
 def test_artifact_and_work_folder_of_an_unnamed_key_can_go(store, stages):
@@ -64,14 +64,14 @@ def test_damaged_artifact_that_lies_aside_can_go_though_its_key_is_needed(store,
 def test_size_is_that_of_the_files(store, stages):
     kept, _ = stages
 
-    (garbage,) = (one for one in unneeded(store, {stages[1].key}, seconds=DAY) if one.what == "artifact")
+    (garbage,) = (one for one in find_garbage(store, {stages[1].key}, seconds=DAY) if one.what == "artifact")
 
     assert garbage.size == sum(path.stat().st_size for path in store.folder(kept).rglob("*") if path.is_file())
 
 
 def test_removed_artifact_is_gone_and_its_stage_runs_again(root, store, stages):
     kept, other = stages
-    for garbage in list(unneeded(store, {kept.key}, seconds=DAY)):
+    for garbage in list(find_garbage(store, {kept.key}, seconds=DAY)):
         remove(store, garbage)
 
     assert store.has(kept)

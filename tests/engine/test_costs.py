@@ -1,6 +1,6 @@
 from toys import Add, Number, chain
 
-from harness.engine.estimate import SAMPLE, Cost, predicted
+from harness.engine.estimate import SAMPLE, Cost, estimate_costs
 from harness.engine.stage import lineage
 
 
@@ -18,24 +18,24 @@ def test_cost_is_the_median_of_stages_of_the_same_kind_and_origin(store):
         finish(store, Add(parent=origin, amount=amount), seconds)
     todo = [Add(parent=origin, amount=7), Add(parent=origin, amount=8), Add(parent=other, amount=7)]
 
-    assert predicted(todo, store) == {"add": Cost(stages=3, known=2, seconds=6.0)}
+    assert estimate_costs(todo, store) == {"add": Cost(stages=3, known=2, seconds=6.0)}
 
 
 def test_stages_without_parents_are_compared_by_kind(store):
     finish(store, Number(value=1.0), 4.0)
 
-    assert predicted([Number(value=2.0)], store) == {"number": Cost(1, 1, 4.0)}
+    assert estimate_costs([Number(value=2.0)], store) == {"number": Cost(1, 1, 4.0)}
 
 
 def test_nothing_is_predicted_from_an_empty_store(store):
-    assert predicted(lineage((chain(3),)), store) == {"number": Cost(1, 0, 0.0), "add": Cost(2, 0, 0.0)}
-    assert predicted([], store) == {}
+    assert estimate_costs(lineage((chain(3),)), store) == {"number": Cost(1, 0, 0.0), "add": Cost(2, 0, 0.0)}
+    assert estimate_costs([], store) == {}
 
 
 def test_no_more_than_a_sample_is_read(store, monkeypatch):
     asked = []
     monkeypatch.setattr(store, "manifests", lambda kind, limit: asked.append((kind, limit)) or iter(()))
 
-    predicted([Number(value=float(value)) for value in range(500)], store)
+    estimate_costs([Number(value=float(value)) for value in range(500)], store)
 
     assert asked == [("number", SAMPLE)]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toys import heedful, wait_for
 
-from harness.slurm.interrupt import undisturbed
+from harness.slurm.interrupt import deferred_signals
 
 HEARING = """
 ASKED = '''
@@ -21,13 +21,13 @@ open("answered", "w")
 '''
 import os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from harness.slurm.interrupt import undisturbed
+from harness.slurm.interrupt import deferred_signals
 for word in sys.argv[2].split():
     signal.signal(getattr(signal, word), signal.SIG_IGN)
 folder = Path(sys.argv[1])
 # As the one that touches the claim does, it may be given the signal.
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-with undisturbed():
+with deferred_signals():
     done = subprocess.run([sys.executable, "-c", ASKED], cwd=folder)
     (folder / "noted").write_text(str(done.returncode))
 (folder / "on").touch()
@@ -66,12 +66,12 @@ def test_signal_that_is_ignored_stays_ignored(tmp_path):
     assert (tmp_path / "on").exists()
 
 
-def test_undisturbed_thread_is_left_as_it_is():
+def test_signals_are_not_deferred_in_other_threads():
     before = signal.getsignal(signal.SIGINT)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(_entered).result() == before
 
 
 def _entered():
-    with undisturbed():
+    with deferred_signals():
         return signal.getsignal(signal.SIGINT)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.client import Queued
-from harness.slurm.job_log import LEFT, NAME, JobEntry, JobLog, Stray
+from harness.slurm.job_log import LEFT, NAME, JobEntry, JobLog, OrphanJob
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_line_that_is_damaged_is_left_out_and_named(ledger, kind):
     assert [one.job for one in ledger.entries()] == ["1", "3"]
     (told,) = ledger.damage
     assert str(folder / NAME) in told
-    assert "left out" in told
+    assert "skipped" in told
 
 
 @pytest.mark.parametrize("kind", ["folder", "device"])
@@ -163,9 +163,9 @@ def test_job_that_no_ledger_names_is_known_by_its_script(ledger, tmp_path):
         "5": queued(""),
     }
 
-    assert ledger.strays(queue) == {"2_0": Stray("one", works=False)}
-    assert ledger.strays(queue, "one") == ledger.strays(queue)
-    assert ledger.strays(queue, "two") == {}
+    assert ledger.orphans(queue) == {"2_0": OrphanJob("one", running=False)}
+    assert ledger.orphans(queue, "one") == ledger.orphans(queue)
+    assert ledger.orphans(queue, "two") == {}
 
 
 def test_job_that_no_ledger_names_works_if_it_runs_and_has_something_to_run(ledger):
@@ -174,9 +174,9 @@ def test_job_that_no_ledger_names_works_if_it_runs_and_has_something_to_run(ledg
     script.touch()
     (folder / "2_submitted.pkl").touch()
 
-    found = ledger.strays({"1": queued(script, "RUNNING"), "2": queued(script, "RUNNING"), "3": queued(script)})
+    found = ledger.orphans({"1": queued(script, "RUNNING"), "2": queued(script, "RUNNING"), "3": queued(script)})
 
-    assert {job: stray.works for job, stray in found.items()} == {"1": False, "2": True, "3": False}
+    assert {job: orphan.running for job, orphan in found.items()} == {"1": False, "2": True, "3": False}
 
 
 def test_sweep_that_found_everything_in_the_queue_was_submitted_too(ledger):
@@ -199,5 +199,5 @@ def test_what_was_left_to_a_continuation_is_read_as_it_was_noted(ledger, root):
     left = entry("2", folder=str(folder.relative_to(root)))
 
     assert ledger.left(left) is None, "an earlier version noted nothing"
-    ledger.leave(folder, {"b", "a"})
+    ledger.write_deferred(folder, {"b", "a"})
     assert ledger.left(left) == {"a", "b"}

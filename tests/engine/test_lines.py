@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext, lineage
-from harness.slurm.packing import Batch, batches_of
+from harness.slurm.packing import JobArray, arrange_jobs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,13 +52,18 @@ class Grade(Toy):
 
 
 def arranged(todo, *, elsewhere=(), joins=("answer", "grade"), fans=("answer", "grade"), pack=None, limit=1000):
-    return batches_of(
-        todo, elsewhere={stage.key for stage in elsewhere}, joins=joins, fans=fans, pack=pack or {}, limit=limit
+    return arrange_jobs(
+        todo,
+        queued={stage.key for stage in elsewhere},
+        fuse=joins,
+        fuse_siblings=fans,
+        chains_per_job=pack or {},
+        limit=limit,
     )
 
 
-def labels(batch: Batch) -> list[list[list[int]]]:
-    return [[[stage.label for stage in line] for line in task] for task in batch.tasks]
+def labels(array: JobArray) -> list[list[list[int]]]:
+    return [[[stage.label for stage in chain] for chain in job] for job in array.jobs]
 
 
 def tuned(*numbers: int, parent: Stage | None = None) -> list[Tune]:
@@ -70,11 +75,11 @@ def test_straight_line_of_joining_kinds_is_one_job():
     answer = Answer(label=2, reads=(tune,))
     grade = Grade(label=3, reads=(answer,))
 
-    (batch,) = arranged([tune, answer, grade])
+    (array,) = arranged([tune, answer, grade])
 
-    assert labels(batch) == [[[1, 2, 3]]]
-    assert batch.kind == "tune"
-    assert batch.needs == frozenset()
+    assert labels(array) == [[[1, 2, 3]]]
+    assert array.kind == "tune"
+    assert array.needs == frozenset()
 
 
 def test_kind_that_does_not_join_begins_a_job_that_needs_its_parent():
@@ -91,9 +96,9 @@ def test_children_that_fan_out_join_their_parents_job():
     tune = Tune(label=1)
     answers = [Answer(label=2, reads=(tune,)), Answer(label=3, reads=(tune,))]
 
-    (batch,) = arranged([tune, *answers])
+    (array,) = arranged([tune, *answers])
 
-    assert labels(batch) == [[[1, 2, 3]]]
+    assert labels(array) == [[[1, 2, 3]]]
 
 
 def test_children_that_do_not_fan_out_run_beside_each_other():
@@ -111,31 +116,31 @@ def test_parent_with_children_of_two_kinds_is_no_ones_line():
     tune = Tune(label=1)
     children = [Answer(label=2, reads=(tune,)), Grade(label=3, reads=(tune,))]
 
-    batches = arranged([tune, *children])
+    arrays = arranged([tune, *children])
 
-    assert [labels(batch) for batch in batches] == [[[[1]]], [[[2]]], [[[3]]]]
+    assert [labels(array) for array in arrays] == [[[[1]]], [[[2]]], [[[3]]]]
 
 
 def test_stages_of_one_kind_with_the_same_needs_are_one_batch():
     one, other = Align(label=1), Align(label=2)
     todo = [one, *tuned(3, 4, parent=one), other, *tuned(5, parent=other)]
 
-    batches = arranged(todo)
+    arrays = arranged(todo)
 
-    assert [labels(batch) for batch in batches] == [[[[1]], [[2]]], [[[3]], [[4]]], [[[5]]]]
-    assert [batch.needs for batch in batches] == [frozenset(), {one.key}, {other.key}]
+    assert [labels(array) for array in arrays] == [[[[1]], [[2]]], [[[3]], [[4]]], [[[5]]]]
+    assert [array.needs for array in arrays] == [frozenset(), {one.key}, {other.key}]
 
 
 def test_batch_longer_than_the_limit_is_split():
-    batches = arranged(tuned(*range(5)), limit=2)
+    arrays = arranged(tuned(*range(5)), limit=2)
 
-    assert [labels(batch) for batch in batches] == [[[[0]], [[1]]], [[[2]], [[3]]], [[[4]]]]
+    assert [labels(array) for array in arrays] == [[[[0]], [[1]]], [[[2]], [[3]]], [[[4]]]]
 
 
 def test_packed_lines_share_a_task_and_count_as_one_towards_the_limit():
-    batches = arranged(tuned(*range(5)), pack={"tune": 2}, limit=2)
+    arrays = arranged(tuned(*range(5)), pack={"tune": 2}, limit=2)
 
-    assert [labels(batch) for batch in batches] == [[[[0], [1]], [[2], [3]]], [[[4]]]]
+    assert [labels(array) for array in arrays] == [[[[0], [1]], [[2], [3]]], [[[4]]]]
 
 
 def test_needs_leave_out_what_others_of_them_need():
@@ -143,29 +148,29 @@ def test_needs_leave_out_what_others_of_them_need():
     second = Align(label=2, reads=(first,))
     third = Tune(label=3, reads=(first, second))
 
-    batches = arranged([first, second, third], joins=())
+    arrays = arranged([first, second, third], joins=())
 
-    assert batches[-1].needs == {second.key}
+    assert arrays[-1].needs == {second.key}
 
 
 def test_stage_that_runs_elsewhere_is_needed_and_no_ones_line():
     tune = Tune(label=1)
     answer = Answer(label=2, reads=(tune,))
 
-    (batch,) = arranged([answer], elsewhere=[tune])
+    (array,) = arranged([answer], elsewhere=[tune])
 
-    assert labels(batch) == [[[2]]]
-    assert batch.needs == {tune.key}
+    assert labels(array) == [[[2]]]
+    assert array.needs == {tune.key}
 
 
 def test_stage_that_reads_another_line_as_well_does_not_join():
     tune, other = Tune(label=1), Align(label=2)
     answer = Answer(label=3, reads=(tune, other))
 
-    batches = arranged([tune, other, answer])
+    arrays = arranged([tune, other, answer])
 
-    assert [labels(batch) for batch in batches] == [[[[1]]], [[[2]]], [[[3]]]]
-    assert batches[-1].needs == {tune.key, other.key}
+    assert [labels(array) for array in arrays] == [[[[1]]], [[[2]]], [[[3]]]]
+    assert arrays[-1].needs == {tune.key, other.key}
 
 
 def test_stage_that_reads_what_its_line_waits_for_joins_the_line():
@@ -176,8 +181,8 @@ def test_stage_that_reads_what_its_line_waits_for_joins_the_line():
     planned = arranged([align, tune, answer])
     elsewhere = arranged([tune, answer], elsewhere=[align])
 
-    assert [labels(batch) for batch in planned] == [[[[1]]], [[[2, 3]]]]
-    assert [labels(batch) for batch in elsewhere] == [[[[2, 3]]]]
+    assert [labels(array) for array in planned] == [[[[1]]], [[[2, 3]]]]
+    assert [labels(array) for array in elsewhere] == [[[[2, 3]]]]
 
 
 def test_missing_ancestor_of_a_stored_parent_is_waited_for_and_keeps_the_stage_out_of_the_line():
@@ -185,10 +190,10 @@ def test_missing_ancestor_of_a_stored_parent_is_waited_for_and_keeps_the_stage_o
     stored = Align(label=3, reads=(lost,))
     answer = Answer(label=4, reads=(tune, stored))
 
-    batches = arranged([tune, lost, answer])
+    arrays = arranged([tune, lost, answer])
 
-    assert [labels(batch) for batch in batches] == [[[[1]]], [[[2]]], [[[4]]]]
-    assert batches[-1].needs == {tune.key, lost.key}
+    assert [labels(array) for array in arrays] == [[[[1]]], [[[2]]], [[[4]]]]
+    assert arrays[-1].needs == {tune.key, lost.key}
 
 
 @st.composite
@@ -215,25 +220,25 @@ def graphs(draw):
 def test_every_arrangement_runs_each_stage_once_and_after_what_it_needs(graph, joins, fans, pack, limit):
     todo, elsewhere = graph
 
-    batches = arranged(todo, elsewhere=elsewhere, joins=joins, fans=fans, pack=pack, limit=limit)
+    arrays = arranged(todo, elsewhere=elsewhere, joins=joins, fans=fans, pack=pack, limit=limit)
 
-    assert sorted(stage.key for batch in batches for stage in batch.stages) == sorted(stage.key for stage in todo)
+    assert sorted(stage.key for array in arrays for stage in array.stages) == sorted(stage.key for stage in todo)
     pending = {stage.key for stage in (*todo, *elsewhere)}
     before = {stage.key for stage in elsewhere}
-    for batch in batches:
-        assert batch.needs <= before
-        assert len(batch.tasks) <= limit
-        assert all(len(task) <= pack.get(batch.kind, 1) for task in batch.tasks)
-        awaited = set(batch.needs) | {
-            other.key for need in batch.needs for other in lineage((by_key(todo, elsewhere)[need],))
+    for array in arrays:
+        assert array.needs <= before
+        assert len(array.jobs) <= limit
+        assert all(len(job) <= pack.get(array.kind, 1) for job in array.jobs)
+        awaited = set(array.needs) | {
+            other.key for need in array.needs for other in lineage((by_key(todo, elsewhere)[need],))
         }
-        for line in (line for task in batch.tasks for line in task):
+        for chain in (chain for job in array.jobs for chain in job):
             done: set[str] = set()
-            for stage in line:
+            for stage in chain:
                 unstored = {other.key for other in lineage(stage.parents)} & pending
                 assert unstored <= done | awaited
                 done.add(stage.key)
-        before |= {stage.key for stage in batch.stages}
+        before |= {stage.key for stage in array.stages}
 
 
 def by_key(*groups):

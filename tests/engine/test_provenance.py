@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from harness.engine.provenance import REDACTED, Stopwatch, code, redacted, source_digest
+from harness.engine.provenance import REDACTED, Stopwatch, git_state, redacted, source_digest
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_code_of_checkout_names_commit_and_changes_of_the_package_only(tmp_path)
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "x").touch()
 
-    clean = code(package)
+    clean = git_state(package)
     (package / "b.py").touch()
 
     assert len(clean["commit"]) == 40
-    assert (clean["dirty"], code(package)["dirty"]) == (False, True)
+    assert (clean["dirty"], git_state(package)["dirty"]) == (False, True)
 
 
 def test_code_of_installed_package_has_no_commit(tmp_path) -> None:
     (tmp_path / "harness").mkdir()
 
-    assert code(tmp_path / "harness") is None
+    assert git_state(tmp_path / "harness") is None
 
 
 def test_digest_of_the_code_covers_the_packages_that_classes_may_come_from(tmp_path, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from toys import Add, Mix, Number, Silent, chain
 
 from harness.engine.plan import Plan
 from harness.errors import SchedulerError
-from harness.slurm.client import Ended, Queued, Request, Scheduler, Slurm
+from harness.slurm.client import Ended, Queued, Request, Scheduler, SlurmClient
 from harness.slurm.dry_run import DryRun
 from harness.slurm.executor import SlurmExecutor
 from harness.slurm.job_log import JobLog
@@ -54,7 +54,7 @@ def scripts(outcome):
 
 
 def test_fakes_and_slurm_are_schedulers():
-    schedulers: list[Scheduler] = [FakeScheduler(), Slurm(), DryRun()]
+    schedulers: list[Scheduler] = [FakeScheduler(), SlurmClient(), DryRun()]
 
     assert [one.dry_run for one in schedulers] == [False, False, True]
 
@@ -133,7 +133,7 @@ def test_queue_is_asked_once_for_all_users(commands):
     lines = "1|PENDING|Dependency||7|/a store|x/1.sh\\n2_0|RUNNING|None|n1|9|\\nthe rest of a strange path\\n"
     trace = commands("squeue", f"printf '{lines}'")
 
-    queue = Slurm().queue({"me", "you"})
+    queue = SlurmClient().queue({"me", "you"})
 
     assert queue == {
         "1": Queued("PENDING", "Dependency", "", 7, "/a store|x/1.sh"),
@@ -148,7 +148,7 @@ def test_history_is_that_of_the_jobs_asked_for(commands):
     text = "1|COMPLETED|0:0|n1\\n2_0|CANCELLED by 1000|0:15|n2\\n2_1|FAILED|137:0|n2\\n3|TIMEOUT|0:0|n3"
     trace = commands("sacct", f"printf '{text}\\n'")
 
-    found = Slurm().history(["1", "2_0", "2_1"])
+    found = SlurmClient().history(["1", "2_0", "2_1"])
 
     assert found == {
         "1": Ended("COMPLETED", 0, 0, "n1"),
@@ -161,25 +161,25 @@ def test_history_is_that_of_the_jobs_asked_for(commands):
 def test_elements_that_never_began_are_told_one_by_one(commands):
     commands("sacct", "echo '7_[0,2-3]|CANCELLED by 0|0:0|None assigned'")
 
-    assert set(Slurm().history(["7_0", "7_1", "7_2", "7_3"])) == {"7_0", "7_2", "7_3"}
+    assert set(SlurmClient().history(["7_0", "7_1", "7_2", "7_3"])) == {"7_0", "7_2", "7_3"}
 
 
 def test_job_that_the_accounting_calls_running_has_not_ended(commands):
     commands("sacct", "printf '1|RUNNING|0:0|n1\n2|COMPLETED|0:0|n1\n'")
 
-    assert set(Slurm().history(["1", "2"])) == {"2"}
+    assert set(SlurmClient().history(["1", "2"])) == {"2"}
 
 
 def test_site_without_accounting_remembers_nothing(commands):
     commands("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
 
-    assert Slurm().history(["1"]) is None
+    assert SlurmClient().history(["1"]) is None
 
 
 def test_nobody_is_told_to_end_no_jobs(commands):
     trace = commands("scancel", "")
 
-    Slurm().cancel([])
+    SlurmClient().cancel([])
 
     assert not trace.exists()
 
@@ -187,29 +187,29 @@ def test_nobody_is_told_to_end_no_jobs(commands):
 def test_queue_that_fails_says_so_in_slurms_words(commands):
     commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
 
-    with pytest.raises(SchedulerError, match=r"`squeue` does not answer.*Unable to contact slurm controller"):
-        Slurm().queue({"me"})
+    with pytest.raises(SchedulerError, match=r"`squeue` does not respond.*Unable to contact slurm controller"):
+        SlurmClient().queue({"me"})
 
 
 def test_questions_do_not_inherit_the_users_own_filters(commands, monkeypatch):
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
     commands("squeue", 'echo "7|PENDING|${SQUEUE_STATES:-none} ${SLURM_BITSTR_LEN}||1|"')
 
-    assert Slurm().queue({"me"})["7"].reason == "none 0"
+    assert SlurmClient().queue({"me"})["7"].reason == "none 0"
 
 
 def test_list_of_elements_that_was_cut_short_says_nothing(commands):
     commands("sacct", "echo '7_[1,3,5,...]|CANCELLED|0:0|'; echo '8_1|TIMEOUT|0:0|n1'")
 
-    assert set(Slurm().history({"7_1", "8_1"})) == {"8_1"}
+    assert set(SlurmClient().history({"7_1", "8_1"})) == {"8_1"}
 
 
 def test_queue_that_hangs_is_given_up(commands, monkeypatch):
-    monkeypatch.setattr("harness.slurm.client.ASKING_SECONDS", 0.2)
+    monkeypatch.setattr("harness.slurm.client.TIMEOUT_SECONDS", 0.2)
     commands("squeue", "exec sleep 20")
 
-    with pytest.raises(SchedulerError, match="does not answer"):
-        Slurm().queue({"me"})
+    with pytest.raises(SchedulerError, match="does not respond"):
+        SlurmClient().queue({"me"})
 
 
 def test_refusal_of_sbatch_is_told_once_in_its_words(tmp_path, commands, capfd):
@@ -217,7 +217,7 @@ def test_refusal_of_sbatch_is_told_once_in_its_words(tmp_path, commands, capfd):
     commands("srun", "")
 
     with pytest.raises(SchedulerError, match="invalid partition specified: gpu"):
-        Slurm().submit(Request(name="add toys", folder=tmp_path / "jobs", jobs=[print]))
+        SlurmClient().submit(Request(name="add toys", folder=tmp_path / "jobs", jobs=[print]))
 
     assert not capfd.readouterr().err
 
@@ -226,9 +226,9 @@ def test_machine_without_slurm_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(SchedulerError, match=r"no `sbatch` on this machine.*dry_run"):
-        Slurm().submit(Request(name="add toys", folder=tmp_path, jobs=[print]))
+        SlurmClient().submit(Request(name="add toys", folder=tmp_path, jobs=[print]))
     with pytest.raises(SchedulerError, match="no `squeue` on this machine"):
-        Slurm().queue({"me"})
+        SlurmClient().queue({"me"})
 
 
 def test_folder_with_spaces_reaches_the_script_quoted(store):

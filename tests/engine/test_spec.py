@@ -152,7 +152,7 @@ def test_build_of_protocol_field_takes_the_named_class() -> None:
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ({"lamb": 1}, "`kit.method`: which class is meant is not said; expected `_target_` with a `Method`."),
+        ({"lamb": 1}, "`kit.method`: no class is named; expected `_target_` with a `Method`."),
         (
             {"_target_": "os.system"},
             "`kit.method._target_`: 'os.system' is not allowed; expected a class under `toys.`; `targets=[",

@@ -14,7 +14,7 @@ from harness.engine.moved import MOVED
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StoreError, UnreadableFile
-from harness.execution.attempt import WorkerContext, attempt, logged
+from harness.execution.attempt import WorkerContext, attempt, log_to_file
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_store_path_of_damaged_artifact_names_file_and_mend(root, number, damage
 
     assert "`sub folder/number.txt`" in str(caught.value)
     assert expected in str(caught.value)
-    assert "`harness retry` sets it aside and makes it again." in str(caught.value)
+    assert "`harness retry` sets it aside and recomputes it." in str(caught.value)
     assert str(store.folder(number)) in str(caught.value)
 
 
@@ -242,7 +242,7 @@ def test_store_stage_of_artifact_without_registration_is_rebuilt(root, store, nu
 
 
 def test_store_stage_of_unknown_key_is_an_error(store) -> None:
-    with pytest.raises(StoreError, match="Nothing is known of the key `0123`"):
+    with pytest.raises(StoreError, match="There is no stage with the key `0123`"):
         store.stage("0123")
 
 
@@ -284,7 +284,7 @@ def test_store_sweeps_are_listed_newest_first(root, store) -> None:
     assert store.read_sweep("a") == {"cells": 1}
     with pytest.raises(StoreError, match=r"There is no sweep `d`.*Latest: `b b`, `a`, `c`"):
         store.read_sweep("d")
-    with pytest.raises(StoreError, match="cannot name a sweep"):
+    with pytest.raises(StoreError, match="is not a valid sweep id"):
         store.write_sweep("../d", {})
 
 
@@ -403,10 +403,10 @@ def test_commit_of_a_folder_that_was_removed_and_made_anew_stores_nothing(root, 
     out.mkdir(parents=True)
     (out / "weights").touch()
 
-    with pytest.raises(StoreError, match="is not the folder that was made for number"):
+    with pytest.raises(StoreError, match="is not the output folder of number"):
         store.commit(stage, out, facts={}, provenance={})
     store.write_spec(Number(value=2), out)
-    with pytest.raises(StoreError, match="is not the folder that was made for number"):
+    with pytest.raises(StoreError, match="is not the output folder of number"):
         store.commit(stage, out, facts={}, provenance={})
 
     assert not store.folder(stage).exists()
@@ -495,7 +495,7 @@ def test_process_that_lost_its_stage_to_a_rival_leaves_no_failure_of_it(root, st
 
 
 def test_log_that_a_full_disk_cuts_stops_nothing(root, tmp_path, capsys):
-    with logged(Path("/dev/full")):
+    with log_to_file(Path("/dev/full")):
         logging.getLogger("harness.engine").error("cut")
 
     assert capsys.readouterr().err == ""

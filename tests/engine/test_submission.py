@@ -23,8 +23,8 @@ from harness.slurm import snapshot
 from harness.slurm.client import Request
 from harness.slurm.dry_run import DryRun
 from harness.slurm.job_log import JobLog
+from harness.slurm.lock import SUBMITTING
 from harness.slurm.states import states_of
-from harness.slurm.turn import SUBMITTING
 from harness.slurm.worker import Job
 
 TRACE = {"outcome": "failed", "cause": "RuntimeError", "traceback": "boom", "started": "2020", "seconds": 1.0}
@@ -344,7 +344,7 @@ def test_refusal_is_lifted_when_what_the_stage_meets_is_another(store, root, sch
     again = submit(store, scheduler, [bad])
     scheduler.work_off()
 
-    assert "neither the code, nor what the stage reads" in refused.failed[bad.key].message
+    assert "neither the code, nor its inputs" in refused.failed[bad.key].message
     assert str(store.work(bad.key)) in refused.failed[bad.key].message
     assert set(again.submitted) == {bad.key}
     # It met the same once more, and nothing has changed since.
@@ -396,7 +396,7 @@ def test_store_with_a_percent_sign_in_its_path_is_refused(tmp_path, scheduler):
 
 
 def test_two_submissions_at_once_never_submit_a_stage_twice(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.slurm.turn.TURN_SECONDS", 0.01)
+    monkeypatch.setattr("harness.slurm.lock._POLL_SECONDS", 0.01)
     _, adds = fan(range(1, 5))
     plan = Plan.of([*adds, Mix(left=adds[0], right=adds[1])])
 
@@ -625,7 +625,7 @@ def test_job_that_is_ending_is_waited_for_before_it_is_depended_on(store, schedu
 
     (number,) = leaf.parents
     assert [event.message for event in told if event.what == "waiting"] == [
-        "job 1 is ending; looking again for up to 60 s"
+        "job 1 is completing; waiting up to 60 s for it"
     ]
     first = "1" if end == "requeued" else "3"
     assert outcome.submitted[number.key] == first
@@ -751,12 +751,12 @@ def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, 
     assert sorted(living) == sorted(stage.key for stage in Plan.of([leaf]).stages)
     assert {outcome.submitted[key] for key in living} == set(scheduler.jobs)
     assert [event.message for event in told if event.what == "waiting"] == [
-        "somebody else submitted while this process slept; looking again"
+        "another process submitted while this one was suspended; starting over"
     ]
 
 
 def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.slurm.turn.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.slurm.lock.NOTIFY_SECONDS", 0.0)
     store.prepare()
     claim = Claims(store.claims).take(SUBMITTING)
     looks = []
@@ -766,7 +766,7 @@ def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypa
         if len(looks) == 3:
             claim.release()
 
-    monkeypatch.setattr("harness.slurm.turn.time.sleep", sleep)
+    monkeypatch.setattr("harness.slurm.lock.time.sleep", sleep)
     told = []
 
     submit(store, scheduler, [chain(1)], on_event=told.append)

@@ -160,7 +160,7 @@ def test_job_that_was_started_again_too_often_gives_up(store, restarts, runs_aga
         if runs_again:
             job()
         else:
-            with pytest.raises(JobFailed, match="started again 4 times; the limit is 3"):
+            with pytest.raises(JobFailed, match="requeued 4 times; the limit is 3"):
                 job()
 
     assert store.has(leaf) == runs_again
@@ -180,10 +180,10 @@ def test_umask_of_the_submission_is_that_of_the_artifacts(store):
 def test_warning_between_stages_puts_the_job_back(store, root):
     leaf = chain(3)
     job = job_of(store, lineage((leaf,)), prepare=_warn)
-    heard = []
+    received = []
 
     def requeue(number, frame):
-        heard.append(number)
+        received.append(number)
         raise SystemExit
 
     with within_job("5"):
@@ -191,7 +191,7 @@ def test_warning_between_stages_puts_the_job_back(store, root):
         with pytest.raises(SystemExit):
             job()
 
-    assert heard == [signal.SIGUSR2]
+    assert received == [signal.SIGUSR2]
     assert runs(root).total() == 1
 
 
@@ -228,18 +228,18 @@ def test_stage_that_does_not_stop_in_time_is_left_and_its_claim_given_back(store
 def test_second_warning_does_not_prolong_the_first():
     call = PreemptionHandler(signal.SIG_DFL, 50.0)
     with within_job("5"):
-        call.heard(signal.SIGUSR2, None)
+        call.handle(signal.SIGUSR2, None)
         signal.setitimer(signal.ITIMER_REAL, 10.0)
-        call.heard(signal.SIGUSR2, None)
+        call.handle(signal.SIGUSR2, None)
         left, _ = signal.getitimer(signal.ITIMER_REAL)
 
-    assert call.given()
+    assert call.received()
     assert left <= 10.0
 
 
 def test_warning_that_nobody_would_answer_fails_the_job():
-    with pytest.raises(TimeUp, match="may not start again"):
-        PreemptionHandler(signal.SIG_DFL, 1.0).pass_on()
+    with pytest.raises(TimeUp, match="its requeue limit is reached"):
+        PreemptionHandler(signal.SIG_DFL, 1.0).requeue()
 
 
 def test_id_of_a_job_is_that_of_the_queue(monkeypatch):

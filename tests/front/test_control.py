@@ -13,7 +13,7 @@ from harness.engine.claim import Claims
 from harness.engine.provenance import source_digest
 from harness.errors import ConfigError, Interrupted, SchedulerError, StagesFailed, StoreError
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import SUBMITTING, submitting
+from harness.slurm.lock import SUBMITTING, submission_lock
 from harness.sweep.cancel import cancel
 from harness.sweep.gc import collect
 from harness.sweep.record import place_of
@@ -28,7 +28,7 @@ FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "trac
 @pytest.fixture
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
-    monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.slurm.settings.SlurmClient", lambda: fake)
     return fake
 
 
@@ -609,7 +609,7 @@ def test_job_of_an_interrupted_submission_is_counted_and_ended_by_cancel(sweep, 
 def test_job_whose_answer_may_be_on_its_way_is_no_stray(sweep, scheduler):
     interrupt(sweep, scheduler)
 
-    with submitting(sweep.store, lambda _: None):
+    with submission_lock(sweep.store, lambda _: None):
         assert list(status(sweep.store, sweep.sweep, scheduler).strays) == []
 
 
@@ -663,9 +663,9 @@ def test_gc_takes_its_turn_as_soon_as_there_is_room(sweep, scheduler):
 
 
 def test_who_waits_for_a_turn_is_told_who_has_it(sweep, scheduler, monkeypatch):
-    monkeypatch.setattr("harness.slurm.turn.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("harness.slurm.lock.NOTIFY_SECONDS", 0.0)
     claim = Claims(sweep.store.claims).take(SUBMITTING)
-    monkeypatch.setattr("harness.slurm.turn.time.sleep", lambda _: claim.release())
+    monkeypatch.setattr("harness.slurm.lock.time.sleep", lambda _: claim.release())
     told = []
 
     list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler, tell=told.append))

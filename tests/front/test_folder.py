@@ -21,10 +21,10 @@ def test_home_is_expanded(monkeypatch, tmp_path):
     [
         ("", "it is empty"),
         ("  ", "it is empty"),
-        ("~nobody-of-this-name/x", "nobody here has the home `~nobody-of-this-name`"),
+        ("~nobody-of-this-name/x", "there is no home directory `~nobody-of-this-name`"),
         ("a" * 300, "File name too long"),
-        ("a\0b", "a character that no name has"),
-        ("\ud800", "a character that no name has"),
+        ("a\0b", "a character not allowed in paths"),
+        ("\ud800", "a character not allowed in paths"),
     ],
 )
 def test_what_cannot_be_a_folder_is_refused_by_its_name(text, words):

@@ -7,7 +7,7 @@ import pytest
 from harness.config.build import settings_of
 from harness.config.compose import compose
 from harness.errors import ConfigError
-from harness.slurm.settings import CONTINUATION_MINUTES, Slurm
+from harness.slurm.settings import DEFERRED_MINUTES, Slurm
 
 
 def slurm(*overrides: str) -> Slurm:
@@ -78,7 +78,7 @@ def test_extra_parameters_reach_sbatch():
 
 
 def test_continuation_is_given_minutes_of_its_own():
-    assert slurm().parameters([[]], 1)["time"] == CONTINUATION_MINUTES
+    assert slurm().parameters([[]], 1)["time"] == DEFERRED_MINUTES
 
 
 def test_processes_of_a_job_use_the_most_threads_that_one_of_its_stages_is_given():
@@ -99,9 +99,9 @@ def test_job_has_a_gpu_if_one_of_its_stages_does():
         ("cluster.array_limit=0", "`cluster.array_limit`"),
         ("cluster.warn_seconds=0", "`cluster.warn_seconds`"),
         ("cluster.poll_seconds=0", "`cluster.poll_seconds`"),
-        ("cluster.joins=[tuning]", "`cluster.joins`: `tuning` is no kind of stage"),
-        ("+cluster.resources.tuning.minutes=5", "`cluster.resources`: `tuning` is no kind of stage"),
-        ("cluster.sbatch=['--mem=3']", "'--mem=3' is no parameter"),
+        ("cluster.joins=[tuning]", "`cluster.joins`: `tuning` is not a kind of stage"),
+        ("+cluster.resources.tuning.minutes=5", "`cluster.resources`: `tuning` is not a kind of stage"),
+        ("cluster.sbatch=['--mem=3']", "'--mem=3' is not an sbatch option"),
         ("cluster.resources.align.minutes=0", "`cluster.resources.align.minutes`"),
         ("cluster.resources.align.mem_gb=-1", "`cluster.resources.align.mem_gb`"),
         ("cluster.on_oom=retry", "`cluster.on_oom`"),

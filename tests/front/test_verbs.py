@@ -17,9 +17,9 @@ from harness.slurm.job_log import JobLog
 @pytest.fixture
 def scheduler(monkeypatch) -> FakeScheduler:
     fake = FakeScheduler()
-    monkeypatch.setattr("harness.slurm.settings.Scheduler", lambda: fake)
+    monkeypatch.setattr("harness.slurm.settings.SlurmClient", lambda: fake)
     for verb in ("cancel", "gc", "status"):
-        monkeypatch.setattr(f"harness.sweep.{verb}.Slurm", lambda: fake)
+        monkeypatch.setattr(f"harness.sweep.{verb}.SlurmClient", lambda: fake)
     return fake
 
 

@@ -215,6 +215,13 @@ def test_slots_are_as_many_as_memory_holds():
     assert slots.room(torch.device("cpu")) is None
 
 
+def test_workers_of_one_gpu_leave_each_other_room():
+    # 80 of which 50 are free: this process holds 20, of which the model uses 15.
+    assert slots.fair_room(50, 80, held=20, used=15, workers=1) == 55
+    assert slots.fair_room(50, 80, held=20, used=15, workers=4) == 5
+    assert slots.fair_room(50, 80, held=20, used=15, workers=8) == 0
+
+
 def test_model_that_takes_no_positions_is_answered_by_generate(make_tokenizer):
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -14,7 +14,7 @@ from harness.engine.store import Store
 from harness.execution.executor import Outcome, unheard
 from harness.execution.ranks import Processes
 from harness.execution.state import Member, State
-from harness.slurm.client import Scheduler, Slurm
+from harness.slurm.client import Scheduler, SlurmClient
 from harness.slurm.executor import SlurmExecutor
 from harness.slurm.job_log import JobLog
 from harness.slurm.states import states_of
@@ -81,7 +81,7 @@ class Toys:
     def submit(self, *, scheduler: Scheduler | None = None) -> Outcome:
         submitting = SlurmExecutor(
             site=self.site,
-            scheduler=scheduler or Slurm(),
+            scheduler=scheduler or SlurmClient(),
             sweep=self.sweep,
             tracker=Silent(),
             on_event=unheard,
@@ -92,7 +92,7 @@ class Toys:
     def states(self) -> dict[str, State]:
         stages = lineage(tuple(self.leaves))
         members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in stages}
-        return states_of(members, self.store, Slurm(), sweep=self.sweep, patient=True)
+        return states_of(members, self.store, SlurmClient(), sweep=self.sweep, patient=True)
 
     def state(self, stage: Stage) -> State:
         return self.states()[stage.key]

@@ -27,7 +27,7 @@ from toys import Add, Count, Mix, Number, runs
 
 from harness.errors import Interrupted
 from harness.slurm.causes import Cause
-from harness.slurm.client import Slurm
+from harness.slurm.client import SlurmClient
 from harness.slurm.job_log import JobLog
 from harness.sweep.cancel import cancel
 from harness.sweep.gc import collect
@@ -293,7 +293,7 @@ def test_sweep_that_is_cancelled_while_it_is_submitted_leaves_no_job(root, tmp_p
     base = Number(value=5.0)
     toys = Toys(root, [Add(parent=Add(parent=base, amount=float(step)), amount=100.0 + step) for step in range(4)])
 
-    class Cancelling(Slurm):
+    class Cancelling(SlurmClient):
         def submit(self, request):
             ids = super().submit(request)
             JobLog(root).cancel(toys.sweep)

@@ -13,9 +13,9 @@ from sites import SWEEP, Toys, ToySite, record
 from submitter import toys as submitted_toys
 from toys import Add, Number, heedful, runs
 
-from harness.slurm.client import Slurm
+from harness.slurm.client import SlurmClient
 from harness.slurm.job_log import JobLog
-from harness.slurm.turn import SUBMITTING
+from harness.slurm.lock import SUBMITTING
 from harness.sweep.cancel import cancel
 from harness.sweep.status import status
 
@@ -70,7 +70,7 @@ def test_submitter_that_slept_submits_nothing_twice_and_clocks_decide_nothing(ro
     other = submitted_toys(root)
     other.sweep = "others-12345678"
 
-    class Sleepy(Slurm):
+    class Sleepy(SlurmClient):
         """Sleeps during its first call for so long that somebody else takes the turn."""
 
         def submit(self, request):

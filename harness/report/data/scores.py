@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engine.files import read_bytes
 from harness.engine.layout import MANIFEST
-from harness.engine.manifest import FileRecord, Manifest, damaged
+from harness.engine.manifest import FileRecord, Manifest, damaged_artifact
 from harness.engine.store import Store
 from harness.errors import DamagedArtifact, UnreadableFile
 from harness.stages.grade import GRADES, SUMMARY
@@ -73,11 +73,11 @@ def _checked(folder: Path, name: str, expected: FileRecord) -> bytes:
     try:
         content = read_bytes(folder / name)
     except UnreadableFile as error:
-        raise damaged(folder, f"`{name}` cannot be read ({error})") from None
+        raise damaged_artifact(folder, f"`{name}` cannot be read ({error})") from None
     if len(content) != expected.size:
-        raise damaged(folder, f"`{name}` has {len(content)} bytes; expected {expected.size}")
+        raise damaged_artifact(folder, f"`{name}` has {len(content)} bytes; expected {expected.size}")
     if hashlib.sha256(content).hexdigest() != expected.sha256:
-        raise damaged(folder, f"`{name}` was altered: its sha256 is not that of the manifest")
+        raise damaged_artifact(folder, f"`{name}` was altered: its sha256 is not that of the manifest")
     return content
 
 
@@ -85,9 +85,9 @@ def _summary(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads(files[SUMMARY])
     except (KeyError, ValueError):
-        raise damaged(folder, f"it has no readable `{SUMMARY}`") from None
+        raise damaged_artifact(folder, f"it has no readable `{SUMMARY}`") from None
     if not {"count", "unjudged", "score"} <= summary.keys():
-        raise damaged(folder, f"`{SUMMARY}` is not the summary of a grading")
+        raise damaged_artifact(folder, f"`{SUMMARY}` is not the summary of a grading")
     return summary
 
 

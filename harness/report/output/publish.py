@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.engine.files import writing
-from harness.engine.lookup import sweep_named
+from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
 from harness.report.data.comparability import refuse_departures
 from harness.report.output.formats import render
@@ -105,7 +105,7 @@ def publish(root: Path, sweep: str) -> Published:
 
 def _findings(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Results:
     store = Store(root)
-    findings = gather(store, store.read_sweep(sweep_named(store, sweep)), baseline)
+    findings = gather(store, store.read_sweep(resolve_sweep(store, sweep)), baseline)
     if strict:
         refuse_departures(findings.rows)
     return findings
