@@ -9,7 +9,9 @@ that every row writes the same number of tokens. Prints one JSON object:
   activations have gradients.
 - ``booster_step``, ``vaccine_step``: with clipping and AdamW, on rows of 60 to 100 % of the length. ``ratio`` is ours
   relative to the plain passes; ``difference`` the relative distance of both gradients on equal weights.
-- ``answers``: tokens per second by batch size.
+- ``answers``: tokens per second by path and batch size (the last is chosen by the harness): of the whole call, with
+  prompts and the recording of graphs, and of decoding alone (from the difference to a call with an eighth of the
+  tokens). ``same_as_plain`` is the share of prompts that both paths answer alike.
 - ``small``: a pass of SmolLM2's shape in float32, by rows.
 - ``peak``: dense bfloat16 TFLOP/s of the card's data sheet (null where it is not known) and of a large product measured
   here. Memory is what was allocated at most beyond what was allocated before.
@@ -18,36 +20,28 @@ that every row writes the same number of tokens. Prints one JSON object:
 """
 
 import argparse
-import gc
 import json
 import platform
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
 from plain_steps import booster_gradient, loss_of, vaccine_gradient
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from random_models import SHAPES, Bench, Shape, on_device, parameters, rows_of, tokenizer_of
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from harness.corpora.batches import Pool, RoleBatches, collate
-from harness.corpora.encode import IGNORED, Encoded
+from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.examples import Role
 from harness.defenses.booster import Booster
 from harness.defenses.vaccine import Vaccine
+from harness.generation.answers import Path
 from harness.generation.decoding import Decoding
-from harness.generation.transformers import generate
-from harness.models.adapter import Lora, attach
-from harness.training.budget import Precision
+from harness.generation.transformers import answer
 from harness.training.learner import CausalLearner
 
 PEAK_TFLOPS = {
@@ -66,133 +60,12 @@ PEAK_TFLOPS = {
 """Dense bfloat16 TFLOP/s of data sheets, by a part of the device's name; the first that fits counts."""
 
 
-class Shape(NamedTuple):
-    """The size of a Llama model."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
-    tied: bool = False
-
-    def config(self) -> LlamaConfig:
-        """Return the configuration of a model of this size."""
-        return LlamaConfig(
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_value_heads,
-            vocab_size=self.vocabulary,
-            tie_word_embeddings=self.tied,
-        )
-
-
-SHAPES = {
-    "llama2_7b": Shape(4096, 11008, 32, 32, 32, 32000),
-    "llama3_8b": Shape(4096, 14336, 32, 32, 8, 128256),
-    "smollm2": Shape(576, 1536, 30, 9, 3, 49152, tied=True),
-    "tiny": Shape(64, 128, 2, 4, 2, 512),
-}
-
-
-class Load(NamedTuple):
-    """How much is measured: the batch of a step, the answers, the batches of the small model."""
-
-    rows: int = 10
-    length: int = 200
-    repeats: int = 5
-    answer_batches: Sequence[int] = (1, 64, 256)
-    prompt_length: int = 64
-    new_tokens: int = 64
-    small: str = "smollm2"
-    small_rows: Sequence[int] = (10, 80)
-    small_length: int = 100
-    product: int = 8192
-
-
-TINY = Load(2, 16, 1, (1, 3), 8, 4, "tiny", (2, 4), 8, 64)
-
-
 class Models(NamedTuple):
     """Two models of one shape with equal weights: one for the harness, one for plain passes."""
 
     shape: Shape
     ours: Module
     plain: Module
-
-
-class Bench:
-    """A device, how models on it compute, and a stopwatch that waits for it."""
-
-    def __init__(self, *, tiny: bool) -> None:
-        self.device = "cpu" if tiny else "cuda"
-        self.dtype = torch.float32 if tiny else torch.bfloat16
-        self.precision = Precision.FLOAT32 if tiny else Precision.BFLOAT16
-        self.load = TINY if tiny else Load()
-
-    def model(self, shape: Shape, dtype: torch.dtype) -> Module:
-        """Build a random model with an adapter that changes something; equal shapes give equal weights."""
-        torch.manual_seed(0)
-        with torch.device(self.device):
-            base = AutoModelForCausalLM.from_config(shape.config(), dtype=dtype)
-        model = attach(base.requires_grad_(False), Lora(), seed=0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                # A fresh adapter has B = 0, which would leave half of the gradients zero.
-                if ".lora_B." in name:
-                    parameter.normal_(std=0.02)
-        return model
-
-    def wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, action: Callable[[], object]) -> float:
-        self.wait()
-        start = time.perf_counter()
-        action()
-        self.wait()
-        return time.perf_counter() - start
-
-    def medians(self, *actions: Callable[[], object]) -> list[float]:
-        """Return the median seconds of actions that take turns, each warmed up twice."""
-        for action in actions:
-            action()
-            action()
-        times = [[self.seconds(action) for action in actions] for _ in range(self.load.repeats)]
-        return [statistics.median(each) for each in zip(*times, strict=True)]
-
-    @contextmanager
-    def peak(self) -> Iterator[Callable[[], float | None]]:
-        """Give what tells how many GiB were allocated at most, beyond what was allocated at the start."""
-        if self.device != "cuda":
-            yield lambda: None
-            return
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield lambda: round((torch.cuda.max_memory_allocated() - before) / 2**30, 3)
-
-
-def rows_of(vocabulary: int, *, rows: int, length: int, shortest: float, seed: int) -> list[Encoded]:
-    """Return random rows with lengths spread evenly from a share of the length up to it; a third is answer."""
-    draw = torch.Generator().manual_seed(seed)
-    made = []
-    for place in range(rows):
-        share = shortest + (1 - shortest) * place / max(rows - 1, 1)
-        size = max(round(length * share), 3)
-        ids = torch.randint(1, vocabulary, (size,), generator=draw).tolist()
-        prompt = 2 * size // 3
-        made.append(Encoded(ids, [IGNORED] * prompt + ids[prompt:]))
-    return made
-
-
-def on_device(rows: Sequence[Encoded], device: str) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in collate(rows, pad_id=0).items()}
 
 
 def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -229,10 +102,6 @@ def measured_pass(bench: Bench, models: Models) -> dict[str, Any]:
         "tflops": flops / ours / 1e12,
         "peak_gib": highest,
     }
-
-
-def parameters(model: Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def measured_step(
@@ -288,47 +157,58 @@ def measured_step(
     }
 
 
-def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per word, ``w0`` to the last, without an end token."""
-    words = {f"w{number}": number for number in range(vocabulary)}
-    made = Tokenizer(WordLevel(words, unk_token="w0"))
-    made.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0")
-
-
 def measured_answers(bench: Bench, model: Any, shape: Shape) -> list[dict[str, Any]]:
-    """Measure generation by batch size."""
+    """Measure generation by path and batch size; the last batch size is left to the harness."""
     load = bench.load
     tokenizer = tokenizer_of(shape.vocabulary)
     model.generation_config.eos_token_id = None
     draw = torch.Generator().manual_seed(4)
-    longest = max(load.answer_batches)
-    sizes = [max(load.prompt_length * (longest + place) // (2 * longest), 1) for place in range(longest)]
+    sizes = [max(load.prompt_length * (load.prompts + place) // (2 * load.prompts), 1) for place in range(load.prompts)]
     prompts = [
         " ".join(f"w{number}" for number in torch.randint(1, shape.vocabulary, (size,), generator=draw).tolist())
         for size in sizes
     ]
     found = []
-    for batch_size in load.answer_batches:
-
-        def answer(texts: Sequence[str] = prompts[-batch_size:], batch_size: int = batch_size) -> None:
-            generate(model, tokenizer, texts, new_tokens=load.new_tokens, decoding=Decoding(), batch_size=batch_size)
-
-        with bench.peak() as gib:
-            first = bench.seconds(answer)
-            seconds = bench.seconds(answer)
-            highest = gib()
-        found.append(
-            {
-                "batch": batch_size,
-                "new_tokens": load.new_tokens,
-                "first_seconds": first,
-                "seconds": seconds,
-                "tokens_per_second": batch_size * load.new_tokens / seconds,
-                "peak_gib": highest,
-            }
-        )
+    for batch in (*load.answer_batches, None):
+        texts: dict[Path, list[str]] = {}
+        for path in (Path.PLAIN, Path.SLOTS) if batch else (Path.SLOTS,):
+            one = _answered(bench, model, tokenizer, prompts[-batch:] if batch else prompts, batch=batch, path=path)
+            texts[path] = one.pop("texts")
+            found.append(one)
+        if len(texts) == 2:
+            same = [left == right for left, right in zip(*texts.values(), strict=True)]
+            found[-1]["same_as_plain"] = sum(same) / len(same)
     return found
+
+
+def _answered(
+    bench: Bench, model: Any, tokenizer: Any, prompts: Sequence[str], *, batch: int | None, path: Path
+) -> dict[str, Any]:
+    answers = None
+
+    def write(new_tokens: int) -> None:
+        nonlocal answers
+        answers = answer(
+            model, tokenizer, prompts, new_tokens=new_tokens, decoding=Decoding(), batch_size=batch, path=path
+        )
+
+    most = bench.load.new_tokens
+    few = max(most // 8, 1)
+    write(1)
+    short = bench.seconds(lambda: write(few))
+    with bench.peak() as gib:
+        seconds = bench.seconds(lambda: write(most))
+        highest = gib()
+    assert answers is not None
+    return {
+        "asked": {"batch": batch, "path": path.value, "prompts": len(prompts), "new_tokens": most},
+        **answers.facts,
+        "seconds": seconds,
+        "tokens_per_second": len(prompts) * most / seconds,
+        "decoding_tokens_per_second": len(prompts) * (most - few) / (seconds - short) if seconds > short else None,
+        "peak_gib": highest,
+        "texts": answers.texts,
+    }
 
 
 def measured_small(bench: Bench) -> list[dict[str, Any]]:

@@ -54,9 +54,12 @@ def test_benchmark_compares_the_same_step(found, step) -> None:
 
 
 def test_benchmark_writes_every_token_of_every_answer(found) -> None:
-    for answers, batch in zip(found["answers"], (1, 3), strict=True):
-        assert answers["batch"] == batch
-        assert answers["tokens_per_second"] * answers["seconds"] == pytest.approx(batch * 4)
+    asked = [(one["asked"]["path"], one["asked"]["batch"], one["asked"]["prompts"]) for one in found["answers"]]
+    assert asked == [("plain", 1, 1), ("slots", 1, 1), ("plain", 3, 3), ("slots", 3, 3), ("slots", None, 4)]
+    for one in found["answers"]:
+        assert one["path"] == one["asked"]["path"]
+        assert one["tokens_per_second"] * one["seconds"] == pytest.approx(one["asked"]["prompts"] * 4)
+    assert [one["same_as_plain"] for one in found["answers"] if "same_as_plain" in one] == [1.0, 1.0]
     assert [small["rows"] for small in found["small"]] == [2, 4]
 
 
