@@ -149,6 +149,8 @@ def _written(
             PLAIN_BATCH if room is None else slots.count_for(fit.shapes, room, asked.prompts, asked.new_tokens)
         )
         rows, used = _within_memory(in_slots, model, asked, batch)
+        # The cache refers to its recorded steps and they to it: without a collection it would outlive the answers.
+        gpu.release()
     return rows, facts | {"batch": used}
 
 
