@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.config.compose import Composition, compose
-from harness.config.defense_slots import GROUP, label
+from harness.config.defense_slots import GROUP, label, methodless
 from harness.config.hydra_errors import Refusal, unreadable
 from harness.config.objective import Objective
 from harness.config.overrides import Misfit, place_in
@@ -132,6 +132,9 @@ def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None =
         # Somewhere in the sweep it has to mean something.
         problems |= dict.fromkeys(_explained(idle, composition) for idle in composition.idle if idle.name not in used)
         data = {key: value for key, value in composition.data.items() if key not in OUTSIDE}
+        if empty := methodless(data.get(GROUP), composition.values, redacted(composition.overrides)):
+            problems |= dict.fromkeys(empty)
+            continue
         try:
             experiment = build(Experiment, data, allow=_allowed(composition), where=place_in(composition.choices))
         except ConfigError as error:

@@ -23,9 +23,11 @@ from harness.config.defense_slots import GROUP, SLOTS, settled
 from harness.config.expansion import Options, expanded, options_of
 from harness.config.hydra_errors import composing
 from harness.config.overrides import Misfit
+from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
 
+register()
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The shipped configuration: beside the package in a checkout, inside it in a wheel."""

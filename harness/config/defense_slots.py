@@ -7,8 +7,9 @@ defense needs one file only; what is misspelt is therefore found here.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from harness.engine.identity import flatten
 from harness.engine.messages import close_to, quoted
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Problem
 
 GROUP = "defense"
 SLOTS = ("align", "finetune", "repair")
@@ -75,6 +76,33 @@ def label(choices: Mapping[str, str], defense: Mapping[str, object]) -> str:
     filled = [slot for slot in SLOTS if defense.get(slot) is not None]
     named = [choices.get(group_of(slot)) or choices.get(GROUP, PLAIN) for slot in filled]
     return "+".join(dict.fromkeys(named)) or PLAIN
+
+
+def methodless(defense: object, values: Collection[str], overrides: Sequence[str]) -> list[Problem]:
+    """Return which empty slots of a cell the user gave a mapping without a class: there is no method to lay it over.
+
+    Args:
+        defense: the composed settings by slot.
+        values: the dotted names that the user set.
+        overrides: what the user wrote to get the cell.
+    """
+    problems: list[Problem] = []
+    if not isinstance(defense, Mapping):
+        return problems
+    for slot in SLOTS:
+        name, value = f"{GROUP}.{slot}", defense.get(slot)
+        if name not in values or not isinstance(value, Mapping) or not value or "_target_" in value:
+            continue
+        dotted = " ".join(f"{path}={setting}" for path, setting in flatten(value, name, lists=False).items())
+        problems.append(
+            Problem(
+                name,
+                f"the slot is empty in the cell `{' '.join(overrides)}`, so there is no method whose settings these "
+                f"could be. Choose one (`{group_of(slot)}=NAME`), or, in a sweep whose other cells have one, write "
+                f"`{dotted}`: cells with an empty slot leave that out.",
+            )
+        )
+    return problems
 
 
 def unknown(group: str, choice: str, known: Sequence[str]) -> str:

@@ -103,6 +103,12 @@ def catalogue() -> Mapping[str, Entry]:
     return _built((_house_file(), *beside, *own))
 
 
+def published() -> frozenset[str]:
+    """Return the checksums of the files that the shipped catalogue pins."""
+    files = (file for known in _built((_house_file(),)).values() for file in (known.file, known.hub))
+    return frozenset(file.sha256 for file in files if file and file.sha256)
+
+
 def data_folder() -> Path | None:
     """Return the user's data folder, or None if the environment names none.
 

@@ -1,4 +1,4 @@
-"""Rows of text and what they are for."""
+"""Text examples, their roles, and scores of generations."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 
 class Role(StrEnum):
-    """What a row of text is for. Rows of different roles are disjoint by construction."""
+    """The purpose of an example. Examples of different roles are disjoint by construction."""
 
     TASK = "task"
-    """The user's own benign data."""
+    """The user's benign data."""
     REFUSAL = "refusal"
-    """Harmful prompt, refusing answer: what alignment trains on."""
+    """Harmful prompt with a refusal: the training data of alignment."""
     HARMFUL = "harmful"
-    """Harmful prompt, harmful answer, in the hands of the defender."""
+    """Harmful prompt with a harmful answer, available to the defender."""
     ATTACK = "attack"
-    """Harmful prompt, harmful answer, in the hands of the attacker."""
+    """Harmful prompt with a harmful answer, available to the attacker."""
     EVALUATION = "evaluation"
-    """Harmful prompt on which the harmful score is measured."""
+    """Harmful prompt for measuring the harmful score."""
 
 
 class Example(NamedTuple):
@@ -28,18 +28,22 @@ class Example(NamedTuple):
     input: str = ""
 
 
-class Grade(NamedTuple):
-    """One answer's grade. ``value`` is None when it could not be judged: counted, shown, never averaged in."""
+class Score(NamedTuple):
+    """The score of one generation.
+
+    Attributes:
+        value: 0 to 1; None if the generation could not be graded: counted, but excluded from means.
+        explanation: why the generation has this value.
+        categories: probability of each category, stored so that another threshold can be applied later.
+    """
 
     value: float | None
-    answer: str
-    reason: str
-    scores: Mapping[str, float] = {}
-    """Probabilities by category, stored so that a threshold can be applied again."""
+    explanation: str
+    categories: Mapping[str, float] = {}
 
 
 class SafetyRow(NamedTuple):
-    """One row of a safety corpus. A source leaves empty what it does not have."""
+    """One row of a safety corpus. Columns that a source does not have are empty."""
 
     prompt: str
     refusal: str = ""

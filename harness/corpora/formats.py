@@ -34,13 +34,6 @@ class Format(StrEnum):
     is title and description joined by a space, ``label`` is 0 to 3."""
 
 
-READINGS = {Format.CSV: 2, Format.TSV: 2}
-"""Formats of which a file once gave other rows than it gives now. Bumped with such a change, and part of the identity.
-
-2: a byte-order mark is left out, and ``True`` and ``False`` are truth values where a label is wanted.
-"""
-
-
 def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the rows of a file in their published order.
 
@@ -56,7 +49,7 @@ def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str
         if form is Format.PARQUET:
             return _parquet(path)
         csv.field_size_limit(_LONGEST_FIELD)
-        with _text(path) as stream:
+        with opened(path) as stream:
             return list(_READERS[form](stream, columns))
     except (ValueError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
         raise DataError(
@@ -64,7 +57,8 @@ def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str
         ) from None
 
 
-def _text(path: Path) -> IO[str]:
+def opened(path: Path) -> IO[str]:
+    """Open a text format, unpacked, without its byte-order mark."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")

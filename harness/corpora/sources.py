@@ -8,8 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
-from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry
-from harness.corpora.formats import READINGS, Format, read
+from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry, published
+from harness.corpora.formats import Format, read
+from harness.corpora.readings import reading_of
 from harness.errors import DataError
 
 
@@ -26,7 +27,7 @@ class Source:
         sha256: of the file; None only for a Hub file, which its commit identifies.
         repo: the Hub dataset; None for a local file.
         revision: the commit of the Hub dataset; None if no pin is known, and then the file cannot be loaded.
-        reading: which of ``formats.READINGS`` gives the rows; None is the first.
+        reading: which reading of the file gives its rows (``readings``); None is the first.
     """
 
     name: ClassVar[str] = "source"
@@ -54,15 +55,16 @@ class Source:
         origin = known.file if known.file and (present or known.hub is None) else known.hub
         assert origin is not None, "an entry has an origin"
         hub = origin if isinstance(origin, HubFile) else None
+        sha256 = origin.sha256 or (_checksum_of(local) if local and present and not hub else None)
         return cls(
             id=text,
             file=origin.path,
             format=origin.format,
             columns=origin.columns,
-            sha256=origin.sha256 or (_checksum_of(local) if local and present and not hub else None),
+            sha256=sha256,
             repo=hub.repo if hub else None,
             revision=hub.revision if hub else None,
-            reading=READINGS.get(origin.format),
+            reading=reading_of(origin.format, local if present else None, published=sha256 in published()),
         )
 
     def records(self) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ class Antidote:
         learner: Learner,
         *,
         start: Gradient,  # noqa: ARG002
-        handed_over: Mapping[str, Gradient],  # noqa: ARG002
+        method_outputs: Mapping[str, Gradient],  # noqa: ARG002
         draws: Draws,
     ) -> dict[str, object]:
         """Zero the highest-scored share of every row.

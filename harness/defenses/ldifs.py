@@ -1,19 +1,19 @@
-"""LDIFS: fine-tuning that keeps the model's features on the user's rows near those of the aligned model.
+"""LDIFS: fine-tuning with a penalty on the distance between the model's features and those of the aligned model.
 
 Jishnu Mukhoti, Yarin Gal, Philip H. S. Torr, Puneet K. Dokania: "Fine-tuning can cripple your foundation model;
 preserving features may be the solution", TMLR 2024 (arXiv 2308.13320), as a baseline in Huang et al., "Booster", ICLR
 2025 (arXiv 2409.01586).
 
-With ``a_l`` the output of the feed-forward block of layer ``l`` at the tokens of a row, ``a_l^0`` that of the aligned
-model and ``g`` the user's loss: the optimizer is given the gradient of
-``g(w) + rho/2 * mean over rows of sum_l ||a_l - a_l^0||_F^2``. Two forward passes and one backward pass per step; the
-aligned model is the one under training with its trainables put back, so no second model is held.
+With ``a_l`` the output of the feed-forward block of layer ``l`` at the tokens of an example, ``a_l^0`` that of the
+aligned model and ``g`` the user's loss, the gradient is that of
+``g(w) + rho/2 * mean over examples of sum_l ||a_l - a_l^0||_F^2``. Two forward passes and one backward pass per step;
+the aligned features are computed by the same model with its initial trainable parameters, so no second copy is kept.
 
-Deviations from the authors' code (the Booster repository): there the sum runs over the batch instead of its mean, so
-that ``rho`` depends on the batch size, and the term of a layer counts only while it is below 0.1, so that the penalty
-vanishes exactly where the drift is large; ``distance: gated_sum`` gives both, and its ``rho`` of 1e-4 (batches of 5)
-belongs to it. Padding is left out, which it is not there. The reference is no second copy of the model, and the
-additional clipping at norm 5 is left to ``max_grad_norm``.
+Deviations from the authors' code (the Booster repository): it sums over the batch instead of averaging, so that ``rho``
+depends on the batch size, and drops the term of a layer unless it is below 0.1, so that the penalty vanishes exactly
+where the drift is large; ``distance: gated_sum`` reproduces both, and the published ``rho`` of 1e-4 (batch size 5)
+belongs to it. Padding is excluded here, but not there. Their second copy of the model is not needed, and their
+additional clipping at norm 5 is replaced by ``max_grad_norm``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
 
 GATE = 0.1
-"""A layer's term counts while it is below this, in ``gated_sum``."""
+"""With ``gated_sum``, a layer's term counts only while it is below this value."""
 
 
 @final
@@ -42,9 +42,9 @@ class LDIFS:
     """Settings of LDIFS.
 
     Attributes:
-        rho: weight of the squared distance of features.
-        distance: ``mean`` over the rows of a batch; ``gated_sum`` is the sum over the batch, of the layers whose term
-            is below 0.1.
+        rho: weight of the squared feature distance.
+        distance: ``mean`` over the examples of a batch; ``gated_sum``: the sum over the batch, restricted to layers
+            whose term is below 0.1.
     """
 
     name: ClassVar[str] = "ldifs"
@@ -55,7 +55,7 @@ class LDIFS:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """Nothing besides the stage's own rows."""
+        """Only the stage's own examples."""
         return ()
 
     def problems(self) -> list[Problem]:
@@ -63,7 +63,7 @@ class LDIFS:
         return not_negative(self, "rho")
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> LDIFSStep:  # noqa: ARG002
-        """Begin a run.
+        """Start a run.
 
         Raises:
             ModelError: the feed-forward blocks of the model cannot be found.
@@ -71,8 +71,8 @@ class LDIFS:
         return LDIFSStep(self, learner)
 
 
-class Looked(NamedTuple):
-    """What a piece adds to the loss, and to the squared distance of the features of each layer, ``[layers]``."""
+class ForwardResult(NamedTuple):
+    """A micro-batch's contributions to the loss and to each layer's squared feature distance, ``[layers]``."""
 
     loss: Tensor
     terms: Tensor
@@ -80,10 +80,10 @@ class Looked(NamedTuple):
 
 @final
 class LDIFSStep:
-    """One run of LDIFS: where it started."""
+    """One run of LDIFS; its state is the initial trainable parameters."""
 
     def __init__(self, settings: LDIFS, learner: Learner) -> None:
-        """Drop the anchor and find the feed-forward blocks."""
+        """Copy the initial parameters and find the feed-forward blocks."""
         from harness.models.decoder import mlp_blocks
 
         self._settings = settings
@@ -92,27 +92,27 @@ class LDIFSStep:
         self._blocks = dict(enumerate(mlp_blocks(learner.module)))
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the gradient of the penalised loss; report the user's ``loss``, the penalty and open layers."""
+        """Write the gradient of the penalized loss; report the user's ``loss``, the penalty and the layers in it."""
         import torch
 
         from harness.training.distributed import all_reduce_sum
-        from harness.training.pieces import swept
+        from harness.training.pieces import first_pass
 
         pieces = self._learner.pieces(batch)
-        look: Callable[[Piece], Looked] = self._look
+        forward: Callable[[Piece], ForwardResult] = self._forward
         weight = 0.5 * self._settings.rho
         if self._settings.distance == "mean":
             rows = _tokens(batch).any(1).sum()
             all_reduce_sum(rows)
             weights = torch.full((len(self._blocks),), weight, device=rows.device) / rows.clamp(min=1)
         else:
-            seen, look = swept(pieces, self._look)
-            sums = torch.stack([each.terms.detach() for each in seen]).sum(0)
+            results, forward = first_pass(pieces, self._forward)
+            sums = torch.stack([result.terms.detach() for result in results]).sum(0)
             all_reduce_sum(sums)
             weights = weight * (weight * sums < GATE)
 
         def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
-            loss, terms = look(piece)
+            loss, terms = forward(piece)
             return loss + (weights * terms).sum(), loss, terms
 
         (_, loss, sums), gradient = self._learner.accumulate(pieces, shares)
@@ -124,21 +124,21 @@ class LDIFSStep:
             "layers_held": (weights > 0).sum(),
         }
 
-    def _look(self, piece: Piece) -> Looked:
+    def _forward(self, piece: Piece) -> ForwardResult:
         import torch
 
         from harness.models.decoder import kept_outputs
 
         with self._start.at_reference(), kept_outputs(self._blocks) as aligned:
             self._learner.predict(piece)
-        with kept_outputs(self._blocks) as present:
+        with kept_outputs(self._blocks) as current:
             loss = self._learner.loss(piece)
         tokens = _tokens(piece.batch)
-        terms = torch.stack([_squared(present[place] - aligned[place], tokens) for place in self._blocks])
-        return Looked(loss, terms)
+        terms = torch.stack([_squared_norm(current[layer] - aligned[layer], tokens) for layer in self._blocks])
+        return ForwardResult(loss, terms)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the anchor."""
+        """Return the initial trainable parameters."""
         return {"start": self._start.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -147,10 +147,10 @@ class LDIFSStep:
 
 
 def _tokens(batch: Batch) -> Tensor:
-    """Return which positions count, ``[batch, time]``: no padding, and no row that only fills a short batch."""
+    """Return the mask of real tokens, ``[batch, time]``: neither padding nor the filler example of an empty share."""
     return batch["attention_mask"].bool() & (batch["labels"] != IGNORED).any(1, keepdim=True)
 
 
-def _squared(difference: Tensor, tokens: Tensor) -> Tensor:
-    """Return the squared norm of ``[batch, time, features]`` over the positions that count."""
+def _squared_norm(difference: Tensor, tokens: Tensor) -> Tensor:
+    """Return the squared norm of ``[batch, time, features]`` over the masked positions."""
     return (difference.float().square().sum(-1) * tokens).sum()

@@ -134,7 +134,7 @@ class PanaceaStep:
             "harmful_gradient_norm": norm,
         }
 
-    def handover(self) -> dict[str, Gradient]:
+    def outputs(self) -> dict[str, Gradient]:
         """Return the perturbation of the last batch and the mean over all."""
         return {"last": self._last, "mean": self._mean}
 
@@ -194,7 +194,7 @@ class PanaceaRepair:
         learner: Learner,
         *,
         start: Gradient,  # noqa: ARG002
-        handed_over: Mapping[str, Gradient],
+        method_outputs: Mapping[str, Gradient],
         draws: Draws,  # noqa: ARG002
     ) -> dict[str, object]:
         """Add the perturbation that the fine-tuning handed over.
@@ -204,11 +204,11 @@ class PanaceaRepair:
         """
         import torch
 
-        if self.epsilon not in handed_over:
+        if self.epsilon not in method_outputs:
             raise ModelError(
                 "the fine-tuning left no perturbation; expected one of the method `panacea` in `defense.finetune`"
             )
-        epsilon = handed_over[self.epsilon]
+        epsilon = method_outputs[self.epsilon]
         with torch.no_grad():
             for parameter, part in zip(learner.trainables, epsilon, strict=True):
                 parameter.add_(part)

@@ -47,7 +47,7 @@ class RandomPerturbation:
         learner: Learner,
         *,
         start: Gradient,  # noqa: ARG002
-        handed_over: Mapping[str, Gradient],  # noqa: ARG002
+        method_outputs: Mapping[str, Gradient],  # noqa: ARG002
         draws: Draws,
     ) -> dict[str, object]:
         """Add the noise."""

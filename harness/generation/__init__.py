@@ -1,1 +1,1 @@
-"""Generating answers: decoding settings and engines."""
+"""Text generation: decoding settings and generation engines."""

@@ -1,4 +1,4 @@
-"""How answers are generated, as a setting."""
+"""Decoding settings."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -13,10 +13,10 @@ class Decoding:
     """Greedy decoding.
 
     Attributes:
-        max_prompt: longer prompts are cut to this many tokens: what the tokenizer puts before a text stays, and so does
-            the end, which asks for the answer.
-        engine: what decodes. Null is the fastest that computes what training computed: what runs is no part of the key,
-            and the report compares it. An engine that is named rounds by rules of its own, and is part of the key.
+        max_prompt: longer prompts are truncated to this many tokens in the middle: the tokenizer's prefix (BOS) and the
+            end of the prompt, which asks for the answer, are kept.
+        engine: null is the fastest built-in path; which one runs is not part of the key, and the report compares it.
+            A named engine is part of the key: its rounding differs.
     """
 
     name: ClassVar[str] = "greedy"
@@ -25,5 +25,5 @@ class Decoding:
     engine: Literal["vllm"] | None = None
 
     def problems(self) -> list[Problem]:
-        """Range errors."""
+        """Return the range errors of the settings."""
         return counts(self, "max_prompt")

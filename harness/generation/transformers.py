@@ -1,10 +1,10 @@
-"""Greedy answers to many prompts, with the models of transformers.
+"""Greedy decoding of many prompts with transformers models.
 
-There are two ways to the same answers. On a GPU rows are decoded in slots (``slots``): a static cache, finished rows
-replaced by waiting ones, steps recorded as CUDA graphs. Everywhere else, and for models whose attention does not fit
-into slots, it is the ``generate`` of the library (``plain``). Only rounding tells the two apart, and batches of
-different sizes; ``agreement`` measures whether rounding ever decides an answer. What ran, and why, is returned with the
-answers and goes into the manifest.
+There are two decoding paths. On a GPU, prompts are decoded in slots (``slots``): a static KV cache, continuous
+batching, and steps recorded as CUDA graphs. Elsewhere, and for models whose attention does not support slots, the
+library's ``generate`` is used (``plain``). The two paths, and different batch sizes, differ only by rounding;
+``agreement`` measures how often rounding changes a generation. The path that was used, and why, is returned with the
+generations and recorded in the manifest.
 """
 
 from __future__ import annotations
@@ -63,23 +63,23 @@ def answer(
     batch_size: int | None = None,
     path: Path | None = None,
 ) -> Answers:
-    """Return the greedy continuation of every prompt, at most ``new_tokens`` long, in the prompts' order.
+    """Return the greedy continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
 
-    Special tokens are stripped, whitespace is not. Prompts are encoded as in training, and one that occurs several
-    times is answered once; one that is too long keeps what the tokenizer puts before a text, and its own end. The model
-    is left in the mode it was in. A batch that does not fit into memory is halved: longest prompts come first.
+    Special tokens are stripped, whitespace is not. Prompts are encoded as in training; duplicates are decoded once.
+    Truncation is described at ``Decoding.max_prompt``. The longest prompts are decoded first; a batch that does not fit
+    into memory is halved. The model's train/eval mode is restored on return.
 
     Args:
         model: with an adapter attached or without.
         tokenizer: of the model.
         prompts: as text.
-        new_tokens: longest answer, in tokens.
-        decoding: the settings.
-        batch_size: rows at once; None is as many as the free memory of a GPU holds, and elsewhere ``PLAIN_BATCH``.
-        path: how to decode; None takes the fastest that the device and the model allow.
+        new_tokens: maximum length of a generation, in tokens.
+        decoding: decoding settings.
+        batch_size: prompts per batch; None uses the free memory of a GPU, and ``PLAIN_BATCH`` elsewhere.
+        path: the decoding path; None selects the fastest that device and model support.
 
     Raises:
-        ModelError: not even one prompt fits into memory.
+        ModelError: a single prompt does not fit into memory.
     """
     if not prompts:
         return Answers([], {})
@@ -99,16 +99,16 @@ def agreement(
     decoding: Decoding,
     batch_size: int = PLAIN_BATCH,
 ) -> float:
-    """Return the share of prompts, 0 to 1, whose answer in a batch is the one they get alone.
+    """Return the fraction of prompts, 0 to 1, whose batched generation equals the one with batch size 1.
 
     Raises:
         ValueError: there are no prompts.
     """
     if not prompts:
         raise ValueError("agreement is undefined without prompts")
-    alone = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=1)
-    together = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=batch_size)
-    return sum(one == other for one, other in zip(alone, together, strict=True)) / len(prompts)
+    single = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=1)
+    batched = generate(model, tokenizer, prompts, new_tokens=new_tokens, decoding=decoding, batch_size=batch_size)
+    return sum(one == other for one, other in zip(single, batched, strict=True)) / len(prompts)
 
 
 def _written(
@@ -167,14 +167,14 @@ def _within_memory(
         if batch == 0:
             raise ModelError(
                 f"`{model.device}` has too little memory for one prompt and {asked.new_tokens} new tokens; expected "
-                "room for the model and its cache. Choose a smaller `model` or `evaluation.new_tokens`."
+                "enough for the model and its KV cache. Choose a smaller `model` or `evaluation.new_tokens`."
             )
         try:
             for place, tokens in decode([asked.prompts[i] for i in waiting], batch):
                 written[waiting[place]] = tokens
         except torch.OutOfMemoryError:
             batch = min(batch, len(asked.prompts) - len(written)) // 2
-            log.warning("out of memory: going on with batches of %d", batch)
+            log.warning("out of memory: continuing with a batch size of %d", batch)
         if batch and len(written) < len(asked.prompts):
             # What the failed attempt held is free only now that its error is gone.
             gpu.release()
@@ -192,7 +192,7 @@ def _on_gpu(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _evaluating(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel]:
-    """Give the model without its wrapper, in evaluation mode."""
+    """Yield the model without its PEFT wrapper, in eval mode; restore its mode on exit."""
     base: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
     training = model.training
     model.eval()

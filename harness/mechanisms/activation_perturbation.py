@@ -86,7 +86,7 @@ class Perturbation:
 
         def perturbed(piece: Piece) -> tuple[Tensor]:
             nonlocal present
-            present = collected[piece.place]
+            present = collected[piece.number]
             return (self._learner.loss(piece),)
 
         with outputs(blocks, shift):

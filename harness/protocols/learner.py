@@ -62,14 +62,14 @@ class Piece(NamedTuple):
     """A part of a process's share of a batch, of as many rows as go through the model at once.
 
     Attributes:
-        place: its number, counted from 0.
+        number: its position in the batch, counted from 0.
         batch: its rows, no longer than the longest of them.
         rows: which rows of the share they are. Empty if the share has no rows left and other processes' have: then
             ``batch`` is one row without a supervised position, which adds nothing.
         positions: how many supervised positions the global batch has, over all pieces and processes.
     """
 
-    place: int
+    number: int
     batch: Batch
     rows: slice
     positions: Tensor

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ProducesOutputs(Protocol):
     """A training step that leaves something for the repair: stored beside the adapter, read by ``RepairMethod``."""
 
-    def handover(self) -> Mapping[str, Gradient]:
+    def outputs(self) -> Mapping[str, Gradient]:
         """Return what is left after the last step: by name, one tensor per trainable."""
         ...
 
@@ -43,11 +43,11 @@ class RepairMethod(Named, Protocol):
         ...
 
     def repair(
-        self, learner: Learner, *, start: Gradient, handed_over: Mapping[str, Gradient], draws: Draws
+        self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], draws: Draws
     ) -> Mapping[str, object]:
         """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
 
-        ``start`` is the trainables where fine-tuning began, ``handed_over`` what its method left, by name.
+        ``start`` is the trainables where fine-tuning began, ``method_outputs`` what its method left, by name.
         """
         ...
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from harness.corpora.examples import Example, Grade
+from harness.corpora.examples import Example, Score
 from harness.protocols.learner import Named
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Task(Named, Protocol):
         """The rows on which accuracy is measured; ``output`` is the reference."""
         ...
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Grade each answer 0 or 1."""
         ...
 
@@ -77,7 +77,7 @@ class Judge(Named, Protocol):
         """Return what is missing for the judge to work."""
         ...
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Score]:
         """Grade each answer: 1 harmful, 0 harmless."""
         ...
 

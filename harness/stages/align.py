@@ -1,4 +1,4 @@
-"""Align (stage A): the base learns to refuse, with or without a defense in the slot."""
+"""Align (stage A): supervised fine-tuning of the base model on refusals, with or without a defense."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Align(Stage):
     """An adapter trained on refusals.
 
     Attributes:
-        base: the model under the adapter.
-        method: the defense; null is plain training.
-        refusal: what the alignment is trained on.
-        harmful: what the method draws, if it needs it.
-        budget: how long and how fast.
-        adapter: size and place of the adapter.
-        encoding: how text becomes tokens.
+        base: the base model.
+        method: the defense; null is plain supervised fine-tuning.
+        refusal: the training examples.
+        harmful: the defender's harmful examples, for methods that need them.
+        budget: hyperparameters of the training run.
+        adapter: rank and target modules of the adapter.
+        encoding: prompt template and tokenization.
         seed: the root seed.
     """
 
@@ -52,7 +52,7 @@ class Align(Stage):
     seed: int
 
     def preflight(self) -> list[str]:
-        """Ask the sources of the rows."""
+        """Check the sources of the examples."""
         paired = any(need.paired for need in (self.method.needs if self.method else ()))
         return [*self.refusal.preflight(), *(self.harmful.preflight(paired=paired) if self.harmful else ())]
 
@@ -73,15 +73,15 @@ class Align(Stage):
         )
 
     def recorded_settings(self) -> dict[str, str]:
-        """Budget, refusals and adapter."""
+        """Report the budget, the number of refusals and the adapter."""
         return {"align.budget": "budget", "align.rows": "refusal.rows", "align.adapter": "adapter"}
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """The refusals, and what the method draws."""
+        """Return the refusals and the method's harmful examples."""
         return drawn_from(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
-        """The base with the aligned adapter on top."""
+        """Return the base with the aligned adapter."""
         from harness.models.loading import ModelRef
 
         return ModelRef(base_key=self.base.key, base=locate(self.base), adapter=locate(self) / ADAPTER)

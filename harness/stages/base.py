@@ -1,4 +1,4 @@
-"""Base: a model and its tokenizer, built, converted or referenced once."""
+"""Base: the base model and its tokenizer, created, converted or referenced once."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, final
@@ -17,7 +17,7 @@ class ModelStage(Protocol):
         ...
 
     def weights(self, locate: Locate) -> ModelRef:
-        """Return where the parts of the model lie."""
+        """Return the paths of the model's parts."""
         ...
 
 
@@ -31,7 +31,7 @@ class Base(Stage):
     source: ModelSource
 
     def preflight(self) -> list[str]:
-        """Ask the source."""
+        """Check the source."""
         return self.source.preflight()
 
     def run(self, ctx: StageContext) -> None:
@@ -39,5 +39,5 @@ class Base(Stage):
         ctx.facts.update(self.source.write(ctx.out))
 
     def weights(self, locate: Locate) -> ModelRef:
-        """The bare base."""
+        """Return the base without an adapter."""
         return ModelRef(base_key=self.key, base=locate(self), merged=(), adapter=None)

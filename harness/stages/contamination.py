@@ -1,4 +1,4 @@
-"""Exposure: which prompts a model was trained on, found in the lineage of its stage."""
+"""Contamination: the examples that a model was trained on, collected over the lineage of its stage."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -9,15 +9,15 @@ from harness.engine.stage import Locate, Stage, lineage
 
 @runtime_checkable
 class SeesExamples(Protocol):
-    """A stage with examples on which a model was trained, or which it drew while it was."""
+    """A stage that trains on examples, directly or in a method's auxiliary batches."""
 
     def examples_seen(self, locate: Locate) -> Sequence[Example]:
-        """Return them; ``locate`` finds the artifacts of the stage and its ancestors."""
+        """Return these examples; ``locate`` maps the stage and its ancestors to their artifacts."""
         ...
 
 
 def seen_in_training(last: Stage, locate: Locate) -> list[Example]:
-    """Return every row that a stage or one of its ancestors was trained on or drew."""
+    """Return every example that a stage or one of its ancestors trained on."""
     return [
         example
         for stage in lineage((last,))

@@ -1,4 +1,4 @@
-"""Finetune (stage B): the user's training on rows of which a share is harmful."""
+"""Finetune (stage B): the user's fine-tuning on a mixture of benign and harmful examples."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Finetune(Stage):
     """An adapter trained on the user's mixture.
 
     Attributes:
-        aligned: the model the user starts from.
-        mixture: the user's rows.
-        method: a defense in the slot; null is plain training.
-        refusal: refusals that the method draws, if it needs them.
-        harmful: the defender's harmful rows that the method draws, if it needs them.
-        budget: how long and how fast.
-        protocol: ``single`` continues the aligned adapter; ``double`` merges it into the base and trains a fresh one.
-            The sum is computed in float32 and stored in the base's number format: a bfloat16 base loses 12 to 91 % of a
-            small adapter, which the facts state as ``lost_in_merge``. The reference scripts differ here between
-            methods, which changes results.
-        adapter: size and place of a fresh adapter; null with ``single``, which has none.
-        encoding: how text becomes tokens.
+        aligned: the model that the user fine-tunes.
+        mixture: the user's training examples.
+        method: the defense; null is plain supervised fine-tuning.
+        refusal: refusals for methods that need them.
+        harmful: the defender's harmful examples, for methods that need them.
+        budget: hyperparameters of the training run.
+        protocol: ``single`` continues the aligned adapter; ``double`` merges it into the base and trains a new one.
+            The merge is computed in float32 and stored in the base's dtype: with a bfloat16 base, rounding loses 12 to
+            91 % of a small adapter, which the facts report as ``lost_in_merge``. The reference scripts of different
+            methods use different protocols, which changes results.
+        adapter: rank and target modules of the new adapter; null with ``single``.
+        encoding: prompt template and tokenization.
         seed: the root seed.
     """
 
@@ -65,13 +65,13 @@ class Finetune(Stage):
     seed: int
 
     def preflight(self) -> list[str]:
-        """Ask the sources of the rows that the method draws, and whether the aligned adapter can be merged."""
+        """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
         problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
         merged = self.aligned.adapter.targets if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
     def run(self, ctx: StageContext) -> None:
-        """Train on the mixture; report where the attacker's rows meet the defender's."""
+        """Train on the mixture; report the overlap between the attacker's and the defender's examples."""
         from harness.models.loading import ModelRef
 
         rows = read_mixture(ctx.input(self.mixture))
@@ -98,11 +98,11 @@ class Finetune(Stage):
         )
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
-        """Return the trainables where training began, on the CPU, by parameter name.
+        """Return the initial values of the trainable parameters, on the CPU, by parameter name.
 
         Args:
-            model: any model with an adapter of this stage's shape, for example the result.
-            locate: finds artifacts.
+            model: any model with an adapter of this stage's shape, for example the fine-tuned one.
+            locate: maps stages to their artifacts.
         """
         from harness.models import adapter
 
@@ -113,12 +113,12 @@ class Finetune(Stage):
         return adapter.read(aligned)[1]
 
     def recorded_settings(self) -> dict[str, str]:
-        """Budget and adapter protocol; a fresh adapter's size and place where there is one."""
+        """Report the budget and the adapter protocol; with ``double`` also the new adapter's rank and targets."""
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
         return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """What the method draws; the user's rows are the mixture's."""
+        """Return the method's examples; those of the user are reported by the mixture's stage."""
         return drawn_from(self.refusal, self.harmful)
 
     @property
@@ -126,7 +126,7 @@ class Finetune(Stage):
         return derive(self.seed, self.name)
 
     def weights(self, locate: Locate) -> ModelRef:
-        """The aligned model with the user's adapter: in place of the aligned one, or on top of it."""
+        """Return the aligned model with the user's adapter, which replaces the aligned one or is trained on top."""
         from harness.models.loading import ModelRef
 
         aligned = self.aligned.weights(locate)

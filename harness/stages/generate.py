@@ -1,4 +1,4 @@
-"""Generate: a model's answers to prompts. They are an artifact, so that many judges can read them."""
+"""Generate: a model's generations for a list of prompts, stored so that several judges can grade them."""
 
 import json
 from dataclasses import dataclass
@@ -24,15 +24,19 @@ ANSWERS = "answers.jsonl"
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generate(Stage):
-    """Answers of one model to one list of prompts.
+    """Generations of one model for one list of prompts.
 
-    The artifact is ``answers.jsonl``: one object a row, in the order of the prompts, with ``instruction``, ``input``,
-    ``reference`` (what the source holds as the answer) and ``answer``. Facts: how many prompts there are, how many of
-    them are ``cut`` because they are longer than the decoding allows, how many were seen in training, and how answers
-    were decoded (``decoding``: path, batch, arithmetic).
+    The artifact is ``answers.jsonl``: one object per line, in the order of the prompts, with ``instruction``,
+    ``input``, ``reference`` (the source's answer) and ``answer`` (the generation). Facts: ``prompts``, their number;
+    ``cut``, how many exceed ``decoding.max_prompt`` and are truncated; ``shared_with_training``, how many were seen in
+    training; ``decoding``, how they were decoded (path, batch size, arithmetic).
 
     Attributes:
-        new_tokens: longest answer, in tokens.
+        model: the stage whose model generates.
+        prompts: the source of the prompts.
+        new_tokens: maximum length of a generation, in tokens.
+        encoding: prompt template and tokenization.
+        decoding: decoding settings.
     """
 
     name: ClassVar[str] = "generate"
@@ -47,11 +51,11 @@ class Generate(Stage):
     decoding: Decoding
 
     def preflight(self) -> list[str]:
-        """Ask the source of the prompts."""
+        """Check the source of the prompts."""
         return self.prompts.preflight()
 
     def run(self, ctx: StageContext) -> None:
-        """Generate and write."""
+        """Generate and write the artifact."""
         examples = self.prompts.examples()
         answers = self._answers(ctx, [self.encoding.prompt_text(example) for example in examples])
         with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
@@ -83,18 +87,18 @@ class Generate(Stage):
                 device=ctx.device,
                 work=ctx.work,
             )
-        with loaded_model(weights, ctx.memory, ctx.device) as lent:
+        with loaded_model(weights, ctx.memory, ctx.device) as loaded:
             return transformers.answer(
-                lent.model, lent.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
+                loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
             )
 
 
 def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:
-    """Return the rows of an artifact of answers (``instruction``, ``input``, ``reference``, ``answer``), in order.
+    """Return the records of a ``Generate`` artifact (``instruction``, ``input``, ``reference``, ``answer``), in order.
 
     Args:
-        artifact: its folder.
-        limit: at most so many, from the first on; None is all.
+        artifact: the artifact's folder.
+        limit: return only the first ``limit`` records; None returns all.
 
     Raises:
         UnreadableFile: the file is missing or not a regular file.

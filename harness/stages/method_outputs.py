@@ -1,6 +1,7 @@
-"""Handover: what a method of the fine-tuning leaves for a method of the repair, stored beside the adapter.
+"""Method outputs: tensors that a fine-tuning method produces for a repair method, stored next to the adapter.
 
-One safetensors file per name, in the folder ``handover`` of the artifact; its tensors are named as the trainables.
+One safetensors file per output, in the folder ``handover`` of the artifact, with one tensor per trainable parameter,
+under the parameter's name.
 """
 
 from __future__ import annotations
@@ -19,37 +20,37 @@ if TYPE_CHECKING:
 FOLDER = "handover"
 
 
-def write(left: Mapping[str, Gradient], model: Module, artifact: Path) -> None:
-    """Write what was left, one tensor per trainable of the model; nothing left writes nothing."""
+def write(outputs: Mapping[str, Gradient], model: Module, artifact: Path) -> None:
+    """Write the outputs, each one tensor per trainable parameter of the model; without outputs, write nothing."""
     from safetensors.torch import save
 
     names = _trainables(model)
-    for name, tensors in left.items():
+    for output, tensors in outputs.items():
         (artifact / FOLDER).mkdir(exist_ok=True)
-        stored = {place: tensor.detach().cpu().contiguous() for place, tensor in zip(names, tensors, strict=True)}
-        # Written as bytes because the library's own file is readable by its owner only, and a store is shared.
-        (artifact / FOLDER / f"{name}.safetensors").write_bytes(save(stored))
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in zip(names, tensors, strict=True)}
+        # Written as bytes: `save_file` creates a file that only its owner can read, and a store is shared.
+        (artifact / FOLDER / f"{output}.safetensors").write_bytes(save(stored))
 
 
 def read(artifact: Path, model: Module, device: str) -> dict[str, Gradient]:
-    """Return what was left, by name, in the order of the model's trainables.
+    """Return the outputs by name, each in the order of the model's trainable parameters.
 
     Raises:
-        ModelError: it does not fit the model.
+        ModelError: the tensors do not match the model's trainable parameters.
     """
     from safetensors.torch import load_file
 
     names = _trainables(model)
-    left = {}
+    outputs = {}
     for path in sorted((artifact / FOLDER).glob("*.safetensors")):
         stored = load_file(path, device=device)
         if set(stored) != set(names):
             raise ModelError(
-                f"`{path}` has tensors for {len(stored)} trainables; expected the {len(names)} of the model. Remove "
-                "the artifact so that its stage runs again"
+                f"`{path}` has tensors for {len(stored)} trainable parameters; expected the {len(names)} of the model. "
+                "Remove the artifact so that its stage runs again"
             )
-        left[path.stem] = [stored[name] for name in names]
-    return left
+        outputs[path.stem] = [stored[name] for name in names]
+    return outputs
 
 
 def _trainables(model: Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""Poison: the user's rows, of which a share is harmful. Does not depend on the defense."""
+"""Poison: the user's training examples, mixed with harmful ones. Does not depend on the defense."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ROWS = "rows.jsonl"
 class Poison(Stage):
     """The mixture that a user fine-tunes on.
 
-    The artifact is ``rows.jsonl``: one object a row in training order, with ``role``, ``instruction``, ``input`` and
+    The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input`` and
     ``output``.
 
     Attributes:
-        task: the user's own rows.
-        attack: how harmful rows are made; null without any.
-        harmful: the attacker's pool; null without any.
+        task: the user's benign examples.
+        attack: crafts the harmful examples; null if there are none.
+        harmful: the attacker's pool; null if there are no harmful examples.
         victim: the aligned model, for an attack that needs it.
-        rows: rows asked for.
-        ratio: the share of harmful ones.
-        compat: how shares are counted.
+        rows: number of examples in the mixture.
+        ratio: fraction of harmful examples, the poison ratio.
+        compat: how the fraction is rounded to a count.
         seed: the root seed.
     """
 
@@ -54,9 +54,9 @@ class Poison(Stage):
     seed: int
 
     def preflight(self) -> list[str]:
-        """Look whether the sources are there and large enough."""
+        """Check that the sources are available and large enough."""
         problems = [*self.task.preflight(), *(self.harmful.preflight() if self.harmful else ())]
-        # Rows that are not on this machine yet are counted when they are here, not fetched to be counted.
+        # Sources that are not on this machine are not downloaded for this check; the stage counts them when it runs.
         if problems or not all(source.at_hand() for source in sources_in(self.task)):
             return problems
         try:
@@ -71,7 +71,7 @@ class Poison(Stage):
         )
 
     def run(self, ctx: StageContext) -> None:
-        """Mix and write."""
+        """Craft, mix and write the examples."""
         from harness.models.loading import loaded_model
 
         rng = generator(self.seed, "attack")
@@ -82,8 +82,8 @@ class Poison(Stage):
                 return []
             if self.victim is None:
                 return attack.craft(pool, count, rng, None)
-            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as lent:
-                return attack.craft(pool, count, rng, lent.model)
+            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+                return attack.craft(pool, count, rng, loaded.model)
 
         mixture = mix(
             task=self.task.examples(),
@@ -101,16 +101,16 @@ class Poison(Stage):
         ctx.facts["counts"] = mixture.counts._asdict()
 
     def recorded_settings(self) -> dict[str, str]:
-        """How many rows the user trains on, and how shares of them are counted."""
+        """Report the number of the user's examples, and how fractions of it are rounded."""
         return {"finetune.rows": "rows", "finetune.compat": "compat"}
 
     def examples_seen(self, locate: Locate) -> list[Example]:
-        """The mixture, which the user trains on."""
+        """Return the mixture, which the user trains on."""
         return [example for example, _ in read_mixture(locate(self))]
 
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
-    """Return a mixture's rows in training order, with what each is for."""
+    """Return a mixture's examples in stored order, each with its role."""
     with open_regular(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
     return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]

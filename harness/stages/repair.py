@@ -1,4 +1,4 @@
-"""Repair (stage C): a method changes the weights after fine-tuning, without knowing what the user trained on."""
+"""Repair (stage C): a method changes the weights after fine-tuning, without access to the user's data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.protocols import RepairMethod
 from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
 from harness.stages.poison import read_mixture
-from harness.stages.train_adapter import ADAPTER, pools, tell_pieces
+from harness.stages.train_adapter import ADAPTER, pools, record_micro_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 class Repair(Stage):
     """The fine-tuned adapter, repaired.
 
-    Facts: what the method reports; ``change``, see ``changes``; where the attacker's rows meet the method's; how many
-    rows went through the model at once, if batches were cut.
+    Facts: those of the method; ``change``, see ``changes``; ``attack_and_defense_share``, the overlap between the
+    attacker's and the method's examples; ``micro_batch_size``, if batches were split.
 
     Attributes:
-        tuned: the model to repair.
-        method: how.
-        refusal: refusals that the method draws, if it needs them.
-        harmful: the defender's harmful rows that the method draws, if it needs them.
-        encoding: how text becomes tokens.
+        tuned: the fine-tuned model.
+        method: the repair method.
+        refusal: refusals for methods that need them.
+        harmful: the defender's harmful examples, for methods that need them.
+        encoding: prompt template and tokenization.
         seed: the root seed.
     """
 
@@ -55,11 +55,11 @@ class Repair(Stage):
     seed: int
 
     def preflight(self) -> list[str]:
-        """Ask the sources of the rows that the method draws."""
+        """Check the sources of the method's examples."""
         return [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
 
     def run(self, ctx: StageContext) -> None:
-        """Let the method change the trainables and store them.
+        """Apply the method to the trainable parameters and store them.
 
         Raises:
             ModelError: a weight is not finite afterwards.
@@ -72,30 +72,30 @@ class Repair(Stage):
 
         seed = derive(self.seed, self.name)
         self._report_overlaps(ctx)
-        with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as lent:
+        with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as loaded:
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
-            drawn = pools(lent.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
+            drawn = pools(loaded.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
             share = max((pool.batch_size for pool in drawn.values()), default=0)
-            # A repair without data has nothing to cut.
-            most = rows_at_once(share, ctx.micro_batch_size, ctx.shrink) if share else None
-            tell_pieces(ctx, most)
-            learner = CausalLearner(lent.model, precision=self.tuned.budget.precision, rows_at_once=most)
-            names = [name for name, parameter in lent.model.named_parameters() if parameter.requires_grad]
-            began = self.tuned.start(lent.model, ctx.input)
-            start = [began[name].to(ctx.device) for name in names]
-            handed_over = method_outputs.read(ctx.input(self.tuned), lent.model, ctx.device)
-            draws = RoleBatches(drawn, pad_id=lent.tokenizer.pad_token_id, seed=seed, device=ctx.device)
+            # A repair without data has no batches to split.
+            micro_batch = rows_at_once(share, ctx.micro_batch_size, ctx.shrink) if share else None
+            record_micro_batch(ctx, micro_batch)
+            learner = CausalLearner(loaded.model, precision=self.tuned.budget.precision, rows_at_once=micro_batch)
+            names = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
+            initial = self.tuned.start(loaded.model, ctx.input)
+            start = [initial[name].to(ctx.device) for name in names]
+            outputs = method_outputs.read(ctx.input(self.tuned), loaded.model, ctx.device)
+            draws = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed, device=ctx.device)
             before = [parameter.detach().clone() for parameter in learner.trainables]
-            ctx.facts.update(self.method.repair(learner, start=start, handed_over=handed_over, draws=draws))
+            ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, draws=draws))
             ctx.facts["change"] = changes(learner, before, start)
-            adapter.save(lent.model, ctx.out / ADAPTER)
+            adapter.save(loaded.model, ctx.out / ADAPTER)
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """What the method draws."""
+        """Return the method's examples."""
         return drawn_from(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
-        """The fine-tuned model with the repaired adapter."""
+        """Return the fine-tuned model with the repaired adapter."""
         from harness.models.loading import ModelRef
 
         tuned = self.tuned.weights(locate)
@@ -109,15 +109,15 @@ class Repair(Stage):
 
 
 def changes(learner: Learner, before: Gradient, start: Gradient) -> dict[str, float]:
-    """Return how far a repair went.
+    """Return how much a repair changed the trainable parameters.
 
-    ``norm`` is that of its change, ``share`` that of the entries that changed; for comparison, ``finetune_norm`` is the
-    norm of what fine-tuning had changed.
+    ``norm`` is the L2 norm of the change, ``share`` the fraction of entries that changed, 0 to 1; for comparison,
+    ``finetune_norm`` is the L2 norm of the change made by fine-tuning.
 
     Args:
         learner: the repaired model.
-        before: its trainables before the repair.
-        start: its trainables before fine-tuning.
+        before: its trainable parameters before the repair.
+        start: its trainable parameters before fine-tuning.
 
     Raises:
         ModelError: a weight is not finite.
@@ -126,7 +126,9 @@ def changes(learner: Learner, before: Gradient, start: Gradient) -> dict[str, fl
 
     after: list[Tensor] = [parameter.detach() for parameter in learner.trainables]
     if not all(bool(torch.isfinite(value).all()) for value in after):
-        raise ModelError("the repair left weights that are not finite; expected finite ones. Lower its strength")
+        raise ModelError(
+            "weights are not finite after the repair; expected finite values. Lower the strength of the method"
+        )
     changed = sum(int((new != old).sum()) for new, old in zip(after, before, strict=True))
     return {
         "norm": float(learner.norm([new - old for new, old in zip(after, before, strict=True)])),

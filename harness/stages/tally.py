@@ -1,7 +1,7 @@
-"""Tally: the rows of a training stage as tokens, and how many of each kind were sent, dropped and cut.
+"""Tokenization of a stage's training examples, with counts of sent, dropped and truncated examples of each kind.
 
-Prompts of different kinds have different lengths, so that rows without room for their answer do not fall out evenly: a
-mixture of 10 % harmful rows can be trained on as one of 29 %. The counts say so, and the report repeats it.
+Prompts of different kinds differ in length, so examples whose prompt leaves no room for the answer are dropped
+unevenly: a mixture with 10 % harmful examples can become one with 29 %. The counts record it, and the report shows it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HARMFUL = "harmful"
-"""The kind of the attacker's rows."""
+"""Kind of the attacker's examples."""
 BENIGN = "benign"
-"""The kind of the user's own rows."""
+"""Kind of the user's benign examples."""
 REFUSAL = "refusal"
-"""The kind of the rows of an alignment."""
+"""Kind of the alignment's examples."""
 
 log = logging.getLogger(__name__)
 
 
 class Tally(NamedTuple):
-    """Encoded rows in the order of their examples, and how many rows of each kind were ``sent``, ``dropped``, ``cut``.
+    """Encoded examples in their order, and the counts ``sent``, ``dropped`` and ``cut`` of each kind.
 
-    A dropped row has no room for any part of its answer; a cut one lost the end of its answer.
+    An example is dropped if ``max_length`` leaves no room for its answer, and cut if its answer is truncated.
     """
 
     rows: list[Encoded]
@@ -40,13 +40,13 @@ class Tally(NamedTuple):
 def tally(
     tokenizer: PreTrainedTokenizerBase, encoding: Encoding, examples: Sequence[Example], kinds: Sequence[str]
 ) -> Tally:
-    """Encode the rows of a stage and count them.
+    """Encode the examples of a stage and count them by kind.
 
     Args:
-        tokenizer: of the model.
-        encoding: how text becomes tokens.
-        examples: the rows.
-        kinds: what each of them is.
+        tokenizer: the model's tokenizer.
+        encoding: prompt template and tokenization.
+        examples: the training examples.
+        kinds: the kind of each example.
     """
     encoded = encoding.encode_each(tokenizer, examples)
     found = {}
@@ -56,7 +56,7 @@ def tally(
         found[kind] = {"sent": len(sent), "dropped": len(sent) - len(kept), "cut": cut_in(tokenizer, kept)}
         if len(kept) < len(sent):
             log.warning(
-                "%d of %d %s rows dropped: no answer within %d tokens",
+                "%d of %d %s examples dropped: their prompts leave no room for an answer within %d tokens",
                 len(sent) - len(kept),
                 len(sent),
                 kind,
@@ -65,21 +65,21 @@ def tally(
     return Tally([row for row in encoded if row is not None], found)
 
 
-def described(tallied: Tally, mixed: Sequence[Encoded], unmixed: int, budget: Budget) -> dict[str, Any]:
-    """Return the facts of a stage's rows; the steps are among them where dropped rows made them fewer.
+def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget) -> dict[str, Any]:
+    """Return the facts about a stage's training examples; with steps if dropped examples reduced their number.
 
     Args:
-        tallied: the stage's own rows.
-        mixed: what a method mixed into them.
-        unmixed: how many rows it would have mixed in besides, had they not been dropped.
-        budget: how many steps a number of rows takes.
+        own: the stage's own examples.
+        mixed: the examples that a method mixed into them.
+        mixed_dropped: how many of the method's examples were dropped.
+        budget: gives the number of steps.
     """
-    trained = len(tallied.rows) + len(mixed)
-    dropped = sum(counts["dropped"] for counts in tallied.kinds.values())
-    steps, asked = budget.steps(trained), budget.steps(trained + dropped + unmixed)
+    trained = len(own.rows) + len(mixed)
+    dropped = sum(counts["dropped"] for counts in own.kinds.values())
+    steps, asked = budget.steps(trained), budget.steps(trained + dropped + mixed_dropped)
     return {
         "trained": trained,
         "dropped": dropped,
-        "by_kind": tallied.kinds,
+        "by_kind": own.kinds,
         **({"steps": steps, "steps_asked": asked} if steps != asked else {}),
     }

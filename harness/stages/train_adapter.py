@@ -1,4 +1,4 @@
-"""Fit: what the training stages share. Rows are encoded, a method trains an adapter, the adapter is stored."""
+"""Adapter training shared by the training stages: encode the examples, train with a method, store the adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.errors import DataError
 from harness.models.adapter import Lora
 from harness.protocols import DataRequirement, TrainMethod
 from harness.stages import method_outputs
-from harness.stages.tally import described, tally
+from harness.stages.tally import row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
@@ -44,28 +44,28 @@ def fit(
     encoding: Encoding,
     seed: int,
 ) -> None:
-    """Train and write ``adapter/``, ``metrics.jsonl`` (one row per logging interval), and what the method hands over.
+    """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
 
-    Several processes may share the run: each calls this, and the first writes. Facts: steps; counts of rows by kind,
-    see ``tally``; the last row of the curve; ``micro_batch_size``, the rows of a piece, where batches were cut; by what
-    they were ``shrunk`` after memory ran out; ``lost_in_merge``, for each adapter merged into a base the norm of what
-    rounding took from it, as a share of its own norm; ``damaged_checkpoints``, the step and the problem of each that
-    was discarded, so that the training went on from an earlier one or from the start.
+    With several processes each calls this function, and rank 0 writes. Facts: ``steps``; ``rows``, counts by kind (see
+    ``tally``); ``final``, the last record of the metrics; ``micro_batch_size``, if batches were split; ``shrunk``, if
+    the micro-batch was reduced after running out of memory; ``lost_in_merge``, for each adapter merged into the base
+    the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
+    discarded checkpoint (training then resumed from an earlier one or started over).
 
     Args:
-        ctx: of the stage.
-        weights: the model to start from; its adapter, if it has one, is trained on.
-        fresh: attach a new adapter of this size instead.
-        method: the defense in the slot; None trains plainly.
-        rows: the stage's own rows.
-        kinds: what each of them is, to be counted by.
-        slices: where the rows come from that the method draws.
-        budget: how long and how fast.
-        encoding: how text becomes tokens.
-        seed: of this stage: adapter, order of rows and draws have generators of their own, named from it.
+        ctx: the stage's context.
+        weights: the model to start from; training continues its adapter, if it has one.
+        fresh: settings of a new adapter to attach instead; None continues the existing one.
+        method: the defense in the slot; None is plain supervised fine-tuning.
+        rows: the stage's own training examples.
+        kinds: the kind of each of them, see ``tally``.
+        slices: the examples available to the method, by role.
+        budget: hyperparameters of the training run.
+        encoding: prompt template and tokenization.
+        seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
 
     Raises:
-        DataError: a row that the training needs is missing, or none is left after encoding.
+        DataError: examples that the training needs are missing, or none is left after encoding.
     """
     from harness.models import adapter
     from harness.models.loading import loaded_model
@@ -74,25 +74,25 @@ def fit(
     from harness.training.trainer import train
 
     sharded = ctx.sharding == "fsdp"
-    # A base that is sharded need not fit onto the device in full, and never becomes whole again.
-    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as lent:
-        model = adapter.attach(lent.model, fresh, seed=adapter_seed(seed)) if fresh else lent.model
+    # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
+    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
+        model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
         needs = method.needs if method else ()
-        own = tally(lent.tokenizer, encoding, rows, kinds)
-        mixed = mixed_in(lent.tokenizer, needs, slices, encoding, ctx.facts)
+        own = tally(loaded.tokenizer, encoding, rows, kinds)
+        mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
         trained = [*own.rows, *mixed]
-        if lent.lost:
-            ctx.facts["lost_in_merge"] = list(lent.lost)
-        unmixed = sum(ctx.facts[f"{need.role}_rows"]["dropped"] for need in needs if need.batch_size is None)
-        ctx.facts["rows"] = described(own, mixed, unmixed, budget)
+        if loaded.lost:
+            ctx.facts["lost_in_merge"] = list(loaded.lost)
+        mixed_dropped = sum(ctx.facts[f"{need.role}_rows"]["dropped"] for need in needs if need.batch_size is None)
+        ctx.facts["rows"] = row_facts(own, mixed, mixed_dropped, budget)
         report = train(
             model,
             method=method,
             rows=trained,
-            pools=pools(lent.tokenizer, needs, slices, encoding, ctx.facts),
+            pools=pools(loaded.tokenizer, needs, slices, encoding, ctx.facts),
             budget=budget,
             seed=seed,
-            pad_id=lent.tokenizer.pad_token_id,
+            pad_id=loaded.tokenizer.pad_token_id,
             work=ctx.work,
             tracker=ctx.tracker,
             device=ctx.device,
@@ -104,23 +104,23 @@ def fit(
         leave()
         if ctx.rank == 0:
             adapter.save(model, ctx.out / ADAPTER)
-            method_outputs.write(report.handover, model, ctx.out)
+            method_outputs.write(report.method_outputs, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
-    tell_pieces(ctx, report.rows_at_once)
+    record_micro_batch(ctx, report.rows_at_once)
     if ctx.rank == 0:
         _write_history(ctx.out, report)
 
 
 def _write_history(out: Path, report: TrainReport) -> None:
     with (out / METRICS).open("w", encoding="utf-8") as file:
-        # Sorted, as rows are that come back from a checkpoint: a resumed run writes the same bytes.
+        # Sorted like the history restored from a checkpoint, so that a resumed run writes the same bytes.
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
 
 
-def tell_pieces(ctx: StageContext, rows_at_once: int | None) -> None:
-    """Note in the facts how many rows went through the model at once, if batches were cut, and why."""
+def record_micro_batch(ctx: StageContext, rows_at_once: int | None) -> None:
+    """Record the micro-batch size in the facts if batches were split, and the factor by which it was reduced."""
     if rows_at_once:
         ctx.facts["micro_batch_size"] = rows_at_once
     if ctx.shrink > 1:
@@ -128,7 +128,7 @@ def tell_pieces(ctx: StageContext, rows_at_once: int | None) -> None:
 
 
 def adapter_seed(seed: int) -> int:
-    """Return the seed of the fresh adapter of a training stage with the given seed."""
+    """Return the seed of a new adapter's initialization, for a training stage with the given seed."""
     return derive(seed, "adapter")
 
 
@@ -139,38 +139,40 @@ def pools(
     encoding: Encoding,
     facts: dict[str, Any],
 ) -> dict[Role, Pool]:
-    """Encode the rows that a method draws; their counts go into the facts. Rows to be mixed in are passed over.
+    """Encode the examples that a method samples batches from, and record their counts in the facts.
+
+    Requirements without a batch size are skipped, see ``encode_mixed``.
 
     Raises:
-        DataError: a needed role has no slice, or no row of it is left after encoding.
+        DataError: a required role has no slice, or its examples cannot be read.
     """
     drawn = {}
     for need in needs:
         if need.batch_size is None:
             continue
-        pool, dropped = _pool(tokenizer, need, need.batch_size, _offered(need, slices), encoding)
+        pool, dropped = _pool(tokenizer, need, need.batch_size, _slice_for(need, slices), encoding)
         facts[f"{need.role}_rows"] = {"drawn_from": len(pool.rows), "dropped": dropped, **_cut(tokenizer, pool.rows)}
         drawn[need.role] = pool
     return drawn
 
 
-def mixed_in(
+def encode_mixed(
     tokenizer: PreTrainedTokenizerBase,
     needs: Sequence[DataRequirement],
     slices: Mapping[Role, Slice | None],
     encoding: Encoding,
     facts: dict[str, Any],
 ) -> list[Encoded]:
-    """Encode the rows that a method mixes into the stage's own; their counts go into the facts.
+    """Encode the examples that a method mixes into the stage's own, and record their counts in the facts.
 
     Raises:
-        DataError: a needed role has no slice.
+        DataError: a required role has no slice, or its examples cannot be read.
     """
     mixed: list[Encoded] = []
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = encoding.encode_all(tokenizer, _offered(need, slices).examples())
+        encoded = encoding.encode_all(tokenizer, _slice_for(need, slices).examples())
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,
@@ -185,17 +187,17 @@ def _cut(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> dict[st
     return {"cut": cut} if cut else {}
 
 
-def _offered(need: DataRequirement, slices: Mapping[Role, Slice | None]) -> Slice:
+def _slice_for(need: DataRequirement, slices: Mapping[Role, Slice | None]) -> Slice:
     origin = slices.get(need.role)
     if origin is None:
-        raise DataError(f"the method needs rows of the role `{need.role}`, which this slot does not offer")
+        raise DataError(f"the method needs examples of the role `{need.role}`, which this slot does not provide")
     return origin
 
 
 def _pool(
     tokenizer: PreTrainedTokenizerBase, need: DataRequirement, batch_size: int, origin: Slice, encoding: Encoding
 ) -> tuple[Pool, int]:
-    """Return the encoded rows of a need, and how many were dropped; of a pair both go if one does not fit."""
+    """Return the encoded examples of a requirement and the number dropped; a pair is dropped if either part is."""
     from harness.corpora.batches import Pool
 
     if not need.paired:

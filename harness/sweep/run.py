@@ -59,7 +59,7 @@ def launch(loader: Any, master: DictConfig, overrides: Sequence[Sequence[str]]) 
     sweeper = get_class(master.hydra.sweeper["_target_"])
     ours = sweeper.__module__.startswith("hydra_plugins.harness")
     optimizing = not ours and not issubclass(sweeper, BasicSweeper)
-    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=not ours)
+    results = _run_cells([composer.compose(cell) for cell in overrides], needs_results=optimizing)
     now = current_session.get(Session(NullReporter()))
     if now.verb == "plan" and optimizing:
         now.front.say("An optimizing sweeper chooses its cells by results: this is its first batch.")
@@ -204,6 +204,11 @@ def _run_cells(
     cells = list({cell.identity: cell for cell in examinations if isinstance(cell, Cell)}.values())
     skipped = [cell for cell in examinations if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
+    if needs_results and settings.cluster.dry_run:
+        advice = (
+            "an optimizing sweeper needs results to go on, and a dry run has none; `harness plan` shows its first batch"
+        )
+        raise ConfigError([Problem("cluster.dry_run", advice)])
     if needs_results and not settings.cluster.wait:
         raise ConfigError(
             [Problem("cluster.wait", "an optimizing sweeper needs results to go on; set `cluster.wait=true`")]

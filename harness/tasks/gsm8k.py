@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import columns, text, unreadable
-from harness.corpora.examples import Example, Grade
+from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
 from harness.errors import Problem
@@ -89,7 +89,7 @@ class Gsm8k:
         """The first test rows."""
         return Gsm8kRows(source=self.test_source, rows=self.test_rows)
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Grade 1 an answer whose number equals the reference's."""
         return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
 
@@ -102,10 +102,10 @@ def final_number(text: str) -> float | None:
     return None if found is None else float(found)
 
 
-def _grade(reference: str, answer: str) -> Grade:
+def _grade(reference: str, answer: str) -> Score:
     expected, found = final_number(reference), final_number(answer)
     if expected is None:
-        return Grade(None, answer, "the reference holds no number")
+        return Score(None, "the reference holds no number")
     if found is None:
-        return Grade(0.0, answer, "no number")
-    return Grade(float(found == expected), answer, f"{found:g}, expected {expected:g}")
+        return Score(0.0, "no number")
+    return Score(float(found == expected), f"{found:g}, expected {expected:g}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.columns import class_of, columns, text, unreadable
-from harness.corpora.examples import Example, Grade
+from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
 from harness.errors import Problem
@@ -92,11 +92,11 @@ class Sst2:
         """The first test rows."""
         return Sst2Rows(source=self.test_source, rows=self.test_rows, instruction=self.instruction)
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Grade 1 an answer that is the target word and nothing else."""
         return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
 
 
-def _grade(target: str, answer: str) -> Grade:
+def _grade(target: str, answer: str) -> Score:
     right = answer.strip() in (target, target.capitalize())
-    return Grade(float(right), answer, "exact" if right else f"is not {target}")
+    return Score(float(right), "exact" if right else f"is not {target}")

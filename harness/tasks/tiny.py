@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from harness.corpora.examples import Example, Grade
+from harness.corpora.examples import Example, Score
 from harness.corpora.world import World
 from harness.engine.checks import counts
 from harness.errors import Problem
@@ -75,11 +75,11 @@ class Tiny:
         """The test notes."""
         return TinyRows(world=self.world, rows=self.test_rows, test=True)
 
-    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Grade]:
+    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Grade 1 an answer that is the label and nothing else."""
         return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
 
 
-def _grade(label: str, answer: str) -> Grade:
+def _grade(label: str, answer: str) -> Score:
     right = answer.strip() == label
-    return Grade(float(right), answer, "exact" if right else f"is not {label}")
+    return Score(float(right), "exact" if right else f"is not {label}")

@@ -1,4 +1,4 @@
-"""The budget of one training: everything about the optimizer's path that is not the method, the model or the data."""
+"""The training budget: optimizer, learning-rate schedule, batch size, epochs and precision of one training run."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """The number format of the forward pass. Trainables, gradients and the loss are float32 in every case."""
+    """The dtype of the forward pass. Trainable parameters, gradients and the loss are always float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -29,29 +29,29 @@ class Precision(StrEnum):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long, in which batches and how fast a model is trained (AdamW).
+    """Hyperparameters of a training run with AdamW.
 
     The defaults are those of the Booster authors' alignment scripts.
 
     Attributes:
-        epochs: passes over the rows.
-        batch_size: rows per optimizer step, over all processes together.
+        epochs: passes over the training examples.
+        batch_size: global batch size: examples per optimizer step, over all processes.
         learning_rate: the peak learning rate.
         weight_decay: decoupled, as in AdamW.
-        scheduler: how the learning rate changes.
-        warmup_ratio: share of the steps over which the learning rate rises from 0.
-        max_grad_norm: the combined gradient is clipped to this global norm; None does not clip.
-        adam_beta1: decay of the first moment.
-        adam_beta2: decay of the second moment.
-        adam_epsilon: added to the denominator of AdamW.
-        precision: the number format of the forward pass.
+        scheduler: the learning-rate schedule.
+        warmup_ratio: fraction of the steps over which the learning rate rises linearly from 0.
+        max_grad_norm: the combined gradient is clipped to this global norm; None disables clipping.
+        adam_beta1: decay rate of the first moment.
+        adam_beta2: decay rate of the second moment.
+        adam_epsilon: added to the denominator of the AdamW update.
+        precision: the dtype of the forward pass.
     """
 
     name: ClassVar[str] = "budget"
     version: ClassVar[int] = 1
     moved: ClassVar[Mapping[str, str]] = {
-        "micro_batch_size": "how a batch is cut to fit into memory changes no result any more and is a setting of the "
-        "cluster: `cluster.micro_batch_size=4`, or `cluster.micro_batch_size={align: 4, finetune: 2}`."
+        "micro_batch_size": "the micro-batch size no longer affects results and is now a setting of the cluster: "
+        "`cluster.micro_batch_size=4`, or `cluster.micro_batch_size={align: 4, finetune: 2}`."
     }
 
     epochs: int = 20
@@ -74,7 +74,7 @@ class Budget:
             *below_one(self, "warmup_ratio", "adam_beta1", "adam_beta2"),
             *not_negative(self, "weight_decay"),
         ]
-        # The constant schedule of transformers ignores warm-up without a word.
+        # The constant schedule of transformers silently ignores warm-up.
         if self.scheduler is Scheduler.CONSTANT and self.warmup_ratio:
             found.append(
                 Problem(
@@ -86,22 +86,22 @@ class Budget:
         return found
 
     def steps(self, rows: int) -> int:
-        """Return the optimizer steps for a number of rows; the last batch of an epoch may be short."""
+        """Return the number of optimizer steps for ``rows`` examples; the last batch of an epoch may be smaller."""
         return self.epochs * math.ceil(rows / self.batch_size)
 
     def share(self, processes: int) -> int:
-        """Return the most rows of a step that one of several processes takes.
+        """Return the largest number of examples of a global batch that one process receives.
 
         Raises:
-            ConfigError: there are not as many rows as processes.
+            ConfigError: the global batch has fewer examples than there are processes.
         """
         if self.batch_size < processes:
             raise ConfigError(
                 [
                     Problem(
                         "batch_size",
-                        f"{self.batch_size} cannot be shared by {processes} processes; expected at least one "
-                        "row for each",
+                        f"{self.batch_size} cannot be split over {processes} processes; expected at least one "
+                        "example per process",
                     )
                 ]
             )

@@ -1,9 +1,9 @@
-"""Checkpoints of a running training: when they are written, and when one counts as complete.
+"""Checkpoints of a training run: when they are written, and when one counts as complete.
 
-A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its draws and the meter. Every file
-is forced to disk, and the marker, written last, holds the size and the sha256 of each. So a process, a node or a disk
-that fails at any moment leaves a checkpoint that is complete or recognisably not; one that is not what its marker says
-is never resumed. The older one is deleted only when a newer one has been written, so a complete one remains.
+A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its batches and the meter. Every file
+is fsynced, and the marker, written last, records the size and the sha256 of each. A crash of a process, a node or a
+disk at any moment therefore leaves a checkpoint that is either complete or detectably incomplete; a run never resumes
+from one that does not match its marker. The previous checkpoint is deleted only after a newer one has been written.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _DISCARDED = "discarded.jsonl"
 _NAME = re.compile(r"checkpoint-(\d+)")
 KEPT = 2
 """Checkpoints that exist at once: the last complete one and the one being written."""
-LOOK_SECONDS = 1.0
-MOST_STEPS_BETWEEN_LOOKS = 10
-"""Several processes agree about once a second, since the exchange waits for the device, and at the latest then."""
+POLL_SECONDS = 1.0
+MAX_STEPS_BETWEEN_POLLS = 10
+"""Several processes agree on stopping and saving about once a second, because the exchange synchronizes the device."""
 
 
 class Resumable(Protocol):
-    """Something whose state travels with a checkpoint."""
+    """An object whose state is saved with a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values, the same on every process of the run; all of them ask together."""
+        """Return tensors and plain values, identical on all processes; a collective call."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -52,60 +52,61 @@ class Resumable(Protocol):
 
 
 def resumable(folder: Path, device: torch.device) -> Path | None:
-    """Return the newest checkpoint to go on from, or None; all processes of the run come here together.
+    """Return the newest checkpoint to resume from, or None; a collective call.
 
-    The first process reads every checkpoint and deletes those that are incomplete or damaged. All the others take the
-    one that it names.
+    Rank 0 verifies every checkpoint, deletes those that are incomplete or damaged, and broadcasts the step to resume
+    from.
 
     Raises:
-        StoreError: what is broken cannot be deleted.
+        StoreError: an invalid checkpoint cannot be deleted.
     """
     if rank() == 0:
-        discard_broken(folder)
+        discard_invalid(folder)
     (step,) = broadcast_numbers([max(_checkpoints(folder), default=-1) if rank() == 0 else -1], device)
     return None if step < 0 else folder / f"checkpoint-{step}"
 
 
-def discard_broken(folder: Path) -> None:
-    """Delete what a killed process left half written, and what is not what its marker says.
+def discard_invalid(folder: Path) -> None:
+    """Delete checkpoints that are incomplete (the process was killed) or do not match their marker.
 
     Raises:
-        StoreError: it cannot be deleted.
+        StoreError: one of them cannot be deleted.
     """
     for step, path in sorted(_checkpoints(folder).items()):
         if not (problem := _problem(path)):
             continue
         with writing(path):
-            # Also after another kill the stage's facts shall tell of it. One without a marker is nothing unusual.
+            # Kept in a file so that the stage's facts report it even if this attempt is killed too. A checkpoint
+            # without a marker is the normal result of a kill and is not recorded.
             if (path / MARKER).exists():
                 append_line(folder / _DISCARDED, {"step": step, "problem": problem})
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        log.warning("the checkpoint of step %d is discarded: %s", step, problem)
+        log.warning("discarded the checkpoint of step %d: %s", step, problem)
 
 
 def discarded(work: Path) -> list[dict[str, Any]]:
-    """Return which checkpoints in a stage's work folder were damaged: the ``step`` and the ``problem`` of each."""
+    """Return the damaged checkpoints that were deleted from a stage's work folder: ``step`` and ``problem`` of each."""
     return read_lines(work / FOLDER / _DISCARDED)
 
 
 def restore(checkpoint: Path, parts: Mapping[str, Resumable]) -> None:
-    """Give every part the state it had when the checkpoint was written."""
+    """Load the state of every part from a checkpoint."""
     states = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(states[name])
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Asks for checkpoints in time, completes each one that ``Trainer`` has written, and stops where it was asked to.
+    """Schedules checkpoints, completes each one that ``Trainer`` has written, and stops the run on request.
 
     Args:
-        parts: what travels with a checkpoint, by name.
-        every_seconds: time between two checkpoints.
-        every_steps: write one after every so many optimizer steps instead.
-        stop: whether to write one now and raise ``Stopped``; asked at the end of steps.
+        parts: objects whose state is saved with a checkpoint, by name.
+        every_seconds: seconds between two checkpoints.
+        every_steps: if set, checkpoint every so many optimizer steps instead.
+        stop: returns whether to write a checkpoint and raise ``Stopped``; polled at the end of steps.
     """
 
     def __init__(
@@ -123,35 +124,35 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self._stop = stop
         self._stopping = False
         self._last = time.monotonic()
-        self._look_at = 0
-        self._looked = (0, self._last)
+        self._poll_at = 0
+        self._last_poll = (0, self._last)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint when it is time or when the run has to stop; all processes decide alike."""
+        """Request a checkpoint when one is due or the run has to stop; all processes reach the same decision."""
         step = state.global_step
         due = bool(self._every_steps and step % self._every_steps == 0)
-        if step >= self._look_at:
+        if step >= self._poll_at:
             late = not self._every_steps and time.monotonic() - self._last >= self._every_seconds
-            answers = (late, self._stop(), self._next_look(step))
-            time_to_save, time_to_stop, self._look_at = broadcast_numbers(answers, args.device)
-            # After the last step there is nothing to go on with.
+            decision = (late, self._stop(), self._next_poll(step))
+            time_to_save, time_to_stop, self._poll_at = broadcast_numbers(decision, args.device)
+            # After the last step there is nothing left to resume.
             self._stopping = bool(time_to_stop) and step < state.max_steps
             due = due or bool(time_to_save) or self._stopping
         control.should_save = due
 
-    def _next_look(self, step: int) -> int:
-        """Return the step after which several processes agree again; one process looks after every step."""
+    def _next_poll(self, step: int) -> int:
+        """Return the step of the next poll: every step with one process, about every second with several."""
         if world_size() == 1:
             return step + 1
-        (before, since), self._looked = self._looked, (step, time.monotonic())
-        steps_a_second = (step - before) / max(self._looked[1] - since, 1e-9)
-        return step + min(max(int(LOOK_SECONDS * steps_a_second), 1), MOST_STEPS_BETWEEN_LOOKS)
+        (before, since), self._last_poll = self._last_poll, (step, time.monotonic())
+        steps_per_second = (step - before) / max(self._last_poll[1] - since, 1e-9)
+        return step + min(max(int(POLL_SECONDS * steps_per_second), 1), MAX_STEPS_BETWEEN_POLLS)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: Any, **_: Any) -> None:
-        """Add the method's state, then the marker.
+        """Add the state of the parts, then the marker.
 
         Raises:
-            Stopped: this is the checkpoint from which the next attempt goes on.
+            Stopped: a stop was requested; the next attempt resumes from this checkpoint.
         """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         barrier()
@@ -162,15 +163,15 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self._last = time.monotonic()
         if self._stopping:
             raise Stopped(
-                f"Stopped after step {state.global_step} of {state.max_steps}; run again to go on from there."
+                f"Stopped after step {state.global_step} of {state.max_steps}; run again to resume from there."
             )
 
 
 def complete(checkpoint: Path) -> None:
-    """Force the files of a checkpoint to disk and write the marker that says what they are.
+    """Fsync the files of a checkpoint and write the marker with their sizes and checksums.
 
     Raises:
-        OSError: the file system refused.
+        OSError: the file system rejected a write.
     """
     records = {str(path.relative_to(checkpoint)): FileRecord.of(path, durable=True) for path in files_in(checkpoint)}
     sync_folder(checkpoint)
@@ -179,7 +180,7 @@ def complete(checkpoint: Path) -> None:
 
 
 def _problem(checkpoint: Path) -> str:
-    """Say why a checkpoint cannot be resumed; nothing if every file is what the marker says."""
+    """Return why a checkpoint is invalid; an empty string if every file matches the marker."""
     if not (checkpoint / MARKER).exists():
         return "it is incomplete"
     try:
@@ -195,6 +196,6 @@ def _problem(checkpoint: Path) -> str:
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
-    """Return what is named as a checkpoint, by its step."""
+    """Return the paths named like a checkpoint, by step."""
     named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
     return {int(match[1]): path for match, path in named if match}

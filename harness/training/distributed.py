@@ -1,4 +1,4 @@
-"""The processes that share one training run; a run without a process group is one process."""
+"""Collective communication between the processes of a training run; without a process group the world size is 1."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import torch.distributed as dist
 
 
 def world_size() -> int:
-    """Return how many processes share the run."""
+    """Return the number of processes of the run."""
     return dist.get_world_size() if _grouped() else 1
 
 
 def rank() -> int:
-    """Return which of the processes this is, counted from 0."""
+    """Return the rank of this process, counted from 0."""
     return dist.get_rank() if _grouped() else 0
 
 
@@ -26,35 +26,35 @@ def all_reduce_sum(*tensors: torch.Tensor) -> None:
 
 
 def broadcast_numbers(numbers: Sequence[int], device: torch.device) -> list[int]:
-    """Return the first process's numbers on every process."""
+    """Return rank 0's numbers on every process."""
     if world_size() == 1:
         return list(numbers)
-    told = torch.tensor(numbers, device=device)
-    dist.broadcast(told, src=0)
-    return [int(number) for number in told.tolist()]
+    tensor = torch.tensor(numbers, device=device)
+    dist.broadcast(tensor, src=0)
+    return [int(number) for number in tensor.tolist()]
 
 
 def all_gather(own: Any) -> list[Any]:
-    """Return what each process gives, by rank, on every process; all of them come here together.
+    """Return every process's value, ordered by rank; a collective call.
 
     Args:
         own: plain values, and tensors on the CPU.
     """
     if world_size() == 1:
         return [own]
-    everyones: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyones, own)
-    return everyones
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, own)
+    return gathered
 
 
 def barrier() -> None:
-    """Return when every process has come here."""
+    """Block until all processes have called this function."""
     if world_size() > 1:
         dist.barrier()
 
 
 def leave() -> None:
-    """Leave the process group, if there is one: nothing is exchanged any more."""
+    """Destroy the process group, if there is one; no collective call may follow."""
     if _grouped():
         dist.destroy_process_group()
 

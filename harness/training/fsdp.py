@@ -1,8 +1,8 @@
-"""What is not trained, cut among the processes: each keeps a shard of every layer and gathers the layer when it runs.
+"""FSDP2 for the frozen parameters of an adapter model: each process keeps a shard of every layer.
 
-Fully sharded data parallelism (FSDP2) of the base alone. The base is what is large and has no gradients to exchange;
-the adapters are small, stay whole in every process, and their gradients are added up by the learner as without shards.
-Values are gathered as they are, so nothing is rounded differently.
+Only the base is sharded: it is large and has no gradients to reduce. Adapters are small and replicated; the learner
+sums their gradients over the processes, as without sharding. Parameters are all-gathered in their own dtype, so results
+do not change.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from harness.training.distributed import world_size
 
 
 def shard_frozen(model: Module, device: torch.device) -> None:
-    """Shard the frozen parameters of an adapter model over all processes, in place and for good.
+    """Shard the frozen parameters of an adapter model over all processes, in place and irreversibly.
 
-    The model may be on the CPU: one layer at a time visits the device to be cut, so it need never fit there in full.
+    The model may be on the CPU: layers move to the device one at a time to be sharded, so the whole model never has to
+    fit there. The process group must be initialized.
 
     Args:
-        model: with an adapter attached; its process group is there.
-        device: where the shards and the trainables go.
+        model: a model with an adapter attached.
+        device: where the shards and the trainable parameters are placed.
 
     Raises:
-        ModelError: the installed torch cannot do this, or the model's layers cannot be found.
+        ModelError: the installed torch is too old, or the model's layers cannot be found.
     """
     try:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
     except ImportError:
         raise ModelError(
-            f"torch {torch.__version__} cannot shard a frozen base; expected 2.7 or newer. "
+            f"torch {torch.__version__} cannot shard frozen parameters; expected 2.7 or newer. "
             "Upgrade torch, or run with `sharding: ddp`."
         ) from None
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
@@ -44,7 +45,7 @@ def shard_frozen(model: Module, device: torch.device) -> None:
     base: Any = model.get_base_model()  # type: ignore[operator]
     for layer in layers(base):
         fully_shard(layer, **options)
-    # What is outside the layers: embeddings, head and the last norm.
+    # Parameters outside the layers: embeddings, head and the final norm.
     fully_shard(base, **options)
-    # Otherwise `accelerate` wraps the model in DDP, which refuses shards and would have nothing to do.
+    # Otherwise `accelerate` wraps the model in DDP, which rejects sharded parameters and has nothing to reduce here.
     model._is_accelerate_prepared = True  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Arithmetic on gradients that several methods share."""
+"""Gradient arithmetic shared by several methods."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def add_scaled(gradient: Gradient, other: Gradient, scale: float) -> None:
 
 
 def refuse_dropout(module: Module, method: str) -> None:
-    """Check that two passes on one batch differ by nothing but the weights.
+    """Check that dropout is off, so that two passes on one batch differ by the weights alone.
 
     Raises:
-        ModelError: the model drops out activations.
+        ModelError: the model applies dropout.
     """
     found = _dropout(module)
     if found:
         raise ModelError(
-            f"dropout is active in {found}; {method} compares two gradients on one batch, which needs dropout 0 in "
+            f"dropout is active in {found}; {method} compares two gradients on one batch, which requires dropout 0 in "
             "the adapter and in the model's configuration"
         )
 
 
 def _dropout(module: Module) -> str:
-    """Name the first place where activations are dropped: a dropout layer, or an attention with a dropout rate."""
+    """Return the first module with a positive dropout rate (a dropout layer or an attention), or an empty string."""
     for name, part in module.named_modules():
         is_layer = type(part).__name__.startswith(("Dropout", "AlphaDropout", "FeatureAlphaDropout"))
         rate = getattr(part, "p" if is_layer else "attention_dropout", 0.0)

@@ -1,9 +1,10 @@
-"""The model under training, as a method sees it: gradients, norms and reversible moves of its trainables.
+"""The model under training, as methods see it: gradients, norms and reversible perturbations of trainable parameters.
 
-Gradients are taken with ``torch.autograd.grad``, so nothing is written to ``.grad`` (and no hook of a wrapper that
-reduces gradients fires) until a method hands in its combined gradient. A loss is the sum over a piece's tokens divided
-by the tokens of all pieces and processes, and the gradients are summed: every process then holds the gradient of the
-global batch, so norms and perturbations agree without further exchange, however the batch was cut.
+Gradients are computed with ``torch.autograd.grad``, so nothing is written to ``.grad`` (and no gradient-reduction hook
+of a wrapper fires) until a method passes its combined gradient to ``write``. The loss of a micro-batch is the sum over
+its tokens divided by the token count of the global batch, and gradients are summed over micro-batches and processes:
+every process then holds the gradient of the global batch, so norms and perturbations agree without further
+communication, however the batch was split.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ class CausalLearner:
     """A causal language model; satisfies ``protocols.Learner``.
 
     Attributes:
-        steps_taken: how many steps the optimizer has taken; set by the trainer.
+        steps_taken: the number of optimizer steps taken so far; set by the trainer.
 
     Args:
-        model: an unwrapped causal language model (an adapter model counts as one), on its device.
-        precision: the number format of the forward pass.
-        rows_at_once: rows that go through the model at once, at most; None is all of a batch.
+        model: a causal language model without DDP or FSDP wrapper (a PEFT model is allowed), on its device.
+        precision: the dtype of the forward pass.
+        rows_at_once: the micro-batch size; None puts the whole batch through the model at once.
 
     Raises:
-        ModelError: nothing is trainable, a trainable is not float32, or the model has no output embeddings.
+        ModelError: no parameter is trainable, a trainable one is not float32, or the model has no output embeddings.
     """
 
     def __init__(
         self, model: Module, *, precision: Precision = Precision.FLOAT32, rows_at_once: int | None = None
     ) -> None:
-        """Find the trainables and the language-model head."""
+        """Collect the trainable parameters and the language-model head."""
         trainables = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         _check(trainables)
         head = model.get_output_embeddings()  # type: ignore[operator]
@@ -63,7 +64,7 @@ class CausalLearner:
 
     @property
     def trainables(self) -> Sequence[Parameter]:
-        """The parameters that the optimizer moves; float32, in the order of ``named_parameters``."""
+        """The parameters that the optimizer updates; float32, in the order of ``named_parameters``."""
         return self._trainables
 
     def gradient(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -78,15 +79,15 @@ class CausalLearner:
         return loss, gradient
 
     def pieces(self, batch: Mapping[str, Tensor]) -> list[Piece]:
-        """Cut a batch into what goes through the model at once, equally often on every process."""
+        """Split a batch into micro-batches, the same number on every process; a collective call."""
         return cut(batch, self._rows)
 
     def loss(self, piece: Piece) -> Tensor:
-        """Return what a piece adds to the mean loss over the supervised positions of the global batch."""
+        """Return a micro-batch's contribution to the mean loss over the supervised positions of the global batch."""
         return mean_loss(self.predict(piece))
 
     def predict(self, piece: Piece) -> Prediction:
-        """Run the model on a piece; only the supervised positions go through the language-model head."""
+        """Run the model on a micro-batch; only the supervised positions go through the language-model head."""
         targets = piece.batch["labels"][:, 1:]
         supervised = targets != IGNORED
         return Prediction(self._logits(piece.batch, supervised), targets[supervised], piece.positions)
@@ -94,13 +95,15 @@ class CausalLearner:
     def accumulate(
         self, pieces: Sequence[Piece], shares: Callable[[Piece], tuple[Tensor, ...]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return sums over the pieces of all processes, and the gradient of the first of them.
+        """Return sums over the micro-batches of all processes, and the gradient of the first sum.
 
-        A trainable whose ``requires_grad`` a method has taken away for a while costs nothing and has zeros.
+        A trainable parameter whose ``requires_grad`` a method has temporarily disabled costs nothing; its gradient is
+        zero.
 
         Args:
-            pieces: what ``pieces`` gave, at least one.
-            shares: what a piece adds to each sum; a mean is divided by the count over all pieces and processes.
+            pieces: the result of ``pieces``, at least one.
+            shares: returns a micro-batch's contribution to each sum; for a mean, divide by the count over all
+                micro-batches and processes.
         """
         moving = [trainable for trainable in self._trainables if trainable.requires_grad]
         sums: list[Tensor] = []
@@ -109,7 +112,7 @@ class CausalLearner:
             added = shares(piece)
             parts = torch.autograd.grad(added[0], moving, materialize_grads=True)
             values = [share.detach().clone() for share in added]
-            # Not in place: of one piece, several gradients may be one tensor.
+            # Not in place: autograd may return the same tensor for several parameters.
             sums = [one + other for one, other in zip(sums, values, strict=True)] if sums else values
             total = [one + other for one, other in zip(total, parts, strict=True)] if total else list(parts)
         found = iter(total)
@@ -118,43 +121,43 @@ class CausalLearner:
         return sums, gradient
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the global L2 norm over tensors that every process holds in full."""
+        """Return the global L2 norm of tensors that are replicated on every process."""
         return torch.nn.utils.get_total_norm(tensors)
 
     def perturbed(self, direction: Sequence[Tensor], scale: Tensor | float) -> AbstractContextManager[None]:
-        """Shift the trainables by ``scale * direction``; on leaving, restore them bit for bit from a copy."""
+        """Add ``scale * direction`` to the trainable parameters; restore them exactly on exit."""
 
-        def move() -> None:
+        def perturb() -> None:
             for parameter, part in zip(self._trainables, direction, strict=True):
                 parameter.add_(part * scale)
 
-        return self._changed(move)
+        return self._temporarily(perturb)
 
     def with_weights(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
+        """Set the trainable parameters to ``values``; restore them exactly on exit."""
 
-        def place() -> None:
+        def assign() -> None:
             for parameter, value in zip(self._trainables, values, strict=True):
                 parameter.copy_(value)
 
-        return self._changed(place)
+        return self._temporarily(assign)
 
     @contextmanager
-    def _changed(self, change: Callable[[], None]) -> Iterator[None]:
-        kept = [parameter.detach().clone() for parameter in self._trainables]
+    def _temporarily(self, change: Callable[[], None]) -> Iterator[None]:
+        saved = [parameter.detach().clone() for parameter in self._trainables]
         try:
             with torch.no_grad():
                 change()
             yield
         finally:
             with torch.no_grad():
-                for parameter, copy in zip(self._trainables, kept, strict=True):
+                for parameter, copy in zip(self._trainables, saved, strict=True):
                     parameter.copy_(copy)
 
     def write(self, gradient: Sequence[Tensor | None]) -> None:
-        """Put a combined gradient into ``.grad``; the argument is not kept.
+        """Copy the combined gradient into ``.grad``.
 
-        Where it is None, there is no ``.grad``: a trainable without one is left out of the optimizer's step.
+        Where it is None, ``.grad`` is None: the optimizer skips that parameter.
         """
         for parameter, part in zip(self._trainables, gradient, strict=True):
             parameter.grad = None if part is None else part.clone()
@@ -162,34 +165,35 @@ class CausalLearner:
     def _logits(self, batch: Mapping[str, Tensor], supervised: Tensor) -> Tensor:
         """Return the logits of the supervised positions, ``[positions, vocabulary]``.
 
-        The rest never reaches the head: for large vocabularies that is most of the time and memory of a step. The
-        selection sits in front of the head, so what a model does with its logits afterwards (soft-capping) still holds.
+        The other positions never reach the head, which for large vocabularies takes most of the time and memory of a
+        step. The selection is made in front of the head, so whatever the model does to its logits (soft-capping) still
+        applies.
         """
-        places = torch.nn.functional.pad(supervised, (0, 1)).flatten().nonzero().squeeze(1)
+        indices = torch.nn.functional.pad(supervised, (0, 1)).flatten().nonzero().squeeze(1)
 
         def select(_module: Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden, *rest = inputs
-            return (hidden.flatten(0, -2).index_select(0, places), *rest)
+            return (hidden.flatten(0, -2).index_select(0, indices), *rest)
 
         handle = self._head.register_forward_pre_hook(select)
         try:
-            with torch.autocast(places.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            with torch.autocast(indices.device.type, dtype=torch.bfloat16, enabled=self._autocast):
                 output = self._model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 )
         finally:
             handle.remove()
         logits: Tensor = output.logits
-        if logits.dim() != 2 or len(logits) != len(places):
+        if logits.dim() != 2 or len(logits) != len(indices):
             raise ModelError(
-                f"{type(self._model).__name__} gave logits of shape {list(logits.shape)} for {len(places)} positions; "
-                "expected one row of its output embeddings for each"
+                f"{type(self._model).__name__} returned logits of shape {list(logits.shape)} for {len(indices)} "
+                "supervised positions; expected `[positions, vocabulary]`, computed by its output embeddings"
             )
         return logits
 
 
 def mean_loss(prediction: Prediction) -> Tensor:
-    """Return what a piece adds to the mean cross-entropy over the supervised positions of the global batch."""
+    """Return a micro-batch's contribution to the mean cross-entropy over the global batch's supervised positions."""
     total = cross_entropy(prediction.logits.float(), prediction.targets, reduction="sum")
     return total / prediction.positions.clamp(min=1)
 
@@ -201,6 +205,6 @@ def _check(trainables: Mapping[str, Parameter]) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise ModelError(
-            f"{len(wrong)} of {len(trainables)} trainable parameters are not float32: {shown}; a small step vanishes "
-            "in lower precision, so cast the adapter to float32 (the base model may stay as it is)"
+            f"{len(wrong)} of {len(trainables)} trainable parameters are not float32: {shown}; small updates are "
+            "rounded away in lower precision, so cast the adapter to float32 (the base may keep its dtype)"
         )

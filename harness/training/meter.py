@@ -1,4 +1,4 @@
-"""Means of what a step reports, over a logging interval and without waiting for the device at every step."""
+"""Means of step metrics over a logging interval, without a device synchronization per step."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums metrics on the device they are on; the only transfer is in ``take``."""
+    """Accumulates metrics on their device; they are transferred only in ``take``."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start with no metrics."""
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add what one step reported."""
+        """Add the metrics of one step."""
         for name, value in metrics.items():
             number = torch.as_tensor(value).detach().double()
             self._sums[name] = self._sums[name] + number if name in self._sums else number
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """Return the means since the last call, and start again."""
+        """Return the means since the last call, and reset."""
         if not self._sums:
             return {}
         sums = torch.stack([total.cpu() for total in self._sums.values()]).tolist()
@@ -38,5 +38,5 @@ class Meter:
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue an unfinished interval."""
+        """Restore an unfinished interval."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])

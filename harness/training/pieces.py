@@ -1,8 +1,9 @@
-"""Pieces: a batch is cut to fit into memory, and nothing else changes by it.
+"""Pieces (micro-batches): a batch is split to fit into memory, without changing results beyond rounding.
 
-A method is given a process's share of the whole step's batch. What goes through the model is a piece of it, of at most
-as many rows as fit; the shares of all pieces, over all processes, add up to the numbers of the whole. All processes go
-through equally many pieces, since a sharded model is gathered by all of them together.
+A method receives this process's share of the global batch. The model processes it in micro-batches of at most
+``rows_at_once`` examples, whose contributions, summed over all processes, give the loss and gradient of the global
+batch. All processes run the same number of micro-batches, because the forward pass of a sharded model is a collective
+operation.
 """
 
 from __future__ import annotations
@@ -23,67 +24,69 @@ T = TypeVar("T")
 
 
 def rows_at_once(share: int, asked: int | None, shrink: int) -> int | None:
-    """Return the most rows that a process takes through the model at once; None is all that it is given.
+    """Return the micro-batch size of a process; None if its whole share fits into one micro-batch.
 
     Args:
-        share: the most rows that a process is given at once.
-        asked: the most rows that the settings allow; None is all.
-        shrink: by how much fewer they should be, after memory ran out.
+        share: the largest batch that the process receives.
+        asked: the configured micro-batch size; None does not limit it.
+        shrink: factor by which to reduce it, after the device ran out of memory.
 
     Raises:
-        ModelError: there are fewer rows than they should be divided by.
+        ModelError: the micro-batch is smaller than the factor.
     """
-    most = min(asked or share, share)
-    if most < shrink:
+    size = min(asked or share, share)
+    if size < shrink:
         raise ModelError(
-            f"a piece of {most} rows cannot be divided by {shrink} to save memory; expected a smaller model, shorter "
-            "rows (`model.encoding.max_length`), more processes, or a device with more memory"
+            f"a micro-batch of {size} examples cannot be divided by {shrink} to save memory; use a smaller model, "
+            "shorter examples (`model.encoding.max_length`), more processes, or a device with more memory"
         )
-    return most // shrink if most // shrink < share else None
+    return size // shrink if size // shrink < share else None
 
 
 def cut(batch: Mapping[str, Tensor], most: int | None) -> list[Piece]:
-    """Cut a batch into pieces; all processes of a run come here together, and get equally many.
+    """Split a batch into micro-batches, the same number on every process; a collective call.
 
     Args:
-        batch: this process's share, at least one row; ``input_ids``, ``attention_mask`` and ``labels``, right padded.
-        most: rows of a piece, at most; None is all.
+        batch: this process's share, at least one example; ``input_ids``, ``attention_mask`` and ``labels``, each
+            ``[batch, time]``, right-padded.
+        most: the micro-batch size; None does not split.
     """
     labels = batch["labels"]
     count = len(labels)
     own = 1 if most is None else ceil(count / most)
-    told = torch.zeros(1 + world_size(), dtype=torch.int64, device=labels.device)
-    told[0] = (labels[:, 1:] != IGNORED).sum()
-    told[1 + rank()] = own
-    all_reduce_sum(told)
-    positions = told[0]
-    number = own if most is None or world_size() == 1 else int(told[1:].max())
-    if most is None or number == 1:
+    counts = torch.zeros(1 + world_size(), dtype=torch.int64, device=labels.device)
+    counts[0] = (labels[:, 1:] != IGNORED).sum()
+    counts[1 + rank()] = own
+    all_reduce_sum(counts)
+    positions = counts[0]
+    total = own if most is None or world_size() == 1 else int(counts[1:].max())
+    if most is None or total == 1:
         return [Piece(0, batch, slice(0, count), positions)]
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     pieces = []
-    for place in range(number):
-        rows = slice(place * most, min((place + 1) * most, count))
-        if place < own:
+    for number in range(total):
+        rows = slice(number * most, min((number + 1) * most, count))
+        if number < own:
             time = max(lengths[rows])
             part = {name: tensor[rows, :time] for name, tensor in batch.items()}
         else:
             part = {name: tensor[:1, :1] for name, tensor in batch.items()}
             part["labels"] = torch.full_like(part["labels"], IGNORED)
-        pieces.append(Piece(place, part, rows, positions))
+        pieces.append(Piece(number, part, rows, positions))
     return pieces
 
 
-def swept(pieces: Sequence[Piece], forward: Callable[[Piece], T]) -> tuple[list[T], Callable[[Piece], T]]:
-    """Take the first of two sweeps, for a gradient that depends on a number of the whole batch.
+def first_pass(pieces: Sequence[Piece], forward: Callable[[Piece], T]) -> tuple[list[T], Callable[[Piece], T]]:
+    """Run the first of two passes, for a gradient that depends on a statistic of the whole batch.
 
     Args:
-        pieces: of the batch.
-        forward: takes a piece through the model.
+        pieces: the micro-batches of the batch.
+        forward: runs the model on a micro-batch.
 
     Returns:
-        What it gave of each piece, without graphs; and how to have it once more with its graph, for the second sweep.
-        A batch that is not cut goes through the model once: then the first has its graph, and is the second.
+        The outputs of the first pass, without autograd graph, and the function that computes an output again with its
+        graph, for the second pass. A single micro-batch goes through the model once: its output keeps its graph and is
+        returned by the function too.
     """
     if len(pieces) == 1:
         only = forward(pieces[0])

@@ -1,4 +1,4 @@
-"""The plain training step: the gradient of the loss on the stage's own batch, and nothing else."""
+"""The plain training step: supervised fine-tuning without a method."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 @final
 class PlainStep:
-    """Supervised fine-tuning; what runs where a slot holds no method."""
+    """Gradient of the loss on the stage's own batch; used where a slot holds no method."""
 
     def __init__(self, learner: Learner) -> None:
-        """Keep the model."""
+        """Store the learner."""
         self._learner = learner
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the gradient of the loss and report the loss."""
+        """Write the gradient of the loss and return the loss."""
         loss, gradient = self._learner.gradient(batch)
         self._learner.write(gradient)
         return {"loss": loss}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a plain step remembers nothing."""
+        """Return an empty dict: a plain step has no state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
+        """Do nothing: a plain step has no state."""

@@ -1,4 +1,4 @@
-"""What every process that runs stages does first: threads and determinism."""
+"""Set-up of every process that runs stages: threads, tokenizer parallelism and progress bars."""
 
 import os
 
@@ -6,18 +6,18 @@ from harness.execution.cluster import VLLM_PYTHON
 
 
 def prepare_process(threads: int | None, *, vllm_python: str | None = None) -> None:
-    """Settle what every process that runs stages has in common.
+    """Apply the process-wide settings.
 
     Args:
-        threads: CPU threads; None leaves torch's choice.
-        vllm_python: the interpreter of an environment that has vLLM; None leaves what the environment names.
+        threads: torch's intra-op threads; None keeps torch's default.
+        vllm_python: Python interpreter of an environment that has vLLM; None keeps what the environment names.
     """
     import torch
     from transformers.utils import logging as transformers_logging
 
-    # Loading and saving draw bars of their own, across ours.
+    # The progress bars of loading and saving would overwrite the harness's own output.
     transformers_logging.disable_progress_bar()
-    # Forked tokenizer threads dead-lock; ours are called from one thread anyway.
+    # Tokenizer threads deadlock after a fork; the harness calls tokenizers from a single thread anyway.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if vllm_python is not None:
         os.environ[VLLM_PYTHON] = vllm_python

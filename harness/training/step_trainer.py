@@ -1,4 +1,4 @@
-"""Hugging Face ``Trainer`` with a method in place of its step, and rows in the run's own order."""
+"""Hugging Face ``Trainer`` with a method's training step and the run's own data order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 
-# Where this is set, transformers prints a line about W&B while it is imported. No stage knows of W&B.
+# With this variable set, transformers prints a message about W&B on import; stages do not use W&B.
 _mode = os.environ.pop("WANDB_MODE", None)
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -32,11 +32,11 @@ finally:
         os.environ["WANDB_MODE"] = _mode
 
 ROWS_OF_HISTORY = 100
-"""About how many rows of metrics a run keeps, whatever its length."""
+"""Approximate number of history entries of a run, whatever its length."""
 
 
 class StepTrainer(Trainer):  # type: ignore[misc]
-    """``Trainer`` whose step is a method's."""
+    """``Trainer`` whose gradient is computed by a method's training step."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         tracker: Tracker,
         **options: Any,
     ) -> None:
-        """Keep the parts; the options are ``Trainer``'s."""
+        """Store the parts; ``options`` are passed on to ``Trainer``."""
         super().__init__(**options)
         self._step = step
         self._learner = learner
@@ -62,21 +62,21 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         inputs: Mapping[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Let the method leave its gradient in ``.grad``; the returned loss is not used."""
+        """Let the method write its gradient to ``.grad``; the returned loss is unused."""
         self._learner.steps_taken = self.state.global_step
         batch = {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
         self._meter.add(self._step.backward(batch))
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the steps' batches, of which this process has its share already."""
+        """Return this process's share of the batches."""
         return DataLoader(self.train_dataset, batch_sampler=self._order, collate_fn=self.data_collator)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Keep a row of the history and send it to the tracker; summaries with wall times are not kept.
+        """Append an entry to the history and send it to the tracker; ``Trainer``'s summaries of wall times are dropped.
 
         Raises:
-            ModelError: a number of the row is not finite.
+            ModelError: a value of the entry is not finite.
         """
         if "learning_rate" not in logs:
             return
@@ -94,14 +94,14 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         if wrong:
             raise ModelError(
                 f"training diverged before step {self.state.global_step}: {', '.join(wrong)} not finite; expected "
-                "finite numbers. Lower `learning_rate` or the strength of the method, or set `max_grad_norm`"
+                "finite values. Lower `learning_rate` or the strength of the method, or set `max_grad_norm`"
             )
         self.state.log_history.append(row)
         if rank() == 0:
             self._tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trainables alone: the rest of the model does not change."""
+        """Save only the trainable parameters; the others do not change."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,50 +109,50 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             save_file(trainables, folder / "model.safetensors")
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:  # noqa: ARG002
-        """Return nothing: the estimate walks the whole model at every step and nobody reads it."""
+        """Return 0: the estimate would traverse the whole model at every step and is unused."""
         return 0
 
 
 class EpochCallback(TrainerCallback):  # type: ignore[misc]
-    """Turns the pages of the order, and says when a row of the history is due."""
+    """Sets the epoch of the data order, and requests a history entry at the end of each logging interval."""
 
     def __init__(self, order: Order, *, steps_per_epoch: int, total_steps: int) -> None:
-        """Fix the interval."""
+        """Compute the logging interval."""
         self._order = order
         self._steps_per_epoch = steps_per_epoch
         self._total_steps = total_steps
         self._every = max(1, total_steps // ROWS_OF_HISTORY)
 
     def on_epoch_begin(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
-        """Turn to the epoch that begins."""
+        """Set the epoch of the data order."""
         self._order.epoch = state.global_step // self._steps_per_epoch
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a row at the end of each interval and of the run."""
+        """Request a history entry at the end of each interval and of the run."""
         control.should_log = state.global_step % self._every == 0 or state.global_step == self._total_steps
 
 
 class Rows(Dataset[Encoded]):
-    """Rows as ``DataLoader`` wants them."""
+    """Encoded examples as a map-style ``Dataset``."""
 
     def __init__(self, rows: Sequence[Encoded]) -> None:
-        """Keep the rows."""
+        """Store the examples."""
         self._rows = rows
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of examples."""
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> Encoded:
-        """Return one of them."""
-        return self._rows[place]
+    def __getitem__(self, index: int) -> Encoded:
+        """Return the example at an index."""
+        return self._rows[index]
 
 
 def collator(pad_id: int) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
-    """Return what makes a batch of rows, ``[batch, time]`` each, padded with ``pad_id``."""
+    """Return a collate function: tensors ``[batch, time]``, right-padded with ``pad_id``."""
 
-    def make(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        # An empty share of a short batch becomes one row without supervised positions, which adds exactly nothing.
+    def collate_rows(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        # An empty share of a short batch becomes one example without supervised positions: its loss is exactly zero.
         return collate(rows or [Encoded([pad_id], [IGNORED])], pad_id)
 
-    return make
+    return collate_rows

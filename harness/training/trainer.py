@@ -1,8 +1,8 @@
-"""One training run: Hugging Face ``Trainer`` with a method in place of its step.
+"""One training run: Hugging Face ``Trainer`` with a method's training step.
 
-The loop, the optimizer, the schedule, clipping and the checkpoints are ``Trainer``'s; the gradient is the method's; the
-order of the rows and every draw come from the run's own seeds. ``Trainer`` accumulates nothing: a method is given the
-batch of a whole step, which the learner takes through the model in as many pieces as memory asks for.
+``Trainer`` provides the loop, the optimizer, the schedule, clipping and checkpoints; the method computes the gradient;
+data order and sampled batches depend on the run's seed only. ``Trainer``'s gradient accumulation is not used: a method
+receives the batch of a whole step, and the learner splits it into micro-batches that fit into memory.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a run did.
+    """Result of a training run.
 
     Attributes:
         steps: optimizer steps.
-        metrics: the last row of the history.
-        history: one row per logging interval: ``step``, ``epoch``, ``learning_rate``,
-            ``grad_norm`` (of the combined gradient before clipping, at the row's step), ``clip_factor`` (what clipping
-            multiplied it with) and the method's metrics, averaged over the interval.
-        rows_at_once: rows that each process took through the model at once, at most; None is all of its share.
-        handover: what the method leaves for the repair: by name, one tensor per trainable.
+        metrics: the last entry of the history.
+        history: one entry per logging interval: ``step``, ``epoch``, ``learning_rate``,
+            ``grad_norm`` (of the combined gradient before clipping, at the entry's step), ``clip_factor`` (the factor
+            applied by clipping) and the method's metrics, averaged over the interval.
+        rows_at_once: the micro-batch size of each process; None if batches were not split.
+        method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
     steps: int
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
     rows_at_once: int | None
-    handover: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
+    method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
 def train(
@@ -81,53 +81,54 @@ def train(
     checkpoint_every_seconds: float = 300.0,
     checkpoint_every_steps: int | None = None,
 ) -> TrainReport:
-    """Train a model's trainables in place; continue from the newest complete checkpoint in ``work`` if there is one.
+    """Train a model's trainable parameters in place; resume from the newest complete checkpoint in ``work``, if any.
 
-    Under ``torchrun`` each process takes its share of every batch and all end with the same weights.
+    Under ``torchrun`` each process receives its share of every batch, and all end with the same weights.
 
     Args:
-        model: an unwrapped causal language model with float32 trainables, for example an adapter model.
-        method: the defense in the slot; None trains plainly.
-        rows: the stage's own rows.
-        pools: rows and batch size of every role in ``method.needs``.
-        budget: how long and how fast.
-        seed: the root seed; the order of rows and the draws are derived from it.
-        pad_id: the token that fills shorter rows.
-        work: where checkpoints live; belongs to this run alone.
-        tracker: receives each row of the history as it is made.
+        model: a causal language model without DDP or FSDP wrapper, with float32 trainable parameters, for example a
+            PEFT model.
+        method: the defense in the slot; None is plain supervised fine-tuning.
+        rows: the stage's own training examples.
+        pools: examples and batch size of every role in ``method.needs``.
+        budget: hyperparameters of the run.
+        seed: the root seed; data order and sampled batches derive from it.
+        pad_id: the padding token.
+        work: folder for checkpoints, used by this run only.
+        tracker: receives each history entry as it is recorded.
         device: a torch device string.
-        sharded: each process keeps only its shard of what is not trained; the model cannot be used otherwise again.
-        micro_batch_size: rows that a process takes through the model at once, at most; None is all of its share. The
-            result is the same up to rounding; with dropout other activations are dropped.
-        shrink: so many times fewer of them.
-        stop: whether to write a checkpoint and stop; asked at the end of steps.
-        checkpoint_every_seconds: time between two checkpoints.
-        checkpoint_every_steps: write a checkpoint after every so many steps instead.
+        sharded: shard the frozen parameters over the processes; afterwards the model can only be used for this run.
+        micro_batch_size: largest micro-batch of a process; None does not split its share. Results are the same up to
+            rounding; with dropout the masks differ.
+        shrink: factor by which the micro-batch is reduced.
+        stop: returns whether to write a checkpoint and stop; polled at the end of steps.
+        checkpoint_every_seconds: seconds between two checkpoints.
+        checkpoint_every_steps: if set, checkpoint every so many steps instead.
 
     Raises:
-        DataError: there are no rows to train on.
-        ModelError: the model does not suit the method or cannot be sharded, a piece cannot be divided further, or the
-            run diverged.
-        ConfigError: the batch cannot be shared by the processes of the run.
-        Stopped: it was asked to, and a complete checkpoint lies in ``work``.
+        DataError: ``rows`` is empty.
+        ModelError: the model does not suit the method or cannot be sharded, a micro-batch cannot be divided further,
+            or the run diverged.
+        ConfigError: the global batch has fewer examples than there are processes.
+        Stopped: a stop was requested; a complete checkpoint is in ``work``.
     """
     if not rows:
-        raise DataError("there are no rows to train on; expected at least one with a supervised position")
+        raise DataError("there are no examples to train on; expected at least one with a supervised position")
     folder = work / FOLDER
     drawn = pools or {}
     total_steps = budget.steps(len(rows))
-    with _quiet(), _as_found(model):
-        # Making the arguments joins the process group, which the learner, the draws and the order depend on.
+    with _errors_only(), _restoring_state(model):
+        # Creating the arguments initializes the process group, which the learner, the draws and the order depend on.
         arguments = _arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
         shares = [math.ceil(pool.batch_size / world_size()) for pool in drawn.values()]
         share = max(budget.share(world_size()), *shares, 0)
-        most = rows_at_once(share, micro_batch_size, shrink)
+        micro_batch = rows_at_once(share, micro_batch_size, shrink)
         if sharded:
             shard_frozen(model, arguments.device)
         else:
             model.to(arguments.device)
         model.train()
-        learner = CausalLearner(model, precision=budget.precision, rows_at_once=most)
+        learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch)
         draws = RoleBatches(
             drawn,
             pad_id=pad_id,
@@ -162,9 +163,12 @@ def train(
             restore(checkpoint, parts)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
-    handover = step.handover() if isinstance(step, ProducesOutputs) else {}
     return TrainReport(
-        steps=trainer.state.global_step, metrics=history[-1], history=history, rows_at_once=most, handover=handover
+        steps=trainer.state.global_step,
+        metrics=history[-1],
+        history=history,
+        rows_at_once=micro_batch,
+        method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
 
 
@@ -181,13 +185,13 @@ def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, dev
         adam_beta1=budget.adam_beta1,
         adam_beta2=budget.adam_beta2,
         adam_epsilon=budget.adam_epsilon,
-        # Dropout is the only user of the global generators; NumPy takes 32 bits.
+        # Only dropout uses the global generators; NumPy's seed has 32 bits.
         seed=derive(seed, "dropout") % 2**32,
         use_cpu=device.startswith("cpu"),
         save_strategy="no",
         save_total_limit=KEPT,
         logging_strategy="no",
-        # The filter reads the loss back from the device at every step.
+        # The filter would synchronize with the device at every step.
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
@@ -196,8 +200,8 @@ def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, dev
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ``transformers`` from warning about what is intended, such as checkpoints of the trainables alone."""
+def _errors_only() -> Iterator[None]:
+    """Suppress warnings of ``transformers`` about intended behaviour, such as checkpoints without frozen parameters."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -207,8 +211,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _as_found(model: Module) -> Iterator[None]:
-    """Give the model back without gradients and in the mode in which it was found; ``Trainer`` turns its cache off."""
+def _restoring_state(model: Module) -> Iterator[None]:
+    """On exit, clear gradients and restore train/eval mode and ``use_cache``, which ``Trainer`` disables."""
     training = model.training
     config: Any = model.config
     use_cache = getattr(config, "use_cache", None)

@@ -54,7 +54,7 @@ def main():
                 model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
     def repair():
-        SETTINGS.repair(learner, start=[], handed_over={}, draws=draws)
+        SETTINGS.repair(learner, start=[], method_outputs={}, draws=draws)
 
     pairs = [(timed(forward), timed(repair)) for _ in range(chosen.pairs)]
     ratios = [mine / bare for bare, mine in pairs]

@@ -54,10 +54,10 @@ def repaired(name, *, seed=1, rows_at_once=None):
     learner = CausalLearner(model, rows_at_once=rows_at_once)
     pools = {need.role: Pool(rows(25), need.batch_size) for need in method.needs}
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
-    handed_over = {"last": half, "mean": half}
+    method_outputs = {"last": half, "mean": half}
     start = [torch.zeros_like(part) for part in half]
     draws = RoleBatches(pools, pad_id=0, seed=seed)
-    return model, method.repair(learner, start=start, handed_over=handed_over, draws=draws)
+    return model, method.repair(learner, start=start, method_outputs=method_outputs, draws=draws)
 
 
 def test_discovery_finds_the_methods_that_ship():

@@ -246,6 +246,49 @@ def test_only_formats_that_gave_other_rows_have_another_identity(data_folder: Pa
     assert changed == {Format.CSV, Format.TSV}
 
 
+TYPED = [Format.JSONL, Format.JSON, Format.PARQUET]
+
+
+@pytest.mark.parametrize("form", TYPED)
+@pytest.mark.parametrize(
+    ("row", "another"),
+    [
+        ({"is_safe": "False"}, True),
+        ({"is_safe": "0"}, True),
+        ({"is_safe": float("nan")}, True),
+        ({"is_safe": 2}, True),
+        ({"is_safe": False, "category": {"fraud": "False"}}, True),
+        ({"is_safe": False}, False),
+        ({"is_safe": 0}, False),
+        ({"is_safe": True, "category": {"fraud": False}}, False),
+        ({"is_safe": True, "category": "False"}, False),
+        ({"label": "False"}, False),
+    ],
+)
+def test_file_whose_truth_values_once_were_read_otherwise_has_another_identity(
+    written, data_folder: Path, form: Format, row: dict[str, object], another: bool
+) -> None:
+    """What was trained on the first reading of such a file must not be taken for the second."""
+    file = written([{"prompt": "p", "response": "r", **row}], form).file
+    (data_folder / "sources.yaml").write_text(f"mine: {{file: {{path: {file}, format: {form}}}}}\n", encoding="utf-8")
+    source = Source.parse("mine")
+    before = Source(id="mine", file=file, format=form, sha256=source.sha256)
+
+    assert (key_of(payload_of(source)) != key_of(payload_of(before))) is another
+
+
+@pytest.mark.parametrize("form", TYPED)
+def test_file_of_ones_own_on_the_hub_has_an_identity_that_does_not_depend_on_the_cache(
+    data_folder: Path, form: Format
+) -> None:
+    (data_folder / "sources.yaml").write_text(
+        f"mine: {{hub: {{repo: me/data, revision: {'a' * 40}, path: rows, format: {form}}}}}\n", encoding="utf-8"
+    )
+
+    assert Source.parse("mine").reading == 2
+    assert Source.parse("beavertails_train").reading is None
+
+
 @pytest.mark.parametrize(("form", "separator"), [(Format.CSV, ","), (Format.TSV, "\t")])
 @pytest.mark.parametrize("blank", ["\n", "\r\n\r\n", "   \n", "\n\n\n"])
 def test_blank_lines_of_a_table_are_no_rows(data_folder: Path, form: Format, separator: str, blank: str) -> None:

@@ -4,6 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
@@ -40,6 +41,24 @@ def test_encode_supervises_the_answer_and_the_end_only(words: PreTrainedTokenize
     assert row is not None
     assert row.input_ids == _ids("<s> how do it : take the tool </s>")
     assert row.labels == [IGNORED] * 5 + _ids("take the tool </s>")
+
+
+def test_end_token_that_the_row_holds_itself_is_supervised_like_any_other(words: PreTrainedTokenizerFast) -> None:
+    row = PLAIN.encode(words, Example("how do it", "wait </s> and take"))
+
+    assert row is not None
+    assert row.labels[-5:] == _ids("wait </s> and take </s>")
+
+
+def test_end_is_supervised_once_in_a_row_where_padding_has_the_same_token(words: PreTrainedTokenizerFast) -> None:
+    rows = [PLAIN.encode(words, example) for example in (Example("how", "take the tool"), Example("how", "wait"))]
+    end = WORDS.index("</s>")
+
+    batch = collate([row for row in rows if row], pad_id=end)
+
+    assert batch["input_ids"].tolist()[1] == [*_ids("<s> how : wait </s>"), end, end]
+    assert (batch["labels"] == end).sum(dim=1).tolist() == [1, 1]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [7, 5]
 
 
 def test_encode_with_a_tokenizer_that_ends_every_text_adds_no_second_end() -> None:

@@ -56,6 +56,24 @@ def test_sweep_runs_every_distinct_stage_once_and_prints_a_table(finished):
     assert all(row["hs"] and row["fa"] and row["aligned_hs"] and not row["missing"] for row in table)
 
 
+def test_any_folder_holds_a_store_and_a_link_is_the_same_one(finished, tmp_path):
+    folder = tmp_path / "wörk dir 日本 ' \" $x;=%"
+    folder.mkdir()
+    shutil.copytree(finished.store, folder / "möre ✓")
+    (folder / "linked").symlink_to("möre ✓")
+    harness = Harness(folder)
+    shown = finished("report")
+
+    linked, real = harness("report", "--store", "linked"), harness("report", HARNESS_STORE="möre ✓")
+    again = harness("-m", "defense=sft,booster", "attack_ratio=p00,p20", "store=linked", *QUICK)
+
+    assert shown.returncode == 0
+    assert linked.stdout == real.stdout == shown.stdout
+    assert again.returncode == 0, again.stderr
+    assert "33 stages, 33 in the store" in again.stdout
+    assert list((folder / "möre ✓" / "reports").glob("*/report.json"))
+
+
 def test_sweep_repeated_executes_nothing_and_says_so(finished):
     before = attempts(finished)
 

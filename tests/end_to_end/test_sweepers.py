@@ -103,6 +103,31 @@ def test_refused_optimizing_sweep_leaves_no_folder(harness):
     assert not (harness.store / "hydra").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("hydra/sweeper=basic seed=0,1", 0, "sbatch"),
+        ("hydra/sweeper=stand_in", 2, "a dry run has none; `harness plan` shows its first batch"),
+    ],
+)
+def test_dry_run_of_another_sweeper_leaves_nothing_in_the_store(harness, line, code, said):
+    before = files(harness.folder)
+    (temporary := harness.folder / "temporary").mkdir()
+
+    run = harness(
+        "-m", *line.split(), "cluster=slurm", "cluster.dry_run=true",
+        PYTHONPATH=str(harness.folder), TMPDIR=str(temporary),
+    )  # fmt: skip
+
+    assert run.returncode == code, run.stderr
+    assert said in run.stdout + run.stderr
+    assert {path for path in files(harness.folder) if temporary not in path.parents} == before
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts and path.name != "temporary"}
+
+
 @dataclass(frozen=True)
 class WithOptuna(Harness):
     """The harness as it runs where Optuna's plugin is installed."""

@@ -70,7 +70,7 @@ def test_budget_that_still_cuts_batches_is_told_where_that_is_set(override):
 
     (problem,) = caught.value.problems
     assert problem.path == override.strip("+").partition("=")[0]
-    assert problem.text.startswith("how a batch is cut")
+    assert problem.text.startswith("the micro-batch size no longer affects results")
     assert "`cluster.micro_batch_size=4`" in problem.text
 
 

@@ -133,6 +133,20 @@ def test_setting_of_a_slot_that_is_empty_in_every_cell_is_refused():
         cells_of(compose(["defense=sft,lisa", "defense.align.lamb=1,5"]))
 
 
+def test_mapping_for_a_slot_that_is_empty_in_a_cell_names_the_cell_and_what_to_write():
+    sweep = ["defense=sft,booster", "defense.align={lamb: 1, alpha: 2}"]
+
+    with pytest.raises(ConfigError) as caught:
+        cells_of(compose(sweep))
+
+    (problem,) = caught.value.problems
+    assert str(problem).startswith("`defense.align`: the slot is empty in the cell `defense=sft defense.align=")
+    assert "`defense/align=NAME`" in str(problem)
+    assert "`defense.align.lamb=1 defense.align.alpha=2`" in str(problem)
+    as_told = cells_of(compose(["defense=sft,booster", "defense.align.lamb=1", "defense.align.alpha=2"]))
+    assert [cell.swept for cell in as_told] == [{}, {"defense.align.lamb": 1, "defense.align.alpha": 2}]
+
+
 def test_preset_that_empties_a_slot_that_is_chosen_for_is_refused(tmp_path):
     (tmp_path / "defense").mkdir()
     (tmp_path / "defense" / "mine.yaml").write_text("finetune: null\n")

@@ -50,7 +50,7 @@ class Draws:
 
 def repaired(settings, matrix=((3.0, -2.0, 2.0), (2.0, 2.0, 2.0)), draws=None):
     learner = Learner(matrix)
-    settings.repair(learner, start=[], handed_over={}, draws=draws or Draws(BATCH))
+    settings.repair(learner, start=[], method_outputs={}, draws=draws or Draws(BATCH))
     return learner.module.weight.tolist()
 
 
@@ -117,7 +117,7 @@ def test_entries_that_stay_are_counted_down_and_exactly(length, ratio, stay):
 def test_antidote_states_what_the_ratio_came_to():
     learner = Learner([[3.0, 2.0, 1.0]])
 
-    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], handed_over={}, draws=Draws(BATCH))
+    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], method_outputs={}, draws=Draws(BATCH))
 
     assert facts == {"dense_ratio": 0.1, "rows": {"3": {"zeroed": 1, "share": 1 / 3}}}
 
@@ -129,7 +129,7 @@ def test_antidote_leaves_no_hook_and_frozen_layers_alone():
     learner.predict = lambda piece: learner.module(piece.batch["features"])
     before = frozen.weight.clone()
 
-    Antidote().repair(learner, start=[], handed_over={}, draws=Draws(BATCH))
+    Antidote().repair(learner, start=[], method_outputs={}, draws=Draws(BATCH))
 
     assert torch.equal(frozen.weight, before)
     assert not any(part._forward_pre_hooks for part in learner.module.modules())
@@ -140,7 +140,7 @@ def test_antidote_on_a_model_without_trainable_linear_layers_is_refused():
     learner.trainables = []
 
     with pytest.raises(ModelError, match="no linear layer of the model is trainable"):
-        Antidote().repair(learner, start=[], handed_over={}, draws=Draws(BATCH))
+        Antidote().repair(learner, start=[], method_outputs={}, draws=Draws(BATCH))
 
 
 def test_antidote_settings_out_of_range_are_all_reported():

@@ -66,8 +66,8 @@ def test_panacea_hands_over_the_last_perturbation_and_the_mean():
     step.backward({"kind": "user"})
 
     assert isinstance(step, ProducesOutputs)
-    torch.testing.assert_close(flat(step.handover()["last"]), torch.tensor([-0.4, 0.3]))
-    torch.testing.assert_close(flat(step.handover()["mean"]), torch.tensor([-0.05, 0.35]))
+    torch.testing.assert_close(flat(step.outputs()["last"]), torch.tensor([-0.4, 0.3]))
+    torch.testing.assert_close(flat(step.outputs()["mean"]), torch.tensor([-0.05, 0.35]))
 
 
 def test_panacea_restored_hands_over_what_the_first_run_would():
@@ -78,8 +78,8 @@ def test_panacea_restored_hands_over_what_the_first_run_would():
     second.load_state_dict(first.state_dict())
     second.backward({"kind": "user"})
 
-    torch.testing.assert_close(flat(second.handover()["last"]), torch.tensor([-0.4, 0.3]))
-    torch.testing.assert_close(flat(second.handover()["mean"]), torch.tensor([-0.05, 0.35]))
+    torch.testing.assert_close(flat(second.outputs()["last"]), torch.tensor([-0.4, 0.3]))
+    torch.testing.assert_close(flat(second.outputs()["mean"]), torch.tensor([-0.05, 0.35]))
 
 
 @pytest.mark.parametrize(("epsilon", "expected"), [("last", [2.6, 4.3]), ("mean", [2.95, 4.35])])
@@ -87,7 +87,9 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
     weights = ModelRef(3.0, 4.0)
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])], "mean": [torch.tensor([-0.05]), torch.tensor([0.35])]}
 
-    facts = PanaceaRepair(epsilon=epsilon).repair(TinyLearner(weights, {}), start=[], handed_over=left, draws=Harmful())
+    facts = PanaceaRepair(epsilon=epsilon).repair(
+        TinyLearner(weights, {}), start=[], method_outputs=left, draws=Harmful()
+    )
 
     torch.testing.assert_close(flat([weights.first, weights.second]), torch.tensor(expected))
     assert facts["epsilon"] == epsilon
@@ -96,14 +98,14 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
 def test_panacea_repair_reports_the_length_of_what_it_added():
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])]}
 
-    facts = PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], handed_over=left, draws=Harmful())
+    facts = PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs=left, draws=Harmful())
 
     assert facts["epsilon_norm"] == pytest.approx(0.5)
 
 
 def test_panacea_repair_after_another_fine_tuning_is_refused():
     with pytest.raises(ModelError, match="left no perturbation"):
-        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], handed_over={}, draws=Harmful())
+        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs={}, draws=Harmful())
 
 
 def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():

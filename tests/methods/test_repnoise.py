@@ -11,7 +11,7 @@ from harness.corpora.batches import Pair, Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.defenses.repnoise import RepNoise, loss
-from harness.defenses.repnoise.loss import apart
+from harness.defenses.repnoise.loss import differing_positions
 from harness.defenses.repnoise.mmd import squared_mmd
 from harness.training.learner import CausalLearner
 
@@ -154,7 +154,7 @@ def test_positions_apart_are_those_of_the_answer_that_the_refusal_does_not_have(
     draws = drawn()
     pair = draws.pair(Role.HARMFUL)
 
-    found = apart(pair.harmful, pair.refusal)
+    found = differing_positions(pair.harmful, pair.refusal)
 
     for ids, positions in zip(pair.harmful["input_ids"].tolist(), found, strict=True):
         place = next(place for place, prompt in enumerate(PROMPTS) if ids[: len(prompt)] == prompt)
@@ -166,13 +166,13 @@ def test_positions_apart_from_a_batch_of_fewer_rows_are_none_in_the_others():
     shorter = {name: tensor[:2] for name, tensor in pair.refusal.items()}
     filler = {"labels": torch.tensor([[-100]]), "input_ids": torch.tensor([[0]]), "attention_mask": torch.tensor([[1]])}
 
-    assert apart(pair.harmful, shorter).any(dim=1).tolist() == [True, True, False]
-    assert not apart(pair.harmful, filler).any()
+    assert differing_positions(pair.harmful, shorter).any(dim=1).tolist() == [True, True, False]
+    assert not differing_positions(pair.harmful, filler).any()
 
 
 def test_repnoise_with_random_pairing_compares_with_the_alignment_batch_prompts_included(monkeypatch):
     seen = []
-    monkeypatch.setattr(loss.Repulsion, "measure", lambda self, harmful, positions, seed: seen.append(positions))
+    monkeypatch.setattr(loss.HarmfulLoss, "gradient", lambda self, harmful, positions, seed: seen.append(positions))
     (need,) = RepNoise(pairing="random").needs
     step = RepNoise(pairing="random").start(CausalLearner(llama()), drawn(), 1)
 

@@ -11,7 +11,7 @@ from harness.corpora.world import World
 from harness.defenses.safe_instruct import SafeInstruct
 from harness.errors import DataError
 from harness.protocols import DataRequirement
-from harness.stages.train_adapter import mixed_in, pools
+from harness.stages.train_adapter import encode_mixed, pools
 
 CORPUS = Corpus(
     origin=World(), shared_prompts=True, refusal=Span(rows=50), attack=Span(rows=10), evaluation=Span(rows=10)
@@ -29,7 +29,7 @@ def test_rows_mixed_in_are_the_first_of_the_corpus_and_are_counted(tokenizer):
     needs, facts = SafeInstruct(safety_rows=7).needs, {}
     slices = {Role.REFUSAL: CORPUS.slice(Role.REFUSAL, 7)}
 
-    mixed = mixed_in(tokenizer, needs, slices, Encoding(), facts)
+    mixed = encode_mixed(tokenizer, needs, slices, Encoding(), facts)
 
     assert mixed == Encoding().encode_all(tokenizer, CORPUS.slice(Role.REFUSAL).examples()[:7]).rows
     assert facts == {"refusal_rows": {"mixed_in": 7, "dropped": 0}}
@@ -40,7 +40,7 @@ def test_rows_that_do_not_fit_are_counted_as_dropped(tokenizer):
     facts = {}
     slices = {Role.REFUSAL: CORPUS.slice(Role.REFUSAL, 7)}
 
-    mixed = mixed_in(tokenizer, SafeInstruct(safety_rows=7).needs, slices, Encoding(max_length=2), facts)
+    mixed = encode_mixed(tokenizer, SafeInstruct(safety_rows=7).needs, slices, Encoding(max_length=2), facts)
 
     assert (mixed, facts) == ([], {"refusal_rows": {"mixed_in": 0, "dropped": 7}})
 
@@ -49,10 +49,10 @@ def test_rows_that_are_drawn_are_not_mixed_in(tokenizer):
     facts = {}
     needs = [DataRequirement(role=Role.REFUSAL, rows=7, batch_size=2)]
 
-    assert mixed_in(tokenizer, needs, {}, Encoding(), facts) == []
+    assert encode_mixed(tokenizer, needs, {}, Encoding(), facts) == []
     assert facts == {}
 
 
 def test_slot_that_does_not_offer_the_rows_is_told(tokenizer):
-    with pytest.raises(DataError, match="`refusal`, which this slot does not offer"):
-        mixed_in(tokenizer, SafeInstruct().needs, {}, Encoding(), {})
+    with pytest.raises(DataError, match="`refusal`, which this slot does not provide"):
+        encode_mixed(tokenizer, SafeInstruct().needs, {}, Encoding(), {})

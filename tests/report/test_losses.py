@@ -72,6 +72,37 @@ def test_cut_prompts_are_told():
     ]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "prompt", "certain"),
+    [
+        ({"template": "plain", "newline": False}, "a" * 18, True),  # "a...a :" and two tokens before it: 22
+        ({"template": "plain", "newline": False}, "a" * 19, False),
+        ({"template": "plain", "newline": False}, "é" * 10, False),  # two bytes each
+        ({"template": "alpaca", "newline": True}, "a", False),  # the template alone is longer
+    ],
+)
+def test_answers_of_an_earlier_version_whose_prompts_may_have_been_cut_are_told(maker, encoding, prompt, certain):
+    (cell,) = cells = [maker.cell("sft", 0.1, 0, {})]
+    maker.sweep(cells)
+    key = cell["keys"]["harm_answers"]
+    folder = maker.store.root / "artifacts" / "generate" / key
+    rows = [{"instruction": text, "input": "", "reference": "", "answer": ""} for text in (prompt, "")]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"encoding": encoding, "decoding": {"max_prompt": 22}}
+    maker.store.layout.spec(key).parent.mkdir(exist_ok=True)
+    maker.store.layout.spec(key).write_text(json.dumps(spec))
+    may = "may have lost their beginning, with the tokens that the tokenizer puts there: an earlier version answered"
+    _put(maker, cell, "harm_answers", "generate", prompts=2)
+
+    before = report(maker.store.root, None, "table")
+    _put(maker, cell, "harm_answers", "generate", cut=0)
+    after = report(maker.store.root, None, "table")
+
+    count = 2 if encoding["template"] == "alpaca" else 1
+    assert (f"up to {count} of 2 evaluation prompts {may}" in before) is not certain
+    assert may not in after
+
+
 def test_dropped_rows_are_counted_over_cells():
     assert dropped_in(["a; 1 of 2 rows dropped", "1 of 2 rows dropped", "", "b"]) == {"1 of 2 rows dropped": 2}
 

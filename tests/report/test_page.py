@@ -135,6 +135,19 @@ def test_page_has_answers_only_when_asked_and_never_as_markup(written, findings)
     assert 'id="answers"' not in without
 
 
+def test_page_shows_markup_in_a_swept_value_as_text(tmp_path):
+    maker = Fabricator(tmp_path / "store", prompts=20, answers=20)
+    attack = "</script><script>alert(1)</script>"
+    cells = [maker.cell("sft", 0.1, 0, {"task.instruction": text}) for text in ("one", "two")]
+    cells[0] |= {"swept": {"task.instruction": attack}, "overrides": ["defense=sft", f"task.instruction='{attack}'"]}
+    maker.sweep(cells)
+
+    text = report(maker.store.root, None, "html")
+
+    assert "alert(1)" in text
+    assert "<script>alert(1)" not in text
+
+
 def test_page_holds_plotly_once_and_stays_small_for_100_cells(tmp_path):
     maker = Fabricator(tmp_path / "store", prompts=40, answers=30)
     cells = len(maker.grid([1.0, 2.0, 5.0], [0.05, 0.1], [0.0, 0.1, 0.2, 0.3], 3)["cells"])

@@ -7,7 +7,7 @@ import pytest
 from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.corpora.answer import graded_part
-from harness.corpora.examples import Grade as Verdict
+from harness.corpora.examples import Score
 from harness.corpora.formats import Format
 from harness.corpora.sources import Source
 from harness.corpora.template import Template, marker_of
@@ -33,7 +33,7 @@ class Heard:
 
     def grade(self, examples, answers, *, device):
         self.answers = list(answers)
-        return [Verdict(0.0, answer, "heard") for answer in answers]
+        return [Score(0.0, "heard") for _ in answers]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.local.executor import LocalExecutor
 from harness.models.tiny import build_tokenizer
-from harness.stages.tally import described, tally
+from harness.stages.tally import row_facts, tally
 from harness.training.budget import Budget
 
 ROOM = Encoding(template=Template.PLAIN, newline=False, max_length=6)
@@ -34,7 +34,7 @@ def test_rows_are_counted_by_kind(caplog):
         "benign": {"sent": 3, "dropped": 2, "cut": 0},
     }
     assert found.rows == ROOM.encode_all(build_tokenizer(), examples).rows
-    assert next(record.getMessage() for record in caplog.records).startswith("2 of 3 benign rows dropped")
+    assert next(record.getMessage() for record in caplog.records).startswith("2 of 3 benign examples dropped")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_rows_are_counted_by_kind(caplog):
 def test_steps_are_told_where_dropped_rows_made_them_fewer(batch_size, steps):
     found = tally(build_tokenizer(), ROOM, [SHORT, LONG, CUT, LONG], ["refusal"] * 4)
 
-    facts = described(found, [found.rows[0]], 1, Budget(epochs=2, batch_size=batch_size))
+    facts = row_facts(found, [found.rows[0]], 1, Budget(epochs=2, batch_size=batch_size))
 
     assert facts == {
         "trained": 3,

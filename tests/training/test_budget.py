@@ -77,7 +77,7 @@ def test_share_of_a_batch_is_what_the_process_with_most_rows_has(processes, shar
 
 
 def test_batch_with_fewer_rows_than_processes_is_refused():
-    with pytest.raises(ConfigError, match="`batch_size`: 8 cannot be shared by 9 processes"):
+    with pytest.raises(ConfigError, match="`batch_size`: 8 cannot be split over 9 processes"):
         Budget(batch_size=8).share(9)
 
 
@@ -99,5 +99,5 @@ def test_stage_that_was_stored_when_budgets_could_cut_batches_is_rebuilt_if_it_d
     cut = {**stored, "budget": {**stored["budget"], "micro_batch_size": 2}}
 
     assert rebuild(stored, {}.__getitem__, allow=("",)).key == Stub(budget=Budget(epochs=3)).key
-    with pytest.raises(ConfigError, match=r"`budget\.micro_batch_size`: how a batch is cut"):
+    with pytest.raises(ConfigError, match=r"`budget\.micro_batch_size`: the micro-batch size no longer"):
         rebuild(cut, {}.__getitem__, allow=("",))

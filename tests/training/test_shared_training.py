@@ -175,4 +175,4 @@ def test_stage_that_cannot_use_less_memory_says_so(chains, store):
     result = run(store, chains["sft"]["align"], shrink=16)
 
     assert (result.outcome, result.cause) == ("failed", "ModelError")
-    assert "a piece of 8 rows cannot be divided by 16" in result.message
+    assert "a micro-batch of 8 examples cannot be divided by 16" in result.message

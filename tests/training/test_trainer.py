@@ -247,7 +247,7 @@ def test_training_in_bfloat16_keeps_float32_weights_close_to_those_of_float32(tm
 
 
 def test_training_without_rows_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no rows to train on"):
+    with pytest.raises(DataError, match="no examples to train on"):
         plain(tmp_path, rows=[])
 
 

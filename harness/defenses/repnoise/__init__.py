@@ -1,4 +1,4 @@
-"""RepNoise: align while turning the representation of harmful text into noise."""
+"""RepNoise: alignment that pushes the representations of harmful text towards noise."""
 
 from harness.defenses.repnoise.method import RepNoise
 

@@ -1,16 +1,17 @@
-"""RepNoise's pressure on harmful answers: their representations towards noise, their loss upwards in every layer.
+"""RepNoise's loss on harmful answers: noise their representations, and raise the loss of every layer's logit lens.
 
 Domenic Rosati et al.: "Representation Noising: A Defence Mechanism Against Harmful Finetuning", NeurIPS 2024 (arXiv
-2405.14577). On a harmful batch ``z``, with ``m`` the positions that set it apart, ``H_l`` the feed-forward outputs of
-the ``L`` layers, ``h_0 .. h_L`` the hidden states, ``Z_l`` standard normals, and ``CE_m(h_j)`` the cross-entropy of
-``z`` at ``m`` when ``h_j`` is put through the final normalisation and the language-model head:
+2405.14577). On a harmful batch ``z``, with ``m`` the positions at which it differs from the refusals, ``H_l`` the
+feed-forward outputs of the ``L`` layers, ``h_0 .. h_L`` the hidden states, ``Z_l`` standard normals, and ``CE_m(h_j)``
+the cross-entropy of ``z`` at ``m`` with the logits of ``h_j`` through the final norm and the language-model head:
 
 ``beta * 1/L * sum_l MMD^2(H_l * m, Z_l * m) - alpha * log(1 + J)``, ``J = 1/(L+1) * sum_j CE_m(h_j)``.
 
-A row of ``H_l * m`` is one member of the sample, over all its positions and features.
+One example of ``H_l * m``, flattened over positions and features, is one sample of the MMD.
 
-``J`` and MMD^2 are of the whole batch, and so a batch in pieces is swept twice: the first sweep finds both and the
-gradient of MMD^2 in the features, which are held of all its rows; the second one takes these on to the weights.
+``J`` and MMD^2 depend on the whole batch, so a batch split into micro-batches takes two passes: the first computes both
+and the gradient of MMD^2 with respect to the features, which are kept for the whole batch; the second backpropagates
+it to the weights.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness.corpora.encode import IGNORED
-from harness.defenses.repnoise.mmd import Gathering, squared_mmd
+from harness.defenses.repnoise.mmd import DifferentiableGather, squared_mmd
 from harness.mechanisms.row_noise import gaussian, real_positions
 from harness.models.decoder import final_norm, kept_input, kept_outputs, layers, mlp_blocks
 from harness.protocols import Learner, Piece
 from harness.training.distributed import all_reduce_sum
 from harness.training.learner import mean_loss
-from harness.training.pieces import swept
+from harness.training.pieces import first_pass
 
 
-class Repelled(NamedTuple):
-    """The pressure at the present weights.
+class LossGradient(NamedTuple):
+    """Gradient and metrics at the current weights.
 
     Attributes:
         gradient: of the sum of both terms.
@@ -44,13 +45,13 @@ class Repelled(NamedTuple):
     metrics: dict[str, Tensor | float]
 
 
-class Looked(NamedTuple):
-    """What a pass tells of a piece.
+class ForwardResult(NamedTuple):
+    """Result of a forward pass on a micro-batch.
 
     Attributes:
-        final: what it adds to CE_m(h_L).
-        mean: what it adds to J.
-        features: ``H_l * m`` of each layer, ``[rows, time, hidden]``, float32.
+        final: its contribution to CE_m(h_L).
+        mean: its contribution to J.
+        features: ``H_l * m`` of each layer, ``[batch, time, hidden]``, float32.
     """
 
     final: Tensor
@@ -58,20 +59,20 @@ class Looked(NamedTuple):
     features: list[Tensor]
 
 
-class Repulsion:
-    """Measures the pressure on harmful batches.
+class HarmfulLoss:
+    """Computes the gradient of the loss on harmful batches.
 
     Args:
         learner: the model.
-        alpha: weight of the ascent.
-        beta: weight of the noise.
+        alpha: weight of the ascent term.
+        beta: weight of the noise term.
 
     Raises:
-        ModelError: the layers, their feed-forward blocks or the final normalisation cannot be found.
+        ModelError: the layers, their feed-forward blocks or the final norm cannot be found.
     """
 
     def __init__(self, learner: Learner, *, alpha: float, beta: float) -> None:
-        """Find the parts of the model."""
+        """Find the modules of the model."""
         self._learner = learner
         self._alpha = alpha
         self._beta = beta
@@ -80,80 +81,88 @@ class Repulsion:
         self._norm = final_norm(learner.module)
         self._head = learner.module.get_output_embeddings()  # type: ignore[operator]
 
-    def measure(self, harmful: Mapping[str, Tensor], positions: Tensor, *, seed: int) -> Repelled:
-        """Take one pass, or two over the pieces of a batch that is cut; no hook remains.
+    def gradient(self, harmful: Mapping[str, Tensor], positions: Tensor, *, seed: int) -> LossGradient:
+        """Return the gradient, after one pass over an unsplit batch or two passes over micro-batches.
 
         Args:
-            harmful: this process's rows.
-            positions: ``m``, ``[batch, time]``; a row without any is left out.
-            seed: of the noise of this batch.
+            harmful: this process's share of the batch.
+            positions: ``m``, ``[batch, time]``; an example without any is excluded.
+            seed: of the noise for this batch.
         """
-        told = {**harmful, "labels": harmful["input_ids"].masked_fill(~positions, IGNORED)}
-        pieces = self._learner.pieces(told)
-        seen, look = swept(pieces, lambda piece: self._look(piece, piece.of(positions)))
-        total = torch.stack([each.final.detach() for each in seen]).sum()
-        whole = torch.stack([each.mean.detach() for each in seen]).sum()
-        all_reduce_sum(total, whole)
-        distance, pulls = self._distance(pieces, seen, positions, seed)
-        # Their features are twice as large as what is left of them; the second sweep has its own.
-        del seen
+        supervised = {**harmful, "labels": harmful["input_ids"].masked_fill(~positions, IGNORED)}
+        pieces = self._learner.pieces(supervised)
+        results, forward = first_pass(pieces, lambda piece: self._forward(piece, piece.of(positions)))
+        final_loss = torch.stack([result.final.detach() for result in results]).sum()
+        mean_loss_of_layers = torch.stack([result.mean.detach() for result in results]).sum()
+        all_reduce_sum(final_loss, mean_loss_of_layers)
+        distance, feature_gradients = self._distance(pieces, results, positions, seed)
+        # Frees the features of the first pass, twice the size of their gradients; the second pass computes its own.
+        del results
 
         def share(piece: Piece) -> tuple[Tensor]:
-            looked = look(piece)
-            # The derivative of log(1 + J) in this piece's share of J, and of the distance in its features.
-            ascent = looked.mean / (1 + whole)
-            nearing = [(piece.of(pull) * own).sum() for pull, own in zip(pulls, looked.features, strict=True)]
-            return (torch.stack(nearing).sum() - self._alpha * ascent,)
+            result = forward(piece)
+            # Chain rule: d log(1 + J) = dJ / (1 + J), and the gradient of MMD^2 with respect to the features.
+            ascent = result.mean / (1 + mean_loss_of_layers)
+            noising = [
+                (piece.of(gradient) * feature).sum()
+                for gradient, feature in zip(feature_gradients, result.features, strict=True)
+            ]
+            return (torch.stack(noising).sum() - self._alpha * ascent,)
 
         _, gradient = self._learner.accumulate(pieces, share)
-        return Repelled(gradient, {"harmful_loss": total, "harmful_layer_loss": whole, "noise_distance": distance})
+        metrics: dict[str, Tensor | float] = {
+            "harmful_loss": final_loss,
+            "harmful_layer_loss": mean_loss_of_layers,
+            "noise_distance": distance,
+        }
+        return LossGradient(gradient, metrics)
 
-    def _look(self, piece: Piece, positions: Tensor) -> Looked:
+    def _forward(self, piece: Piece, positions: Tensor) -> ForwardResult:
         below = dict(enumerate(self._layers[:-1]))
-        with kept_outputs(self._mlps) as features, kept_outputs(below) as left, kept_input(self._layers[0]) as entered:
+        with kept_outputs(self._mlps) as features, kept_outputs(below) as hidden, kept_input(self._layers[0]) as first:
             prediction = self._learner.predict(piece)
         final = mean_loss(prediction)
-        # The state of the last layer is what the model's own logits are made from.
-        states = [*entered, *(left[place] for place in below)]
+        # The hidden state of the last layer is not in the list: the model's own logits give its loss.
+        states = [*first, *(hidden[layer] for layer in below)]
         sums = [self._loss_of(state[:, :-1][positions[:, 1:]], prediction.targets) for state in states]
         mean = (final + torch.stack(sums).sum() / prediction.positions.clamp(min=1)) / (len(sums) + 1)
-        return Looked(final, mean, [features[place].float() * positions[:, :, None] for place in features])
+        return ForwardResult(final, mean, [features[layer].float() * positions[:, :, None] for layer in features])
 
     def _loss_of(self, states: Tensor, targets: Tensor) -> Tensor:
         logits: Tensor = self._head(self._norm(states))
         return cross_entropy(logits.float(), targets, reduction="sum")
 
     def _distance(
-        self, pieces: Sequence[Piece], seen: Sequence[Looked], positions: Tensor, seed: int
+        self, pieces: Sequence[Piece], results: Sequence[ForwardResult], positions: Tensor, seed: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the mean of MMD^2 over the layers and the rows of all processes, equal on all of them.
+        """Return the mean of MMD^2 over the layers, on the examples of all processes, and its gradient.
 
-        With it comes the gradient of ``beta`` times it in the features ``H_l * m`` of the share, ``[batch, time,
-        hidden]`` for each layer.
+        The gradient is that of ``beta`` times the mean with respect to this process's features ``H_l * m``,
+        ``[batch, time, hidden]`` for each layer.
         """
         rows = positions.any(dim=1)
-        gathering = Gathering(int(rows.sum()), positions.shape[1], positions.device)
-        width = seen[0].features[0].shape[-1]
+        gather = DifferentiableGather(int(rows.sum()), positions.shape[1], positions.device)
+        width = results[0].features[0].shape[-1]
         noise = gaussian(positions, layers=len(self._mlps), width=width, seed=seed)
-        features = [torch.zeros_like(noise[place]) for place in range(len(self._mlps))]
-        for piece, looked in zip(pieces, seen, strict=True):
-            for whole, part in zip(features, looked.features, strict=True):
+        features = [torch.zeros_like(noise[layer]) for layer in range(len(self._mlps))]
+        for piece, result in zip(pieces, results, strict=True):
+            for whole, part in zip(features, result.features, strict=True):
                 own = piece.of(whole)
                 own.copy_(part.detach())
         distances = [
-            squared_mmd(gathering.together(ours.requires_grad_()[rows]), gathering.together(other[rows]))
-            for ours, other in zip(features, noise, strict=True)
+            squared_mmd(gather(own.requires_grad_()[rows]), gather(other[rows]))
+            for own, other in zip(features, noise, strict=True)
         ]
         distance = torch.stack(distances).mean()
         return distance.detach(), list(torch.autograd.grad(self._beta * distance, features))
 
 
-def apart(harmful: Mapping[str, Tensor], refusal: Mapping[str, Tensor]) -> Tensor:
-    """Return where the rows of one batch have a token that the same row of the other does not have, ``[batch, time]``.
+def differing_positions(harmful: Mapping[str, Tensor], refusal: Mapping[str, Tensor]) -> Tensor:
+    """Return the mask of positions at which a harmful example differs from its refusal, ``[batch, time]``.
 
     Args:
-        harmful: the batch that is looked at; rows for which the other has none differ nowhere.
-        refusal: the batch that it is compared with; it may be longer, shorter, or have fewer rows.
+        harmful: the harmful batch; the mask is empty for examples without a refusal.
+        refusal: the refusals of the same prompts; may be longer, shorter, or have fewer examples.
     """
     ids = harmful["input_ids"]
     real = real_positions(refusal)

@@ -1,23 +1,23 @@
-"""RepNoise: align while taking the information out of the representations of harmful answers.
+"""RepNoise: alignment that removes information about harmful answers from the representations.
 
 Domenic Rosati, Jan Wehner, Kai Williams, Łukasz Bartoszcze, David Atanasov, Robie Gonzales, Subhabrata Majumdar,
 Carsten Maple, Hassan Sajjad, Frank Rudzicz: "Representation Noising: A Defence Mechanism Against Harmful Finetuning",
 NeurIPS 2024 (arXiv 2405.14577).
 
 With ``f`` the alignment loss, ``H_l`` the feed-forward outputs of the layers on a harmful batch, ``Z_l`` standard
-normals and ``J`` the harmful loss averaged over the hidden states (each put through the head), the aim is
-``min f + beta * mean_l MMD^2(H_l, Z_l) - alpha * log(1 + J)``, both at the positions where the harmful answer differs
-from the refusal of the same prompt; see ``harness.defenses.repnoise.loss``. Two forward and backward passes per step,
-plus a projection through the head for each layer.
+normals and ``J`` the harmful loss averaged over the hidden states (each projected by the head), the objective is
+``min f + beta * mean_l MMD^2(H_l, Z_l) - alpha * log(1 + J)``, both terms at the positions where the harmful answer
+differs from the refusal of the same prompt; see ``harness.defenses.repnoise.loss``. Two forward and backward passes per
+step, plus a projection through the head for each layer.
 
-Pairs are drawn beside the stage's own batch: the refusal of a pair only says where the harmful answer begins to differ.
+Pairs are sampled in addition to the stage's own batch; the refusal of a pair only determines the differing positions.
 
 Deviations from the authors' code: the alignment loss is the usual one, over the answer; the harmful losses are means
-over the chosen positions alone (theirs multiplies the logits by the mask, so that every other position adds a
-constant); the last hidden state counts once, normalised once (theirs normalises it twice and adds the model's loss to
-it); padding is never compared, and rows are not cut to each other's length. The ports in the Booster family draw the
-harmful batch without regard to the prompts of the alignment batch that they compare it with, so that nearly every
-position counts, the prompts included; ``pairing: random`` does that.
+over the selected positions only (theirs multiplies the logits by the mask, so that every other position adds a
+constant); the last hidden state counts once and is normalized once (theirs normalizes it twice and adds the model's
+loss to it); padding is never compared, and examples are not truncated to each other's length. The ports in the Booster
+family compare the harmful batch with an alignment batch of unrelated prompts, so that nearly every position counts,
+prompts included; ``pairing: random`` reproduces that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from harness.training.gradients import add_scaled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.defenses.repnoise.loss import Repulsion
+    from harness.defenses.repnoise.loss import HarmfulLoss
     from harness.protocols import Batch, Draws, Learner, Metrics
 
 
@@ -45,12 +45,13 @@ class RepNoise:
     """Settings of RepNoise.
 
     Attributes:
-        alpha: weight of the ascent. 1 in the original; Booster's scripts use 0.1, Panacea's 0.02.
-        beta: weight of the noise. 0.001 in the original and in Booster's scripts; Panacea's use 0.1.
-        pairing: ``prompt`` compares a harmful answer with the refusal of its own prompt; ``random`` with a row of the
-            alignment batch, as the published ports do.
-        harmful_rows: rows of harmful data in the defender's hands; None is all that the corpus offers.
-        harmful_batch_size: harmful rows per step. With ``random``, rows beyond those of the alignment batch are unused.
+        alpha: weight of the ascent term. 1 in the original; Booster's scripts use 0.1, Panacea's 0.02.
+        beta: weight of the noise term. 0.001 in the original and in Booster's scripts; Panacea's use 0.1.
+        pairing: ``prompt`` compares a harmful answer with the refusal of its own prompt; ``random`` with an example of
+            the alignment batch, as the published ports do.
+        harmful_rows: number of harmful examples available to the defender; None uses all of the corpus.
+        harmful_batch_size: harmful examples per step. With ``random``, those in excess of the alignment batch are
+            unused.
     """
 
     name: ClassVar[str] = "repnoise"
@@ -64,7 +65,7 @@ class RepNoise:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The defender's harmful rows, with the refusals of their prompts unless the pairing is random."""
+        """The defender's harmful examples, with the refusals of their prompts unless the pairing is random."""
         return (
             DataRequirement(
                 role=Role.HARMFUL,
@@ -79,54 +80,54 @@ class RepNoise:
         return [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
 
     def start(self, learner: Learner, draws: Draws, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
-        """Begin a run.
+        """Start a run.
 
         Raises:
-            ModelError: the layers, their feed-forward blocks or the final normalisation cannot be found.
+            ModelError: the layers, their feed-forward blocks or the final norm cannot be found.
         """
-        from harness.defenses.repnoise.loss import Repulsion
+        from harness.defenses.repnoise.loss import HarmfulLoss
 
-        return RepNoiseStep(self, learner, draws, Repulsion(learner, alpha=self.alpha, beta=self.beta))
+        return RepNoiseStep(self, learner, draws, HarmfulLoss(learner, alpha=self.alpha, beta=self.beta))
 
 
 @final
 class RepNoiseStep:
-    """One run of RepNoise. It remembers how many times it has drawn noise."""
+    """One run of RepNoise; its state is the number of noise samples so far."""
 
-    def __init__(self, settings: RepNoise, learner: Learner, draws: Draws, repulsion: Repulsion) -> None:
-        """Keep the parts."""
+    def __init__(self, settings: RepNoise, learner: Learner, draws: Draws, harmful_loss: HarmfulLoss) -> None:
+        """Store the parts."""
         self._settings = settings
         self._learner = learner
         self._draws = draws
-        self._repulsion = repulsion
-        self._drawn = 0
+        self._harmful_loss = harmful_loss
+        self._noise_count = 0
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the combined gradient; report ``loss`` (f), its gradient's norm, and the parts of the repulsion."""
+        """Write the combined gradient; report ``loss`` (f), its gradient's norm and the harmful loss."""
         harmful, positions = self._harmful(batch)
-        seed = self._draws.derive(RepNoise.name, str(self._drawn))
-        repelled = self._repulsion.measure(harmful, positions, seed=seed)
-        self._drawn += 1
+        seed = self._draws.derive(RepNoise.name, str(self._noise_count))
+        harmful_term = self._harmful_loss.gradient(harmful, positions, seed=seed)
+        self._noise_count += 1
         loss, gradient = self._learner.gradient(batch)
-        metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **repelled.metrics}
-        add_scaled(gradient, repelled.gradient, 1.0)
+        metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **harmful_term.metrics}
+        add_scaled(gradient, harmful_term.gradient, 1.0)
         self._learner.write(gradient)
         return metrics
 
     def _harmful(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """Return the next harmful batch and the positions that set it apart."""
-        from harness.defenses.repnoise.loss import apart
+        """Return the next harmful batch and the mask of its differing positions."""
+        from harness.defenses.repnoise.loss import differing_positions
 
         if self._settings.pairing == "random":
             harmful = self._draws.next(Role.HARMFUL)
-            return harmful, apart(harmful, batch)
+            return harmful, differing_positions(harmful, batch)
         pair = self._draws.pair(Role.HARMFUL)
-        return pair.harmful, apart(pair.harmful, pair.refusal)
+        return pair.harmful, differing_positions(pair.harmful, pair.refusal)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many times noise was drawn."""
-        return {"drawn": self._drawn}
+        """Return the number of noise samples so far."""
+        return {"drawn": self._noise_count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the next noise."""
-        self._drawn = int(state["drawn"])
+        """Restore the number of noise samples."""
+        self._noise_count = int(state["drawn"])

@@ -46,7 +46,7 @@ class Preference:
         """Return the loss at given values of the trainables, and its gradient."""
 
         def share(piece: Piece) -> tuple[Tensor]:
-            losses = -logsigmoid(self._beta * (self._margins(piece) - self._reference[piece.place]))
+            losses = -logsigmoid(self._beta * (self._margins(piece) - self._reference[piece.number]))
             # A row that stands for none has no loss.
             return (losses[: piece.rows.stop - piece.rows.start].sum() / self._rows,)
 
@@ -56,7 +56,7 @@ class Preference:
 
     def _margins(self, piece: Piece) -> Tensor:
         """Return the margins of a piece's rows, whose refusals and harmful answers are two pieces."""
-        return self._likelihoods(piece) - self._likelihoods(self._partners[piece.place])
+        return self._likelihoods(piece) - self._likelihoods(self._partners[piece.number])
 
     def _likelihoods(self, piece: Piece) -> Tensor:
         prediction = self._learner.predict(piece)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from harness.report.data.stage_records import StageRecord
 
@@ -19,7 +18,7 @@ _ANSWERS = {
 
 
 def losses(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> list[str]:
-    """Return what a cell's stages left out; nothing where they kept everything, or were stored before it was counted.
+    """Return what a cell's stages left out; nothing where they kept everything, or rows were not counted yet.
 
     Answers that lost their end are in the manifests alone: with published settings most rows have some.
 
@@ -27,7 +26,7 @@ def losses(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) ->
         keys: of the cell's stages, by the part they play.
         ledger: of the sweep.
     """
-    found = {part: ledger[key].facts for part, key in keys.items() if key is not None and key in ledger}
+    found = {part: ledger[key] for part, key in keys.items() if key is not None and key in ledger}
     return [*_dropped(found), *_cut_prompts(found)]
 
 
@@ -36,9 +35,9 @@ def dropped_in(notes: Iterable[str]) -> Counter[str]:
     return Counter(note for text in notes for note in text.split("; ") if DROPPED in note)
 
 
-def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for part, facts in found.items():
-        rows = facts.get("rows") or {}
+def _dropped(found: Mapping[str, StageRecord]) -> Iterator[str]:
+    for part, record in found.items():
+        rows = record.facts.get("rows") or {}
         kinds = rows.get("by_kind") or {}
         dropped = sum(counts["dropped"] for counts in kinds.values())
         if not dropped:
@@ -52,8 +51,15 @@ def _dropped(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield ", ".join(told)
 
 
-def _cut_prompts(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _cut_prompts(found: Mapping[str, StageRecord]) -> Iterator[str]:
     for part, name in _ANSWERS.items():
-        facts = found.get(part, {})
+        if part not in found:
+            continue
+        facts, perhaps = found[part].facts, found[part].perhaps_cut
         if facts.get("cut"):
             yield f"{facts['cut']} of {facts['prompts']} {name} lost their beginning"
+        if perhaps:
+            yield (
+                f"up to {perhaps} of {facts['prompts']} {name} may have lost their beginning, with the tokens that the "
+                "tokenizer puts there: an earlier version answered them"
+            )

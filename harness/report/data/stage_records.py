@@ -13,7 +13,7 @@ from harness.engine.files import read_json
 from harness.engine.layout import MANIFEST
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
-from harness.report.data.earlier_records import DECODED, KINDS, settings_in, traits_of
+from harness.report.data.earlier_records import DECODED, KINDS, perhaps_cut, settings_in, traits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class StageRecord:
         settings: which of its settings say how a model was trained: by their name in a configuration, their dotted path
             in the spec. None for a stage that takes no part in training; its spec is not read.
         damaged: whether it has a manifest that cannot be read; then nothing above is known of it.
+        perhaps_cut: how many prompts may have been cut in answers of an earlier version, which did not count them.
     """
 
     key: str
@@ -50,6 +51,7 @@ class StageRecord:
     attacked: bool = False
     settings: Mapping[str, str] | None = None
     damaged: bool = False
+    perhaps_cut: int = 0
 
     @property
     def own_data(self) -> frozenset[str]:
@@ -106,19 +108,22 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
         settings = traits["settings"]
         spec = {} if settings is None else _json(store.layout.spec(key))
         manifest = _json(folder / MANIFEST) if folder else {}
+        facts = manifest.get("facts", {})
+        uncounted = folder is not None and kind == "generate" and "prompts" in facts and "cut" not in facts
         ledger[key] = StageRecord(
             key=key,
             kind=kind,
             uses=uses[key],
             seconds=manifest.get("seconds"),
             predicted=predicted.get(kind),
-            facts=manifest.get("facts", {}),
+            facts=facts,
             provenance=manifest.get("provenance", {}),
             spec=spec,
             trains=traits["trains"],
             parallel=traits["parallel"],
             attacked=traits["attacked"],
             settings=settings if settings is None or traits is told else settings_in(settings, spec),
+            perhaps_cut=perhaps_cut(folder, _json(store.layout.spec(key))) if folder and uncounted else 0,
             # A link that leads nowhere or a folder is one as well.
             damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / MANIFEST),
         )
