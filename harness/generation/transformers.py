@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLAIN_BATCH = 64
-"""Rows at once where memory does not decide."""
+"""Batch size of ``plain``, and of ``slots`` on a device without GPU memory."""
 
 Written = Iterator[tuple[int, list[int]]]
 

@@ -1,8 +1,8 @@
-"""Greedy answers by vLLM, in a process of its own with an interpreter of its own: vLLM pins its PyTorch.
+"""Greedy decoding with vLLM, in a separate process with its own interpreter, because vLLM pins its version of PyTorch.
 
-One process serves the stages of one base, and adapters come with the requests. It takes the place of the base that this
-process would hold, and ends when something else needs the device. A base with merged adapters is written out for it:
-rounded to the base's number format, as it was when the fresh adapter was trained on it.
+One inference server handles consecutive stages of one base model; adapters are sent as LoRA requests. It replaces the
+base model that this process would load, and is stopped when something else needs the GPU. A base with merged adapters
+is saved for it first, rounded to the base's dtype, as it was when the fresh adapter was trained on it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from harness.models.loading import ModelRef, loaded_model, serve, served
 
 SCRIPT = Path(__file__).with_name("vllm_server.py")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters for which vLLM has kernels; one between them takes the next."""
+"""LoRA ranks that vLLM supports; other ranks are rounded up."""
 SHARE = 0.9
-"""Share of this process's memory on a GPU that vLLM may take."""
+"""Share of this process's GPU memory that vLLM may allocate."""
 _LAST = 2000
-"""Characters of what the process printed that an error quotes: the end of a traceback."""
+"""Characters of the server's stderr quoted in an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Base:
-    """What a process serves: which weights, and adapters up to which rank (None: no adapters)."""
+    """What a server serves: the weights, and the maximum LoRA rank (None: no adapters)."""
 
     key: tuple[str, tuple[str, ...]]
     rank: int | None
@@ -48,19 +48,19 @@ class _Base:
 
 
 class VllmServer:
-    """A process that answers with vLLM.
+    """An inference server process running vLLM.
 
     Attributes:
-        version: of vLLM.
+        version: version of vLLM.
 
     Args:
-        python: the interpreter.
+        python: Python interpreter.
         base: what it serves.
-        arguments: of ``vllm.LLM``.
-        environment: of the process.
+        arguments: arguments of ``vllm.LLM``.
+        environment: environment variables of the process.
 
     Raises:
-        ModelError: the interpreter cannot be started or lacks vLLM, or vLLM cannot serve the model.
+        ModelError: the interpreter cannot be started or lacks vLLM, or vLLM cannot load the model.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class VllmServer:
     ) -> None:
         """Start the process and wait until it is ready."""
         self.base = base
-        # A file: what nobody reads must not fill a pipe.
+        # A file instead of a pipe, which would block the server once it is full.
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         try:
             self._process = subprocess.Popen(
@@ -85,7 +85,7 @@ class VllmServer:
                 f"the interpreter of vLLM, `{python}`, cannot be started ({error.strerror}); expected the path of a "
                 f"Python that has vLLM. Set `cluster.vllm_python` or {VLLM_PYTHON} (docs/generation.md)."
             ) from error
-        # Whoever forgets the server, or ends, ends the process.
+        # Also runs when the server is garbage collected and when this process exits.
         self._ends = weakref.finalize(self, _end, self._process, self._printed)
         ready = self._asked(arguments)
         if "missing" in ready:
@@ -99,16 +99,16 @@ class VllmServer:
     def tokens(
         self, prompts: Sequence[Sequence[int]], *, new_tokens: int, ends: Sequence[int], folder: Path | None
     ) -> list[list[int]]:
-        """Return the greedy continuation of each prompt, in tokens.
+        """Return the greedy continuation of each prompt as token ids.
 
         Args:
-            prompts: tokens.
-            new_tokens: longest answer, in tokens.
-            ends: tokens that end an answer.
-            folder: of the adapter; None for the base alone.
+            prompts: token ids.
+            new_tokens: maximum number of new tokens.
+            ends: end-of-sequence token ids.
+            folder: the adapter's folder; None for the base alone.
 
         Raises:
-            ModelError: the process has ended.
+            ModelError: the server process has exited.
         """
         request = {
             "prompts": prompts,
@@ -121,17 +121,17 @@ class VllmServer:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End the process and wait until it is gone, with what it holds of the device."""
+        """Stop the process and wait until it has exited and its GPU memory is free."""
         self._ends()
 
     def _asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        # One that has ended takes nothing; what it replied before may say why.
+        # If the process has exited, the write fails; its last reply, or its stderr, says why.
         with suppress(OSError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -151,7 +151,7 @@ class VllmServer:
 def _end(process: subprocess.Popen[str], printed: IO[bytes]) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
-    # It ends with its input; one that has failed is gone already.
+    # It exits at the end of its input; a failed one has exited already.
     with suppress(OSError):
         process.stdin.close()
     process.stdout.close()
@@ -169,19 +169,19 @@ def answer(
     device: str,
     work: Path,
 ) -> answers.Answers:
-    """Return the answers of vLLM in the prompts' order; see ``transformers.answer``.
+    """Return vLLM's generations in the order of the prompts; see ``transformers.answer``.
 
     Args:
-        weights: which model.
-        memory: where the process is kept.
-        prompts: as text.
-        new_tokens: longest answer, in tokens.
-        decoding: the settings.
+        weights: the model's weights.
+        memory: the worker's memory, which keeps the server between stages.
+        prompts: prompts as text.
+        new_tokens: maximum number of new tokens.
+        decoding: decoding settings.
         device: a torch device string.
-        work: where a base with merged adapters may be written for the process.
+        work: folder for a temporary copy of a base with merged adapters.
 
     Raises:
-        ModelError: no interpreter is named, it cannot be used, or vLLM cannot serve the model.
+        ModelError: the interpreter is not set or not usable, or vLLM cannot load the model.
     """
     python = os.environ.get(VLLM_PYTHON)
     if not python:
@@ -211,7 +211,7 @@ def answer(
 
 
 def _files(base: Path) -> tuple[Path, str]:
-    """Return the folder of a base's weights and tokenizer, and the number format of the weights."""
+    """Return the folder of a base's weights and tokenizer, and the dtype of the weights."""
     if (base / REFERENCE).exists():
         folder, dtype = files_of_reference(base)
         return folder, dtype.value
@@ -219,10 +219,10 @@ def _files(base: Path) -> tuple[Path, str]:
 
 
 def _merged(weights: ModelRef, memory: dict[str, Any], device: str, folder: Path) -> Path:
-    """Write a base with its merged adapters to a folder."""
-    with loaded_model(replace(weights, adapter=None), memory, device) as lent:
-        lent.model.save_pretrained(folder)
-        lent.tokenizer.save_pretrained(folder)
+    """Save a base with its merged adapters to a folder."""
+    with loaded_model(replace(weights, adapter=None), memory, device) as loaded:
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -240,7 +240,7 @@ def _arguments(folder: Path, dtype: str, rank: int | None, device: str) -> dict[
 
 
 def _environment(device: str) -> dict[str, str]:
-    """Return the environment of a process that sees one GPU: that of this process."""
+    """Return environment variables that restrict a process to the GPU of this one."""
     name, _, number = device.partition(":")
     if name != "cuda" or not number:
         return dict(os.environ)

@@ -1,9 +1,9 @@
-"""A process that answers with vLLM, run by the interpreter of vLLM's own environment; the harness never imports it.
+"""An inference server that runs in vLLM's own environment; a script that the harness never imports.
 
-It needs nothing but vLLM and the standard library, and speaks JSON, one object a line. The first line it reads are the
-arguments of ``vllm.LLM``; each further one is a request: ``prompts`` (lists of tokens), ``new_tokens``, ``ends``
-(tokens that end an answer) and ``adapter`` (a folder, or null). It answers with ``version`` once it is ready and with
-``tokens`` to each request, and ends with its input.
+It depends only on vLLM and the standard library, and exchanges JSON lines over stdin and stdout. The first line holds
+the arguments of ``vllm.LLM``; each further line is a request with ``prompts`` (token ids), ``new_tokens``, ``ends``
+(end-of-sequence token ids) and ``adapter`` (a folder or null). It replies with ``version`` when it is ready and with
+``tokens`` to each request, and exits at the end of its input.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import IO, Any
 
 
 def main() -> None:
-    """Read requests until the input ends."""
-    # What libraries print must not come between the answers.
+    """Serve requests until the end of the input."""
+    # Libraries print to stdout, which carries the replies: send their output to stderr.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:

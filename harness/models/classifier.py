@@ -75,12 +75,12 @@ def probabilities(
 
     Args:
         classifier: the loaded model.
-        texts: to be read.
-        max_tokens: where a text is cut.
-        batch_tokens: tokens of one forward pass, padding included. It is halved whenever memory runs out.
+        texts: texts to classify.
+        max_tokens: texts are truncated to this length.
+        batch_tokens: tokens per forward pass, padding included; halved when memory runs out.
 
     Raises:
-        ModelError: not even one text fits into memory.
+        ModelError: a single text does not fit into memory.
     """
     tokenizer, labels = classifier.tokenizer, classifier.labels
     encoded = [tokenizer(text + tokenizer.eos_token)["input_ids"][:max_tokens] for text in texts]
@@ -105,7 +105,7 @@ def probabilities(
 
 
 def _read(model: Any, rows: Sequence[list[int]]) -> list[list[float]]:
-    """Return the sigmoid of every output, row by row."""
+    """Return the sigmoid of every output by row."""
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)

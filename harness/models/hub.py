@@ -166,7 +166,7 @@ class HubModel:
         return Opened(model, tokenizer)
 
     def folder(self) -> Path:
-        """Return the folder of the model's files, brought into the Hub's cache unless they are there.
+        """Return the folder of the model's files, downloading them to the Hub's cache if necessary.
 
         Raises:
             ModelError: it is not pinned, gated, unknown, or out of reach.

@@ -65,25 +65,25 @@ class _Held(NamedTuple):
 
 
 class Server(Protocol):
-    """A process that answers with a base of its own."""
+    """An inference server: a process that has loaded the base model itself."""
 
     def close(self) -> None:
-        """End it and free what it holds of the device."""
+        """Stop it and free its GPU memory."""
         ...
 
 
 def served(memory: dict[str, Any]) -> Server | None:
-    """Return the process that was kept for answers."""
+    """Return the inference server of this worker, if one is running."""
     server: Server | None = memory.get(_SERVER)
     return server
 
 
 def serve(memory: dict[str, Any], start: Callable[[], Server]) -> Server:
-    """Start a process for answers in the place of whatever this one keeps on the device, and keep it.
+    """Start an inference server after freeing the base model or the server that this worker holds; keep it in memory.
 
     Args:
-        memory: where the base or an earlier process is kept.
-        start: starts it.
+        memory: the worker's memory.
+        start: starts the server.
     """
     stop_serving(memory)
     memory.pop(_SLOT, None)
@@ -93,7 +93,7 @@ def serve(memory: dict[str, Any], start: Callable[[], Server]) -> Server:
 
 
 def stop_serving(memory: dict[str, Any]) -> None:
-    """End the process that was kept for answers, if there is one: something else needs the device."""
+    """Stop this worker's inference server, if one is running, to free its GPU memory."""
     server: Server | None = memory.pop(_SERVER, None)
     if server is not None:
         server.close()

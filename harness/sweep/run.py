@@ -140,10 +140,10 @@ def _prefetch(plan: Plan, store: Store) -> None:
 
 
 def check_engines(pending: Sequence[Stage], cluster: Cluster) -> None:
-    """Check that what decodes answers can be started, before models are trained that nothing could question.
+    """Check before anything runs that the decoding engine of the pending stages has an interpreter.
 
     Raises:
-        ConfigError: an engine is asked for whose interpreter nobody names.
+        ConfigError: vLLM is required and its interpreter is not set.
     """
     asked = any(isinstance(stage, Generate) and stage.decoding.engine == "vllm" for stage in pending)
     if asked and not (cluster.vllm_python or os.environ.get(VLLM_PYTHON)):

@@ -1,4 +1,4 @@
-"""Decoding in slots, run step by step on the CPU: the same answers as the library's `generate`."""
+"""Decoding in slots, run eagerly on the CPU: the same generations as the library's `generate`."""
 
 import random
 
@@ -126,7 +126,7 @@ def test_rows_that_end_make_room_and_the_batch_shrinks():
     sizes, steps = [], []
 
     def record(run):
-        """Count what a graph would have replayed."""
+        """Stand in for the capture of a CUDA graph."""
         sizes.append(None)
 
         def replay():

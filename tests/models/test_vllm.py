@@ -1,4 +1,4 @@
-"""Answers of another process, with an interpreter of its own in which a stand-in has the API of vLLM."""
+"""vLLM in an environment of its own, where a stand-in package provides its offline API."""
 
 import sys
 import venv
@@ -34,7 +34,7 @@ def with_vllm(tmp_path_factory):
 
 @pytest.fixture
 def memory():
-    """What a worker keeps between stages; whatever still runs at the end of a test ends."""
+    """A worker's memory; a server in it is stopped at the end of the test."""
     kept = {}
     yield kept
     if (server := served(kept)) is not None:
@@ -43,7 +43,7 @@ def memory():
 
 @pytest.fixture
 def ask(memory, tmp_path, monkeypatch):
-    """Ask a model through an interpreter."""
+    """Generate with the given interpreter."""
 
     def asked(python, weights):
         monkeypatch.setenv(VLLM_PYTHON, str(python))
@@ -67,8 +67,8 @@ def test_answers_of_one_process_are_those_of_transformers(ask, with_vllm, memory
 
     expected = {}
     for name, weights in models.items():
-        with loaded_model(weights, memory) as lent:
-            expected[name] = transformers.answer(lent.model, lent.tokenizer, ASKED, **SETTINGS)
+        with loaded_model(weights, memory) as loaded:
+            expected[name] = transformers.answer(loaded.model, loaded.tokenizer, ASKED, **SETTINGS)
     found, servers = {}, {}
     for name in ("first", "second", "bare", "merged"):
         found[name] = ask(with_vllm, models[name])
