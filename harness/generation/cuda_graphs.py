@@ -32,7 +32,7 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         """Create the capture stream and an empty memory pool."""
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> Run:
