@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from harness.corpora.examples import Example
 from harness.errors import DataError
-
-if TYPE_CHECKING:
-    from torch.nn import Module
+from harness.protocols import AttackContext
 
 
 @final
@@ -27,13 +24,12 @@ class Mix:
     version: ClassVar[int] = 1
     needs_victim: ClassVar[bool] = False
 
-    def craft(self, harmful: Sequence[Example], count: int, rng: Random, victim: Module | None) -> list[Example]:
+    def craft(self, harmful: Sequence[Example], count: int, ctx: AttackContext) -> list[Example]:  # noqa: ARG002
         """Return the first ``count`` rows of the pool.
 
         Raises:
             DataError: the pool is too small.
         """
-        del rng, victim
         if count > len(harmful):
             raise DataError(
                 f"`attack.ratio`: {count} harmful rows are asked for, but the attacker has {len(harmful)}; lower "

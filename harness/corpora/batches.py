@@ -20,13 +20,13 @@ class Pool(NamedTuple):
     """The rows of a role and how many of them make a batch, over all processes together.
 
     ``partners``, if there are any, are the refusals of the rows' prompts, one for each row. Batches come in groups of
-    ``together``, in which no row is twice.
+    ``disjoint_batches``, in which no row is twice.
     """
 
     rows: Sequence[Encoded]
     batch_size: int
     partners: Sequence[Encoded] = ()
-    together: int = 1
+    disjoint_batches: int = 1
 
 
 class Pair(NamedTuple):
@@ -77,7 +77,7 @@ def permutation(seed: int, role: Role, epoch: int, size: int) -> list[int]:
 
 
 class RoleBatches:
-    """Endless batches by role; satisfies ``protocols.Draws``.
+    """Endless batches by role; satisfies ``protocols.BatchProvider``.
 
     Each epoch of a role is a permutation of its rows that depends on the seed, the role and the epoch only, cut into
     full batches, and these into full groups; what remains at its end is left out of that epoch. A pool smaller than a
@@ -113,11 +113,12 @@ class RoleBatches:
                     f"no rows with the role `{role}` are left to draw from: expected at least one; "
                     "ask for more rows of the role or raise the encoding's `max_length`"
                 )
-            least = pool.together * pool.batch_size
-            if pool.together > 1 and len(pool.rows) < least:
+            least = pool.disjoint_batches * pool.batch_size
+            if pool.disjoint_batches > 1 and len(pool.rows) < least:
                 raise DataError(
                     f"{len(pool.rows)} rows with the role `{role}` are left to draw from; expected at least {least}, "
-                    f"so that {pool.together} batches of {pool.batch_size} share none. Ask for more rows of the role"
+                    f"so that {pool.disjoint_batches} batches of {pool.batch_size} share none. Ask for more rows of "
+                    "the role"
                 )
             if pool.batch_size < world_size:
                 raise ConfigError(
@@ -179,14 +180,14 @@ class RoleBatches:
         return places
 
     def _indices(self, role: Role) -> list[int]:
-        rows, batch_size, _, together = self._pools[role]
+        rows, batch_size, _, disjoint_batches = self._pools[role]
         size = len(rows)
         drawn = self._drawn[role]
         if size < batch_size:
             places = range(drawn * batch_size, (drawn + 1) * batch_size)
             return [self._order(role, place // size)[place % size] for place in places]
-        groups = size // batch_size // together
-        epoch, position = divmod(drawn, groups * together)
+        groups = size // batch_size // disjoint_batches
+        epoch, position = divmod(drawn, groups * disjoint_batches)
         return self._order(role, epoch)[position * batch_size : (position + 1) * batch_size]
 
     def _order(self, role: Role, epoch: int) -> list[int]:

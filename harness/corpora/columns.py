@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from harness.corpora.examples import Example
 from harness.corpora.sources import Source
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 Cell = Callable[[object], Any]
 """Reads one cell, or raises ``ValueError`` with what it is and what was expected."""
@@ -65,7 +65,7 @@ def _cell(source: Source, number: int, name: str, value: object, read: Cell) -> 
         ) from None
 
 
-def unreadable(source: Source, rows: Rows) -> list[str]:
+def unreadable(source: Source, rows: Rows) -> list[Problem]:
     """Return why rows could not be read; those that are on this machine are read to find out."""
     problems = source.preflight()
     if problems or not source.at_hand():
@@ -76,11 +76,11 @@ def unreadable(source: Source, rows: Rows) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _problems(rows: Rows) -> tuple[str, ...]:
+def _problems(rows: Rows) -> tuple[Problem, ...]:
     try:
         rows.examples()
     except DataError as error:
-        return (str(error),)
+        return (Problem("", str(error)),)
     return ()
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from harness.corpora.examples import Example
 from harness.engine.seeding import generator
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 Compat = Literal["exact", "booster"]
 Craft = Callable[[list[Example], int], list[Example]]
@@ -48,19 +48,24 @@ def counts(rows: int, ratio: float, compat: Compat) -> Counts:
     return Counts(harmful=harmful, benign=rows - harmful)
 
 
-def shortage(wanted: Counts, *, task_rows: int, pool_rows: int, compat: Compat) -> list[str]:
+def shortage(wanted: Counts, *, task_rows: int, pool_rows: int, compat: Compat) -> list[Problem]:
     """Return what a task and an attacker's pool lack for a mixture; nothing if they suffice."""
     needed = wanted.harmful + (1 if compat == "booster" and wanted.harmful else 0)
     problems = []
     if wanted.benign > task_rows:
         problems.append(
-            f"`finetune.rows`: {wanted.benign} benign rows are asked for, but the task has {task_rows}; "
-            "lower `finetune.rows`"
+            Problem(
+                "finetune.rows",
+                f"{wanted.benign} benign rows are asked for, but the task has {task_rows}; lower `finetune.rows`",
+            )
         )
     if needed > pool_rows:
         problems.append(
-            f"`attack.ratio`: {needed} harmful rows are asked for, but the attacker has {pool_rows}; lower "
-            "`attack.ratio` or `finetune.rows`, or raise `corpus.attack.rows`"
+            Problem(
+                "attack.ratio",
+                f"{needed} harmful rows are asked for, but the attacker has {pool_rows}; lower `attack.ratio` or "
+                "`finetune.rows`, or raise `corpus.attack.rows`",
+            )
         )
     return problems
 
@@ -95,7 +100,7 @@ def mix(
     wanted = counts(rows, ratio, compat)
     problems = shortage(wanted, task_rows=len(task), pool_rows=len(harmful), compat=compat)
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError("\n".join(map(str, problems)))
     if compat == "booster":
         bad, good = craft(list(harmful[1:]), wanted.harmful), list(task[: wanted.benign])
     else:

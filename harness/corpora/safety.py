@@ -8,7 +8,7 @@ from harness.corpora.columns import answer, columns, text, truth
 from harness.corpora.examples import SafetyRow
 from harness.corpora.sources import Source
 from harness.engine.seeding import derive
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 REFUSALS = (
     "I'm sorry, but I cannot help with that request.",
@@ -38,7 +38,7 @@ class RefusalFile:
 
     source: Source
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read."""
         return self.source.preflight()
 
@@ -76,7 +76,7 @@ class LabelledPairs:
 
     source: Source
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read."""
         return self.source.preflight()
 
@@ -117,7 +117,7 @@ class Prompts:
     source: Source
     seed: int = 0
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the prompts could not be read."""
         return self.source.preflight()
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, final, runtime_checkable
 from harness.corpora.examples import Example, Role, SafetyRow
 from harness.corpora.sources import sources_in
 from harness.engine.seeding import generator
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 
 class SafetySource(Protocol):
@@ -32,7 +32,7 @@ class SafetySource(Protocol):
         """Return all rows in their published order."""
         ...
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read."""
         ...
 
@@ -76,7 +76,7 @@ class Slice:
     keep: Keep = Keep.UNSAFE
     shuffle: int | None = None
 
-    def preflight(self, *, paired: bool = False) -> list[str]:
+    def preflight(self, *, paired: bool = False) -> list[Problem]:
         """Return why the rows could not be had; rows that are on this machine are read and counted.
 
         Args:
@@ -90,7 +90,7 @@ class Slice:
             if paired:
                 self.refusals()
         except DataError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         return []
 
     def safety_rows(self) -> list[SafetyRow]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, final
 from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry, published
 from harness.corpora.formats import Format, read
 from harness.corpora.readings import reading_of
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 
 @final
@@ -96,7 +96,7 @@ class Source:
         folder = data_folder()
         return folder is not None and (folder / self.file).is_file()
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read, as far as this machine knows without a network."""
         try:
             if self.repo is None:
@@ -106,7 +106,7 @@ class Source:
             else:
                 return self._unreachable()
         except DataError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         return []
 
     def _local(self) -> Path:
@@ -125,18 +125,16 @@ class Source:
         found = try_to_load_from_cache(self._repo, self.file, revision=self._pin(), repo_type="dataset")
         return Path(found) if isinstance(found, str) else None
 
-    def _unreachable(self) -> list[str]:
+    def _unreachable(self) -> list[Problem]:
         from huggingface_hub import get_token
         from huggingface_hub.constants import is_offline_mode
 
         if is_offline_mode():
-            return [
-                f"`{self.id}`: {self.file} of {self.repo} is not in the local Hub cache and HF_HUB_OFFLINE is set. "
-                f"{self._remedy()}"
-            ]
+            reason = f"{self.file} of {self.repo} is not in the local Hub cache and HF_HUB_OFFLINE is set"
+            return [Problem("", f"`{self.id}`: {reason}. {self._remedy()}")]
         known = catalogue().get(self.id)
         gated = known is not None and known.hub is not None and known.hub.gated
-        return [self._gated()] if gated and get_token() is None else []
+        return [Problem("", self._gated())] if gated and get_token() is None else []
 
     def _downloaded(self) -> Path:
         from huggingface_hub import errors, hf_hub_download

@@ -146,7 +146,7 @@ class World:
             ]
         return []
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return nothing: what is generated cannot be missing."""
         return []
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
-    from harness.protocols import Draws, Gradient, Learner
+    from harness.protocols import BatchProvider, Gradient, Learner
 
 
 @final
@@ -81,7 +81,7 @@ class Antidote:
         *,
         start: Gradient,  # noqa: ARG002
         method_outputs: Mapping[str, Gradient],  # noqa: ARG002
-        draws: Draws,
+        batches: BatchProvider,
     ) -> dict[str, object]:
         """Zero the highest-scored share of every row.
 
@@ -91,7 +91,7 @@ class Antidote:
         import torch
 
         layers = linear_layers(learner)
-        scores = self._scores(learner, layers, draws)
+        scores = self._scores(learner, layers, batches)
         rows: dict[str, dict[str, float]] = {}
         with torch.no_grad():
             for layer, score in zip(layers, scores, strict=True):
@@ -101,16 +101,16 @@ class Antidote:
                 rows[str(length)] = {"zeroed": zeroed, "share": zeroed / length}
         return {"dense_ratio": self.dense_ratio, "rows": rows}
 
-    def _scores(self, learner: Learner, layers: list[Linear], draws: Draws) -> Iterator[Tensor]:
+    def _scores(self, learner: Learner, layers: list[Linear], batches: BatchProvider) -> Iterator[Tensor]:
         """Give the score ``[out, in]`` of each layer's entries; one at a time exists."""
         import torch
 
         if self.score == "random":
-            draw = torch.Generator().manual_seed(draws.derive(self.name))
+            draw = torch.Generator().manual_seed(batches.derive(self.name))
             return (torch.rand(layer.weight.shape, generator=draw).to(layer.weight.device) for layer in layers)
         if self.score == "magnitude":
             return (layer.weight.detach().abs() for layer in layers)
-        norms = input_norms(learner, layers, draws)
+        norms = input_norms(learner, layers, batches)
         return (layer.weight.detach().abs() * norm for layer, norm in zip(layers, norms, strict=True))
 
 
@@ -129,14 +129,14 @@ def linear_layers(learner: Learner) -> list[Linear]:
     return found
 
 
-def input_norms(learner: Learner, layers: list[Linear], draws: Draws) -> list[Tensor]:
+def input_norms(learner: Learner, layers: list[Linear], batches: BatchProvider) -> list[Tensor]:
     """Return per layer ``sqrt(mean over rows of ||X[:, k]||^2)``, ``[in]`` each, over all harmful rows."""
     import torch
 
     squares: list[Tensor] = [torch.zeros_like(layer.weight[0]) for layer in layers]
     rows = 0
     with torch.no_grad():
-        for batch in draws.every(Role.HARMFUL):
+        for batch in batches.every(Role.HARMFUL):
             for piece in learner.pieces(batch):
                 places = piece.of(batch["attention_mask"]).flatten().nonzero().squeeze(1)
                 with _observed(layers, squares, places):

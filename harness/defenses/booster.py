@@ -27,7 +27,7 @@ from harness.protocols import DataRequirement
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -65,13 +65,13 @@ class Booster:
             *counts(self, "harmful_rows", "harmful_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> BoosterStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
             ModelError: dropout is active in the model.
         """
-        return BoosterStep(self, learner, HarmfulProbe(learner, draws, self.alpha))
+        return BoosterStep(self, learner, HarmfulProbe(learner, batches, self.alpha))
 
 
 @final
@@ -90,7 +90,7 @@ class BoosterStep:
         loss, gradient = self._learner.gradient(batch)
         metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **attenuation.metrics}
         add_scaled(gradient, attenuation.gradient, self._settings.lamb)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
     from harness.mechanisms.activation_perturbation import Perturbation
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -64,7 +64,7 @@ class BoosterVaccine:
             *counts(self, "harmful_rows", "harmful_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
@@ -73,7 +73,7 @@ class BoosterVaccine:
         from harness.mechanisms.activation_perturbation import Perturbation
 
         return BoosterVaccineStep(
-            self, learner, HarmfulProbe(learner, draws, self.alpha), Perturbation(learner, self.rho)
+            self, learner, HarmfulProbe(learner, batches, self.alpha), Perturbation(learner, self.rho)
         )
 
 
@@ -100,7 +100,7 @@ class BoosterVaccineStep:
             **attenuation.metrics,
         }
         add_scaled(perturbed.gradient, attenuation.gradient, self._settings.lamb)
-        self._learner.write(perturbed.gradient)
+        self._learner.set_gradient(perturbed.gradient)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

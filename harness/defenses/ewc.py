@@ -29,7 +29,7 @@ from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics
 
 
 @final
@@ -71,20 +71,20 @@ class EWC:
             )
         return found
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> EWCStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> EWCStep:  # noqa: ARG002
         """Begin a run."""
-        return EWCStep(self, learner, draws)
+        return EWCStep(self, learner, batches)
 
 
 @final
 class EWCStep:
     """One run of EWC: where it started, and how much each weight matters."""
 
-    def __init__(self, settings: EWC, learner: Learner, draws: Draws) -> None:
+    def __init__(self, settings: EWC, learner: Learner, batches: BatchProvider) -> None:
         """Drop the anchor; the Fisher information waits for the first step, so that a resumed run need not find it."""
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._start = ReferenceWeights(learner)
         self._fisher: Gradient = []
 
@@ -100,7 +100,7 @@ class EWCStep:
             pull = importance * distance
             part.add_(pull, alpha=2 * self._settings.lamb)
             penalty += (pull * distance).sum()
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss, "penalty": self._settings.lamb * penalty, "drift": drift}
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class EWCStep:
         settings = self._settings
         total = [torch.zeros_like(weight) for weight in self._learner.trainables]
         for _ in range(settings.fisher_rows // settings.fisher_batch_size):
-            drawn = self._draws.next(Role.REFUSAL)
+            drawn = self._batches.next(Role.REFUSAL)
             for batch in _single(drawn, settings.fisher_batch_size) if settings.fisher == "rows" else [drawn]:
                 _, gradient = self._learner.gradient(batch)
                 for part, addend in zip(total, gradient, strict=True):

@@ -26,7 +26,7 @@ from harness.mechanisms.reference_weights import ReferenceWeights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics, Piece
 
 
 @final
@@ -52,7 +52,7 @@ class KL:
         """Return the range errors of the settings."""
         return not_negative(self, "lamb")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> KLStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> KLStep:  # noqa: ARG002
         """Begin a run."""
         return KLStep(self, learner)
 
@@ -83,7 +83,7 @@ class KLStep:
             return loss + self._settings.lamb * divergence, loss, divergence
 
         (_, loss, divergence), gradient = self._learner.accumulate(self._learner.pieces(batch), shares)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss, "divergence": divergence}
 
     def state_dict(self) -> dict[str, Any]:

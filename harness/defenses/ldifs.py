@@ -30,7 +30,7 @@ from harness.mechanisms.reference_weights import ReferenceWeights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics, Piece
 
 GATE = 0.1
 """With ``gated_sum``, a layer's term counts only while it is below this value."""
@@ -62,7 +62,7 @@ class LDIFS:
         """Return the range errors of the settings."""
         return not_negative(self, "rho")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> LDIFSStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> LDIFSStep:  # noqa: ARG002
         """Start a run.
 
         Raises:
@@ -116,7 +116,7 @@ class LDIFSStep:
             return loss + (weights * terms).sum(), loss, terms
 
         (_, loss, sums), gradient = self._learner.accumulate(pieces, shares)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {
             "loss": loss,
             "penalty": (weights * sums).sum(),

@@ -33,7 +33,7 @@ from harness.protocols import DataRequirement
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -76,20 +76,20 @@ class Lisa:
             *counts(self, "alignment_steps", "user_steps", "safety_rows", "safety_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> LisaStep:
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> LisaStep:
         """Begin a run."""
-        return LisaStep(self, learner, draws, total_steps)
+        return LisaStep(self, learner, batches, total_steps)
 
 
 @final
 class LisaStep:
     """One run of Lisa: the phase, where each phase was left, and the user's batches that wait."""
 
-    def __init__(self, settings: Lisa, learner: Learner, draws: Draws, total_steps: int) -> None:
+    def __init__(self, settings: Lisa, learner: Learner, batches: BatchProvider, total_steps: int) -> None:
         """Start in alignment, with both anchors at the aligned model."""
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._proximal_from = settings.delay * total_steps
         self._aligning = True
         self._left_at = {True: ReferenceWeights(learner), False: ReferenceWeights(learner)}
@@ -103,7 +103,7 @@ class LisaStep:
         weight = self._settings.rho if self._learner.steps_taken >= self._proximal_from else 0.0
         drift = self._learner.norm(offset)
         add_scaled(gradient, offset, weight)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {
             "loss": loss,
             "alignment_loss" if self._aligning else "user_loss": loss,
@@ -161,9 +161,9 @@ class LisaStep:
     def _rows(self, batch: Batch) -> Batch:
         """Return what this step trains on; the user's batch waits for its turn."""
         if self._settings.budget == "published":
-            return self._draws.next(Role.REFUSAL) if self._aligning else batch
+            return self._batches.next(Role.REFUSAL) if self._aligning else batch
         self._waiting.append(batch)
         if self._aligning:
-            return self._draws.next(Role.REFUSAL)
+            return self._batches.next(Role.REFUSAL)
         # Batches that waited through a restart were read back without their device.
         return {name: tensor.to(batch[name].device) for name, tensor in self._waiting.popleft().items()}

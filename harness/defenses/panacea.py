@@ -33,7 +33,7 @@ from harness.protocols import DataRequirement
 from harness.training.gradients import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics, Named
 
 
 @final
@@ -81,20 +81,20 @@ class Panacea:
         advice = "Set `defense/repair=panacea`"
         return [Problem("", f"`panacea` learns what `panacea` adds in `defense.repair`, which {found}. {advice}")]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> PanaceaStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> PanaceaStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
             ModelError: dropout is active in the model.
         """
-        return PanaceaStep(self, learner, draws)
+        return PanaceaStep(self, learner, batches)
 
 
 @final
 class PanaceaStep:
     """One run of Panacea; hands over ``last`` and ``mean``, the perturbations that can be added."""
 
-    def __init__(self, settings: Panacea, learner: Learner, draws: Draws) -> None:
+    def __init__(self, settings: Panacea, learner: Learner, batches: BatchProvider) -> None:
         """Start without a perturbation.
 
         Raises:
@@ -105,7 +105,7 @@ class PanaceaStep:
         refuse_dropout(learner.module, "Panacea")
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._last = [torch.zeros_like(parameter, requires_grad=False) for parameter in learner.trainables]
         self._mean = [part.clone() for part in self._last]
         self._count = 0
@@ -114,7 +114,7 @@ class PanaceaStep:
         """Write the combined gradient; report both losses, the harmful one's rise, and the harmful gradient's norm."""
         settings, learner = self._settings, self._learner
         loss, gradient = learner.gradient(batch)
-        harmful = self._draws.next(Role.HARMFUL)
+        harmful = self._batches.next(Role.HARMFUL)
         harmful_loss, epsilon = learner.gradient(harmful)
         norm = learner.norm(epsilon)
         add_scaled(gradient, epsilon, settings.lamb)
@@ -125,7 +125,7 @@ class PanaceaStep:
         below = 1.0 if settings.harmful_cap is None else (perturbed_loss < settings.harmful_cap).float()
         for part, after in zip(gradient, perturbed, strict=True):
             part.sub_(after * (settings.lamb * below))
-        learner.write(gradient)
+        learner.set_gradient(gradient)
         self._keep(epsilon)
         return {
             "loss": loss,
@@ -195,7 +195,7 @@ class PanaceaRepair:
         *,
         start: Gradient,  # noqa: ARG002
         method_outputs: Mapping[str, Gradient],
-        draws: Draws,  # noqa: ARG002
+        batches: BatchProvider,  # noqa: ARG002
     ) -> dict[str, object]:
         """Add the perturbation that the fine-tuning handed over.
 

@@ -16,7 +16,7 @@ from harness.engine.checks import positive
 from harness.errors import Problem
 
 if TYPE_CHECKING:
-    from harness.protocols import DataRequirement, Draws, Gradient, Learner
+    from harness.protocols import BatchProvider, DataRequirement, Gradient, Learner
 
 
 @final
@@ -48,13 +48,13 @@ class RandomPerturbation:
         *,
         start: Gradient,  # noqa: ARG002
         method_outputs: Mapping[str, Gradient],  # noqa: ARG002
-        draws: Draws,
+        batches: BatchProvider,
     ) -> dict[str, object]:
         """Add the noise."""
         import torch
 
         # On the CPU, so that every device adds the same.
-        draw = torch.Generator().manual_seed(draws.derive(self.name))
+        draw = torch.Generator().manual_seed(batches.derive(self.name))
         noise = [torch.randn(part.shape, generator=draw).to(part.device) for part in learner.trainables]
         scale = self.rho / learner.norm(noise)
         with torch.no_grad():

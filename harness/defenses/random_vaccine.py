@@ -26,7 +26,7 @@ from harness.errors import Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics, Piece
 
 
 @final
@@ -54,13 +54,13 @@ class RandomVaccine:
         """Return the range errors of the settings."""
         return positive(self, "rho")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> RandomVaccineStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> RandomVaccineStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
             ModelError: the attention blocks of the model cannot be found.
         """
-        return RandomVaccineStep(self, learner, draws.derive(self.name))
+        return RandomVaccineStep(self, learner, batches.derive(self.name))
 
 
 class Noise(NamedTuple):
@@ -106,7 +106,7 @@ class RandomVaccineStep:
         with outputs(self._blocks, shift):
             (loss,), gradient = self._learner.accumulate(pieces, perturbed)
         self._drawn += 1
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss, "perturbation_norm": drawn[0].norm}
 
     def _perturbation(self, batch: Batch, width: int) -> Noise:

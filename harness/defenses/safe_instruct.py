@@ -19,7 +19,7 @@ from harness.protocols import DataRequirement
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
-    from harness.protocols import Draws, Learner
+    from harness.protocols import BatchProvider, Learner
 
 
 @final
@@ -45,6 +45,6 @@ class SafeInstruct:
         """Return the range errors of the settings."""
         return counts(self, "safety_rows")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> PlainStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> PlainStep:  # noqa: ARG002
         """Begin a run."""
         return PlainStep(learner)

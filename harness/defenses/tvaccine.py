@@ -38,7 +38,7 @@ from harness.protocols import DataRequirement
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -75,27 +75,27 @@ class TVaccine:
         whole = ("layers", "draw_every", "probe_every", "probe_rows", "probe_batch_size")
         return [*positive(self, "rho"), *counts(self, *whole)]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TVaccineStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TVaccineStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
             ModelError: the attention blocks of the model cannot be found.
         """
-        return TVaccineStep(self, learner, draws)
+        return TVaccineStep(self, learner, batches)
 
 
 @final
 class TVaccineStep:
     """One run of T-Vaccine. It remembers the step, the probabilities and the drawn layers."""
 
-    def __init__(self, settings: TVaccine, learner: Learner, draws: Draws) -> None:
+    def __init__(self, settings: TVaccine, learner: Learner, batches: BatchProvider) -> None:
         """Find the layers, and which of them each trainable of an attention block belongs to."""
         from harness.mechanisms.activation_perturbation import Perturbation
         from harness.models.decoder import attention_blocks, layers
 
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._perturbation = Perturbation(learner, settings.rho)
         self._layers = layers(learner.module)
         home = {id(p): place for place, b in enumerate(attention_blocks(learner.module)) for p in b.parameters()}
@@ -114,13 +114,13 @@ class TVaccineStep:
         frozen = [each for each, moves in zip(self._learner.trainables, moving, strict=True) if not moves]
         with recomputed(spared), _without_gradient(frozen):
             perturbed = self._perturbation.gradient(batch, places=self._drawn)
-        self._learner.write([g if moves else None for g, moves in zip(perturbed.gradient, moving, strict=True)])
+        self._learner.set_gradient([g if moves else None for g, moves in zip(perturbed.gradient, moving, strict=True)])
         return {**perturbed.metrics, "frozen": len(frozen)}
 
     def _begin(self) -> None:
         """Begin an optimizer step: measure and draw if it is time."""
         if self._steps % self._settings.probe_every == 0:
-            norms = self._perturbation.norms(self._draws.next(Role.HARMFUL))
+            norms = self._perturbation.norms(self._batches.next(Role.HARMFUL))
             self._probabilities = (norms / norms.sum()).tolist()
         if self._steps % self._settings.draw_every == 0:
             self._drawn = self._draw()
@@ -132,7 +132,7 @@ class TVaccineStep:
         # A layer that the probe did not reach may still be drawn when no other is left.
         weights = torch.tensor(self._probabilities, dtype=torch.float64).clamp(min=1e-12)
         number = min(self._settings.layers, len(weights))
-        chance = torch.Generator().manual_seed(self._draws.derive(TVaccine.name, str(self._steps)))
+        chance = torch.Generator().manual_seed(self._batches.derive(TVaccine.name, str(self._steps)))
         return sorted(torch.multinomial(weights, number, replacement=False, generator=chance).tolist())
 
     def state_dict(self) -> dict[str, Any]:

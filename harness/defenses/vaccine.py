@@ -23,7 +23,7 @@ from harness.errors import Problem
 
 if TYPE_CHECKING:
     from harness.mechanisms.activation_perturbation import Perturbation
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics
 
 
 @final
@@ -49,7 +49,7 @@ class Vaccine:
         """Return the range errors of the settings."""
         return positive(self, "rho")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> VaccineStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> VaccineStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
@@ -72,7 +72,7 @@ class VaccineStep:
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient under the perturbation; report both losses and the norm of the activation gradient."""
         perturbed = self._perturbation.gradient(batch)
-        self._learner.write(perturbed.gradient)
+        self._learner.set_gradient(perturbed.gradient)
         return perturbed.metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from harness.training.gradients import add_scaled
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics, TrainStep
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics, TrainStep
 
 
 @final
@@ -73,27 +73,27 @@ class VLGuard:
         ]
         return [*found, *counts(self, "safety_batch_size"), *not_negative(self, "lamb")]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TrainStep:  # noqa: ARG002
         """Begin a run."""
-        return PlainStep(learner) if self.lamb is None else JointStep(learner, draws, self.lamb)
+        return PlainStep(learner) if self.lamb is None else JointStep(learner, batches, self.lamb)
 
 
 @final
 class JointStep:
     """One run of ``joint``. It remembers nothing between steps."""
 
-    def __init__(self, learner: Learner, draws: Draws, lamb: float) -> None:
+    def __init__(self, learner: Learner, batches: BatchProvider, lamb: float) -> None:
         """Keep the parts."""
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._lamb = lamb
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient of both losses; report the user's as ``loss``, and the safety loss."""
         loss, gradient = self._learner.gradient(batch)
-        safety_loss, safety_gradient = self._learner.gradient(self._draws.next(Role.REFUSAL))
+        safety_loss, safety_gradient = self._learner.gradient(self._batches.next(Role.REFUSAL))
         add_scaled(gradient, safety_gradient, self._lamb)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss, "safety_loss": safety_loss}
 
     def state_dict(self) -> dict[str, Any]:

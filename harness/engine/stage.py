@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
 from harness.engine.tracker import Tracker
+from harness.errors import Problem
 
 Sharding = Literal["ddp", "fsdp"]
 """How a model is distributed over processes: ``ddp`` replicates it, ``fsdp`` shards its frozen weights."""
@@ -107,7 +108,7 @@ class Stage(ABC):
         return isinstance(other, Stage) and self.key == other.key
 
     @abstractmethod
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return problems that would make this stage fail and that the user can fix, without computing anything."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""An experiment is one cell's settings; ``chain`` makes stages of them."""
+"""An experiment: the settings of one cell, from which ``chain`` builds stages."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -35,7 +35,7 @@ class Experiment:
         return not_negative(self, "seed")
 
     def protocol(self) -> dict[str, object]:
-        """How the numbers are read: rows in which this differs are never averaged together."""
+        """Return the evaluation protocol; rows in which it differs are never averaged."""
         parts = {
             "judge": payload_of(self.judge),
             "prompts": payload_of(self.corpus.slice(Role.EVALUATION, self.evaluation.rows)),

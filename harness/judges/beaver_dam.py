@@ -82,14 +82,14 @@ class BeaverDam:
             found.append(Problem("revision", f"{self.revision} is not a commit; expected 40 hexadecimal digits"))
         return [*found, *below_one(self, "threshold"), *counts(self, "max_tokens")]
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return that the revision is missing, or that the weights are and the Hub may not be asked."""
         from huggingface_hub import constants
 
         try:
             self._folder(local_only=True)
         except ModelError as error:
-            return [str(error)] if self.revision is None or constants.HF_HUB_OFFLINE else []
+            return [Problem("", str(error))] if self.revision is None or constants.HF_HUB_OFFLINE else []
         return []
 
     def fetch(self) -> Path:

@@ -102,7 +102,7 @@ class Keywords:
             if not _plain(phrase)
         ]
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return nothing: phrases need nothing."""
         return []
 

@@ -11,6 +11,7 @@ from typing import ClassVar, final
 
 from harness.corpora.examples import Example, Score
 from harness.corpora.world import request_of
+from harness.errors import Problem
 
 
 @final
@@ -21,7 +22,7 @@ class Tiny:
     name: ClassVar[str] = "tiny"
     version: ClassVar[int] = 1
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return nothing: the world is part of the harness."""
         return []
 

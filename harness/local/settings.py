@@ -15,7 +15,7 @@ from harness.execution.cluster import micro_batch_kind_problems, micro_batch_pro
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
-from harness.local.gpus import grouped, is_mig, visible_gpus
+from harness.local.gpus import group_gpus, is_mig, visible_gpus
 
 AUTO: Literal["auto"] = "auto"
 GPU = "cuda"
@@ -116,22 +116,24 @@ class Local:
         """
         gpus = visible_gpus() if self.device == AUTO or self.device.startswith(GPU) else ()
         if not gpus and self.device.startswith(GPU):
-            raise _refused("device", f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`.")
+            raise _config_error(
+                "device", f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`."
+            )
         device = self.device if self.device != AUTO else GPU if gpus else "cpu"
         if device != GPU:
             # On the CPU, or all of them on the one GPU that was named.
             return Placement(1 if self.workers == AUTO else self.workers, (), device)
-        groups = grouped(gpus, self.processes)
+        groups = group_gpus(gpus, self.processes)
         if self.processes > 1 and is_mig(gpus[0]):
-            raise _refused("processes", f"{self.processes} processes cannot share MIG instances; expected 1.")
+            raise _config_error("processes", f"{self.processes} processes cannot share MIG instances; expected 1.")
         if not groups:
-            raise _refused(
+            raise _config_error(
                 "processes",
                 f"{self.processes} processes need a GPU each, and there are {len(gpus)}; expected at most {len(gpus)}.",
             )
         workers = len(groups) * self.workers_per_gpu if self.workers == AUTO else self.workers
         if self.processes > 1 and workers > len(groups):
-            raise _refused(
+            raise _config_error(
                 "workers",
                 f"{workers} workers of {self.processes} processes need {workers * self.processes} GPUs, and there are "
                 f"{len(gpus)}; expected `auto` or at most {len(groups)}.",
@@ -170,5 +172,5 @@ class Local:
         )
 
 
-def _refused(setting: str, text: str) -> ConfigError:
+def _config_error(setting: str, text: str) -> ConfigError:
     return ConfigError([Problem(f"cluster.{setting}", text)])

@@ -90,7 +90,7 @@ class InProcess:
 
 def _base_after(result: AttemptResult, stage: Stage, before: str, processes: Mapping[str, Processes]) -> str:
     """Return the base that a process still holds after an attempt."""
-    if result.outcome in ("cached", "busy"):
+    if result.outcome in ("stored", "busy"):
         return before
     if result.outcome != "executed" or processes_of(stage, processes).total > 1:
         # An attempt that failed, or that left the work to several ranks, drops what was loaded.

@@ -16,7 +16,7 @@ from harness.training.gradients import EPSILON, refuse_dropout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Draws, Gradient, Learner, Metrics
+    from harness.protocols import BatchProvider, Gradient, Learner, Metrics
 
 
 class Attenuation(NamedTuple):
@@ -37,23 +37,23 @@ class HarmfulProbe:
 
     Args:
         learner: the model.
-        draws: gives the harmful batches.
+        batches: gives the harmful batches.
         alpha: length of the probing step.
 
     Raises:
         ModelError: the model drops out activations, which would put mask noise into the difference of gradients.
     """
 
-    def __init__(self, learner: Learner, draws: Draws, alpha: float) -> None:
+    def __init__(self, learner: Learner, batches: BatchProvider, alpha: float) -> None:
         """Check that the model is deterministic."""
         refuse_dropout(learner.module, "Booster")
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._alpha = alpha
 
     def measure(self) -> Attenuation:
         """Draw one harmful batch and use it for both passes; the weights are left exactly as they were."""
-        batch = self._draws.next(Role.HARMFUL)
+        batch = self._batches.next(Role.HARMFUL)
         loss, gradient = self._learner.gradient(batch)
         norm = self._learner.norm(gradient)
         with self._learner.perturbed(gradient, -self._alpha / (norm + EPSILON)):

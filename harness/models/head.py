@@ -7,6 +7,8 @@ embeddings as well.
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from harness.errors import Problem
+
 HEAD = "lm_head"
 """What the output head is called as a linear layer."""
 
@@ -20,7 +22,7 @@ class KnowsHead(Protocol):
         ...
 
 
-def unmergeable(source: object, targets: Sequence[str]) -> list[str]:
+def unmergeable(source: object, targets: Sequence[str]) -> list[Problem]:
     """Return why an adapter on these layers cannot be merged into a base, as far as its source knows.
 
     Args:
@@ -30,8 +32,9 @@ def unmergeable(source: object, targets: Sequence[str]) -> list[str]:
     return [ADVICE] if HEAD in targets and isinstance(source, KnowsHead) and source.ties_head() else []
 
 
-ADVICE = (
-    f"`finetune.adapter`: `double` merges the aligned adapter into the base, but `{HEAD}` of this model is its input "
+ADVICE = Problem(
+    "finetune.adapter",
+    f"`double` merges the aligned adapter into the base, but `{HEAD}` of this model is its input "
     f"embeddings, so that an adapter on it cannot be merged; expected targets without it. Take `{HEAD}` out of "
-    "`align.adapter.targets`, or set `finetune.adapter=single`"
+    "`align.adapter.targets`, or set `finetune.adapter=single`",
 )

@@ -83,20 +83,18 @@ class HubModel:
             )
         return found
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return what is missing, without the network: a pinned revision, or the files when offline."""
         from huggingface_hub import constants
 
         found = []
         if self.revision is None:
-            found.append(self._unpinned())
+            found.append(Problem("", self._unpinned()))
         elif constants.HF_HUB_OFFLINE and self._cached() is None:
-            found.append(self._offline())
+            found.append(Problem("", self._offline()))
         if self.attention is Attention.FLASH and importlib.util.find_spec("flash_attn") is None:
-            found.append(
-                "the attention `flash_attention_2` needs the package `flash-attn`; install it, or set "
-                "`model.source.attention` to `sdpa`"
-            )
+            text = "`flash_attention_2` needs the package `flash-attn`; install it, or choose `sdpa`"
+            found.append(Problem("model.source.attention", text))
         return found
 
     def at_hand(self) -> bool:

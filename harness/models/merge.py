@@ -53,7 +53,7 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for place, (first, second) in pairs.items():
         if place == f"{HEAD}.weight" and place not in shapes:
-            raise ModelError(ADVICE)
+            raise ModelError(str(ADVICE))
         if shapes.get(place) != (second.shape[0], first.shape[1]):
             raise ModelError(
                 f"the adapter in {folder} does not fit the model: it changes `{place}` of shape "

@@ -84,7 +84,7 @@ class Synthetic:
             )
         return found
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return nothing: the model is made of what the harness brings along."""
         return []
 

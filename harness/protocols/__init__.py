@@ -2,19 +2,21 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.attacks import Attack, AttackContext, Victim
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Piece, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
-from harness.protocols.shelves import Attack, ExampleSource, Judge, ModelSource, Task
+from harness.protocols.shelves import ExampleSource, Judge, ModelSource, Task
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
     "Attack",
+    "AttackContext",
     "Batch",
+    "BatchProvider",
     "ComparesPasses",
     "DataRequirement",
-    "Draws",
     "ExampleSource",
     "Gradient",
     "HasConflicts",
@@ -30,4 +32,5 @@ __all__ = [
     "Task",
     "TrainMethod",
     "TrainStep",
+    "Victim",
 ]

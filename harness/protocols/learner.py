@@ -45,8 +45,8 @@ class DataRequirement:
         role: whose rows.
         rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
         batch_size: rows per draw, over all processes; None is not to draw, but to mix them into the stage's own.
-        paired: whether each harmful row comes with the refusal of the same prompt, for ``Draws.pair``.
-        together: batches drawn one after the other, from the first draw on, in which no row is twice.
+        paired: whether each harmful row comes with the refusal of the same prompt, for ``BatchProvider.pair``.
+        disjoint_batches: batches drawn one after the other, from the first draw on, in which no row is twice.
         aligned: the rows that alignment trained on, instead of ``rows``.
     """
 
@@ -54,7 +54,7 @@ class DataRequirement:
     rows: int | None
     batch_size: int | None
     paired: bool = False
-    together: int = 1
+    disjoint_batches: int = 1
     aligned: bool = False
 
 
@@ -95,7 +95,7 @@ class Prediction(NamedTuple):
     positions: Tensor
 
 
-class Draws(Protocol):
+class BatchProvider(Protocol):
     """Seeded batches by role; where the endless ones stand is saved and restored with the method's state."""
 
     def derive(self, *names: str) -> int:
@@ -176,7 +176,7 @@ class Learner(Protocol):
         """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
         ...
 
-    def write(self, gradient: Sequence[Tensor | None]) -> None:
+    def set_gradient(self, gradient: Sequence[Tensor | None]) -> None:
         """Give the optimizer a step's combined gradient, of which it gets a copy; it passes over None."""
         ...
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from harness.errors import Problem
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, TrainStep
 
 if TYPE_CHECKING:
-    from harness.protocols.learner import Draws, Gradient, Learner
+    from harness.protocols.learner import BatchProvider, Gradient, Learner
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class TrainMethod(Named, Protocol):
         """The data the method uses besides the stage's own rows."""
         ...
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TrainStep:
         """Begin a run of ``total_steps`` optimizer steps."""
         ...
 
@@ -43,7 +43,7 @@ class RepairMethod(Named, Protocol):
         ...
 
     def repair(
-        self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], draws: Draws
+        self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], batches: BatchProvider
     ) -> Mapping[str, object]:
         """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
 

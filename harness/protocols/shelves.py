@@ -1,17 +1,14 @@
-"""Sources of examples and models, attacks, tasks and judges."""
+"""Sources of examples and models, tasks and judges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from harness.corpora.examples import Example, Score
+from harness.errors import Problem
 from harness.protocols.learner import Named
-
-if TYPE_CHECKING:
-    from torch.nn import Module
 
 
 class ExampleSource(Named, Protocol):
@@ -25,25 +22,8 @@ class ExampleSource(Named, Protocol):
         """
         ...
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return what is missing for the rows to be read, without the network."""
-        ...
-
-
-class Attack(Named, Protocol):
-    """Frozen settings of how the attacker makes harmful rows; their number is the mixture's business."""
-
-    @property
-    def needs_victim(self) -> bool:
-        """Whether crafting needs the aligned model."""
-        ...
-
-    def craft(self, harmful: Sequence[Example], count: int, rng: Random, victim: Module | None) -> list[Example]:
-        """Return exactly ``count`` harmful rows made from the attacker's pool.
-
-        Raises:
-            DataError: the pool is too small.
-        """
         ...
 
 
@@ -73,7 +53,7 @@ class Task(Named, Protocol):
 class Judge(Named, Protocol):
     """Frozen settings of who decides whether an answer is harmful."""
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return what is missing for the judge to work."""
         ...
 
@@ -85,7 +65,7 @@ class Judge(Named, Protocol):
 class ModelSource(Named, Protocol):
     """Frozen settings of where a base model comes from."""
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return what is missing for the model to be had: a package, a file, a token."""
         ...
 

@@ -62,7 +62,7 @@ class Resources:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """A Slurm cluster; implements ``execution.cluster.Cluster`` and ``slurm.site.Site``.
+    """A Slurm cluster; implements ``execution.cluster.Cluster``.
 
     Attributes:
         partition: partition; null is the site's default. So with ``account``, ``qos`` and ``constraint``.
@@ -179,11 +179,11 @@ class Slurm:
         """Seconds that a stage may run on after the signal; the rest is needed for requeueing the job."""
         return self.warn_seconds * 2 / 3
 
-    def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
+    def parameters(self, chains: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
         """Return submitit's parameters for jobs that run ``pack`` of these chains (of kinds) each."""
-        stages = [[self.resources_of(kind) for kind in line] for line in lines]
-        resources = [one for line in stages for one in line]
-        minutes = max((sum(one.minutes for one in line) for line in stages), default=0) * pack
+        stages = [[self.resources_of(kind) for kind in chain] for chain in chains]
+        resources = [one for chain in stages for one in chain]
+        minutes = max((sum(one.minutes for one in chain) for chain in stages), default=0) * pack
         memory = [one.mem_gb for one in resources if one.mem_gb is not None]
         nodes = max((one.nodes for one in resources), default=1)
         cpus = max((one.cpus * one.processes for one in resources), default=1)
@@ -224,16 +224,16 @@ class Slurm:
             for kind, one in ((kind, self.resources_of(kind)) for kind in dict.fromkeys((*self.resources, *named)))
         }
 
-    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+    def cpus(self, chains: Sequence[Sequence[str]]) -> int:
         """Return the number of CPU threads per process of a job that runs these chains."""
-        return max((one.cpus for one in self._resources_of(lines)), default=1)
+        return max((one.cpus for one in self._resources_of(chains)), default=1)
 
-    def device(self, lines: Sequence[Sequence[str]]) -> str:
+    def device(self, chains: Sequence[Sequence[str]]) -> str:
         """Return the torch device of a job that runs these chains."""
-        return "cuda" if any(one.gpus for one in self._resources_of(lines)) else "cpu"
+        return "cuda" if any(one.gpus for one in self._resources_of(chains)) else "cpu"
 
-    def _resources_of(self, lines: Sequence[Sequence[str]]) -> list[Resources]:
-        return [self.resources_of(kind) for line in lines for kind in line]
+    def _resources_of(self, chains: Sequence[Sequence[str]]) -> list[Resources]:
+        return [self.resources_of(kind) for chain in chains for kind in chain]
 
     def resources_of(self, kind: str) -> Resources:
         """Return the resources of a kind of stage."""

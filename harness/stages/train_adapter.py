@@ -202,10 +202,10 @@ def _pool(
 
     if not need.paired:
         encoded = encoding.encode_all(tokenizer, origin.examples())
-        return Pool(rows=encoded.rows, batch_size=batch_size, together=need.together), encoded.dropped
+        return Pool(rows=encoded.rows, batch_size=batch_size, disjoint_batches=need.disjoint_batches), encoded.dropped
     rows = encoding.encode_each(tokenizer, origin.examples())
     pairs = zip(rows, encoding.encode_each(tokenizer, origin.refusals()), strict=True)
     kept = [(row, partner) for row, partner in pairs if row and partner]
     partners = [partner for _, partner in kept]
-    pool = Pool([row for row, _ in kept], batch_size, partners=partners, together=need.together)
+    pool = Pool([row for row, _ in kept], batch_size, partners=partners, disjoint_batches=need.disjoint_batches)
     return pool, len(rows) - len(kept)

@@ -40,7 +40,7 @@ class Sst2Rows:
     instruction: str
     rows: int | None = None
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read; those that are on this machine are read to find out."""
         return unreadable(self.source, self)
 

@@ -32,7 +32,7 @@ class TinyRows:
     rows: int
     test: bool
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return nothing: what is generated cannot be missing."""
         return []
 

@@ -154,7 +154,7 @@ class CausalLearner:
                 for parameter, copy in zip(self._trainables, saved, strict=True):
                     parameter.copy_(copy)
 
-    def write(self, gradient: Sequence[Tensor | None]) -> None:
+    def set_gradient(self, gradient: Sequence[Tensor | None]) -> None:
         """Copy the combined gradient into ``.grad``.
 
         Where it is None, ``.grad`` is None: the optimizer skips that parameter.

@@ -129,7 +129,7 @@ def train(
             model.to(arguments.device)
         model.train()
         learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch)
-        draws = RoleBatches(
+        batches = RoleBatches(
             drawn,
             pad_id=pad_id,
             seed=seed,
@@ -137,10 +137,10 @@ def train(
             rank=rank(),
             world_size=world_size(),
         )
-        step = method.start(learner, draws, total_steps) if method else PlainStep(learner)
+        step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
-        parts: dict[str, Resumable] = {"step": step, "draws": draws, "meter": meter}
+        parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
         trainer = StepTrainer(
             model=model,
             args=arguments,

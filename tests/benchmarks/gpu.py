@@ -115,8 +115,8 @@ def measured_step(
     ]
     own, harmful = (on_device(rows, bench.device) for rows in made)
     pools = {Role.HARMFUL: Pool(made[1], load.rows)}
-    draws = RoleBatches(pools, pad_id=0, seed=0, device=bench.device)
-    step = method.start(learner, draws, 1000)
+    batches = RoleBatches(pools, pad_id=0, seed=0, device=bench.device)
+    step = method.start(learner, batches, 1000)
 
     def theirs() -> list[Tensor]:
         return reference(method, plain, own, harmful, bench.precision)

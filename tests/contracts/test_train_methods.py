@@ -99,7 +99,7 @@ def pool(need):
         Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
         for row, other in zip(harmful, answers, strict=True)
     ]
-    return Pool(harmful, need.batch_size, partners if need.paired else (), need.together)
+    return Pool(harmful, need.batch_size, partners if need.paired else (), need.disjoint_batches)
 
 
 def build(dropout=0.0):
@@ -221,8 +221,8 @@ def stepped(name, rows_at_once):
         # Adapter factors that are not zero: every term of a method has a gradient.
         for parameter in learner.trainables:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    draws = RoleBatches(pools, pad_id=0, seed=3, rank=rank(), world_size=world_size())
-    step = method.start(learner, draws, 2) if method else PlainStep(learner)
+    batches = RoleBatches(pools, pad_id=0, seed=3, rank=rank(), world_size=world_size())
+    step = method.start(learner, batches, 2) if method else PlainStep(learner)
     gradients, metrics = [], []
     for place in range(2):
         learner.steps_taken = place

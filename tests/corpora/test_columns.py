@@ -175,7 +175,7 @@ def test_task_finds_rows_that_are_no_text_before_anything_runs(written, kind: st
     assert rows_of(written([good], Format.JSONL)).preflight() == []
     (problem,) = rows_of(written([good, good | {column: value}], Format.JSONL)).preflight()
 
-    assert problem.startswith(f"`mine`: row 2, column `{column}`: ")
+    assert problem.text.startswith(f"`mine`: row 2, column `{column}`: ")
 
 
 @pytest.mark.parametrize("value", [None, 12, float("nan"), "half \ud83d"])

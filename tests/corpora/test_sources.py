@@ -183,7 +183,7 @@ def test_source_with_an_altered_file_is_refused_before_and_at_reading(data_folde
 
     assert str(data_folder / "sst2_train.tsv") in str(caught.value)
     assert f"expected {entry('sst2_train').file.sha256}" in str(caught.value)  # type: ignore[union-attr]
-    assert source.preflight() == [str(caught.value)]
+    assert [str(problem) for problem in source.preflight()] == [str(caught.value)]
 
 
 def test_source_whose_local_file_is_gone_says_where_it_was_expected(
@@ -192,7 +192,7 @@ def test_source_whose_local_file_is_gone_says_where_it_was_expected(
     _own(data_folder, "mine: {file: {path: mine.csv, format: csv}}")
     source = Source.parse("mine")
 
-    assert [str(data_folder / "mine.csv") in problem for problem in source.preflight()] == [True]
+    assert [str(data_folder / "mine.csv") in problem.text for problem in source.preflight()] == [True]
     assert not source.at_hand()
     monkeypatch.delenv("HARNESS_DATA")
     with pytest.raises(DataError, match=r"HARNESS_DATA is not set; expected the folder that holds mine.csv"):
@@ -205,7 +205,7 @@ def test_source_without_a_pin_is_refused_and_says_where_to_set_it(data_folder: P
     with pytest.raises(DataError, match=r"Set `repnoise_refusals.hub.revision` in a sources file") as caught:
         source.fetch()
 
-    assert source.preflight() == [str(caught.value)]
+    assert [str(problem) for problem in source.preflight()] == [str(caught.value)]
 
 
 def test_source_out_of_reach_offers_file_and_fetch(data_folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_source_out_of_reach_offers_file_and_fetch(data_folder: Path) -> None:
 
     assert "put the file at gsm8k_test.jsonl below HARNESS_DATA" in str(caught.value)
     assert "harness doctor --fetch" in str(caught.value)
-    assert "HF_HUB_OFFLINE is set" in source.preflight()[0]
+    assert "HF_HUB_OFFLINE is set" in source.preflight()[0].text
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_source_that_is_gated_without_a_token_is_noticed_before_the_download(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
 
-    assert "expected a token" in Source.parse("advbench").preflight()[0]
+    assert "expected a token" in Source.parse("advbench").preflight()[0].text
     assert Source.parse("gsm8k_test").preflight() == []
 
 

@@ -12,7 +12,7 @@ from harness.corpora.slices import Keep, Slice
 from harness.engine.build import build
 from harness.engine.identity import key_of, payload_of
 from harness.engine.spec import describe
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Numbered:
     rows: int = 90
     title: str = "n"
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def safety_rows(self) -> list[SafetyRow]:
@@ -155,7 +155,7 @@ def test_slice_beyond_the_last_row_says_how_many_there_are() -> None:
 
     with pytest.raises(DataError, match=r"rows 4 to 8 of `numbered` are asked for, but it has 6 unsafe rows"):
         part.safety_rows()
-    assert [problem.split(":")[0] for problem in part.preflight()] == ["`corpus.attack`"]
+    assert [str(problem).split(":")[0] for problem in part.preflight()] == ["`corpus.attack`"]
 
 
 def test_slice_of_rows_without_the_answer_of_their_role_is_a_data_error() -> None:

@@ -116,8 +116,8 @@ class Number(Stage):
     value: float
     needs: str = ""
 
-    def preflight(self) -> list[str]:
-        return [f"`{self.needs}` is missing"] if self.needs else []
+    def preflight(self) -> list[Problem]:
+        return [Problem(self.needs, "it is missing")] if self.needs else []
 
     def run(self, ctx: StageContext) -> None:
         ran(ctx, f"number:{self.value}")
@@ -137,7 +137,7 @@ class Add(Stage):
     amount: float
     method: Method | None = None
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -175,7 +175,7 @@ class Count(Stage):
     parent: Stage
     steps: int
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -202,7 +202,7 @@ class Mix(Stage):
     left: Stage
     right: Stage
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:

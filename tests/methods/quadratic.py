@@ -56,7 +56,7 @@ class TinyLearner:
             for weight, copy in zip(self.trainables, kept, strict=True):
                 weight.copy_(copy)
 
-    def write(self, gradient):
+    def set_gradient(self, gradient):
         for weight, part in zip(self.trainables, gradient, strict=True):
             weight.grad = None if part is None else part.clone()
 

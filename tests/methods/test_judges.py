@@ -142,7 +142,7 @@ def test_beaver_dam_settings_out_of_range_are_all_reported() -> None:
 def test_beaver_dam_without_revision_refuses_to_work() -> None:
     judge = BeaverDam(revision=None)
 
-    assert "`judge.revision` is null" in judge.preflight()[0]
+    assert "`judge.revision` is null" in str(judge.preflight()[0])
     with pytest.raises(ModelError, match="is null"):
         judge.grade([Example("q", "")], ["a"], device="cpu")
 
@@ -272,8 +272,8 @@ def test_beaver_dam_missing_weights_are_reported_before_the_run(
     problems = BeaverDam().preflight()
 
     assert len(problems) == 1
-    assert "neither in the Hub's cache nor" in problems[0]
-    assert os.environ["HF_TOKEN"] not in problems[0]
+    assert "neither in the Hub's cache nor" in problems[0].text
+    assert os.environ["HF_TOKEN"] not in problems[0].text
 
 
 def test_beaver_dam_reads_as_many_tokens_at_once_as_fit(cache: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -161,7 +161,7 @@ def test_task_missing_file_is_reported_before_the_run(data: Path) -> None:
     problems = Sst2(train_source=missing, test_source=source).train.preflight()
 
     assert len(problems) == 1
-    assert "absent.tsv does not exist" in problems[0]
+    assert "absent.tsv does not exist" in problems[0].text
 
 
 @pytest.mark.usefixtures("shared")

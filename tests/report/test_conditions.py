@@ -12,8 +12,8 @@ from harness.engine.spec import describe
 from harness.report.data.conditions import conditions_of, differing, repeats
 from harness.report.data.earlier_records import settings_in, traits_of
 from harness.report.data.tidy import load_rows
-from harness.report.stats.results import gather
-from harness.sweep.record import described, sweep_id
+from harness.report.stats.results import load_results
+from harness.sweep.record import describe_stage, sweep_id
 
 CELL = {"labels": {"defense": "sft", "ratio": 0.1}, "swept": {"a.b": 1}, "keys": {"align": "x", "harm": "y"}}
 CHAIN = ["experiment=tiny", "defense=sft", "defense/repair=antidote", "attack_ratio=p10"]
@@ -45,7 +45,7 @@ def test_ids_of_runs_and_sweeps_are_those_that_stores_and_servers_have(cell):
 
 def test_what_a_record_says_of_a_stage_is_what_was_known_of_its_kind(cell):
     for stage in cell.stages.values():
-        told, known, spec = described(stage), traits_of(stage.name), describe(stage)
+        told, known, spec = describe_stage(stage), traits_of(stage.name), describe(stage)
         settings = known.pop("settings")
         recorded = told.pop("settings")
         if not stage.trains:
@@ -70,7 +70,7 @@ def test_report_of_a_record_that_tells_its_stages_is_that_of_one_that_does_not(d
     after = json.loads(json.dumps({**before, "stages": told}))
 
     assert load_rows(drawn.store, after).equals(load_rows(drawn.store, before))
-    assert gather(drawn.store, after).training == {"align": ["key.align"], "finetune": ["key.finetune"]}
+    assert load_results(drawn.store, after).training == {"align": ["key.align"], "finetune": ["key.finetune"]}
 
 
 def test_kind_that_no_table_names_is_reported_by_what_its_record_says(drawn):
@@ -80,7 +80,7 @@ def test_kind_that_no_table_names_is_reported_by_what_its_record_says(drawn):
     traits = {"trains": True, "parallel": True, "attacked": True, "settings": {"moderate.threshold": "threshold"}}
     record["stages"] = {"moderate-1": {"kind": "moderate", "parents": [], **traits}}
 
-    findings = gather(drawn.store, record)
+    findings = load_results(drawn.store, record)
 
     assert findings.training["moderate"] == ["key.moderate"]
     assert findings.rows["protocol.moderate.threshold"].tolist()[0] == 0.5

@@ -11,7 +11,7 @@ from made_sweep import STEPS
 
 from harness.tracking.jsonl import Jsonl
 from harness.tracking.wandb import Wandb
-from harness.wandb_sync.run import Entry
+from harness.wandb_sync.run import RunRecord
 
 
 def _line(step):
@@ -19,7 +19,7 @@ def _line(step):
 
 
 def _steps(curve, after=-1):
-    entry = Entry(id="k", name="", kind="align", group="", tags=(), config={}, curve=curve)
+    entry = RunRecord(id="k", name="", kind="align", group="", tags=(), config={}, curve=curve)
     return [row["step"] for row in entry.rows(after=after)]
 
 

@@ -49,7 +49,7 @@ from harness.training.gradients import add_scaled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics
 
 
 @final
@@ -94,7 +94,7 @@ class Tar:
                 rows=self.harmful_rows,
                 batch_size=self.harmful_batch_size,
                 paired=True,
-                together=self.inner_steps + 1,
+                disjoint_batches=self.inner_steps + 1,
             ),
         )
 
@@ -113,26 +113,26 @@ class Tar:
             )
         return found
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TarStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TarStep:  # noqa: ARG002
         """Begin a run.
 
         Raises:
             ModelError: the layers of the model cannot be found.
         """
-        return TarStep(self, learner, draws)
+        return TarStep(self, learner, batches)
 
 
 @final
 class TarStep:
     """One run of TAR. It remembers the weights before alignment, and how many adversaries there were."""
 
-    def __init__(self, settings: Tar, learner: Learner, draws: Draws) -> None:
+    def __init__(self, settings: Tar, learner: Learner, batches: BatchProvider) -> None:
         """Copy the trainables."""
         from harness.defenses.tar.retention import Retention
 
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._before: Gradient = [trainable.detach().clone() for trainable in learner.trainables]
         self._retention = Retention(learner, self._before, settings.drift_scale)
         self._adversaries = 0
@@ -146,7 +146,7 @@ class TarStep:
         for part in gradient:
             part.mul_(settings.retain_scale)
         add_scaled(gradient, resistance, settings.tamper_scale)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return metrics
 
     def _resist(self) -> tuple[Gradient, dict[str, Tensor | float]]:
@@ -155,14 +155,14 @@ class TarStep:
         from harness.defenses.tar.preference import Preference
 
         settings = self._settings
-        chance = Random(self._draws.derive(Tar.name, str(self._adversaries)))
+        chance = Random(self._batches.derive(Tar.name, str(self._adversaries)))
         self._adversaries += 1
         adversary = Adversary(self._learner, chance.choice(settings.learning_rates))
-        preference = Preference(self._learner, self._draws.pair(Role.HARMFUL), self._before, settings.beta)
+        preference = Preference(self._learner, self._batches.pair(Role.HARMFUL), self._before, settings.beta)
         resistance: Gradient = []
         metrics: dict[str, Tensor | float] = {}
         for taken in range(1, settings.inner_steps + 1):
-            metrics["adversary_loss"] = adversary.step(self._draws.next(Role.HARMFUL))
+            metrics["adversary_loss"] = adversary.step(self._batches.next(Role.HARMFUL))
             if taken % settings.evaluate_every:
                 continue
             metrics["tamper_loss"], gradient = preference.gradient(adversary.weights)
