@@ -27,7 +27,7 @@ from harness.models.adapter import read
 from harness.models.hub import REFERENCE, files_of_reference
 from harness.models.loading import ModelRef, loaded_model, serve, served
 
-SCRIPT = Path(__file__).with_name("vllm_server.py")
+SCRIPT = Path(__file__).parent / "inference_server" / "vllm_server.py"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """LoRA ranks that vLLM supports; other ranks are rounded up."""
 SHARE = 0.9

@@ -188,7 +188,7 @@ def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_written(make_to
     assert found.texts == plain.texts
     assert tried == [2, 18, 9, 4]
     assert found.facts["batch"] == 4
-    assert "batches of 4" in caplog.text
+    assert "batch size of 4" in caplog.text
 
 
 def test_memory_without_room_for_one_row_is_a_mistake_of_the_settings(make_tokenizer, monkeypatch):
