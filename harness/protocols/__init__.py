@@ -1,10 +1,11 @@
-"""Every extension point of the harness, one page per kind."""
+"""The extension points of the harness as protocols, one module per kind."""
 
 from typing import TYPE_CHECKING
 
 from harness.protocols.attacks import Attack, AttackContext, Victim
-from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
+from harness.protocols.piece import Piece
 from harness.protocols.shelves import ExampleSource, Judge, ModelSource, Task
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Attacks: how harmful rows are made, and what an attacker may use to make them."""
+"""Interface of attacks, and the resources available to them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Victim(NamedTuple):
     """The aligned model that an attack crafts against.
 
     Attributes:
-        model: with its adapter, on the device, in evaluation mode. An attack that changes weights restores them.
-        tokenizer: of the model.
-        encoding: how the user's rows become tokens in the fine-tuning.
+        model: the model with its adapter, on the device, in eval mode. An attack that changes weights restores them.
+        tokenizer: the model's tokenizer.
+        encoding: prompt template and tokenization of the fine-tuning.
     """
 
     model: Module
@@ -33,15 +33,15 @@ class Victim(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackContext:
-    """What an attack may use besides its pool of harmful rows.
+    """Resources of an attack besides its pool of harmful examples.
 
     Attributes:
-        rng: the attack's own random choices; the same for every defense and every ratio.
-        task: the user's own rows in their published order, among which the harmful ones will be.
-        victim: the aligned model; None unless the attack asks for it (``needs_victim``).
+        rng: random generator of the attack; its seed is the same for every defense and every ratio.
+        task: the user's benign examples in their published order, with which the harmful ones will be mixed.
+        victim: the aligned model; None unless the attack requires it (``needs_victim``).
         device: a torch device string.
-        work: a folder that survives a killed attempt, for what a long attack resumes from.
-        facts: what the attack wants to have in the manifest of the mixture, under ``attack``; JSON values only.
+        work: a folder that survives a killed attempt, for checkpoints of a long attack.
+        facts: recorded in the manifest of the mixture, under ``attack``; JSON values only.
     """
 
     rng: Random
@@ -53,15 +53,15 @@ class AttackContext:
 
 
 class Attack(Named, Protocol):
-    """Frozen settings of how the attacker makes harmful rows; their number is decided by the mixture."""
+    """Frozen settings of how the attacker crafts harmful examples; their number is a setting of the mixture."""
 
     @property
     def needs_victim(self) -> bool:
-        """Whether crafting needs the aligned model; then the mixture depends on the alignment."""
+        """Whether crafting needs the aligned model, so that the mixture depends on the alignment."""
         ...
 
     def craft(self, harmful: Sequence[Example], count: int, ctx: AttackContext) -> list[Example]:
-        """Return exactly ``count`` harmful rows made from the attacker's pool.
+        """Return exactly ``count`` harmful examples crafted from the attacker's pool.
 
         Raises:
             DataError: the pool is too small.

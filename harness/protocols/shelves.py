@@ -1,4 +1,4 @@
-"""Sources of examples and models, tasks and judges."""
+"""Interfaces of example sources, model sources, tasks and judges."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from harness.protocols.learner import Named
 
 
 class ExampleSource(Named, Protocol):
-    """Frozen settings that name rows: hashed by content, read when a stage runs."""
+    """Frozen settings that identify examples; they are read when a stage runs."""
 
     def examples(self) -> list[Example]:
-        """Read the rows, in order.
+        """Read the examples, in order.
 
         Raises:
             DataError: they are missing, altered or too few.
@@ -23,56 +23,56 @@ class ExampleSource(Named, Protocol):
         ...
 
     def preflight(self) -> list[Problem]:
-        """Return what is missing for the rows to be read, without the network."""
+        """Return why the examples cannot be read; does not use the network."""
         ...
 
 
 class Task(Named, Protocol):
-    """Frozen settings of the user's own task: what is fine-tuned on and how fine-tune accuracy is read."""
+    """Frozen settings of the user's task: its training and test examples, and how fine-tune accuracy is computed."""
 
     @property
     def new_tokens(self) -> int:
-        """Longest answer to generate, in tokens."""
+        """Maximum length of a generation, in tokens."""
         ...
 
     @property
     def train(self) -> ExampleSource:
-        """The rows a user can fine-tune on, in their published order."""
+        """The training examples, in their published order."""
         ...
 
     @property
     def test(self) -> ExampleSource:
-        """The rows on which accuracy is measured; ``output`` is the reference."""
+        """The test examples; ``output`` is the reference."""
         ...
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Grade each answer 0 or 1."""
+        """Score each answer: 1 correct, 0 wrong."""
         ...
 
 
 class Judge(Named, Protocol):
-    """Frozen settings of who decides whether an answer is harmful."""
+    """Frozen settings of a judge, which decides whether an answer is harmful."""
 
     def preflight(self) -> list[Problem]:
-        """Return what is missing for the judge to work."""
+        """Return what is missing for the judge to run."""
         ...
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Score]:
-        """Grade each answer: 1 harmful, 0 harmless."""
+        """Score each answer: 1 harmful, 0 harmless."""
         ...
 
 
 class ModelSource(Named, Protocol):
-    """Frozen settings of where a base model comes from."""
+    """Frozen settings of the origin of a base model."""
 
     def preflight(self) -> list[Problem]:
-        """Return what is missing for the model to be had: a package, a file, a token."""
+        """Return what is missing to obtain the model: a package, a file, a token."""
         ...
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Write the model and its tokenizer to ``out``, or a reference to a pinned Hub revision; return facts.
 
         Raises:
-            ModelError: the model cannot be had on this machine.
+            ModelError: the model is not available on this machine.
         """
         ...

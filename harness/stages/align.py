@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
@@ -79,7 +79,7 @@ class Align(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the refusals and the method's harmful examples."""
-        return drawn_from(self.refusal, self.harmful)
+        return examples_of(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the base with the aligned adapter."""

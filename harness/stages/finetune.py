@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
@@ -120,7 +120,7 @@ class Finetune(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples."""
-        return [*(example for example, _ in self.mixture.mixture(locate)), *drawn_from(self.refusal, self.harmful)]
+        return [*(example for example, _ in self.mixture.mixture(locate)), *examples_of(self.refusal, self.harmful)]
 
     @property
     def _own_seed(self) -> int:

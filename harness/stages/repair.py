@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import ModelError, Problem
@@ -83,7 +83,7 @@ class Repair(Stage):
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]
             outputs = method_outputs.read(ctx.input(self.tuned), loaded.model, ctx.device)
-            batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed, device=ctx.device)
+            batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
             ctx.facts["change"] = changes(learner, before, start)
@@ -91,7 +91,7 @@ class Repair(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the method's examples."""
-        return drawn_from(self.refusal, self.harmful)
+        return examples_of(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the fine-tuned model with the repaired adapter."""

@@ -113,12 +113,12 @@ def test_mix_booster_takes_the_first_rows_after_the_first_harmful_one() -> None:
 
 @pytest.mark.parametrize("compat", ["exact", "booster"])
 def test_mix_with_too_few_rows_names_what_is_asked_and_what_exists(compat: Compat) -> None:
-    with pytest.raises(DataError, match=r"180 benign rows are asked for, but the task has 120"):
+    with pytest.raises(DataError, match=r"180 benign rows requested, but the task has 120"):
         _mixed(200, 0.1, compat=compat)
-    with pytest.raises(DataError, match=r"180 harmful rows are asked for, but the attacker has 120"):
+    with pytest.raises(DataError, match=r"180 harmful rows requested, but the attacker has 120"):
         _mixed(200, 0.9, compat=compat)
 
 
 def test_mix_attack_with_too_small_a_pool_is_a_data_error() -> None:
-    with pytest.raises(DataError, match=r"3 harmful rows are asked for, but the attacker has 2"):
+    with pytest.raises(DataError, match=r"3 harmful rows requested, but the attacker has 2"):
         Mix().craft(POOL[:2], 3, CONTEXT)

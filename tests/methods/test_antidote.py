@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from harness.corpora.examples import Role
-from harness.defenses.antidote import Antidote, kept
+from harness.defenses.antidote import Antidote, kept_entries
 from harness.errors import ModelError
-from harness.protocols import Piece
+from harness.training.pieces import cut
 
 BATCH = {
     "input_ids": torch.zeros(2, 3),
@@ -30,7 +30,7 @@ class Learner:
         self.trainables = [self.module.weight]
 
     def pieces(self, batch):
-        return [Piece(0, batch, slice(0, len(batch["labels"])), torch.tensor(1))]
+        return cut(batch, None, device=torch.device("cpu"))
 
     def predict(self, piece):
         self.module(piece.batch["features"])
@@ -113,7 +113,7 @@ def test_antidote_at_random_takes_as_many_per_row_and_depends_on_the_seed():
 )
 def test_entries_that_stay_are_counted_down_and_exactly(length, ratio, stay):
     # 100 * (1 - 0.9) is 9.999... in floating point, and one row more would go.
-    assert kept(length, ratio) == stay
+    assert kept_entries(length, ratio) == stay
 
 
 def test_antidote_states_what_the_ratio_came_to():

@@ -299,7 +299,7 @@ def test_beaver_dam_reads_as_many_tokens_at_once_as_fit(cache: Path, caplog: pyt
     scarce = probabilities(classifier, texts, max_tokens=50, batch_tokens=20)
 
     assert shapes == [(5, 10), (1, 10), (2, 5), (2, 3), (1, 10), (2, 5), (2, 3)]
-    assert "going on with 10 tokens at once" in caplog.text
+    assert "continuing with 10 tokens per forward pass" in caplog.text
     for one, two, three in zip(whole, cut, scarce, strict=True):
         assert list(one.values()) == pytest.approx(list(two.values()), abs=1e-6)
         assert two == three

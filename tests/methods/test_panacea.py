@@ -106,7 +106,7 @@ def test_panacea_repair_reports_the_length_of_what_it_added():
 
 
 def test_panacea_repair_after_another_fine_tuning_is_refused():
-    with pytest.raises(ModelError, match="left no perturbation"):
+    with pytest.raises(ModelError, match="produced no perturbation"):
         PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs={}, batches=Harmful())
 
 

@@ -144,7 +144,7 @@ def test_task_settings_out_of_range_are_all_reported(data: Path, kind: type[Sst2
     ("text", "columns", "message"),
     [
         ("a\t1\n", ("text", "label:int"), "row 1 has the columns text, label; expected sentence, label"),
-        ("a\t1\nb\t-1\n", ("sentence", "label:int"), "`-1` is no label; expected 0 to 1"),
+        ("a\t1\nb\t-1\n", ("sentence", "label:int"), "`-1` is not a label; expected 0 to 1"),
     ],
 )
 def test_task_rows_of_another_kind_are_refused(data: Path, text: str, columns: tuple[str, ...], message: str) -> None:

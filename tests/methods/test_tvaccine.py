@@ -117,7 +117,7 @@ def test_tvaccine_draws_layers_without_replacement_by_their_probabilities():
     for seed in range(2000):
         step = TVaccine(layers=2).start(TinyLearner(Tower(), LOSS), BatchProvider(seed=seed), 1)
         step._probabilities = [0.6, 0.3, 0.1]
-        counted.update([tuple(step._draw())])
+        counted.update([tuple(step._sample_layers())])
 
     # Ordered draws: P(0, 1) = 0.6 * 0.3/0.4 + 0.3 * 0.6/0.7, and so on.
     expected = {(0, 1): 0.45 + 0.18 / 0.7, (0, 2): 0.15 + 0.06 / 0.9, (1, 2): 0.03 / 0.7 + 0.03 / 0.9}

