@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Protocol, final
 
+from harness.engine import gpu
 from harness.engine.checks import not_negative
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext, origin_of
@@ -230,6 +231,7 @@ class Tune(Stage):
         ctx.facts["loaded"] = ctx.memory.get("base") != base
         ctx.memory["base"] = base
         ctx.facts["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ctx.facts["workers_of_gpu"] = gpu.workers()
         ctx.facts["pid"] = os.getpid()
         (root_of(ctx) / f"here-{self.amount}").touch()
         wait_for(lambda: len(list(root_of(ctx).glob("here-*"))) >= self.together)
