@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from harness.protocols.attacks import Attack, AttackContext, Victim
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Piece, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
-from harness.protocols.shelves import ExampleSource, Judge, ModelSource, Task
+from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, Task
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -20,6 +20,7 @@ __all__ = [
     "ExampleSource",
     "Gradient",
     "HasConflicts",
+    "HasMatch",
     "Judge",
     "Learner",
     "Metrics",
