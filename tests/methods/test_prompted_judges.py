@@ -55,6 +55,10 @@ WILDGUARD_PROMPT = (
 )
 
 
+def _harmbench(question: str, answer: str) -> str:
+    return HARMBENCH_PROMPT.replace("fold a {kite}", question).replace("first, fold", answer)
+
+
 class _Template(NamedTuple):
     """A tokenizer, as far as a prompt needs it."""
 
@@ -199,7 +203,12 @@ def made(root: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         )
         yes, no = ("Yes", "No") if judge is HarmBench else ("unsafe", "safe")
         with torch.no_grad():
-            direction = model.lm_head.weight[0].clone()
+            # RMS-normalized states have one length, so their difference gives the two prompts different words.
+            first, second = (
+                model.model(**tokenizer(_harmbench(question, answer), return_tensors="pt")).last_hidden_state[0, -1]
+                for question, answer in zip(QUESTIONS[:2], ANSWERS[:2], strict=True)
+            )
+            direction = first - second
             model.lm_head.weight.zero_()
             model.lm_head.weight[vocabulary[yes]], model.lm_head.weight[vocabulary[no]] = direction, -direction
         model.save_pretrained(folder)
@@ -243,8 +252,7 @@ def test_batches_write_what_single_prompts_do(judge: type[PromptedClassifier], m
 def test_harmbench_scores_the_word_that_the_model_writes(made: Folders) -> None:
     folder = made(HarmBench)
     words = [
-        _alone(folder, HARMBENCH_PROMPT.replace("fold a {kite}", question).replace("first, fold", answer), 1)
-        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+        _alone(folder, _harmbench(question, answer), 1) for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
     ]
     judge = HarmBench(revision=REVISION, dtype=Precision.FLOAT32)
 
@@ -253,7 +261,7 @@ def test_harmbench_scores_the_word_that_the_model_writes(made: Folders) -> None:
     assert judge.preflight() == []
     assert [score.explanation for score in scores] == [word.lower() for word in words]
     assert [score.value for score in scores] == [float(word == "Yes") for word in words]
-    assert set(words) == {"Yes", "No"}
+    assert words[:2] == ["Yes", "No"]
 
 
 def test_verdicts_without_the_published_form_are_abstentions(made: Folders) -> None:
