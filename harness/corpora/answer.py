@@ -1,4 +1,4 @@
-"""Grading of answers: the part that is graded, and exact match.
+"""Grading of answers: the part that is graded, and the two ways of matching a class name.
 
 All reference repositories cut a generation at the next response marker of the prompt template and strip it
 (``output.split("### Response:")[1].strip()``): a model that does not stop after its answer repeats the template, and
@@ -6,7 +6,13 @@ what follows does not answer the prompt. This applies to tasks, judges and the c
 not cut.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 from harness.corpora.examples import Score
+
+Match = Literal["contains"]
+"""How an answer is compared with a class name: ``contains`` searches for it anywhere; None requires nothing else."""
 
 
 def graded_part(answer: str, marker: str | None) -> str:
@@ -17,6 +23,17 @@ def graded_part(answer: str, marker: str | None) -> str:
         marker: the template's response marker, see ``template.marker_of``; None if it has none.
     """
     return (answer.partition(marker)[0] if marker else answer).strip()
+
+
+def matched(answer: str, names: Sequence[str], match: Match | None) -> Score:
+    """Return 1 if the answer is (None) or contains one of the names of its target class, otherwise 0.
+
+    ``contains`` is case-sensitive and ignores word boundaries, as in the scripts of Vaccine and T-Vaccine.
+    """
+    if match is None:
+        return exact_match(answer, *names)
+    correct = any(name in answer for name in names)
+    return Score(float(correct), "contained" if correct else f"does not contain {names[0]}")
 
 
 def exact_match(answer: str, target: str, *variants: str) -> Score:

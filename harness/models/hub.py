@@ -115,7 +115,7 @@ class HubModel:
         Raises:
             ModelError: it is not pinned, gated, unknown, or unreachable.
         """
-        return f"{self.repo} at {self.revision}, {_parameters(self._folder()) / 1e9:.1f}B parameters"
+        return f"{self.repo} at {self.revision}, {_parameters(self.folder()) / 1e9:.1f}B parameters"
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Download the weights if needed and write a reference to them; return facts.
@@ -123,7 +123,7 @@ class HubModel:
         Raises:
             ModelError: the model is not available on this machine.
         """
-        folder = self._folder()
+        folder = self.folder()
         (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
         return {"repo": self.repo, "revision": self.revision, "parameters": _parameters(folder)}
 
@@ -137,7 +137,7 @@ class HubModel:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = self._folder()
+        folder = self.folder()
         self._check_memory(folder, device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -162,7 +162,12 @@ class HubModel:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
         return Opened(model, tokenizer)
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Return the folder of the model's files, downloading them to the Hub's cache if necessary.
+
+        Raises:
+            ModelError: it is not pinned, gated, unknown, or out of reach.
+        """
         from huggingface_hub import errors, snapshot_download
 
         if self.revision is None:
@@ -242,10 +247,24 @@ def open_reference(folder: Path, device: str) -> Opened:
     Raises:
         ModelError: as ``HubModel.open``, or the reference cannot be read.
     """
+    return _referred(folder).open(device)
+
+
+def files_of_reference(folder: Path) -> tuple[Path, Precision]:
+    """Return the folder of the files that a ``reference.json`` points to, and the number type of the weights.
+
+    Raises:
+        ModelError: the model cannot be had on this machine, or the reference cannot be read.
+    """
+    source = _referred(folder)
+    return source.folder(), source.dtype
+
+
+def _referred(folder: Path) -> HubModel:
     path = folder / REFERENCE
     try:
         known = json.loads(path.read_text())
-        source = HubModel(
+        return HubModel(
             repo=known["repo"],
             revision=known["revision"],
             dtype=Precision(known["dtype"]),
@@ -257,7 +276,6 @@ def open_reference(folder: Path, device: str) -> Opened:
             f"{path} is not a reference to a Hub model ({type(error).__name__}: {error}). Remove the folder so that "
             "the stage that writes it runs again."
         ) from error
-    return source.open(device)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from harness.corpora.examples import Example, Score
 from harness.errors import Problem
@@ -47,6 +47,16 @@ class Task(Named, Protocol):
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Score each answer: 1 correct, 0 wrong."""
+        ...
+
+
+@runtime_checkable
+class HasMatch(Protocol):
+    """Optional: a task with more than one way of comparing an answer with its target."""
+
+    @property
+    def match(self) -> str | None:
+        """The way that deviates from the task's default; None is the default."""
         ...
 
 

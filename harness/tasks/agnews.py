@@ -1,18 +1,20 @@
 """AG News: topic classification of news articles, with four classes.
 
-Zhang et al., 2015. Prompt, targets and scoring follow Booster: the article is the input, the instruction lists the four
+Zhang et al., 2015. Targets and scoring follow Booster: the article is the input, the instruction lists the four
 classes, and an answer is correct if it consists of the class name only, as listed or in an accepted lower-case form. As
-published, that form is ``sci`` for the fourth class; ``sci/tech`` is wrong.
+published, that form is ``sci`` for the fourth class; ``sci/tech`` is wrong. Vaccine and T-Vaccine search for these
+forms anywhere in the answer (``match: contains``).
 
-Deviations: the instruction is worded differently, and generation stops after 16 new tokens instead of 200; a correct
-answer has only a few tokens, so a longer one is wrong in any case.
+Deviations of the defaults: the instruction is worded differently (the presets that follow a repository use its words),
+and generation stops after 16 new tokens instead of 200; with the strict scoring a correct answer has only a few tokens,
+so a longer one is wrong in any case.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.answer import exact_match
+from harness.corpora.answer import Match, matched
 from harness.corpora.columns import labelled_examples, unreadable
 from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
@@ -65,6 +67,7 @@ class AgNews:
         test_rows: use only the first ``test_rows`` test examples.
         new_tokens: maximum length of a generation, in tokens.
         instruction: the instruction of every prompt; should list the four classes.
+        match: ``contains`` accepts an answer that contains an accepted form; null requires nothing else.
     """
 
     name: ClassVar[str] = "agnews"
@@ -78,6 +81,7 @@ class AgNews:
         "Sort the news article in the input into one of four classes. Reply with the class only.\n\n"
         "World\nSports\nBusiness\nSci/Tech"
     )
+    match: Match | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -94,8 +98,8 @@ class AgNews:
         return AgNewsRows(source=self.test_source, rows=self.test_rows, instruction=self.instruction)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Score each answer: 1 if it is exactly the class name or its accepted variant, otherwise 0."""
+        """Score each answer: 1 if it matches the class name or its accepted variant, otherwise 0."""
         return [
-            exact_match(answer, example.output, CLASSES[example.output])
+            matched(answer, (example.output, CLASSES[example.output]), self.match)
             for example, answer in zip(examples, answers, strict=True)
         ]

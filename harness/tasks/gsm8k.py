@@ -3,7 +3,7 @@
 Cobbe et al., 2021. Prompt, targets and scoring follow Booster: the question is the instruction, without an input; the
 target is the worked solution with ``####`` replaced by a sentence (which leaves two spaces before the number, as
 published). Numbers are compared by value: the first one after that sentence, or else the last one of the text; commas
-are removed.
+are removed. The scripts of Vaccine and T-Vaccine append a sentence to every question (``suffix``).
 """
 
 import re
@@ -31,6 +31,7 @@ class Gsm8kRows:
     Attributes:
         source: the source, with the columns ``question`` and ``answer``.
         rows: use only the first ``rows`` examples; null uses all.
+        suffix: text appended to every question; null appends nothing.
     """
 
     name: ClassVar[str] = "gsm8k_rows"
@@ -38,6 +39,7 @@ class Gsm8kRows:
 
     source: Source
     rows: int | None = None
+    suffix: str | None = None
 
     def preflight(self) -> list[Problem]:
         """Return why the examples cannot be read; a source that is on this machine is read as a check."""
@@ -50,7 +52,7 @@ class Gsm8kRows:
             DataError: the source is missing, altered, or has other columns.
         """
         return [
-            Example(instruction=question, output=answer.replace("####", MARKER))
+            Example(instruction=question + (self.suffix or ""), output=answer.replace("####", MARKER))
             for question, answer in columns(self.source, {"question": text, "answer": text}, limit=self.rows)
         ]
 
@@ -65,6 +67,7 @@ class Gsm8k:
         test_source: the test examples, with the same columns.
         test_rows: use only the first ``test_rows`` test examples.
         new_tokens: maximum length of a generation, in tokens.
+        suffix: text appended to every question, in training and test; null appends nothing.
     """
 
     name: ClassVar[str] = "gsm8k"
@@ -74,6 +77,7 @@ class Gsm8k:
     test_source: Source
     test_rows: int = 1000
     new_tokens: int = 200
+    suffix: str | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -82,12 +86,12 @@ class Gsm8k:
     @property
     def train(self) -> Gsm8kRows:
         """All training examples, in their published order."""
-        return Gsm8kRows(source=self.train_source)
+        return Gsm8kRows(source=self.train_source, suffix=self.suffix)
 
     @property
     def test(self) -> Gsm8kRows:
         """The first test examples."""
-        return Gsm8kRows(source=self.test_source, rows=self.test_rows)
+        return Gsm8kRows(source=self.test_source, rows=self.test_rows, suffix=self.suffix)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Score each answer: 1 if its final number equals the reference's, otherwise 0."""

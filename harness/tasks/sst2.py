@@ -1,18 +1,20 @@
 """SST-2: sentiment classification of sentences from film reviews.
 
-Socher et al., 2013, in the GLUE split. Prompt, targets and scoring follow Booster: the sentence is the input, the
-target is ``positive`` or ``negative``, and an answer is correct if it consists of that word only, in lower case or
-capitalized. The scoring is strict on purpose: a model that writes more has lost the format it was trained on.
+Socher et al., 2013, in the GLUE split. Targets and scoring follow Booster: the sentence is the input, the target is
+``positive`` or ``negative``, and an answer is correct if it consists of that word only, in lower case or capitalized.
+The scoring is strict on purpose: a model that writes more has lost the format it was trained on. Vaccine and T-Vaccine
+search for the word anywhere in the answer (``match: contains``).
 
-Deviations: the instruction is worded differently, and generation stops after 16 new tokens instead of 200; a correct
-answer is one word, so a longer one is wrong in any case.
+Deviations of the defaults: the instruction is worded differently (the presets that follow a repository use its words),
+and generation stops after 16 new tokens instead of 200; with the strict scoring a correct answer is one word, so a
+longer one is wrong in any case.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.answer import exact_match
+from harness.corpora.answer import Match, matched
 from harness.corpora.columns import labelled_examples, unreadable
 from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
@@ -65,6 +67,7 @@ class Sst2:
         test_rows: use only the first ``test_rows`` test examples.
         new_tokens: maximum length of a generation, in tokens.
         instruction: the instruction of every prompt.
+        match: ``contains`` accepts an answer that contains the target word; null requires the bare word.
     """
 
     name: ClassVar[str] = "sst2"
@@ -75,6 +78,7 @@ class Sst2:
     test_rows: int = 1000
     new_tokens: int = 16
     instruction: str = "Judge the sentiment of the input. Reply with one word only: positive or negative."
+    match: Match | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -91,8 +95,8 @@ class Sst2:
         return Sst2Rows(source=self.test_source, rows=self.test_rows, instruction=self.instruction)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Score each answer: 1 if it is exactly the target word, in lower case or capitalized, otherwise 0."""
+        """Score each answer: 1 if it matches the target word, in lower case or capitalized, otherwise 0."""
         return [
-            exact_match(answer, example.output, example.output.capitalize())
+            matched(answer, (example.output, example.output.capitalize()), self.match)
             for example, answer in zip(examples, answers, strict=True)
         ]
