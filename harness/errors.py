@@ -3,15 +3,15 @@
 HarnessError                 printed without a traceback, exit code 2
 ├── ConfigError              unknown or wrong settings; carries *all* problems found
 ├── DataError                a source is missing, altered, gated or too small
-├── ModelError               a model cannot be had or does not fit the request
+├── ModelError               a model cannot be loaded or does not support the request
 ├── StoreError               the store cannot be read or written
-│   ├── UnreadableFile       a file of the store is damaged, or no regular file
-│   └── DamagedArtifact      a stored artifact is not what its manifest says, or has none that can be read
-├── SchedulerError           the scheduler of the cluster refused or does not answer
-├── TrackingError            the tracking server cannot be reached, or refuses; nothing stored is harmed
-├── StagesFailed             stages of a run failed; each was reported where it failed; exit code 1
-├── Interrupted              the run was asked to stop (Ctrl-C); exit code 130
-└── Stopped                  a stage was asked to stop, and did so where it can be resumed; exit code 75
+│   ├── UnreadableFile       a file of the store is damaged, or not a regular file
+│   └── DamagedArtifact      a stored artifact does not match its manifest, or its manifest cannot be read
+├── SchedulerError           the cluster's scheduler rejected a request or does not respond
+├── TrackingError            the tracking server is unreachable or rejected a request; the store is unaffected
+├── StagesFailed             stages of a run failed; each was reported when it failed; exit code 1
+├── Interrupted              the run was interrupted (Ctrl-C); exit code 130
+└── Stopped                  a stage stopped on request, at a point from which it can resume; exit code 75
 """
 
 from collections.abc import Sequence
@@ -25,28 +25,28 @@ class Problem:
 
     Attributes:
         path: the dotted path of the setting, from the object that reports it; empty for the object itself.
-        text: what is wrong and what was expected.
+        text: what is wrong, and what was expected.
     """
 
     path: str
     text: str
 
     def under(self, prefix: str) -> "Problem":
-        """Return the same problem as seen from a parent that holds the object under a name."""
+        """Return the problem with its path prefixed by the name under which a parent holds the object."""
         return Problem(".".join(filter(None, (prefix, self.path))), self.text)
 
     @classmethod
     def of(cls, stated: "Problem | str") -> "Problem":
-        """Return a problem as it is, and a sentence as a problem of the object itself."""
+        """Return a problem unchanged; wrap a string in a problem without a path."""
         return stated if isinstance(stated, Problem) else cls("", stated)
 
     def __str__(self) -> str:
-        """The line that a user reads."""
+        """Return the line that is shown to the user."""
         return f"`{self.path}`: {self.text}" if self.path else self.text
 
 
 class HarnessError(Exception):
-    """A mistake that its reader can mend: the message says what, expected, and where to fix."""
+    """An error that the user can fix: the message states what is wrong, what was expected, and where to fix it."""
 
     exit_code: ClassVar[int] = 2
 
@@ -55,14 +55,14 @@ class ConfigError(HarnessError):
     """One or more settings are wrong.
 
     Args:
-        problems: each with the path of the setting it is about, or a whole sentence.
+        problems: problems with the path of their setting, or plain messages.
 
     Attributes:
-        problems: the same; a sentence is a problem without a path.
+        problems: the same, with each message wrapped in a problem without a path.
     """
 
     def __init__(self, problems: Sequence[Problem | str]) -> None:
-        """Keep the problems for callers that collect them further."""
+        """Keep the problems, so that callers can collect them."""
         self.problems = tuple(map(Problem.of, problems))
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -72,7 +72,7 @@ class DataError(HarnessError):
 
 
 class ModelError(HarnessError):
-    """A model cannot be loaded on this machine, or cannot do what was asked of it."""
+    """A model cannot be loaded on this machine, or does not support what was requested."""
 
 
 class StoreError(HarnessError):
@@ -80,34 +80,34 @@ class StoreError(HarnessError):
 
 
 class UnreadableFile(StoreError):
-    """A file of the store cannot be read: it is damaged, no regular file, or the file system refuses."""
+    """A file of the store cannot be read: it is damaged, not a regular file, or the file system reports an error."""
 
 
 class DamagedArtifact(StoreError):
-    """A stored artifact does not match its manifest."""
+    """A stored artifact does not match its manifest, or its manifest cannot be read."""
 
 
 class SchedulerError(HarnessError):
-    """The scheduler of the cluster refused a job, or does not answer."""
+    """The cluster's scheduler rejected a request, or does not respond."""
 
 
 class TrackingError(HarnessError):
-    """The tracking server cannot be reached or refuses what is sent; nothing stored is harmed."""
+    """The tracking server is unreachable or rejected a request; the store is unaffected."""
 
 
 class StagesFailed(HarnessError):
-    """Stages of a run failed; what did not depend on them was finished and is stored."""
+    """Stages of a run failed; all stages that do not depend on them are finished and stored."""
 
     exit_code: ClassVar[int] = 1
 
 
 class Interrupted(HarnessError):
-    """The user asked to stop; what was finished is stored."""
+    """The user interrupted the run; finished stages are stored."""
 
     exit_code: ClassVar[int] = 130
 
 
 class Stopped(HarnessError):
-    """A stage was asked to stop, and did so where the next attempt goes on; the code is that of a temporary failure."""
+    """A stage stopped on request, at a point from which the next attempt resumes; exits with EX_TEMPFAIL."""
 
     exit_code: ClassVar[int] = 75

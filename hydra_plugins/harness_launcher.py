@@ -1,4 +1,4 @@
-"""What Hydra must find in this package: the launcher and the sweeper of the harness. Both only hand over to it."""
+"""Hydra's launcher and sweeper plugins of the harness; Hydra discovers them in the package ``hydra_plugins``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from harness.config.expansion import expanded, options_of
+from harness.config.expansion import expand, options_of
 from harness.errors import StagesFailed
 
 
@@ -35,29 +35,29 @@ ConfigStore.instance().store(group="hydra/sweeper", name="harness", node=Harness
 
 
 class HarnessLauncher(Launcher):
-    """Gives a batch of cells to the harness, which plans their union and runs every stage once."""
+    """Runs a batch of cells with the harness, which plans their union and runs each distinct stage once."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what is needed to compose the cells."""
+        """Keep the config loader and the sweep's configuration, from which cells are composed."""
         self._loader = hydra_context.config_loader
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the cells; a job's return value is its objective, or raises if the cell failed."""
+        """Run the cells; the return value of a job is the objective of its cell, and raises if the cell failed."""
         from harness.sweep.run import launch
 
         return launch(self._loader, self._config, job_overrides)
 
 
 class HarnessSweeper(Sweeper):
-    """Hydra's basic sweeper without its composition of every job: the harness checks all cells at once, faster."""
+    """Like Hydra's basic sweeper, but does not compose each job first: the harness composes and checks all cells."""
 
     def __init__(self, params: dict[str, Any]) -> None:
-        """Take the sweep of the configuration: dotted names or groups, each with a sweep in Hydra's grammar."""
+        """Keep the sweep of the configuration: dotted names or groups, each with a sweep in Hydra's grammar."""
         self._params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher."""
+        """Instantiate the launcher."""
         from hydra.core.plugins import Plugins
 
         hydra = list(config.hydra.overrides.hydra)
@@ -67,11 +67,11 @@ class HarnessSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[float | None]:
-        """Expand the arguments, the command line over the configuration, and launch all cells as one batch."""
-        lines = [f"{key}={value}" for key, value in self._params.items()]
-        batch = expanded(arguments, self._options, lines)
+        """Expand the sweep, with precedence of the command line over the configuration; launch all cells at once."""
+        params = [f"{key}={value}" for key, value in self._params.items()]
+        batch = expand(arguments, self._options, params)
         jobs = self._launcher.launch(batch, initial_job_idx=0)
-        # Reading the value of a failed job announces it once more; the harness has told of each failed stage.
+        # Reading the return value of a failed job would log the error again; each failed stage was already reported.
         if failed := [job for job in jobs if job.status is JobStatus.FAILED]:
             raise StagesFailed(f"{len(failed)} of {len(jobs)} cells are not complete")
         return [job.return_value for job in jobs]

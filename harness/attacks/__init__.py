@@ -1,1 +1,1 @@
-"""Attacks: one file each."""
+"""Attacks, one module per attack."""

@@ -1,42 +1,38 @@
-"""Mix: harmful rows among the user's own, as they are.
+"""Mix: unmodified harmful examples are mixed into the user's benign ones.
 
 The harmful fine-tuning attack of Qi et al., 2023 (arXiv:2310.03693), in the form of Huang et al., 2024 (Vaccine, Lisa,
-Booster): a share of the user's rows is taken from a harmful data set.
+Booster): a fraction of the user's examples comes from a harmful dataset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 from harness.corpora.examples import Example
 from harness.errors import DataError
-
-if TYPE_CHECKING:
-    from torch.nn import Module
+from harness.protocols import AttackContext
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Takes the first rows of the pool, whose order the mixture has chosen: a larger share contains a smaller one."""
+    """Takes the first examples of the shuffled pool, so that a larger poison ratio contains those of a smaller one."""
 
     name: ClassVar[str] = "mix"
     version: ClassVar[int] = 1
     needs_victim: ClassVar[bool] = False
 
-    def craft(self, harmful: Sequence[Example], count: int, rng: Random, victim: Module | None) -> list[Example]:
-        """Return the first ``count`` rows of the pool.
+    def craft(self, harmful: Sequence[Example], count: int, ctx: AttackContext) -> list[Example]:  # noqa: ARG002
+        """Return the first ``count`` examples of the pool.
 
         Raises:
             DataError: the pool is too small.
         """
-        del rng, victim
         if count > len(harmful):
             raise DataError(
-                f"`attack.ratio`: {count} harmful rows are asked for, but the attacker has {len(harmful)}; lower "
+                f"`attack.ratio`: {count} harmful rows requested, but the attacker has {len(harmful)}; lower "
                 "`attack.ratio` or raise `corpus.attack.rows`"
             )
         return list(harmful[:count])

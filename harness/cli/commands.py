@@ -1,4 +1,4 @@
-"""The verbs that are not runs: each parses its arguments, calls the package, and prints the result."""
+"""The verbs other than running: each parses its arguments, calls the package, and prints the result."""
 
 import argparse
 import os
@@ -26,13 +26,13 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--to", choices=["wandb"], help="create a W&B workspace and report instead")
     chosen = parser.parse_args(arguments)
     if chosen.to:
-        _exhibit(chosen.store, chosen.sweep, strict=chosen.strict)
+        _publish_dashboard(chosen.store, chosen.sweep, strict=chosen.strict)
         return
-    how = {"baseline": chosen.baseline, "strict": chosen.strict, "with_samples": chosen.with_samples}
+    options = {"baseline": chosen.baseline, "strict": chosen.strict, "with_samples": chosen.with_samples}
     if chosen.out is not None:
-        print_published(reports.write(chosen.store, chosen.sweep, chosen.out, **how))
+        print_published(reports.write(chosen.store, chosen.sweep, chosen.out, **options))
     else:
-        print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **how))
+        print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **options))
 
 
 def _out(text: str) -> Path:
@@ -46,15 +46,15 @@ def _store(text: str) -> Path:
     return folder(text, "--store")
 
 
-def _exhibit(root: Path, name: str | None, *, strict: bool) -> None:
-    from harness.cli.progress import print_exhibited
+def _publish_dashboard(root: Path, name: str | None, *, strict: bool) -> None:
+    from harness.cli.progress import print_dashboard
     from harness.engine.lookup import resolve_sweep
     from harness.engine.store import Store
-    from harness.wandb_sync.publish import exhibit
-    from harness.wandb_sync.sync import recorded
+    from harness.wandb_sync.publish import publish_dashboard
+    from harness.wandb_sync.sync import settings_of
 
     sweep = resolve_sweep(Store(root), name)
-    print_exhibited(exhibit(root, sweep, recorded(root, sweep), strict=strict))
+    print_dashboard(publish_dashboard(root, sweep, settings_of(root, sweep), strict=strict))
 
 
 def status(arguments: list[str]) -> None:
@@ -115,8 +115,10 @@ def cancel(arguments: list[str]) -> None:
     parser = parser_of("cancel", "Cancel the jobs of a sweep, except those that another submitted sweep needs.")
     parser.add_argument("sweep", help="the sweep's id, or a prefix of it")
     chosen = parser.parse_args(arguments)
-    done = cancel.cancel(Store(chosen.store), chosen.sweep, tell=print_note)
-    print_text(f"{done.sweep}: {len(done.ended)} jobs ended, {len(done.spared)} left to other sweeps that need them")
+    done = cancel.cancel(Store(chosen.store), chosen.sweep, notify=print_note)
+    print_text(
+        f"{done.sweep}: {len(done.ended)} jobs cancelled, {len(done.spared)} kept because other sweeps need them"
+    )
 
 
 def gc(arguments: list[str]) -> None:
@@ -130,7 +132,7 @@ def gc(arguments: list[str]) -> None:
     parser.add_argument("--older-than", type=_age, default="30d", metavar="AGE", help="30d, 12h or 0d; default: 30d")
     parser.add_argument("--dry-run", action="store_true", help="list what would be removed")
     chosen = parser.parse_args(arguments)
-    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, tell=print_note)
+    found = collect(Store(chosen.store), seconds=chosen.older_than, dry_run=chosen.dry_run, notify=print_note)
     print_garbage(found, dry_run=chosen.dry_run)
 
 
@@ -141,8 +143,9 @@ def sync(arguments: list[str]) -> None:
     from harness.cli.progress import print_synced, print_text
     from harness.engine.lookup import resolve_sweep
     from harness.engine.store import Store
-    from harness.wandb_sync import sync as mirror
     from harness.wandb_sync.follow import follow
+    from harness.wandb_sync.sync import settings_of
+    from harness.wandb_sync.sync import sync as upload
     from harness.wandb_sync.uploader import attached
 
     parser = parser_of("sync", "Upload missing or outdated runs of a sweep to W&B; idempotent.")
@@ -155,22 +158,22 @@ def sync(arguments: list[str]) -> None:
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     sweep = resolve_sweep(Store(chosen.store), chosen.sweep)
-    said = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
-    given = {name: value for name, value in said.items() if value is not None}
-    recorded = mirror.recorded(chosen.store, sweep)
-    if recorded.mode == "offline":
+    options = {name: getattr(chosen, name) for name in ("project", "entity", "artifacts", "samples")}
+    overrides = {name: value for name, value in options.items() if value is not None}
+    settings = settings_of(chosen.store, sweep)
+    if settings.mode == "offline":
         # Offline was meant for the run; a sync uploads, unless WANDB_MODE is set here.
-        recorded = replace(recorded, mode=None)
-    settings = replace(recorded, **given)
+        settings = replace(settings, mode=None)
+    settings = replace(settings, **overrides)
     if chosen.follow or chosen.attached:
         with attached(sys.stdin if chosen.attached else None) as ended:
-            follow(chosen.store, sweep, settings, ended=ended, tell=print_text)
+            follow(chosen.store, sweep, settings, ended=ended, notify=print_text)
     else:
-        print_synced(mirror.sync(chosen.store, sweep, settings))
+        print_synced(upload(chosen.store, sweep, settings))
 
 
 def stage(arguments: list[str]) -> None:
-    """Run one stage of the store by hand."""
+    """Run one stage of the store."""
     from harness.cli.progress import RunPrinter
     from harness.engine.build import allowed
     from harness.engine.store import Store
@@ -224,10 +227,10 @@ def _age(text: str) -> float:
 
 
 def _changes(texts: Sequence[str]) -> dict[str, object]:
-    """Read `cluster.on_oom=shrink`.
+    """Parse overrides such as `cluster.on_oom=shrink`.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: an override is not of this form.
     """
     import yaml
 

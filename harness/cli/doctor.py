@@ -17,7 +17,7 @@ from harness.corpora.catalogue import DATA_VARIABLE, catalogue, data_folder
 from harness.corpora.sources import Source
 from harness.engine.layout import StoreLayout
 from harness.engine.prefetch import fetchables
-from harness.errors import HarnessError, TrackingError
+from harness.errors import HarnessError, Problem, TrackingError
 from harness.local.settings import Local
 from harness.wandb_sync.server import login
 
@@ -118,9 +118,9 @@ def _data() -> Iterator[Finding]:
             source = Source.parse(name)
             problems, here = source.preflight(), source.at_hand()
         except HarnessError as error:
-            problems, here = [str(error)], False
+            problems, here = [Problem("", str(error))], False
         known = "on this machine" if here else f"not on this machine; on the Hub as {source.repo}"
-        yield Finding(f"  {name}", here and not problems, problems[0] if problems else known)
+        yield Finding(f"  {name}", here and not problems, str(problems[0]) if problems else known)
 
 
 def _store(path: Path) -> Finding:
@@ -139,8 +139,8 @@ def _wandb() -> Finding:
 
     # The address that the library would use: its default differs between versions.
     try:
-        place = address()
-        login(place)
+        server = address()
+        login(server)
     except TrackingError as error:
         return Finding("wandb", False, f"{metadata.version('wandb')}. {error}")
-    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {place} is present")
+    return Finding("wandb", True, f"{metadata.version('wandb')}, a key for {server} is present")

@@ -18,9 +18,9 @@ from harness.errors import ConfigError, HarnessError, Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the harness and leave with 0, 1 (stages failed, or a bug), 2 (the user's to fix) or 130 (interrupted)."""
+    """Run the harness; exits with 0, 1 (stages failed, or a bug), 2 (a user's error) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # What the house logs of a stage goes into the stage's own log file, not to the terminal.
+    # Log records of a stage go to the stage's own log file, not to the terminal.
     logging.getLogger("harness").setLevel(logging.INFO)
     logging.getLogger("harness").addHandler(logging.NullHandler())
     logging.getLogger("harness").propagate = False
@@ -31,18 +31,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _dispatch(arguments)
         sys.stdout.flush()
     except HarnessError as error:
-        code = _told(error)
+        code = _report(error)
     except KeyboardInterrupt:
-        code = _told(Interrupted("interrupted; finished stages are stored. Run the same command again to resume."))
+        code = _report(Interrupted("interrupted; finished stages are stored. Run the same command again to resume."))
     except BrokenPipeError:
-        # The reader (`| head`) has seen what it wanted; nothing may be flushed into the closed pipe at exit.
+        # The reader (`| head`) has exited; without this, Python would flush into the closed pipe at exit.
         _close_stdout()
     except OSError as error:
-        # Streams have no name; a full disk under the store is told by who writes there.
+        # Without a file name the error is of a stream; a full disk under the store raises a StoreError.
         if error.filename is not None or not is_full(error):
             raise
         _close_stdout()
-        code = _told(HarnessError(f"the output cannot be written: {error.strerror}."))
+        code = _report(HarnessError(f"the output cannot be written: {error.strerror}."))
     sys.exit(code)
 
 
@@ -51,7 +51,7 @@ def _close_stdout() -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    """Do what the first word says; without a verb, run.
+    """Call the verb that is the first argument; without a verb, run.
 
     Raises:
         ConfigError: the first word is neither a verb, nor a flag, nor an override.
@@ -78,10 +78,7 @@ def _unknown_verb(word: str, otherwise: str) -> ConfigError:
 
 
 def _open_streams() -> None:
-    """See to it that there is something to write to, which takes every character.
-
-    A closed stream (`>&-`) is none to Python; what a terminal in ASCII cannot show is written as its code.
-    """
+    """Replace closed streams (`>&-`), which Python sets to None, and escape characters that a stream cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -104,7 +101,8 @@ def _help(arguments: list[str]) -> None:
         raise _unknown_verb(arguments[0], "nothing for the general help")
 
 
-def _told(error: HarnessError) -> int:
+def _report(error: HarnessError) -> int:
+    """Print an error and return its exit code."""
     from harness.cli.progress import print_error
 
     print_error(str(error))
@@ -135,26 +133,27 @@ def _plan(arguments: list[str]) -> None:
     if "--help" in arguments or "-h" in arguments:
         parser_of("plan", "Show what a run with these arguments would do.").parse_args(["--help"])
     printer = PlanPrinter(as_json="--json" in arguments)
-    # Hydra's own sweeper, and others, leave a folder for each sweep.
+    # Hydra's own sweeper, and others, create an output folder for each sweep.
     with session(printer, "plan"), TemporaryDirectory(prefix="harness-plan-") as folder:
         _hydra([argument for argument in arguments if argument != "--json"], sweep_dir=folder)
 
 
-def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
-    """Refuse what Hydra takes without a word, or refuses so that `diagnosed` would look for a mistake elsewhere.
+def _check_flags(given: argparse.Namespace) -> None:
+    """Reject flags that Hydra ignores, or rejects with an error that `diagnose` would misinterpret.
 
     Raises:
-        ConfigError: with what is wrong.
+        ConfigError: a flag is invalid.
     """
     if given.config_dir is not None and not os.path.isdir(given.config_dir):
         raise ConfigError([f"`--config-dir`: there is no folder `{given.config_dir}`."])
     if given.experimental_rerun is not None:
         raise ConfigError(["`--experimental-rerun`: a pickle can run arbitrary code; repeat the original command."])
-    asked = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
-    asked |= {"--shell-completion": given.shell_completion}
-    if len(chosen := [flag for flag, value in asked.items() if value]) > 1:
-        raise ConfigError([f"{' and '.join(chosen)}: a command does one thing; expected one of {', '.join(asked)}."])
-    # Two sweep files at once: the grid of one would be lost.
+    exclusive = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
+    exclusive |= {"--shell-completion": given.shell_completion}
+    if len(chosen := [flag for flag, value in exclusive.items() if value]) > 1:
+        expected = f"expected one of {', '.join(exclusive)}"
+        raise ConfigError([f"{' and '.join(chosen)}: these flags exclude each other; {expected}."])
+    # With two sweep files, the grid of one would be lost.
     for text in given.overrides:
         name, _, chosen = text.partition("=")
         if name.lstrip("+") == "sweeps" and "," in chosen:
@@ -163,23 +162,23 @@ def _check_what_hydra_passes_over(given: argparse.Namespace) -> None:
 
 
 def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
-    """Give the command line to Hydra, which comes back through ``sweep.run`` or through the launcher plugin.
+    """Pass the command line to Hydra, which calls ``sweep.run`` or the launcher plugin.
 
     Args:
         arguments: Hydra's flags, and overrides.
-        sweep_dir: where a sweeper shall leave what it leaves, unless the user says; None is as configured.
+        sweep_dir: output folder for a sweeper, unless the user sets one; None is as configured.
     """
     import hydra
     from hydra._internal.utils import get_args_parser
     from omegaconf import DictConfig
 
-    from harness.config.build import diagnosed
+    from harness.config.build import diagnose
     from harness.config.compose import CONF, NAME
-    from harness.config.hydra_errors import Refusal, composing
+    from harness.config.hydra_errors import HydraError, wrap_hydra_errors
 
     given = get_args_parser().parse_args(arguments)
-    _check_what_hydra_passes_over(given)
-    # Told to Hydra as a failed job, an error would be announced by it as well.
+    _check_flags(given)
+    # Kept here and not raised in the task function, because Hydra would report it as well.
     errors: list[HarnessError] = []
 
     def task(config: DictConfig) -> float | None:
@@ -191,24 +190,24 @@ def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
             errors.append(error)
             return None
 
-    # Without this Hydra would turn every exception into a message of its own and exit code 1.
+    # Without this, Hydra replaces every exception by a message of its own and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if sweep_dir is not None and given.multirun:
-        # Overrides stand together, or argparse does not see them.
-        place = arguments.index(given.overrides[0]) if given.overrides else len(arguments)
-        arguments = [*arguments[:place], f"hydra.sweep.dir='{sweep_dir}'", *arguments[place:]]
+        # argparse accepts overrides only as one contiguous block.
+        index = arguments.index(given.overrides[0]) if given.overrides else len(arguments)
+        arguments = [*arguments[:index], f"hydra.sweep.dir='{sweep_dir}'", *arguments[index:]]
     sys.argv = [sys.argv[0], *arguments]
-    refused: list[Refusal] = []
+    hydra_errors: list[HydraError] = []
     try:
-        with composing():
+        with wrap_hydra_errors():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)(task)()
-    except Refusal as refusal:
-        refused.append(refusal)
-    except SystemExit as left:
-        # Hydra leaves with 1 when it has said what it does not find.
-        sys.exit(2 if left.code == 1 else left.code)
-    # Not while the refusal is handled: OmegaConf would put its way here into the traceback of the next one.
-    if refused:
-        raise diagnosed(refused[0], given.overrides, given.config_dir)
+    except HydraError as error:
+        hydra_errors.append(error)
+    except SystemExit as exit_:
+        # Hydra exits with 1 after it has reported something that does not exist.
+        sys.exit(2 if exit_.code == 1 else exit_.code)
+    # Outside of the except block, so that this traceback does not become part of the next error's.
+    if hydra_errors:
+        raise diagnose(hydra_errors[0], given.overrides, given.config_dir)
     if errors:
         raise errors[0]

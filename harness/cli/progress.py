@@ -17,7 +17,7 @@ from harness.errors import TrackingError
 from harness.execution.executor import Event, Outcome
 from harness.report import Published
 from harness.sweep.reporter import SweepPlan
-from harness.wandb_sync.publish import Exhibited
+from harness.wandb_sync.publish import PublishedDashboard
 from harness.wandb_sync.sync import Synced
 
 LOGGED_EVERY = 0.1
@@ -59,7 +59,7 @@ class PlanPrinter:
     def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Nothing runs."""
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a note; JSON output contains the plan only."""
         if not self._as_json:
             console().print(escape(text))
@@ -73,7 +73,7 @@ class RunPrinter:
         self._out = console()
         self._progress: Progress | None = None
         self._bar = TaskID(0)
-        self._told = 0.0
+        self._logged = 0.0
         self._begun = False
         self._failed: set[str] = set()
         self.finished_sweeps: list[tuple[Path, str]] = []
@@ -94,7 +94,7 @@ class RunPrinter:
             )  # fmt: skip
             self._bar = self._progress.add_task("planning", total=total)
             self._progress.start()
-        self._told = stored / total if total else 1.0
+        self._logged = stored / total if total else 1.0
         if planned.costs:
             self._out.print(_predicted(planned))
 
@@ -103,16 +103,16 @@ class RunPrinter:
         if event.what == "failed":
             self._failed.add(event.stage.key)
             self._out.print(f"[red]failed[/red] {event.stage.name} {event.stage.key}: {escape(event.message)}")
-        if event.what == "waiting" and event.message:
+        if event.what == "busy" and event.message:
             self._out.print(f"waiting: {escape(event.message)}")
         if self._progress is not None:
-            running = f"{event.stage.name} {event.stage.key[:8]}" if event.what in ("started", "waiting") else None
+            running = f"{event.stage.name} {event.stage.key[:8]}" if event.what in ("running", "busy") else None
             self._progress.update(self._bar, completed=event.done, description=running)
-        elif event.what == "started" and not self._begun:
+        elif event.what == "running" and not self._begun:
             self._begun = True
             self._out.print(f"running {event.stage.name} {event.stage.key[:8]} ...")
-        elif event.what in ("executed", "failed") and event.done / event.total >= self._told + LOGGED_EVERY:
-            self._told = event.done / event.total
+        elif event.what in ("executed", "failed") and event.done / event.total >= self._logged + LOGGED_EVERY:
+            self._logged = event.done / event.total
             self._out.print(f"{event.done}/{event.total} stages, last {event.stage.name} in {event.seconds:.1f} s")
 
     def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
@@ -126,10 +126,10 @@ class RunPrinter:
         if outcome.deferred:
             self._out.print(_submitted(planned, outcome))
             return
-        words = [f"{len(outcome.executed)} executed", f"{len(outcome.cached)} from the store"]
-        words += [f"[red]{len(outcome.failed)} failed[/red]"] if outcome.failed else []
-        words += [f"{len(outcome.blocked)} blocked by them"] if outcome.blocked else []
-        self._out.print(", ".join(words))
+        counts = [f"{len(outcome.executed)} executed", f"{len(outcome.stored)} from the store"]
+        counts += [f"[red]{len(outcome.failed)} failed[/red]"] if outcome.failed else []
+        counts += [f"{len(outcome.blocked)} blocked by them"] if outcome.blocked else []
+        self._out.print(", ".join(counts))
         for key, failure in outcome.failed.items():
             if failure.trace:
                 self._out.print(escape(f"\n{failure.kind} {key} raised an unexpected error:\n{failure.trace}"))
@@ -137,7 +137,7 @@ class RunPrinter:
                 # A stage that was rejected, or that failed in a job, sent no event.
                 self._out.print(f"[red]failed[/red] {failure.kind} {key}: {escape(failure.message)}")
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a note."""
         self._out.print(escape(text))
 
@@ -169,14 +169,14 @@ def print_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_exhibited(exhibited: Exhibited) -> None:
+def print_dashboard(published: PublishedDashboard) -> None:
     """Print the paths and URLs."""
-    for path in exhibited.files:
+    for path in published.files:
         print_text(f"wrote {path}")
-    for address in exhibited.addresses:
+    for address in published.addresses:
         print_text(f"saved {address}")
-    if exhibited.reason:
-        print_text(f"not saved on a server: {exhibited.reason}")
+    if published.reason:
+        print_text(f"not saved on a server: {published.reason}")
 
 
 def print_synced(synced: Synced) -> None:
@@ -186,12 +186,12 @@ def print_synced(synced: Synced) -> None:
         TrackingError: not everything arrived.
     """
     runs = plural(synced.sent, "run")
-    said = f"{runs} written, none sent" if synced.offline else f"{runs} sent, {synced.current} there already"
-    said += f", {synced.unfinished} not complete in the store" if synced.unfinished else ""
-    print_text(f"{said}: {synced.place}")
+    text = f"{runs} written, none uploaded" if synced.offline else f"{runs} uploaded, {synced.current} up to date"
+    text += f", {synced.unfinished} not complete in the store" if synced.unfinished else ""
+    print_text(f"{text}: {synced.destination}")
     if synced.missing:
-        lacking = f"{plural(synced.missing, 'run')} did not arrive: {synced.reason}"
-        raise TrackingError(f"{lacking.rstrip('.')}. Sync again; what has arrived is not sent twice.")
+        failed = f"{plural(synced.missing, 'run')} could not be uploaded: {synced.reason}"
+        raise TrackingError(f"{failed.rstrip('.')}. Sync again; runs that are up to date are not uploaded twice.")
 
 
 def print_error(text: str) -> None:
@@ -240,10 +240,10 @@ def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
     arrays = {job.partition("_")[0] for job in jobs if "_" in job}
     lines = [
         f"{plural(len(outcome.submitted), 'stage')} in {plural(len(jobs), 'job')} "
-        f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.cached)} from the store"
+        f"({plural(len(arrays), 'array')}, {outcome.calls} calls of sbatch), {len(outcome.stored)} from the store"
     ]
     if outcome.found and not outcome.calls:
-        lines = [f"nothing to submit, {len(outcome.cached)} from the store"]
+        lines = [f"nothing to submit, {len(outcome.stored)} from the store"]
     if outcome.scripts:
         return "\n".join([f"dry run, nothing was submitted: {lines[0]}", f"scripts: {escape(str(outcome.scripts))}"])
     if outcome.left:
@@ -254,8 +254,8 @@ def _submitted(planned: SweepPlan, outcome: Outcome) -> str:
             f"  {escape(failure.kind)} {key} {escape(failure.message)}" for key, failure in outcome.failed.items()
         ]
     if outcome.found:
-        what = f"{plural(outcome.found, 'stage')} of these already had a job in the queue, which keeps its settings"
-        lines.append(f"{what} (to change them, `harness cancel` first)")
+        queued = f"{plural(outcome.found, 'stage')} of these already had a job in the queue, which keeps its settings"
+        lines.append(f"{queued} (to change them, `harness cancel` first)")
     lines.append(f"follow it with: harness status {planned.sweep}")
     return "\n".join(lines)
 

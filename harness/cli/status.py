@@ -14,8 +14,8 @@ from rich.text import Text
 
 from harness.cli.progress import console, plural, print_text
 from harness.engine.gc import Garbage
-from harness.execution.state import WHATS
-from harness.slurm.states import freeing
+from harness.execution.state import SWEEP_STATES
+from harness.slurm.states import release_hint
 from harness.sweep.status import Status
 
 WATCH_SECONDS = 5.0
@@ -36,15 +36,15 @@ def print_status(status: Status, *, as_json: bool) -> None:
         described |= {"strays": list(status.strays), "damage": list(status.damage)}
         print_text(json.dumps({**described, "counts": status.counts, "stages": states}, indent=2))
     else:
-        console().print(_standing(status))
+        console().print(_summary(status))
 
 
-def watch_status(look: Callable[[], Status]) -> None:
+def watch_status(read: Callable[[], Status]) -> None:
     """Show the progress of a sweep until nothing is running or pending."""
     with Live(console=console(), auto_refresh=False) as live:
         while True:
-            status = look()
-            live.update(_standing(status), refresh=True)
+            status = read()
+            live.update(_summary(status), refresh=True)
             if status.over:
                 return
             time.sleep(WATCH_SECONDS)
@@ -59,10 +59,12 @@ def print_garbage(garbage: Iterable[Garbage], *, dry_run: bool) -> None:
     print_text(f"{plural(count, 'folder')}, {filesize.decimal(size)}{' would be freed' if dry_run else ' freed'}")
 
 
-def _standing(status: Status) -> Group:
+def _summary(status: Status) -> Group:
     table = Table(box=None, pad_edge=False)
     table.add_column(status.sweep)
-    whats = [what for what in WHATS if what not in RARE or any(counts[what] for counts in status.counts.values())]
+    whats = [
+        what for what in SWEEP_STATES if what not in RARE or any(counts[what] for counts in status.counts.values())
+    ]
     for name in whats:
         table.add_column(name, justify="right")
     for kind, counts in status.counts.items():
@@ -80,9 +82,9 @@ def _standing(status: Status) -> Group:
     parts += [Text(text, style="yellow") for text in status.damage[:SHOWN]]
     shown = [(key, state) for key, state in status.states.items() if state.what in ("failed", "lost")]
     for key, state in shown[:SHOWN]:
-        place = ", ".join(part for part in (state.job and f"job {state.job}", state.node) if part)
+        location = ", ".join(part for part in (state.job and f"job {state.job}", state.node) if part)
         cause = f"{state.what}: {state.cause}" if state.cause else state.what
-        head = f"{state.kind} {key} {cause}" + (f" ({place})" if place else "")
+        head = f"{state.kind} {key} {cause}" + (f" ({location})" if location else "")
         parts += [Text(head, style="red"), Text(f"  {state.message.splitlines()[0] if state.message else ''}")]
         parts += [Text(f"  {state.log}", style="dim")] if state.log else []
     if len(shown) > SHOWN:
@@ -109,7 +111,7 @@ def _held(status: Status) -> Iterator[Text]:
         since = f", submitted {_ago(own.submitted)}" if own.submitted else ""
         what = f"held by Slurm: job {job}, {own.reason}, {plural(len(alike), 'stage')} it runs or that depend on it"
         yield Text(f"{what}{since}", style="red")
-        yield Text(f"  {freeing([job])}")
+        yield Text(f"  {release_hint([job])}")
 
 
 def _ago(submitted: str) -> str:

@@ -1,1 +1,1 @@
-"""From Hydra's configuration to typed settings."""
+"""Configuration: from Hydra's files and overrides to typed settings."""

@@ -1,4 +1,4 @@
-"""From composed plain data to objects: everything is built and checked before anything runs."""
+"""Builds settings and cells from composed plain data; everything is checked before anything runs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.config.compose import Composition, compose
-from harness.config.defense_slots import GROUP, label, methodless
-from harness.config.hydra_errors import Refusal, unreadable
+from harness.config.defense_slots import GROUP, label, slots_without_method
+from harness.config.hydra_errors import HydraError, undecodable_files
 from harness.config.objective import Objective
-from harness.config.overrides import Misfit, place_in
+from harness.config.overrides import InvalidOverride, file_locator
 from harness.engine.build import allowed, build
 from harness.engine.provenance import redacted
 from harness.engine.stage import Stage
@@ -24,19 +24,19 @@ from harness.experiment.experiment import Experiment
 from harness.protocols import Named
 
 TUNED = "tuned"
-"""Hyperparameters chosen for a size of model, where the YAML of a defense looks before its published values."""
+"""Group of hyperparameters tuned for a model size; a defense's YAML prefers them to its published values."""
 
 OnInvalid = Literal["refuse", "skip"]
-"""What becomes of a sweep with a cell whose settings do not go together."""
+"""Handling of a cell with incompatible settings: reject the whole sweep, or skip the cell."""
 
 LABELS = ("task", "attack", "model")
-"""Config groups whose choice names a row; a row also carries ``attack.ratio`` and ``seed``."""
+"""Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run needs beside its cells: none of it is identity."""
+    """Settings of a run that do not belong to its cells; not part of any identity."""
 
     name: ClassVar[str] = "run"
     version: ClassVar[int] = 1
@@ -51,48 +51,48 @@ class Settings:
     def problems(self) -> list[Problem]:
         """Range errors."""
         good = re.fullmatch(r"[a-z][a-z0-9_]{0,39}", self.title) and redacted([self.title]) == [self.title]
-        return [] if good else [Problem("title", "it names files; expected up to 40 lower-case letters, digits and _")]
+        expected = "it is used in file names; expected up to 40 lower-case letters, digits and _"
+        return [] if good else [Problem("title", expected)]
 
 
-OUTSIDE = frozenset(item.name for item in fields(Settings)) | {TUNED}
-"""Top-level settings that no cell reads."""
+RUN_SETTINGS = frozenset(item.name for item in fields(Settings)) | {TUNED}
+"""Top-level settings that are not part of a cell."""
 
 
 def settings_of(composition: Composition) -> Settings:
-    """Build what a run needs beside its cells.
+    """Build the settings of a run.
 
     Raises:
         ConfigError: with all problems found.
     """
     names = {item.name for item in fields(Settings)}
     data = {key: value for key, value in composition.data.items() if key in names}
-    where = place_in(composition.choices)
-    settings = build(Settings, data, where=where)
+    settings = build(Settings, data, where=file_locator(composition.choices))
     check_kinds(settings.cluster)
     return settings
 
 
 def check_kinds(cluster: Cluster) -> None:
-    """Check what a cluster's settings say of kinds of stages.
+    """Check those settings of a cluster that refer to stage kinds.
 
     Raises:
-        ConfigError: they name a kind that there is not, or ask of one what it cannot do.
+        ConfigError: a kind does not exist, or does not support what is requested for it.
     """
     if problems := cluster.kind_problems(stage_kinds()):
         raise ConfigError([problem.under("cluster") for problem in problems])
 
 
 def stage_kinds() -> dict[str, type[Stage]]:
-    """Return the kinds of stages that a cell may have, by name."""
+    """Return the stage classes of the harness by kind."""
     return {cls.name: cls for cls in Stage.__subclasses__() if cls.__module__.startswith("harness.")}
 
 
 class Skipped(NamedTuple):
-    """A cell that cannot be, though each of its settings is right.
+    """A cell whose settings are valid by themselves but incompatible with each other.
 
     Attributes:
-        overrides: what the user wrote to get it, without secrets.
-        reasons: why its settings do not go together.
+        overrides: the cell's overrides, secrets redacted.
+        reasons: why its settings are incompatible.
     """
 
     overrides: tuple[str, ...]
@@ -103,84 +103,85 @@ def cells_of(compositions: Sequence[Composition]) -> list[Cell]:
     """Build and check every cell.
 
     Raises:
-        ConfigError: with the problems of all cells and of what is beside them, each told once.
+        ConfigError: with the distinct problems of all cells and of the run's settings.
     """
-    return [cell for cell in examined(compositions, "refuse") if isinstance(cell, Cell)]
+    return [cell for cell in check_cells(compositions, "refuse") if isinstance(cell, Cell)]
 
 
-def examined(compositions: Sequence[Composition], on_invalid: OnInvalid | None = None) -> list[Cell | Skipped]:
-    """Build and check every cell; leave out those that cannot be, if the settings say so.
+def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | None = None) -> list[Cell | Skipped]:
+    """Build and check every cell; with ``skip``, return cells with incompatible settings as ``Skipped``.
 
     Args:
-        compositions: one for each cell.
-        on_invalid: what becomes of a cell whose settings do not go together; None asks the settings.
+        compositions: one per cell.
+        on_invalid: overrides the setting of this name; None reads the setting.
 
     Raises:
-        ConfigError: with the problems of all cells and of what is beside them, each told once; or no cell is left.
+        ConfigError: with the distinct problems of all cells and of the run's settings; or no valid cell is left.
     """
     problems: dict[Problem, None] = {}
-    impossible: dict[Problem, None] = {}
+    incompatible: dict[Problem, None] = {}
     cells: list[Cell | Skipped] = []
-    idle_names = [{misfit.name for misfit in composition.idle} for composition in compositions]
+    idle_names = [{override.name for override in composition.idle} for composition in compositions]
     used = {
         name
         for idle, composition in zip(idle_names, compositions, strict=True)
         for name in composition.values.keys() - idle
     }
     for composition in compositions:
-        problems |= dict.fromkeys(_explained(misfit, composition) for misfit in composition.misfits)
-        # Somewhere in the sweep it has to mean something.
-        problems |= dict.fromkeys(_explained(idle, composition) for idle in composition.idle if idle.name not in used)
-        data = {key: value for key, value in composition.data.items() if key not in OUTSIDE}
-        if empty := methodless(data.get(GROUP), composition.values, redacted(composition.overrides)):
-            problems |= dict.fromkeys(empty)
+        problems |= dict.fromkeys(_explain(invalid, composition) for invalid in composition.invalid)
+        # An override for an empty slot must apply to at least one cell of the sweep.
+        problems |= dict.fromkeys(_explain(idle, composition) for idle in composition.idle if idle.name not in used)
+        data = {key: value for key, value in composition.data.items() if key not in RUN_SETTINGS}
+        if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
+            problems |= dict.fromkeys(without)
             continue
         try:
-            experiment = build(Experiment, data, allow=_allowed(composition), where=place_in(composition.choices))
+            experiment = build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        problems |= dict.fromkeys(Problem.of(stated) for stated in _namesakes(experiment))
+        problems |= dict.fromkeys(Problem.of(clash) for clash in _name_clashes(experiment))
         try:
             cells.append(_cell(experiment, composition))
         except ConfigError as error:
-            impossible |= dict.fromkeys(error.problems)
+            incompatible |= dict.fromkeys(error.problems)
             cells.append(Skipped(tuple(redacted(composition.overrides)), tuple(map(str, error.problems))))
     try:
         on_invalid = on_invalid or settings_of(compositions[0]).on_invalid
     except ConfigError as error:
         problems |= dict.fromkeys(error.problems)
     if on_invalid != "skip" or not any(isinstance(cell, Cell) for cell in cells):
-        problems |= impossible
+        problems |= incompatible
     if problems:
         raise ConfigError(list(problems))
     return cells
 
 
-def _explained(misfit: Misfit, composition: Composition) -> Problem:
-    """Return what is wrong with a value that fits nowhere; a setting that a class has, but no file sets, is added."""
-    if misfit.unknown is None:
-        return misfit.problem
-    where = place_in(composition.choices)
+def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
+    """Return the problem of an override; for a setting that exists but that no file sets, the advice to use ``+``."""
+    if invalid.unknown is None:
+        return invalid.problem
+    where = file_locator(composition.choices)
     data = deepcopy(dict(composition.data))
-    *parents, last = misfit.name.split(".")
+    *parents, last = invalid.name.split(".")
     node: object = data
     for step in parents:
         node = node.get(step) if isinstance(node, dict) else None
     if isinstance(node, dict):
         node[last] = None
-        refusals = [problem for cls in (Experiment, Settings) for problem in _refusals(cls, data, composition)]
-        if not any(each.path == misfit.name and each.text.startswith("unknown setting") for each in refusals):
-            advice = f"no file sets it, so it is added and not changed: `+{misfit.line}`"
-            return Problem(misfit.name, f"{advice}. Or set it in `{where(misfit.name)}`.")
-    return replace(misfit.problem, text=f"{misfit.problem.text} Set in `{where(misfit.unknown)}`.")
+        problems = [problem for cls in (Experiment, Settings) for problem in _problems_of(cls, data, composition)]
+        if not any(each.path == invalid.name and each.text.startswith("unknown setting") for each in problems):
+            advice = f"no file sets it, so it has to be added with `+`: `+{invalid.line}`"
+            return Problem(invalid.name, f"{advice}. Or set it in `{where(invalid.name)}`.")
+    return replace(invalid.problem, text=f"{invalid.problem.text} Set in `{where(invalid.unknown)}`.")
 
 
-def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[Problem, ...]:
-    ours = {name: value for name, value in data.items() if (name in OUTSIDE - {TUNED}) == (cls is Settings)}
-    ours.pop(TUNED, None)
+def _problems_of(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[Problem, ...]:
+    """Return the problems of building one of the two top-level classes from its part of the data."""
+    own = {name: value for name, value in data.items() if (name in RUN_SETTINGS - {TUNED}) == (cls is Settings)}
+    own.pop(TUNED, None)
     try:
-        build(cls, ours, allow=_allowed(composition))
+        build(cls, own, allow=_allowed(composition))
     except ConfigError as error:
         return error.problems
     return ()
@@ -188,41 +189,41 @@ def _refusals(cls: type, data: Mapping[str, object], composition: Composition) -
 
 def _allowed(composition: Composition) -> tuple[str, ...]:
     targets = composition.data.get("targets")
-    # What is no list is told with the other settings of its kind.
+    # A value that is not a list is reported when the run's settings are built.
     return allowed(map(str, targets) if isinstance(targets, list) else ())
 
 
-def _namesakes(experiment: Experiment) -> list[str]:
-    """Return which classes from outside call themselves as one of ours does: their results would be taken for its."""
+def _name_clashes(experiment: Experiment) -> list[str]:
+    """Return messages about external classes with the name of a built-in class: their rows would have one label."""
     defense = experiment.defense
     parts: list[tuple[str, Named | None]] = [
         *(("defenses", method) for method in (defense.align, defense.finetune, defense.repair)),
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
     ]
     return [
-        f"`{type(part).__module__}.{type(part).__name__}` calls itself `{part.name}`, as `harness.{shelf}.{part.name}` "
-        "does; their results would be mixed up. Give it another `name`."
-        for shelf, part in parts
+        f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
+        f"`harness.{package}.{part.name}`; their results would be confused. Give it another `name`."
+        for package, part in parts
         if part is not None
         and not type(part).__module__.startswith("harness.")
-        and find_spec(f"harness.{shelf}.{part.name}") is not None
+        and find_spec(f"harness.{package}.{part.name}") is not None
     ]
 
 
-def diagnosed(refusal: Refusal, overrides: Sequence[str], config_dir: str | None) -> ConfigError:
-    """Return why Hydra refused a command line, in our words and complete where we can find out."""
-    if problems := unreadable(config_dir):
+def diagnose(hydra_error: HydraError, overrides: Sequence[str], config_dir: str | None) -> ConfigError:
+    """Return a complete report of why Hydra rejected a command line, or Hydra's own error if there is no better one."""
+    if problems := undecodable_files(config_dir):
         return ConfigError(problems)
-    if refusal.of_a_plugin:
-        return refusal
+    if hydra_error.from_plugin:
+        return hydra_error
     try:
         cells_of(compose(overrides, config_dir))
-    except Refusal:
-        # A second one is no better than the first, and may be of what was right where the first was met.
-        return refusal
+    except HydraError:
+        # The first error is the one of the user's command; a second may be an artifact of composing it differently.
+        return hydra_error
     except ConfigError as found:
         return found
-    return refusal
+    return hydra_error
 
 
 def _cell(experiment: Experiment, composition: Composition) -> Cell:
@@ -235,7 +236,7 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         swept={
             key: value
             for key, value in composition.values.items()
-            if key not in named and key.split(".")[0] not in OUTSIDE - {TUNED}
+            if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
         },
         protocol=experiment.protocol(),
         stages=chain_of(experiment),

@@ -1,7 +1,7 @@
-"""Compose: from override lists to plain data, one composition a cell.
+"""Composes override lists to plain data, one composition per cell.
 
-A cell of a sweep is composed as a single run of the same words is. Only what cannot differ is shared: the cells of a
-sweep differ mostly in plain values (``defense.align.lamb=5``), so every distinct choice of groups is composed once.
+A cell of a sweep is composed exactly like a single run with the same overrides. The cells of a sweep differ mostly in
+plain values (``defense.align.lamb=5``), so each distinct choice of config groups is composed only once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config.composed import ASKS_HYDRA, Composed, Files, mentions, resolved
-from harness.config.defense_slots import GROUP, SLOTS, settled
-from harness.config.expansion import Options, expanded, options_of
-from harness.config.hydra_errors import composing
-from harness.config.overrides import Misfit
+from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolve
+from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
+from harness.config.expansion import Options, expand, options_of
+from harness.config.hydra_errors import wrap_hydra_errors
+from harness.config.overrides import InvalidOverride
 from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
@@ -30,9 +30,9 @@ from harness.errors import ConfigError, Problem
 register()
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The shipped configuration: beside the package in a checkout, inside it in a wheel."""
+"""The shipped configuration: next to the package in a checkout, inside it in a wheel."""
 NAME = "config"
-"""The file that is composed."""
+"""Name of the primary config."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class Composition:
     """One composed configuration, plain data.
 
     Attributes:
-        data: the whole configuration without Hydra's own part, interpolations resolved.
+        data: the whole configuration without the ``hydra`` node, interpolations resolved.
         choices: the chosen option of each group.
         values: the plain values that the user set, by dotted name.
-        overrides: what the user wrote.
-        misfits: values that could not be laid over the rest.
-        idle: values for a slot of the defense that is empty in this cell. A grid over a method's settings may stand
-            beside plain training, which has none.
+        overrides: the overrides as the user wrote them.
+        invalid: overrides that could not be applied.
+        idle: overrides of settings of a defense slot that is empty in this cell: a sweep may combine a grid over a
+            method's settings with cells that do not use the method.
     """
 
     data: Mapping[str, Any]
     choices: Mapping[str, str]
     values: Mapping[str, object]
     overrides: tuple[str, ...]
-    misfits: tuple[Misfit, ...] = ()
-    idle: tuple[Misfit, ...] = ()
+    invalid: tuple[InvalidOverride, ...] = ()
+    idle: tuple[InvalidOverride, ...] = ()
 
 
 class Composer:
-    """Composes many cells, each distinct choice of groups once.
+    """Composes many cells; each distinct choice of groups is composed once.
 
     Args:
         loader: Hydra's config loader.
@@ -75,38 +75,38 @@ class Composer:
         self._groups: dict[str, bool] = {}
         self._parsed: dict[str, Override] = {}
 
-    @composing()
+    @wrap_hydra_errors()
     def compose(self, overrides: Sequence[str]) -> Composition:
-        """Return the composition of one cell; values that fit nowhere are among its misfits.
+        """Return the composition of one cell; overrides that cannot be applied are in ``invalid`` or ``idle``.
 
         Raises:
             ConfigError: Hydra cannot compose it, for example because an option does not exist.
         """
         parsed = [self._parse(text) for text in overrides]
-        groups, values = self._sorted(parsed)
+        groups, values = self._split(parsed)
         self._check_options(groups)
         structure = tuple(item.input_line or "" for item in groups)
         if structure not in self._composed:
             self._composed[structure] = self._files.compose(groups)
         composed = self._composed[structure]
-        asks_hydra = composed.asks_hydra or any(mentions(item.value(), ASKS_HYDRA) for item in values)
-        with self._known_to_hydra(overrides) if asks_hydra else nullcontext():
-            data, wrong = composed.laid_over(values)
+        reads_hydra = composed.reads_hydra or any(contains(item.value(), HYDRA_RESOLVER) for item in values)
+        with self._hydra_config_of(overrides) if reads_hydra else nullcontext():
+            data, wrong = composed.with_values(values)
         _check_slots(data)
         idle = {
-            index: misfit for index, misfit in wrong.items() if misfit.unknown and _of_empty_slot(misfit.name, data)
+            index: invalid for index, invalid in wrong.items() if invalid.unknown and _of_empty_slot(invalid.name, data)
         }
-        passed_over = {id(values[index]) for index in idle}
+        ignored = {id(values[index]) for index in idle}
         return self._composition(
             composed.choices,
             data,
-            [item for item in parsed if id(item) not in passed_over],
-            misfits=tuple(misfit for index, misfit in wrong.items() if index not in idle),
+            [item for item in parsed if id(item) not in ignored],
+            invalid=tuple(invalid for index, invalid in wrong.items() if index not in idle),
             idle=tuple(idle.values()),
         )
 
     def composition_of(self, config: DictConfig, choices: Mapping[str, object]) -> Composition:
-        """Return the composition of a single run, which Hydra has made.
+        """Return the composition of a single run, which Hydra has composed.
 
         Args:
             config: the configuration.
@@ -115,37 +115,40 @@ class Composer:
         Raises:
             ConfigError: the chosen defense does not exist, or an interpolation cannot be resolved.
         """
-        # Read as they are: an interpolation among them would be resolved.
+        # As a container without resolving: indexing would resolve interpolations in the overrides.
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        data = {str(name): resolved(config, str(name)) for name in config if name != "hydra"}
+        data = {str(name): resolve(config, str(name)) for name in config if name != "hydra"}
         _check_slots(data)
         return self._composition(chosen, data, parsed)
 
     def _composition(
         self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
     ) -> Composition:
-        groups, values = self._sorted(parsed)
+        groups, values = self._split(parsed)
         written = {item.key_or_group for item in groups}
         emptied = {item.key_or_group for item in values}
-        said = [item for item in values if not item.is_delete()]
+        assigned = [item for item in values if not item.is_delete()]
         return Composition(
             data=data,
-            choices=settled(choices, self._options, data[GROUP], written, emptied),
-            values={item.key_or_group: _said(item.value(), data, item.key_or_group.split(".")) for item in said},
+            choices=resolve_choices(choices, self._options, data[GROUP], written, emptied),
+            values={
+                item.key_or_group: _resolved_value(item.value(), data, item.key_or_group.split("."))
+                for item in assigned
+            },
             overrides=tuple(item.input_line or "" for item in parsed),
             **problems,
         )
 
     def _parse(self, text: str) -> Override:
-        """Parse an override; the cells of a sweep share most of theirs."""
+        """Parse an override; cached, because the cells of a sweep share most of theirs."""
         if text not in self._parsed:
             (self._parsed[text],) = OverridesParser.create().parse_overrides([text])
         return self._parsed[text]
 
-    def _sorted(self, parsed: Sequence[Override]) -> tuple[list[Override], list[Override]]:
-        """Return the choices of groups and the values, as Hydra tells them apart: a mapping is always a value."""
+    def _split(self, parsed: Sequence[Override]) -> tuple[list[Override], list[Override]]:
+        """Split overrides into choices of groups and values, by Hydra's rule: a mapping is always a value."""
         for item in parsed:
             if item.key_or_group not in self._groups:
                 self._groups[item.key_or_group] = self._files.has_group(item.key_or_group)
@@ -154,7 +157,7 @@ class Composer:
         return groups, [item for item, is_choice in zip(parsed, chosen, strict=True) if not is_choice]
 
     def _check_options(self, groups: Sequence[Override]) -> None:
-        """Refuse a number or a structure where an option of a group is meant; Hydra would call it a bug.
+        """Reject numbers and structures as options of a group, for which Hydra raises an internal error.
 
         Raises:
             ConfigError: with all of them.
@@ -162,7 +165,7 @@ class Composer:
         wrong = [
             f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
             f"of {', '.join(f'`{name}`' for name in self._options(item.key_or_group))}. "
-            "A value of your own is set by its dotted name, as `attack.ratio=0.12`."
+            "To set a value, use its dotted name, as in `attack.ratio=0.12`."
             for item in groups
             if not _may_be_options(item.value()) and not (item.is_delete() and item.value_type is None)
         ]
@@ -170,20 +173,20 @@ class Composer:
             raise ConfigError(wrong)
 
     @contextmanager
-    def _known_to_hydra(self, overrides: Sequence[str]) -> Iterator[None]:
-        """Let ``${hydra:...}`` read what Hydra would know in a single run of the cell."""
-        whole = self._loader.load_sweep_config(self._master, list(overrides))
+    def _hydra_config_of(self, overrides: Sequence[str]) -> Iterator[None]:
+        """Set Hydra's global config to that of a single run of the cell, for the ``hydra`` resolver."""
+        config = self._loader.load_sweep_config(self._master, list(overrides))
         before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(whole)
+        HydraConfig.instance().set_config(config)
         try:
             yield
         finally:
             HydraConfig.instance().cfg = before
 
 
-@composing()
+@wrap_hydra_errors()
 def composition_of(config: DictConfig) -> Composition:
-    """Return the composition that Hydra already made for a single run.
+    """Return the composition of a single run, which Hydra has composed.
 
     Raises:
         ConfigError: the chosen defense does not exist, or an interpolation cannot be resolved.
@@ -198,7 +201,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
 
     Args:
         overrides: as on the command line; sweeps in Hydra's grammar are expanded.
-        config_dir: a folder that is searched before ours, as ``--config-dir``.
+        config_dir: a folder that precedes ``conf/`` in the search path, like ``--config-dir``.
 
     Raises:
         ConfigError: Hydra cannot compose a cell, or cannot read an override.
@@ -206,12 +209,12 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
     return compose_each([overrides], config_dir)[0]
 
 
-@composing()
+@wrap_hydra_errors()
 def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
-    """Compose the cells of several command lines; a choice of groups that they share is composed once.
+    """Compose the cells of several command lines; each distinct choice of groups is composed once.
 
     Args:
-        lines: the overrides of each.
+        lines: the overrides of each command line.
         config_dir: as for ``compose``.
 
     Raises:
@@ -222,7 +225,7 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
         loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
             loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
-            # The sources were opened when the loader was made.
+            # The loader opened its sources when it was created.
             loader.repository.initialize_sources(loader.get_search_path())
         composers: dict[tuple[str, ...], tuple[Composer, Options]] = {}
         composed = []
@@ -233,13 +236,13 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
                 master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
                 composers[hydra] = Composer(loader, master), options_of(loader, NAME, hydra)
             composer, options = composers[hydra]
-            ours = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
-            composed.append([composer.compose(cell) for cell in expanded(ours, options)])
+            others = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
+            composed.append([composer.compose(cell) for cell in expand(others, options)])
         return composed
 
 
 def _check_slots(data: Mapping[str, Any]) -> None:
-    """Refuse a defense that is no group of slots.
+    """Check that the defense is a mapping.
 
     Raises:
         ConfigError: it is not.
@@ -257,12 +260,12 @@ def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
     return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
 
 
-def _said(value: object, data: object, path: Sequence[str]) -> object:
-    """Return a value as it was written, except where it was an interpolation: there, what it became."""
-    if not mentions(value, "${"):
+def _resolved_value(value: object, data: object, path: Sequence[str]) -> object:
+    """Return an override's value, with interpolations replaced by their values in the composed data."""
+    if not contains(value, "${"):
         return value
     for step in path:
         data = data[int(step)] if isinstance(data, list) else data.get(step) if isinstance(data, Mapping) else None
     if isinstance(value, Mapping):
-        return {key: _said(inner, data, [str(key)]) for key, inner in value.items()}
+        return {key: _resolved_value(inner, data, [str(key)]) for key, inner in value.items()}
     return data

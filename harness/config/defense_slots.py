@@ -1,8 +1,8 @@
-"""Slots: what a choice of defense puts where, and what the result is called.
+"""Slots of a defense: which method a choice puts into which slot, and the label of the combination.
 
-``defense=NAME`` chooses the option ``NAME`` in every slot that has one, or a preset of that name, which chooses for the
-slots; ``defense/SLOT=NAME`` chooses for one slot. Hydra passes over an option that a slot does not have, so that a
-defense needs one file only; what is misspelt is therefore found here.
+``defense=NAME`` chooses the option ``NAME`` in every slot that has one, or a preset of that name, which sets the slots;
+``defense/SLOT=NAME`` chooses for one slot. The slots are optional in Hydra's defaults list, so that a defense needs a
+file only in its own slots; Hydra therefore ignores misspelt options, and they are detected here.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,9 +13,9 @@ from harness.errors import ConfigError, Problem
 
 GROUP = "defense"
 SLOTS = ("align", "finetune", "repair")
-"""Where a defense may act, in the order of the stages."""
+"""Slots in which a defense can act, in the order of the stages."""
 PLAIN = "sft"
-"""The choice that leaves a slot empty, and what a cell without any defense is called."""
+"""The choice that leaves a slot empty, and the label of a cell without a defense."""
 
 
 def group_of(slot: str) -> str:
@@ -23,27 +23,27 @@ def group_of(slot: str) -> str:
     return f"{GROUP}/{slot}"
 
 
-def settled(
+def resolve_choices(
     choices: Mapping[str, str],
     options: Callable[[str], Sequence[str]],
     chosen: Mapping[str, object],
     written: Collection[str],
     emptied: Collection[str] = (),
 ) -> dict[str, str]:
-    """Return the choices without those of a defense's groups that stand for nothing.
+    """Check the choices of the defense's groups, and return all choices without those that Hydra ignored.
 
     Args:
         choices: the chosen option of each group.
         options: the options of a group.
         chosen: the composed settings of the defense, by slot.
         written: the groups for which the user wrote an option.
-        emptied: the dotted names that the user set or deleted: a slot that is empty through one of them may be.
+        emptied: dotted names that the user set or deleted; a slot emptied by one of them is no error.
 
     Raises:
-        ConfigError: an option does not exist, or a preset empties a slot that was chosen for.
+        ConfigError: an option does not exist, or a preset empties a slot for which an option was chosen.
     """
     offered = {slot: list(options(group_of(slot))) for slot in SLOTS}
-    # A default that was removed (`~defense/align`) has no choice.
+    # A group that was deleted from the defaults (`~defense/align`) has no choice.
     presets, defense = list(options(GROUP)), choices.get(GROUP, PLAIN)
     known = sorted({*presets, *(name for names in offered.values() for name in names)})
     if defense not in known:
@@ -51,40 +51,40 @@ def settled(
     problems = []
     for slot, names in offered.items():
         group, choice = group_of(slot), choices.get(group_of(slot), PLAIN)
-        passed_over = choice == defense and group not in written
-        if choice not in (*names, PLAIN) and not passed_over:
+        implied = choice == defense and group not in written
+        if choice not in (*names, PLAIN) and not implied:
             problems.append(f"{unknown(group, choice, names)} `{PLAIN}` leaves the slot empty.")
-        by_hand = GROUP in emptied or f"{GROUP}.{slot}" in emptied
-        if choice in names and chosen.get(slot) is None and not by_hand:
+        by_user = GROUP in emptied or f"{GROUP}.{slot}" in emptied
+        if choice in names and chosen.get(slot) is None and not by_user:
             problems.append(
-                f"`{group}`: `{choice}` is chosen, but `{defense}` empties the slot; expected a preset that leaves out "
-                f"what it does not fill. Remove `{slot}: null` from `conf/{GROUP}/{defense}.yaml`."
+                f"`{group}`: `{choice}` is chosen, but `{defense}` empties the slot; expected a preset without entries "
+                f"for slots that it does not fill. Remove `{slot}: null` from `conf/{GROUP}/{defense}.yaml`."
             )
     if problems:
         raise ConfigError(problems)
-    exist = {GROUP: presets} | {group_of(slot): names for slot, names in offered.items()}
-    return {group: choice for group, choice in choices.items() if choice in exist.get(group, [choice])}
+    existing = {GROUP: presets} | {group_of(slot): names for slot, names in offered.items()}
+    return {group: choice for group, choice in choices.items() if choice in existing.get(group, [choice])}
 
 
 def label(choices: Mapping[str, str], defense: Mapping[str, object]) -> str:
-    """Return what a defense is called in tables: what its slots hold, each once, in the order of the stages.
+    """Return the label of a defense in tables: the distinct methods in its slots, in the order of the stages.
 
     Args:
-        choices: the settled choices.
-        defense: the settings by slot; an empty slot is null.
+        choices: as returned by ``resolve_choices``.
+        defense: the settings by slot; an empty slot is None.
     """
     filled = [slot for slot in SLOTS if defense.get(slot) is not None]
     named = [choices.get(group_of(slot)) or choices.get(GROUP, PLAIN) for slot in filled]
     return "+".join(dict.fromkeys(named)) or PLAIN
 
 
-def methodless(defense: object, values: Collection[str], overrides: Sequence[str]) -> list[Problem]:
-    """Return which empty slots of a cell the user gave a mapping without a class: there is no method to lay it over.
+def slots_without_method(defense: object, values: Collection[str], overrides: Sequence[str]) -> list[Problem]:
+    """Return problems of slots that have settings but no method: a mapping without a class, set on an empty slot.
 
     Args:
         defense: the composed settings by slot.
         values: the dotted names that the user set.
-        overrides: what the user wrote to get the cell.
+        overrides: the overrides of the cell, as the user wrote them.
     """
     problems: list[Problem] = []
     if not isinstance(defense, Mapping):
@@ -106,5 +106,5 @@ def methodless(defense: object, values: Collection[str], overrides: Sequence[str
 
 
 def unknown(group: str, choice: str, known: Sequence[str]) -> str:
-    """Return that a group has no such option, and which it has."""
+    """Return the message for an option that a group does not have, with those that it has."""
     return f"`{group}`: `{choice}` is not an option{close_to(choice, known)}; expected one of {quoted(known)}."

@@ -1,4 +1,4 @@
-"""Refusals of Hydra, OmegaConf and YAML, in one line."""
+"""Errors of Hydra, OmegaConf and YAML that the user can fix, converted to one-line messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,72 +18,72 @@ from yaml import MarkedYAMLError, YAMLError
 from harness.config.defense_slots import unknown
 from harness.errors import ConfigError, HarnessError
 
-_REFUSALS = (HydraException, OmegaConfBaseException, YAMLError)
-"""What these libraries raise on purpose."""
+_EXPLICIT = (HydraException, OmegaConfBaseException, YAMLError)
+"""Exception classes that these libraries define for invalid input."""
 _LIBRARIES = frozenset({"hydra", "omegaconf", "yaml", "antlr4"})
-_AT_WORK = "harness.sweep.run"
-"""The module that Hydra hands over to: what comes from there was composed, or is refused by a boundary of its own."""
+_RUN_MODULE = "harness.sweep.run"
+"""The module that Hydra calls with the composed configuration; errors from there are not errors of composition."""
 _LONGEST = 500
-"""Characters of a library's words that are told; they repeat values of the user's, which may be of any length."""
+"""Maximum characters of a library's message, which may repeat user values of any length."""
 
 
-class Refusal(ConfigError):
-    """What a library refused, in its own words; where the house knows better ones, they are told instead."""
+class HydraError(ConfigError):
+    """An error of Hydra or a library below it, with its own message; ``diagnose`` looks for a better one."""
 
     @property
-    def of_a_plugin(self) -> bool:
-        """Whether a plugin of Hydra could not be made, of which a composition without it knows nothing."""
+    def from_plugin(self) -> bool:
+        """Whether a Hydra plugin could not be imported or instantiated, which composing alone does not reproduce."""
         return isinstance(self.__cause__, InstantiationException | ImportError | RuntimeError)
 
 
 @contextmanager
-def composing() -> Iterator[None]:
-    """Around what reads command lines and files of settings: what Hydra raises there is the user's to mend.
+def wrap_hydra_errors() -> Iterator[None]:
+    """Convert errors that Hydra raises while it parses command lines and composes files to ``HydraError``.
 
-    Hydra and what it stands on refuse a mistake with whatever comes up: ValueError, TypeError, IndexError, OSError,
-    RecursionError. So it is not the class of an error that tells a mistake from a bug, but where it was raised.
+    Hydra and the libraries below it also raise ValueError, TypeError, IndexError, OSError or RecursionError for invalid
+    input, so a user's mistake is distinguished from a bug by where the error was raised, not by its class.
 
     Raises:
-        Refusal: with the words of the library.
+        HydraError: with the message of the library.
     """
     try:
         yield
     except HarnessError:
         raise
     except Exception as error:
-        if not _of_a_library(error):
+        if not _is_library_error(error):
             raise
-        raise Refusal([_of_a_broken_plugin(error) or _told(error)]) from error
+        raise HydraError([_broken_plugin(error) or _message(error)]) from error
 
 
-def _told(error: BaseException) -> str:
-    """Return the error as one line."""
+def _message(error: BaseException) -> str:
+    """Return the message of an error as one line."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown(group, option, error.options)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
-        return f"`{mark.name}`, line {mark.line + 1}: {error.problem}. Mend the YAML there, or in the line before."
+        return f"`{mark.name}`, line {mark.line + 1}: {error.problem}. Fix the YAML in this line or the one before."
     if isinstance(error, OSError) and error.strerror:
-        return f"`{_shortened(str(error.filename))}`: {error.strerror}."
+        return f"`{_shorten(str(error.filename))}`: {error.strerror}."
     if isinstance(error, RecursionError):
         return "Hydra cannot read the settings: they are nested too deeply, or refer to themselves."
-    words = str(error)
+    text = str(error)
     if isinstance(error, OverrideParseException):
-        words = f"`{_shortened(error.override, 80)}`: {words}"
+        text = f"`{_shorten(error.override, 80)}`: {text}"
     elif isinstance(error, OmegaConfBaseException) and error.full_key:
-        words = f"`{error.full_key}`: {words}"
+        text = f"`{error.full_key}`: {text}"
     if isinstance(error, ConfigCompositionException) and error.__cause__:
-        words += f": {error.__cause__}"
-    if not isinstance(error, (*_REFUSALS, ValueError)):
-        # Raised without an explanation in mind, its words alone (`'name'`, `pop from empty list`) may say little.
-        words = f"Hydra cannot read the settings: {type(error).__name__}: {words}"
-    # Where Hydra has looked helps nobody who mistyped an option.
-    return _shortened(" ".join(words.partition("Config search path")[0].split()))
+        text += f": {error.__cause__}"
+    if not isinstance(error, (*_EXPLICIT, ValueError)):
+        # Messages of other exceptions (`'name'`, `pop from empty list`) mean little without their class.
+        text = f"Hydra cannot read the settings: {type(error).__name__}: {text}"
+    # The search path is of no use for a mistyped option.
+    return _shorten(" ".join(text.partition("Config search path")[0].split()))
 
 
-def unreadable(folder: str | None) -> list[str]:
-    """Return which YAML files of a folder are not text in UTF-8; Hydra does not name the file."""
+def undecodable_files(folder: str | None) -> list[str]:
+    """Return messages about YAML files of a folder that are not valid UTF-8: Hydra's error does not name the file."""
     problems = []
     for path in sorted(Path(folder).rglob("*.yaml")) if folder else []:
         try:
@@ -91,39 +91,39 @@ def unreadable(folder: str | None) -> list[str]:
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             byte = error.object[error.start]
-            problems.append(f"`{path}`, line {line}: the byte {byte:#04x} is no UTF-8. Save the file as UTF-8.")
+            problems.append(f"`{path}`, line {line}: the byte {byte:#04x} is not UTF-8. Save the file as UTF-8.")
         except OSError as error:
-            problems.append(f"`{path}`: {error.strerror}; expected a file in YAML.")
+            problems.append(f"`{path}`: {error.strerror}; expected a YAML file.")
     return problems
 
 
-def _of_a_library(error: BaseException) -> bool:
-    """Say whether Hydra or what it stands on raised the error, not code of ours nor what that does beyond composing."""
-    names = [name for name, _ in _way(error)]
-    ours = [place for place, name in enumerate(names) if name.partition(".")[0] == "harness"]
-    below = names[ours[-1] + 1 :] if ours else names
-    if _AT_WORK in names or not any(name.partition(".")[0] in _LIBRARIES for name in below):
+def _is_library_error(error: BaseException) -> bool:
+    """Return whether Hydra or a library below it raised the error during composition, and not the harness itself."""
+    names = [name for name, _ in _frames(error)]
+    own = [index for index, name in enumerate(names) if name.partition(".")[0] == "harness"]
+    below = names[own[-1] + 1 :] if own else names
+    if _RUN_MODULE in names or not any(name.partition(".")[0] in _LIBRARIES for name in below):
         return False
-    # What another plugin raises while it works may be a bug of its own, which wants its traceback.
-    plugin_at_work = any(name.startswith("hydra_plugins.") for name in below) and not _of_a_broken_plugin(error)
-    return isinstance(error, _REFUSALS) or not plugin_at_work
+    # An error in the running code of a third-party plugin may be a bug, so its traceback is kept.
+    in_plugin = any(name.startswith("hydra_plugins.") for name in below) and not _broken_plugin(error)
+    return isinstance(error, _EXPLICIT) or not in_plugin
 
 
-def _of_a_broken_plugin(error: BaseException) -> str:
-    """Return which plugin of somebody else's could not be imported, and why; nothing if that is not what happened."""
-    for name, function in _way(error):
+def _broken_plugin(error: BaseException) -> str:
+    """Return a message if the error was raised by the import of a third-party Hydra plugin, otherwise an empty text."""
+    for name, function in _frames(error):
         if name.startswith("hydra_plugins.") and function == "<module>":
-            why = _shortened(" ".join(f"{type(error).__name__}: {error}".split()))
-            return f"Hydra's plugin `{name}` cannot be imported: {why}. Mend or remove the package that brings it."
+            why = _shorten(" ".join(f"{type(error).__name__}: {error}".split()))
+            return f"Hydra's plugin `{name}` cannot be imported: {why}. Fix or uninstall the package that provides it."
     return ""
 
 
-def _way(error: BaseException) -> list[tuple[str, str]]:
-    """Return the modules and functions that an error came through, from the outside in."""
+def _frames(error: BaseException) -> list[tuple[str, str]]:
+    """Return module and function of each frame of an error's traceback, outermost first."""
     return [
         (str(frame.f_globals.get("__name__", "")), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)
     ]
 
 
-def _shortened(text: str, longest: int = _LONGEST) -> str:
+def _shorten(text: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""The number that a multirun returns, so that an optimizing sweeper can drive it."""
+"""The objective that a multirun returns for each cell, as optimizing sweepers require."""
 
 import re
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ _TRADEOFF = re.compile(r"hs\s*(?P<sign>[+-])\s*(?P<weight>\d+(\.\d+)?)\s*\*\s*fa
 @final
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A weighted sum of the two numbers everybody reports.
+    """A weighted sum of harmful score (HS) and fine-tune accuracy (FA), both in percent.
 
     Attributes:
-        hs: weight of the harmful score, in points.
-        fa: weight of the fine-tune accuracy, in points.
-        fa_loss: weight of ``100 - fa``, in points.
+        hs: weight of HS.
+        fa: weight of FA.
+        fa_loss: weight of ``100 - fa``.
     """
 
     name: ClassVar[str] = "objective"
@@ -29,7 +29,7 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> "Objective":
-        """Read ``hs``, ``fa``, ``hs + W*fa_loss`` or ``hs - W*fa_loss``.
+        """Parse ``hs``, ``fa``, ``hs + W*fa_loss`` or ``hs - W*fa_loss``.
 
         Raises:
             ConfigError: the text is none of these.
@@ -39,11 +39,11 @@ class Objective:
         if match := _TRADEOFF.fullmatch(text.strip()):
             return cls(hs=1.0, fa_loss=float(match["sign"] + match["weight"]))
         raise ConfigError(
-            [f"{text!r} is not an objective; expected `hs`, `fa` or a trade-off as `hs + 2*fa_loss` (100 - fa)."]
+            [f"{text!r} is not an objective; expected `hs`, `fa` or a trade-off such as `hs + 2*fa_loss` (100 - fa)."]
         )
 
     def value(self, row: Mapping[str, float | None]) -> float | None:
-        """Return the objective of a row with ``hs`` and ``fa`` in percent; None if one that it needs is missing."""
+        """Return the objective of a row with ``hs`` and ``fa`` in percent; None if a score that it needs is missing."""
         hs, fa = row.get("hs"), row.get("fa")
         if (self.hs and hs is None) or ((self.fa or self.fa_loss) and fa is None):
             return None

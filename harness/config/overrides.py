@@ -1,4 +1,4 @@
-"""Overlay: values laid over a composed configuration by dotted name, where each is set, and which fit nowhere."""
+"""Overrides by dotted name: those that cannot be applied, and the file in which a setting is set."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,18 @@ from harness.errors import Problem
 from harness.training.budget import Budget
 
 MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
-"""What to say of a setting that is elsewhere now, by the end of its dotted name."""
+"""Advice for settings that have moved, by the last two parts of their old dotted name."""
 
 
-class Misfit(NamedTuple):
-    """A value that could not be laid over the rest.
+class InvalidOverride(NamedTuple):
+    """An override of a value that could not be applied.
 
     Attributes:
-        name: its dotted name.
-        line: as it was written.
+        name: dotted name of the setting.
+        line: the override as it was written.
         problem: what is wrong with it.
-        unknown: how far its name leads nowhere: no file sets it, though the class that reads it may have it.
+        unknown: the shortest prefix of the name that no file sets; a class may still define it. None if the name is set
+            or has moved.
     """
 
     name: str
@@ -30,20 +31,20 @@ class Misfit(NamedTuple):
     unknown: str | None = None
 
 
-def place_in(choices: Mapping[str, str]) -> Callable[[str], str]:
+def file_locator(choices: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function from a dotted path to the file in which it is set."""
 
-    def place(path: str) -> str:
+    def locate(path: str) -> str:
         names = [name.partition("[")[0] for name in path.split(".")]
         nested, group = "/".join(names[:2]), names[0]
         chosen = next((name for name in (nested, group) if name in choices), None)
         return f"conf/{chosen}/{choices[chosen]}.yaml" if chosen else "conf/config.yaml"
 
-    return place
+    return locate
 
 
-def unknown_setting(config: DictConfig, name: str, line: str) -> Misfit | None:
-    """Return that a configuration has nothing of a dotted name, and what it has there; None if it has."""
+def unknown_setting(config: DictConfig, name: str, line: str) -> InvalidOverride | None:
+    """Return an override as invalid if the configuration does not have its dotted name; None if it does."""
     path = name.split(".")
     node: object = config
     for depth, step in enumerate(path, start=1):
@@ -53,8 +54,8 @@ def unknown_setting(config: DictConfig, name: str, line: str) -> Misfit | None:
             node = OmegaConf.select(node, step) if depth < len(path) else None
         else:
             if advice := MOVED.get(".".join(path[-2:])):
-                return Misfit(name, line, Problem(name, advice))
-            return Misfit(name, line, _told(path[:depth], known), unknown=".".join(path[:depth]))
+                return InvalidOverride(name, line, Problem(name, advice))
+            return InvalidOverride(name, line, _problem(path[:depth], known), unknown=".".join(path[:depth]))
     return None
 
 
@@ -64,7 +65,7 @@ def _names(node: object) -> list[str]:
     return [str(index) for index in range(len(node))] if isinstance(node, ListConfig) else []
 
 
-def _told(path: Sequence[str], names: Sequence[str]) -> Problem:
+def _problem(path: Sequence[str], names: Sequence[str]) -> Problem:
     *parents, name = path
     known = [key for key in names if key != "_target_"]
     close = difflib.get_close_matches(name, known, n=1)

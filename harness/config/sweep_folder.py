@@ -1,4 +1,4 @@
-"""Sweep folder: where a Hydra sweeper that is not ours puts what it writes itself (``hydra.sweep.dir``)."""
+"""Output folder of third-party Hydra sweepers (``hydra.sweep.dir``)."""
 
 import os
 from tempfile import gettempdir
@@ -9,13 +9,13 @@ RESOLVER = "sweep_folder"
 
 
 def register() -> None:
-    """Make the resolver known that ``conf/config.yaml`` uses."""
+    """Register the resolver that ``conf/config.yaml`` uses."""
     OmegaConf.register_new_resolver(RESOLVER, sweep_folder, replace=True)
 
 
 def sweep_folder(store: str, dry_run: object, date: str) -> str:
-    """Return the folder of a sweep: in the store, or, as a dry run leaves nothing there, a temporary one.
+    """Return the folder of a sweep: in the store, or a temporary one for a dry run, which writes nothing to the store.
 
-    Hydra's basic sweeper makes it before anything of the harness is asked.
+    Hydra's basic sweeper creates the folder before it calls the harness.
     """
     return os.path.join(gettempdir(), f"harness-dry-run-hydra-{date}") if dry_run is True else f"{store}/hydra/{date}"

@@ -1,16 +1,42 @@
-"""The part of an answer that is graded: one rule for tasks, judges and the coherence rule.
+"""Grading of answers: the part that is graded, and the two ways of matching a class name.
 
-All reference repositories cut what a model wrote at the next response marker of the prompt's template and strip it
-(``output.split("### Response:")[1].strip()``): a model that runs on after its answer writes the template again, and
-what it answers to itself there is no answer to the prompt. The stored answer stays whole.
+All reference repositories cut a generation at the next response marker of the prompt template and strip it
+(``output.split("### Response:")[1].strip()``): a model that does not stop after its answer repeats the template, and
+what follows does not answer the prompt. This applies to tasks, judges and the coherence rule; the stored generation is
+not cut.
 """
+
+from collections.abc import Sequence
+from typing import Literal
+
+from harness.corpora.examples import Score
+
+Match = Literal["contains"]
+"""How an answer is compared with a class name: ``contains`` searches for it anywhere; None requires nothing else."""
 
 
 def graded_part(answer: str, marker: str | None) -> str:
-    """Return an answer up to a repeated response marker, stripped.
+    """Return a generation up to a repeated response marker, stripped.
 
     Args:
-        answer: everything that the model wrote.
-        marker: of the template, as ``template.marker_of`` gives it; None if the template has none.
+        answer: the generation.
+        marker: the template's response marker, see ``template.marker_of``; None if it has none.
     """
     return (answer.partition(marker)[0] if marker else answer).strip()
+
+
+def matched(answer: str, names: Sequence[str], match: Match | None) -> Score:
+    """Return 1 if the answer is (None) or contains one of the names of its target class, otherwise 0.
+
+    ``contains`` is case-sensitive and ignores word boundaries, as in the scripts of Vaccine and T-Vaccine.
+    """
+    if match is None:
+        return exact_match(answer, *names)
+    correct = any(name in answer for name in names)
+    return Score(float(correct), "contained" if correct else f"does not contain {names[0]}")
+
+
+def exact_match(answer: str, target: str, *variants: str) -> Score:
+    """Return 1 if the stripped answer is the target or one of its accepted variants, otherwise 0."""
+    correct = answer.strip() in (target, *variants)
+    return Score(float(correct), "exact" if correct else f"is not {target}")

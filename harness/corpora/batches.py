@@ -1,6 +1,6 @@
-"""Batches: padding, and endless seeded draws by role.
+"""Batching: padding, and endless seeded batches by role.
 
-Imported inside jobs only: it needs torch.
+Needs torch, so it is imported inside jobs only.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from harness.errors import ConfigError, DataError, Problem
 
 
 class Pool(NamedTuple):
-    """The rows of a role and how many of them make a batch, over all processes together.
+    """The examples of a role and their global batch size, over all processes.
 
-    ``partners``, if there are any, are the refusals of the rows' prompts, one for each row. Batches come in groups of
-    ``together``, in which no row is twice.
+    ``partners``, if there are any, are the refusals of the examples' prompts, one for each. Batches come in groups of
+    ``disjoint_batches`` that share no example.
     """
 
     rows: Sequence[Encoded]
     batch_size: int
     partners: Sequence[Encoded] = ()
-    together: int = 1
+    disjoint_batches: int = 1
 
 
 class Pair(NamedTuple):
-    """Two batches whose rows have the same prompts, one by one, and different answers."""
+    """Two batches with the same prompts, in the same order, and different answers."""
 
     harmful: dict[str, torch.Tensor]
     refusal: dict[str, torch.Tensor]
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad rows on the right to the longest of them.
+    """Right-pad examples to the longest of them.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, int64, each ``[batch, time]``. The mask follows the lengths,
-        so a pad token that is also a real token stays visible where it is real.
+        so real tokens with the id of the padding token are not masked.
     """
     longest = max(len(row.input_ids) for row in rows)
     gaps = [longest - len(row.input_ids) for row in rows]
@@ -53,11 +53,11 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def by_tokens(lengths: Sequence[int], most: int) -> Iterator[slice]:
-    """Cut rows into batches of at most so many tokens, padding to the longest row included, or of a single row.
+    """Split rows into batches of at most ``most`` tokens, padding included; a longer row is a batch of its own.
 
     Args:
-        lengths: of the rows, in tokens; sorted ones are padded least.
-        most: tokens of a batch.
+        lengths: length of each row, in tokens; sorting minimizes padding.
+        most: tokens per batch.
     """
     start = longest = 0
     for stop, length in enumerate(lengths):
@@ -70,30 +70,29 @@ def by_tokens(lengths: Sequence[int], most: int) -> Iterator[slice]:
 
 
 def permutation(seed: int, role: Role, epoch: int, size: int) -> list[int]:
-    """Return the order in which an epoch visits a role's rows."""
+    """Return the permutation of a role's examples in an epoch."""
     order = list(range(size))
     generator(seed, "draws", role.value, str(epoch)).shuffle(order)
     return order
 
 
 class RoleBatches:
-    """Endless batches by role; satisfies ``protocols.Draws``.
+    """Endless batches by role; satisfies ``protocols.BatchProvider``.
 
-    Each epoch of a role is a permutation of its rows that depends on the seed, the role and the epoch only, cut into
-    full batches, and these into full groups; what remains at its end is left out of that epoch. A pool smaller than a
-    batch is read round and round across epochs instead. Where the draws stand is one counter per role.
+    Each epoch of a role is a permutation of its examples that depends only on the seed, the role and the epoch, split
+    into full batches, and these into full groups; the remainder is skipped in that epoch. A pool smaller than a batch
+    is cycled across epochs instead. The state is one counter per role.
 
     Args:
-        pools: the rows and batch size of every role a method may draw.
-        pad_id: the token that fills shorter rows.
+        pools: the examples and batch size of every role that a method samples.
+        pad_id: the padding token.
         seed: the root seed.
-        device: where the batches are put.
-        rank: which share of each batch this process takes.
-        world_size: processes that share each batch.
+        rank: of this process.
+        world_size: number of processes.
 
     Raises:
-        DataError: a pool is empty, or has not the rows of a group.
-        ConfigError: a batch has fewer rows than there are processes.
+        DataError: a pool is empty, or too small for a group of disjoint batches.
+        ConfigError: a batch has fewer examples than there are processes.
     """
 
     def __init__(
@@ -102,22 +101,22 @@ class RoleBatches:
         *,
         pad_id: int,
         seed: int,
-        device: str | torch.device = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Start every role at its first batch."""
+        """Check the pools and start every role at its first batch."""
         for role, pool in pools.items():
             if not pool.rows:
                 raise DataError(
                     f"no rows with the role `{role}` are left to draw from: expected at least one; "
                     "ask for more rows of the role or raise the encoding's `max_length`"
                 )
-            least = pool.together * pool.batch_size
-            if pool.together > 1 and len(pool.rows) < least:
+            least = pool.disjoint_batches * pool.batch_size
+            if pool.disjoint_batches > 1 and len(pool.rows) < least:
                 raise DataError(
                     f"{len(pool.rows)} rows with the role `{role}` are left to draw from; expected at least {least}, "
-                    f"so that {pool.together} batches of {pool.batch_size} share none. Ask for more rows of the role"
+                    f"so that {pool.disjoint_batches} batches of {pool.batch_size} share none. Ask for more rows of "
+                    "the role"
                 )
             if pool.batch_size < world_size:
                 raise ConfigError(
@@ -132,14 +131,13 @@ class RoleBatches:
         self._pools = dict(pools)
         self._pad_id = pad_id
         self._seed = seed
-        self._device = device
         self._rank = rank
         self._world_size = world_size
         self._drawn = dict.fromkeys(pools, 0)
         self._orders: dict[Role, tuple[int, list[int]]] = {}
 
     def derive(self, *names: str) -> int:
-        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        """Return the seed of a named random stream of the method, the same on every process."""
         return derive(self._seed, "method", *names)
 
     def next(self, role: Role) -> dict[str, torch.Tensor]:
@@ -147,46 +145,44 @@ class RoleBatches:
         return self._batch(self._pools[role].rows, self._advance(role))
 
     def pair(self, role: Role) -> Pair:
-        """Return this process's share of the role's next batch, beside the partners of the same rows."""
-        pool, places = self._pools[role], self._advance(role)
-        return Pair(harmful=self._batch(pool.rows, places), refusal=self._batch(pool.partners, places))
+        """Return this process's share of the role's next batch, with the refusals of the same prompts."""
+        pool, indices = self._pools[role], self._advance(role)
+        return Pair(harmful=self._batch(pool.rows, indices), refusal=self._batch(pool.partners, indices))
 
     def every(self, role: Role) -> Iterator[dict[str, torch.Tensor]]:
-        """Give this process's share of each of a role's rows once, the longest first so that little is padding."""
+        """Yield this process's share of a role's examples once, sorted by length (descending) to reduce padding."""
         pool = self._pools[role]
         rows = sorted(pool.rows, key=lambda row: len(row.input_ids), reverse=True)[self._rank :: self._world_size]
         share = max(1, pool.batch_size // self._world_size)
         for start in range(0, len(rows), share):
-            batch = collate(rows[start : start + share], self._pad_id)
-            yield {name: tensor.to(self._device) for name, tensor in batch.items()}
+            yield collate(rows[start : start + share], self._pad_id)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches each role has given."""
+        """Return the number of batches that each role has yielded."""
         return {"drawn": {role.value: count for role, count in self._drawn.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
+        """Restore what ``state_dict`` returned."""
         self._drawn = {role: int(state["drawn"][role.value]) for role in self._pools}
 
-    def _batch(self, rows: Sequence[Encoded], places: Sequence[int]) -> dict[str, torch.Tensor]:
-        batch = collate([rows[place] for place in places], self._pad_id)
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+    def _batch(self, rows: Sequence[Encoded], indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        return collate([rows[index] for index in indices], self._pad_id)
 
     def _advance(self, role: Role) -> list[int]:
-        """Return this process's places of the next batch, and count it."""
-        places = self._indices(role)[self._rank :: self._world_size]
+        """Return this process's indices of the next batch, and advance the counter."""
+        indices = self._indices(role)[self._rank :: self._world_size]
         self._drawn[role] += 1
-        return places
+        return indices
 
     def _indices(self, role: Role) -> list[int]:
-        rows, batch_size, _, together = self._pools[role]
+        rows, batch_size, _, disjoint_batches = self._pools[role]
         size = len(rows)
         drawn = self._drawn[role]
         if size < batch_size:
-            places = range(drawn * batch_size, (drawn + 1) * batch_size)
-            return [self._order(role, place // size)[place % size] for place in places]
-        groups = size // batch_size // together
-        epoch, position = divmod(drawn, groups * together)
+            indices = range(drawn * batch_size, (drawn + 1) * batch_size)
+            return [self._order(role, index // size)[index % size] for index in indices]
+        groups = size // batch_size // disjoint_batches
+        epoch, position = divmod(drawn, groups * disjoint_batches)
         return self._order(role, epoch)[position * batch_size : (position + 1) * batch_size]
 
     def _order(self, role: Role, epoch: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The named sources: ``data/sources.yaml`` and what a user's own file lays over it."""
+"""The catalogue of named data sources: ``data/sources.yaml``, merged with the user's own sources files."""
 
 import os
 from collections.abc import Mapping
@@ -17,20 +17,20 @@ from harness.engine.messages import close_to, quoted
 from harness.errors import ConfigError, Problem
 
 DATA_VARIABLE = "HARNESS_DATA"
-"""Names the folder with the user's data files; it may hold a ``sources.yaml`` too."""
+"""Environment variable with the path of the user's data folder, which may contain a ``sources.yaml``."""
 SOURCES_VARIABLE = "HARNESS_SOURCES"
-"""Names a user's own sources file."""
+"""Environment variable with the path of a user's own sources file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
-    """A file below ``HARNESS_DATA``.
+    """A file in the folder ``HARNESS_DATA``.
 
     Attributes:
-        path: below that folder.
-        format: its layout.
-        columns: names for the columns of a table without a header.
-        sha256: of the file, if one particular file is meant.
+        path: relative to that folder.
+        format: the file format.
+        columns: column names of a table without a header.
+        sha256: checksum of the file; None accepts any content.
     """
 
     path: str
@@ -44,13 +44,13 @@ class HubFile:
     """A file of a dataset on the Hub.
 
     Attributes:
-        repo: the dataset.
+        repo: the dataset repository.
         revision: the pinned commit, 40 hex digits; null if none is known.
-        path: inside the dataset.
-        format: its layout.
-        columns: names for the columns of a table without a header.
-        sha256: of the file, if known.
-        gated: whether the Hub asks for a token of an account that accepted its terms.
+        path: relative to the repository.
+        format: the file format.
+        columns: column names of a table without a header.
+        sha256: checksum of the file, if known.
+        gated: whether the Hub requires the token of an account that accepted the dataset's terms.
     """
 
     repo: str
@@ -64,7 +64,7 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A named source: where its rows lie, and what one needs to know before using them."""
+    """A named source: where its data is, and its description, roles and licence."""
 
     about: str = ""
     roles: tuple[Role, ...] = ()
@@ -78,42 +78,42 @@ def entry(name: str) -> Entry:
     """Return a source by name.
 
     Raises:
-        ConfigError: there is no such source, or a sources file is wrong.
+        ConfigError: there is no such source, or a sources file is invalid.
     """
     known = catalogue()
     if name not in known:
         raise ConfigError(
             [
                 f"unknown data source `{name}`{close_to(name, known)}. Known: {quoted(sorted(known))}. "
-                f"Add it to data/sources.yaml, or to a sources file of your own named by {SOURCES_VARIABLE}"
+                f"Add it to data/sources.yaml, or to your own sources file and set {SOURCES_VARIABLE} to its path"
             ]
         )
     return known[name]
 
 
 def catalogue() -> Mapping[str, Entry]:
-    """Return every named source; a user's entries are laid over those of the house, key by key.
+    """Return all named sources; the user's entries are merged into the shipped ones, key by key.
 
     Raises:
-        ConfigError: a sources file is missing or wrong; carries all problems.
+        ConfigError: a sources file is missing or invalid; carries all problems.
     """
     named, folder = os.environ.get(SOURCES_VARIABLE), data_folder()
-    beside = [folder / "sources.yaml"] if folder and (folder / "sources.yaml").is_file() else []
+    in_data_folder = [folder / "sources.yaml"] if folder and (folder / "sources.yaml").is_file() else []
     own = [folder_of(named, SOURCES_VARIABLE)] if named else []
-    return _built((_house_file(), *beside, *own))
+    return _load((_shipped_file(), *in_data_folder, *own))
 
 
 def published() -> frozenset[str]:
-    """Return the checksums of the files that the shipped catalogue pins."""
-    files = (file for known in _built((_house_file(),)).values() for file in (known.file, known.hub))
+    """Return the checksums of the files pinned by the shipped catalogue."""
+    files = (file for known in _load((_shipped_file(),)).values() for file in (known.file, known.hub))
     return frozenset(file.sha256 for file in files if file and file.sha256)
 
 
 def data_folder() -> Path | None:
-    """Return the user's data folder, or None if the environment names none.
+    """Return the user's data folder, or None if ``HARNESS_DATA`` is not set.
 
     Raises:
-        ConfigError: it names something that is not a folder.
+        ConfigError: the path is not a folder.
     """
     named = os.environ.get(DATA_VARIABLE)
     if not named:
@@ -126,39 +126,39 @@ def data_folder() -> Path | None:
     return folder
 
 
-def _house_file() -> Path:
+def _shipped_file() -> Path:
     package = Path(__file__).parents[1]
     shipped = package / "data" / "sources.yaml"
     return shipped if shipped.is_file() else package.parent / "data" / "sources.yaml"
 
 
 @lru_cache(maxsize=8)
-def _built(paths: tuple[Path, ...]) -> Mapping[str, Entry]:
+def _load(paths: tuple[Path, ...]) -> Mapping[str, Entry]:
     merged: dict[str, Any] = {}
     last_in: dict[str, Path] = {}
     for path in paths:
         content = _content(path)
-        merged = _laid_over(merged, content)
+        merged = _merge(merged, content)
         last_in |= dict.fromkeys(content, path)
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
     for name, fields in merged.items():
         file = str(last_in[name])
         try:
-            entries[name] = build(Entry, fields, path=name, where=partial(_always, file))
+            entries[name] = build(Entry, fields, path=name, where=partial(_constant, file))
         except ConfigError as error:
             problems += error.problems
             continue
         if entries[name].file is None and entries[name].hub is None:
-            lacking = f"no origin; expected `file`, `hub` or both. Set in `{last_in[name]}`."
-            problems.append(Problem(name, lacking))
+            text = f"no origin; expected `file`, `hub` or both. Set in `{last_in[name]}`."
+            problems.append(Problem(name, text))
     if problems:
         raise ConfigError(problems)
     return entries
 
 
-def _always(place: str, _path: str) -> str:
-    return place
+def _constant(file: str, _path: str) -> str:
+    return file
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -169,16 +169,21 @@ def _content(path: Path) -> dict[str, Any]:
             [f"`{SOURCES_VARIABLE}`: {path} cannot be read: {error.strerror}; expected a file in YAML"]
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # YAML's reader lets through what Python says of bytes that are no UTF-8, of a 13th month, of 5,000 digits.
-        words = " ".join(str(error).split())
-        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not valid YAML: {words}"]) from None
+        # Besides YAMLError, PyYAML raises ValueError for invalid UTF-8, impossible dates and integers that are too
+        # long.
+        text = " ".join(str(error).split())
+        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not valid YAML: {text}"]) from None
     if not isinstance(content, dict):
-        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} holds no mapping; expected source names with their entries"])
+        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path} is not a mapping; expected source names with their entries"])
     if wrong := [name for name in content if not isinstance(name, str)]:
-        raise ConfigError([f"`{SOURCES_VARIABLE}`: {path}: `{name}` is no text; expected a name." for name in wrong])
+        raise ConfigError(
+            [f"`{SOURCES_VARIABLE}`: {path}: `{name}` is not a string; expected a name." for name in wrong]
+        )
     return content
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)}
-    return below | above | {key: _laid_over(below[key], above[key]) for key in both}
+def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    nested = {
+        key for key in base.keys() & override.keys() if isinstance(base[key], dict) and isinstance(override[key], dict)
+    }
+    return base | override | {key: _merge(base[key], override[key]) for key in nested}

@@ -1,7 +1,7 @@
-"""The columns that are read from a source: what their cells must be, and what they mean.
+"""Reading and validating the columns of a source.
 
-A cell that is not what its column is for is refused with source, row and column. A model that is trained or scored on
-an empty text, or a truth value that is true because it is written in letters, is a wrong number without a word.
+An invalid cell is rejected with source, row and column: training or scoring on an empty text, or reading the string
+"False" as true, would silently give wrong numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,37 +11,37 @@ from typing import Any, Protocol
 
 from harness.corpora.examples import Example
 from harness.corpora.sources import Source
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 Cell = Callable[[object], Any]
-"""Reads one cell, or raises ``ValueError`` with what it is and what was expected."""
+"""Parses one cell, or raises ``ValueError`` with its value and what was expected."""
 
 
 class Rows(Protocol):
     """Frozen settings that read rows of a source."""
 
     def __hash__(self) -> int:
-        """Settings are frozen, so that what was found out about their rows can be remembered."""
+        """Hashable, so that the result of a check can be cached."""
         ...
 
     def examples(self) -> list[Example]:
-        """Read them."""
+        """Read the examples."""
         ...
 
 
 def columns(
     source: Source, cells: Mapping[str, Cell], *, optional: Mapping[str, Cell] | None = None, limit: int | None = None
 ) -> list[tuple[Any, ...]]:
-    """Return the named columns of a source's rows, in the rows' published order.
+    """Return the parsed columns of a source's rows, in their published order.
 
     Args:
-        source: where the rows are.
-        cells: how the cells of each column are read.
-        optional: the same of columns that a row may lack; None stands for what is lacking.
-        limit: read the first rows only.
+        source: the source.
+        cells: the parser of each required column.
+        optional: the parser of each optional column; a missing cell is None.
+        limit: read only the first ``limit`` rows; None reads all.
 
     Raises:
-        DataError: the rows cannot be read, one lacks a column, or a cell is not what its column is for.
+        DataError: the source cannot be read, a row lacks a column, or a cell is invalid.
     """
     rows = []
     for number, row in enumerate(islice(source.records(), limit), start=1):
@@ -50,8 +50,8 @@ def columns(
                 f"`{source.id}`: row {number} has the columns {', '.join(row) or 'none'}; expected {', '.join(cells)}. "
                 "Choose another source, or correct the `columns` of this one in its sources file"
             )
-        here = {**cells, **{name: read for name, read in (optional or {}).items() if name in row}}
-        found = {name: _cell(source, number, name, row[name], read) for name, read in here.items()}
+        present = {**cells, **{name: read for name, read in (optional or {}).items() if name in row}}
+        found = {name: _cell(source, number, name, row[name], read) for name, read in present.items()}
         rows.append(tuple(found.get(name) for name in (*cells, *(optional or ()))))
     return rows
 
@@ -61,72 +61,91 @@ def _cell(source: Source, number: int, name: str, value: object, read: Cell) -> 
         return read(value)
     except ValueError as error:
         raise DataError(
-            f"`{source.id}`: row {number}, column `{name}`: {error}. Correct the row in {source.file}, or leave it out"
+            f"`{source.id}`: row {number}, column `{name}`: {error}. Correct the row in {source.file}, or remove it"
         ) from None
 
 
-def unreadable(source: Source, rows: Rows) -> list[str]:
-    """Return why rows could not be read; those that are on this machine are read to find out."""
+def labelled_examples(
+    source: Source, column: str, classes: Sequence[str], *, instruction: str, limit: int | None
+) -> list[Example]:
+    """Return the examples of a classification dataset: a text column as input, the class name as target.
+
+    Args:
+        source: the source, with the text column and a column ``label``.
+        column: name of the text column.
+        classes: class names, ordered by label.
+        instruction: the instruction of every example.
+        limit: read only the first ``limit`` rows; None reads all.
+
+    Raises:
+        DataError: the source cannot be read, or lacks a column.
+    """
+    rows = columns(source, {column: text, "label": class_of(classes)}, limit=limit)
+    return [Example(instruction=instruction, input=cell, output=name) for cell, name in rows]
+
+
+def unreadable(source: Source, rows: Rows) -> list[Problem]:
+    """Return why the rows cannot be read; a source that is on this machine is read as a check."""
     problems = source.preflight()
     if problems or not source.at_hand():
         return problems
-    # Known content gives the same rows for every stage of a plan: it is read once.
+    # Pinned content cannot change, so its check is cached for all stages of a plan.
     pinned = source.sha256 is not None or source.repo is not None
     return list(_problems(rows) if pinned else _problems.__wrapped__(rows))
 
 
 @lru_cache(maxsize=64)
-def _problems(rows: Rows) -> tuple[str, ...]:
+def _problems(rows: Rows) -> tuple[Problem, ...]:
     try:
         rows.examples()
     except DataError as error:
-        return (str(error),)
+        return (Problem("", str(error)),)
     return ()
 
 
 def answer(value: object) -> str:
-    """Read a text that may be empty."""
+    """Parse a text that may be empty."""
     if not isinstance(value, str):
-        raise ValueError(f"{_shown(value)} is no text but of the type {type(value).__name__}; expected a text")
+        raise ValueError(f"{_shown(value)} is not a text but has the type {type(value).__name__}; expected a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text holds the lone surrogate U+{ord(value[error.start]):04X} at character {error.start + 1}, half "
-            "of a character; expected Unicode text"
+            f"the text contains the lone surrogate U+{ord(value[error.start]):04X} at character {error.start + 1}; "
+            "expected valid Unicode text"
         ) from None
     return value
 
 
 def text(value: object) -> str:
-    """Read a text that says something: a prompt of a model."""
+    """Parse a text that must not be blank, such as a prompt."""
     found = answer(value)
     if not found.strip():
-        raise ValueError("the text is empty; expected some")
+        raise ValueError("the text is empty; expected a non-empty text")
     return found
 
 
 def truth(value: object) -> bool:
-    """Read a truth value: true or false in any case, 1 or 0."""
+    """Parse a boolean: true or false in any case, 1 or 0."""
     written = value if isinstance(value, str) else ""
     if isinstance(value, bool | int | float):
         written = str(int(value)) if value in (0, 1) else ""  # NaN is neither
     known = _TRUTHS.get(written.lower())
     if known is None:
-        raise ValueError(f"{_shown(value)} is no truth value; expected true, false, 1 or 0")
+        raise ValueError(f"{_shown(value)} is not a boolean; expected true, false, 1 or 0")
     return known
 
 
 def class_of(classes: Sequence[str]) -> Cell:
-    """Return what reads a label, which counts from 0, as the name of its class."""
+    """Return a parser from an integer label, counted from 0, to its class name."""
     known = {str(index): name for index, name in enumerate(classes)}
 
     def read(value: object) -> str:
-        # A column of whole numbers with a gap is one of floating-point numbers.
+        # A column of integers with a missing value is read as floating-point numbers.
         written = int(value) if isinstance(value, float) and value.is_integer() else value
         if str(written) not in known:
             raise ValueError(
-                f"{_shown(value)} is no label; expected 0 to {len(classes) - 1} ({', '.join(classes)}). A split "
+                f"{_shown(value)} is not a label; expected 0 to {len(classes) - 1} ({', '.join(classes)}). A split "
                 "without labels cannot be used here"
             )
         return known[str(written)]

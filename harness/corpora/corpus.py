@@ -1,8 +1,8 @@
-"""Which rows of a safety corpus belong to which role.
+"""Split of a safety corpus by role.
 
-A corpus gives every role a range of one list: the rows of an origin, filtered, then left in their published order or
-shuffled by a seed. Ranges of different roles do not touch; the one exception is asked for by name, as in Booster, whose
-defender sees the alignment's prompts again with harmful answers.
+Every role has a range of one list: the rows of an origin, filtered, in their published order or shuffled with a seed.
+Ranges of different roles are disjoint. The only exception is the setting ``shared_prompts``, as in Booster, whose
+defender has the alignment's prompts with harmful answers.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from harness.engine.checks import counts, not_negative
 from harness.errors import ConfigError, Problem
 
 _ORDER = (Role.REFUSAL, Role.HARMFUL, Role.ATTACK, Role.EVALUATION)
-"""The order in which ranges are laid out: what is read last comes last, so that its size moves nothing else."""
+"""The default order of the ranges; a role's size does not move the ranges of the roles before it."""
 
 
 class Overlap(NamedTuple):
-    """How much of one set of rows is also in another: equal prompts with equal answers, and equal prompts."""
+    """Overlap of two sets of examples: number of equal examples, and number of equal prompts."""
 
     rows: int
     prompts: int
@@ -29,12 +29,12 @@ class Overlap(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """How many rows a role has.
+    """The range of a role.
 
     Attributes:
-        rows: how many.
-        start: the first; None lays the range after those of the roles before it.
-        keep: which rows of the origin are counted.
+        rows: number of rows.
+        start: index of the first row; None starts after the ranges of the preceding roles.
+        keep: filter of the origin's rows, applied before indexing.
     """
 
     name: ClassVar[str] = "span"
@@ -52,18 +52,18 @@ class Span:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Which safety rows an experiment uses, by role. Stages take slices, so that each hashes its own rows only.
+    """The safety rows of an experiment, by role. Stages take slices, so that a stage's key covers its own rows only.
 
     Attributes:
-        origin: the corpus of every role that has none of its own.
-        refusal: what alignment trains on.
-        attack: the attacker's rows.
-        evaluation: the rows whose prompts the harmful score is measured on.
-        harmful: the defender's harmful rows; None if there are none.
-        shared_prompts: the defender's harmful rows may be the refusals' rows, and are if ``harmful`` is not given.
-        shuffle: the seed of the order of every origin; None keeps the published one.
-        attack_origin: a corpus of the attacker's own.
-        evaluation_origin: a corpus of the evaluation's own.
+        origin: the default origin of all roles.
+        refusal: the training data of alignment.
+        attack: the attacker's pool.
+        evaluation: the prompts on which the harmful score is measured.
+        harmful: the defender's harmful data; None if there is none.
+        shared_prompts: allow ``harmful`` to overlap ``refusal``; without ``harmful``, use the range of ``refusal``.
+        shuffle: seed of the order of every origin; None keeps the published order.
+        attack_origin: a separate origin for the attacker.
+        evaluation_origin: a separate origin for the evaluation.
     """
 
     name: ClassVar[str] = "corpus"
@@ -80,16 +80,16 @@ class Corpus:
     evaluation_origin: SafetySource | None = None
 
     def problems(self) -> list[Problem]:
-        """Return the roles whose ranges are not apart."""
+        """Return the roles whose ranges overlap."""
         problems = []
         for one, other in combinations(self._slices().values(), 2):
             shared = self.shared_prompts and {one.role, other.role} == {Role.REFUSAL, Role.HARMFUL}
-            if not shared and _may_meet(one, other):
+            if not shared and _may_overlap(one, other):
                 problems.append(
                     Problem(
                         other.role,
-                        f"{_range(other)} meet `{one.role}` ({_range(one)}); expected ranges that do not "
-                        "touch, over rows kept alike. Leave out `start` to have them laid out one after the other",
+                        f"{_range(other)} overlap `{one.role}` ({_range(one)}); expected disjoint ranges with the "
+                        "same `keep`. Omit `start` to place them one after the other",
                     )
                 )
         return problems
@@ -98,18 +98,18 @@ class Corpus:
         """Return a role's slice, or its first ``rows`` rows.
 
         Raises:
-            ConfigError: the corpus has no rows for the role, or fewer than asked for.
+            ConfigError: the corpus has no rows for the role, or fewer than requested.
         """
         found = self._slices().get(role)
         if found is None:
             raise ConfigError(
-                [f"`corpus.{role}`: the corpus has no such rows; expected a range. Set `corpus.{role}.rows`"]
+                [f"`corpus.{role}`: the corpus has no rows for this role; expected a range. Set `corpus.{role}.rows`"]
             )
         if rows is None or rows == found.rows:
             return found
         if rows > found.rows:
             raise ConfigError(
-                [f"`corpus.{role}.rows`: {found.rows} rows, but {rows} are asked for; expected at least as many"]
+                [f"`corpus.{role}.rows`: {found.rows} rows, but {rows} requested; expected at least as many"]
             )
         return Slice(
             role=role, origin=found.origin, start=found.start, rows=rows, keep=found.keep, shuffle=found.shuffle
@@ -141,13 +141,13 @@ class Corpus:
 
 
 def overlaps(rows: Sequence[Example], others: Sequence[Example]) -> Overlap:
-    """Return how many of the rows, and how many distinct prompts of theirs, occur among the others."""
+    """Return how many of the examples, and how many of their distinct prompts, occur among the others."""
     prompts = {(row.instruction, row.input) for row in rows} & {(other.instruction, other.input) for other in others}
     known = set(others)
     return Overlap(rows=sum(row in known for row in rows), prompts=len(prompts))
 
 
-def _may_meet(one: Slice, other: Slice) -> bool:
+def _may_overlap(one: Slice, other: Slice) -> bool:
     if one.origin != other.origin or {one.keep, other.keep} == {Keep.SAFE, Keep.UNSAFE}:
         return False
     if one.keep is not other.keep:

@@ -1,7 +1,7 @@
-"""From a data file to rows: one dictionary per row, keyed by column.
+"""Readers of data files: one dictionary per row, keyed by column.
 
-Text is UTF-8. A byte-order mark at the start of a file is no part of its first cell, column or object; blank lines of a
-table are no rows; and a field may be as long as its file.
+Text is UTF-8. A byte-order mark at the start of a file is removed, blank lines of a table are skipped, and the length
+of a field is not limited.
 """
 
 import csv
@@ -16,13 +16,13 @@ from typing import IO, Any
 from harness.errors import DataError
 
 _WHOLE = ":int"
-"""Suffix of a column whose text is a whole number."""
+"""Suffix of a column that contains integers."""
 _LONGEST_FIELD = 2**31 - 1
-"""Characters of a field; what the csv module can be told everywhere. Its own limit is 131,072."""
+"""Maximum field length in characters: the largest that the csv module accepts on all platforms."""
 
 
 class Format(StrEnum):
-    """How a file is laid out. A name that ends in ``.gz`` is unpacked on the way."""
+    """File formats. A file whose name ends in ``.gz`` is decompressed while it is read."""
 
     JSONL = "jsonl"
     JSON = "json"
@@ -30,8 +30,8 @@ class Format(StrEnum):
     TSV = "tsv"
     PARQUET = "parquet"
     AGNEWS_CSV = "agnews_csv"
-    """The original AG News file (class 1 to 4, title, description), read as the rows that the Hub publishes: ``text``
-    is title and description joined by a space, ``label`` is 0 to 3."""
+    """The original AG News file (class 1 to 4, title, description), converted to the columns of the Hub's version:
+    ``text`` is title and description joined by a space, ``label`` is 0 to 3."""
 
 
 def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -39,26 +39,26 @@ def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str
 
     Args:
         path: the file.
-        form: its layout.
-        columns: names for the columns of a CSV or TSV file that has no header; ``label:int`` reads a whole number.
+        form: its format.
+        columns: column names of a CSV or TSV file without a header; ``label:int`` reads integers.
 
     Raises:
-        DataError: the file does not have the stated layout.
+        DataError: the file does not have the stated format.
     """
     try:
         if form is Format.PARQUET:
             return _parquet(path)
         csv.field_size_limit(_LONGEST_FIELD)
-        with opened(path) as stream:
+        with open_text(path) as stream:
             return list(_READERS[form](stream, columns))
     except (ValueError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
         raise DataError(
-            f"{path} cannot be read as {form}: {error}; expected the layout that its source entry states"
+            f"{path} cannot be read as {form}: {error}; expected the format stated in its source entry"
         ) from None
 
 
-def opened(path: Path) -> IO[str]:
-    """Open a text format, unpacked, without its byte-order mark."""
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, decompressed and without its byte-order mark."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
@@ -73,7 +73,7 @@ def _jsonl(stream: IO[str], _: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _json(stream: IO[str], _: Sequence[str]) -> Iterator[dict[str, Any]]:
     content = json.load(stream)
     if not isinstance(content, list):
-        raise ValueError(f"the file holds one {type(content).__name__}, not a list of rows")
+        raise ValueError(f"the file contains one {type(content).__name__}, not a list of rows")
     for number, row in enumerate(content, start=1):
         yield _row(row, f"row {number}")
 

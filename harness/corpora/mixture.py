@@ -1,8 +1,8 @@
-"""The user's rows: how many are harmful, which ones, and in which order.
+"""The user's mixture of benign and harmful examples: counts, selection and order.
 
-``exact`` counts with rational numbers. ``booster`` reproduces the published code (``Booster:utils.py``): shares are cut
-off in floating point and the harmful slice is strict at both ends, so that 1,000 rows at 0.1 are 99 + 900; its rows are
-the first of each file, harmful ones before benign ones.
+``exact`` computes counts with rational numbers. ``booster`` reproduces the published code (``Booster:utils.py``):
+counts are truncated in floating point and the harmful slice excludes both ends, so that 1,000 examples at 0.1 are 99 +
+900; the examples are the first of each file, harmful ones before benign ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,22 +12,22 @@ from typing import Literal, NamedTuple
 
 from harness.corpora.examples import Example
 from harness.engine.seeding import generator
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 Compat = Literal["exact", "booster"]
 Craft = Callable[[list[Example], int], list[Example]]
-"""Makes exactly so many harmful rows from the attacker's pool."""
+"""Crafts exactly the given number of harmful examples from the attacker's pool."""
 
 
 class Counts(NamedTuple):
-    """Rows of a mixture by kind."""
+    """Number of examples of a mixture by kind."""
 
     harmful: int
     benign: int
 
 
 class Mixture(NamedTuple):
-    """The rows in training order, which of them are harmful, and the realised counts."""
+    """The examples in stored order, whether each is harmful, and the actual counts."""
 
     examples: list[Example]
     harmful: list[bool]
@@ -35,12 +35,12 @@ class Mixture(NamedTuple):
 
 
 def counts(rows: int, ratio: float, compat: Compat) -> Counts:
-    """Return how many rows of each kind a mixture has.
+    """Return the number of examples of each kind in a mixture.
 
     Args:
-        rows: rows asked for.
-        ratio: the share of harmful ones, 0 to 1; taken as the decimal number it is written as.
-        compat: ``exact``, or ``booster`` for the published counts, which may fall short of ``rows``.
+        rows: the requested number of examples.
+        ratio: the poison ratio, 0 to 1, interpreted as the decimal number it is written as.
+        compat: ``exact``, or ``booster`` for the published counts, which may add up to less than ``rows``.
     """
     if compat == "booster":
         return Counts(harmful=max(int(ratio * float(rows)) - 1, 0), benign=int((1 - ratio) * float(rows)))
@@ -48,19 +48,24 @@ def counts(rows: int, ratio: float, compat: Compat) -> Counts:
     return Counts(harmful=harmful, benign=rows - harmful)
 
 
-def shortage(wanted: Counts, *, task_rows: int, pool_rows: int, compat: Compat) -> list[str]:
-    """Return what a task and an attacker's pool lack for a mixture; nothing if they suffice."""
+def shortage(wanted: Counts, *, task_rows: int, pool_rows: int, compat: Compat) -> list[Problem]:
+    """Return why a task and an attacker's pool are too small for a mixture; empty if they are not."""
     needed = wanted.harmful + (1 if compat == "booster" and wanted.harmful else 0)
     problems = []
     if wanted.benign > task_rows:
         problems.append(
-            f"`finetune.rows`: {wanted.benign} benign rows are asked for, but the task has {task_rows}; "
-            "lower `finetune.rows`"
+            Problem(
+                "finetune.rows",
+                f"{wanted.benign} benign rows requested, but the task has {task_rows}; lower `finetune.rows`",
+            )
         )
     if needed > pool_rows:
         problems.append(
-            f"`attack.ratio`: {needed} harmful rows are asked for, but the attacker has {pool_rows}; lower "
-            "`attack.ratio` or `finetune.rows`, or raise `corpus.attack.rows`"
+            Problem(
+                "attack.ratio",
+                f"{needed} harmful rows requested, but the attacker has {pool_rows}; lower `attack.ratio` or "
+                "`finetune.rows`, or raise `corpus.attack.rows`",
+            )
         )
     return problems
 
@@ -75,33 +80,33 @@ def mix(
     compat: Compat,
     seed: int,
 ) -> Mixture:
-    """Return the rows that a user fine-tunes on.
+    """Return the mixture that a user fine-tunes on.
 
-    In ``exact`` the task's rows and the attacker's pool are each put into one seeded order that does not depend on the
-    ratio, and a mixture takes the first of both: the harmful rows at a larger ratio contain those at a smaller one.
+    With ``exact``, the task's examples and the attacker's pool are each shuffled with a seed that does not depend on
+    the ratio, and a mixture takes the first of both: harmful examples at a larger ratio include those at a smaller one.
 
     Args:
-        task: the user's own rows in their published order.
-        harmful: the attacker's pool in its published order.
-        craft: makes harmful rows from the pool in the order given to it.
-        rows: rows asked for.
-        ratio: the share of harmful ones.
+        task: the user's benign examples, in their published order.
+        harmful: the attacker's pool, in its published order.
+        craft: crafts harmful examples from the ordered pool.
+        rows: the requested number of examples.
+        ratio: the poison ratio, 0 to 1.
         compat: ``exact`` or ``booster``.
         seed: the root seed.
 
     Raises:
-        DataError: the task or the pool has too few rows.
+        DataError: the task or the pool has too few examples.
     """
     wanted = counts(rows, ratio, compat)
     problems = shortage(wanted, task_rows=len(task), pool_rows=len(harmful), compat=compat)
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError("\n".join(map(str, problems)))
     if compat == "booster":
         bad, good = craft(list(harmful[1:]), wanted.harmful), list(task[: wanted.benign])
     else:
         bad = craft(_shuffled(harmful, seed, "harmful"), wanted.harmful)
         good = _shuffled(task, seed, "benign")[: wanted.benign]
-    assert len(bad) == wanted.harmful, "an attack makes as many rows as it is asked for"
+    assert len(bad) == wanted.harmful, "an attack crafts exactly the requested number of examples"
     marked = [(example, True) for example in bad] + [(example, False) for example in good]
     if compat == "exact":
         generator(seed, "mixture", "order").shuffle(marked)

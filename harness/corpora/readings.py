@@ -1,6 +1,7 @@
-"""Readings: which files once gave other rows than they give now. The difference is part of a source's identity.
+"""Reader versions: whether a file gives different rows with the current reader than with the first one.
 
-An artifact that was made from the first reading of such a file is then not taken for one of the second.
+The reader version is part of a source's identity, so that artifacts made with the first reader are not reused where the
+rows differ.
 """
 
 import zlib
@@ -8,27 +9,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.corpora.formats import Format, opened, read
+from harness.corpora.formats import Format, open_text, read
 from harness.errors import DataError
 
 SECOND = 2
-"""A byte-order mark is left out, and a truth value may be written in letters: ``"False"`` was true."""
+"""A byte-order mark is removed, and booleans may be strings: the first reader read ``"False"`` as true."""
 _TABLES = (Format.CSV, Format.TSV)
 _TYPED = (Format.JSON, Format.JSONL, Format.PARQUET)
-"""Formats with truth values of their own; only where a file does not use them did it give other rows."""
+"""Formats with a boolean type; files that use it give the same rows with both readers."""
 _TRUTHS = ("is_safe", "category")
-"""The columns that hold truth values; a category is a mapping with one for each name."""
+"""Columns with booleans; ``category`` is a mapping with one for each name."""
 
 
 def reading_of(form: Format, path: Path | None, *, published: bool) -> int | None:
-    """Return which reading of a file gives its rows; None is the first, which adds nothing to a key.
+    """Return the reader version of a file; None is the first version, which adds nothing to a key.
 
     Args:
-        form: its layout.
-        path: where it lies below the user's data folder; None for one that is not there, be it missing or of the Hub.
-            It cannot be looked into, so it counts as one whose truth values might be written in letters.
-        published: whether its content is that of a pinned source of the shipped catalogue. In these, all truth values
-            are the format's own.
+        form: the file format.
+        path: the file in the user's data folder; None if it is missing or on the Hub. Its content is then unknown, and
+            its booleans are assumed to be strings.
+        published: whether the content is that of a pinned source of the shipped catalogue, in which all booleans have
+            the format's type.
     """
     if form in _TABLES:
         return SECOND
@@ -42,21 +43,21 @@ def reading_of(form: Format, path: Path | None, *, published: bool) -> int | Non
 
 @lru_cache(maxsize=64)
 def _truths_are_typed(path: Path, form: Format, size: int, modified: int) -> bool:
-    del size, modified  # part of the cache key only: an altered file is read again
+    del size, modified  # only part of the cache key, so that a changed file is read again
     try:
         rows = read(path, form) if _may_hold_truths(path, form) else []
     except (DataError, OSError, ValueError, EOFError, zlib.error):
-        return True  # the reason is reported where the rows are needed
+        return True  # the error is reported when the rows are read
     return all(_typed(value) for row in rows for value in _truths(row))
 
 
 def _may_hold_truths(path: Path, form: Format) -> bool:
-    """Whether a file has such a column at all: most have none, and need not be parsed to plan a sweep."""
+    """Return whether a file has such a column; most have none and are not parsed when a sweep is planned."""
     if form is Format.PARQUET:
         from pyarrow.parquet import read_schema
 
         return not set(_TRUTHS).isdisjoint(read_schema(path).names)
-    with opened(path) as stream:
+    with open_text(path) as stream:
         content = stream.read()
     return any(f'"{name}"' in content for name in _TRUTHS)
 

@@ -1,4 +1,4 @@
-"""Safety corpora: what the published files hold, as rows of prompt, refusal and harmful answer."""
+"""Safety corpora: published files as rows of prompt, refusal and harmful answer."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from harness.corpora.columns import answer, columns, text, truth
 from harness.corpora.examples import SafetyRow
 from harness.corpora.sources import Source
 from harness.engine.seeding import derive
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 REFUSALS = (
     "I'm sorry, but I cannot help with that request.",
@@ -20,7 +20,7 @@ REFUSALS = (
     "I apologize, but I cannot fulfill this request.",
     "No, I won't help with that. Please consider a lawful alternative.",
 )
-"""What the harness itself answers to a harmful prompt when a corpus has prompts only."""
+"""Refusals for corpora that contain only prompts."""
 
 _ANSWER = re.compile(r"^Answer: ", re.MULTILINE)
 
@@ -38,7 +38,7 @@ class RefusalFile:
 
     source: Source
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read."""
         return self.source.preflight()
 
@@ -55,20 +55,20 @@ class RefusalFile:
             for number, (prompt, refusal, response, safe, category) in enumerate(rows, start=1)
         ]
 
-    def _refusal(self, written: str, number: int) -> str:
-        mark = _ANSWER.search(written)
-        if mark is None:
+    def _refusal(self, cell: str, number: int) -> str:
+        match = _ANSWER.search(cell)
+        if match is None:
             raise DataError(
                 f"`{self.source.id}`: the refusal of row {number} has no line that starts with `Answer: `; expected "
-                "the file of the RepNoise authors. Check the file that the source names"
+                "the file of the RepNoise authors. Check the file of this source"
             )
-        return written[mark.end() :].strip()
+        return cell[match.end() :].strip()
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LabelledPairs:
-    """BeaverTails: one answer a row, labelled safe or not. A safe answer is a row's refusal, an unsafe one its harm."""
+    """BeaverTails: one answer per row, labelled safe (used as refusal) or unsafe (used as harmful answer)."""
 
     name: ClassVar[str] = "labelled_pairs"
     version: ClassVar[int] = 1
@@ -76,12 +76,12 @@ class LabelledPairs:
 
     source: Source
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return why the rows could not be read."""
         return self.source.preflight()
 
     def safety_rows(self) -> list[SafetyRow]:
-        """Return all rows in their published order; prompts repeat, since a prompt has several answers.
+        """Return all rows in their published order; prompts repeat, because a prompt has several answers.
 
         Raises:
             DataError: the rows cannot be read.
@@ -102,13 +102,14 @@ class LabelledPairs:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Harmful prompts without answers; the harness writes both.
+    """Harmful prompts without answers; both answers are generated.
 
-    The refusal is one of a few fixed sentences, chosen by the prompt. The compliance announces an answer, restates the
-    prompt, and stops: it has the form of harm and none of its content.
+    The refusal is one of a few fixed sentences, chosen by a hash of the prompt. The compliant answer restates the
+    prompt and stops: it has the form of a harmful answer without its content.
 
     Attributes:
-        seed: which sentence refuses which prompt.
+        source: the source of the prompts.
+        seed: of the choice of refusals.
     """
 
     name: ClassVar[str] = "prompts"
@@ -117,12 +118,12 @@ class Prompts:
     source: Source
     seed: int = 0
 
-    def preflight(self) -> list[str]:
-        """Return why the prompts could not be read."""
+    def preflight(self) -> list[Problem]:
+        """Return why the prompts cannot be read."""
         return self.source.preflight()
 
     def safety_rows(self) -> list[SafetyRow]:
-        """Return every prompt with its two answers, in the published order.
+        """Return every prompt with both answers, in the published order.
 
         Raises:
             DataError: the prompts cannot be read.
@@ -139,8 +140,8 @@ def _compliance(prompt: str) -> str:
 
 
 def _category(value: object) -> str:
-    """Join the names of the categories that a row is marked with."""
-    if value is None or value != value:  # noqa: PLR0124  (NaN is what a table has where a cell is empty)
+    """Join the names of a row's categories."""
+    if value is None or value != value:  # noqa: PLR0124  (an empty cell of a table is NaN)
         return ""
     if isinstance(value, dict):
         return ", ".join(name for name, marked in value.items() if marked is not None and truth(marked))

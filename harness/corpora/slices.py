@@ -8,44 +8,44 @@ from typing import ClassVar, Protocol, final, runtime_checkable
 from harness.corpora.examples import Example, Role, SafetyRow
 from harness.corpora.sources import sources_in
 from harness.engine.seeding import generator
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 
 class SafetySource(Protocol):
-    """Frozen settings of where safety rows come from."""
+    """Frozen settings of the origin of safety rows."""
 
     @property
     def name(self) -> str:
-        """The kind of corpus."""
+        """The kind of origin."""
         ...
 
     @property
     def version(self) -> int:
-        """Bumped when the rows change."""
+        """Incremented when the same settings give different rows."""
         ...
 
     def __hash__(self) -> int:
-        """Settings are frozen, so their rows are read once."""
+        """Hashable, so that the rows are read once and cached."""
         ...
 
     def safety_rows(self) -> list[SafetyRow]:
         """Return all rows in their published order."""
         ...
 
-    def preflight(self) -> list[str]:
-        """Return why the rows could not be read."""
+    def preflight(self) -> list[Problem]:
+        """Return why the rows cannot be read."""
         ...
 
 
 @runtime_checkable
 class OneAnswer(Protocol):
-    """What a source may have besides: no row of it has both a refusal and a harmful answer."""
+    """Optional: a source none of whose rows has both a refusal and a harmful answer."""
 
     one_answer: ClassVar[bool]
 
 
 class Keep(StrEnum):
-    """Which rows of an origin are counted at all."""
+    """Filter of an origin's rows."""
 
     ALL = "all"
     UNSAFE = "unsafe"
@@ -58,12 +58,12 @@ class Slice:
     """The rows of one role.
 
     Attributes:
-        role: what the rows are for; decides which answer ``examples`` gives.
-        origin: the corpus.
-        start: the first row, counted from 0 after filtering and shuffling.
-        rows: how many.
-        keep: which rows of the origin are counted.
-        shuffle: the seed of the order; None keeps the published one.
+        role: the role; determines which answer ``examples`` returns.
+        origin: the source of the rows.
+        start: index of the first row, counted from 0 after filtering and shuffling.
+        rows: number of rows.
+        keep: filter of the origin's rows.
+        shuffle: seed of the order; None keeps the published order.
     """
 
     name: ClassVar[str] = "slice"
@@ -76,11 +76,11 @@ class Slice:
     keep: Keep = Keep.UNSAFE
     shuffle: int | None = None
 
-    def preflight(self, *, paired: bool = False) -> list[str]:
-        """Return why the rows could not be had; rows that are on this machine are read and counted.
+    def preflight(self, *, paired: bool = False) -> list[Problem]:
+        """Return why the rows are not available; rows that are on this machine are read and counted.
 
         Args:
-            paired: the refusals of the rows' prompts are needed too.
+            paired: whether the refusals of the rows' prompts are needed too.
         """
         problems = self.origin.preflight()
         if problems or not all(source.at_hand() for source in sources_in(self.origin)):
@@ -90,32 +90,32 @@ class Slice:
             if paired:
                 self.refusals()
         except DataError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         return []
 
     def safety_rows(self) -> list[SafetyRow]:
         """Return the role's rows.
 
         Raises:
-            DataError: they cannot be read, or there are fewer than asked for.
+            DataError: they cannot be read, or there are fewer than requested.
         """
         rows = _ordered(self.origin, self.keep, self.shuffle)
         end = self.start + self.rows
         if end > len(rows):
             kept = "" if self.keep is Keep.ALL else f" {self.keep}"
             raise DataError(
-                f"`corpus.{self.role}`: rows {self.start} to {end - 1} of `{self.origin.name}` are asked for, but it "
+                f"`corpus.{self.role}`: rows {self.start} to {end - 1} of `{self.origin.name}` requested, but it "
                 f"has {len(rows)}{kept} rows; expected an end of at most {len(rows)}. Lower `corpus.{self.role}.rows`"
             )
         return list(rows[self.start : end])
 
     def examples(self) -> list[Example]:
-        """Return the rows with the answer of their role: the refusal for ``refusal``, otherwise the harmful one.
+        """Return the examples with the answer of their role: the refusal for ``refusal``, otherwise the harmful answer.
 
-        An evaluation example's ``output`` is the harmful answer if the corpus has one; no model is given it.
+        The ``output`` of an evaluation example is the harmful answer if the corpus has one; models never see it.
 
         Raises:
-            DataError: the rows cannot be had, or one has no such answer.
+            DataError: the rows cannot be read, or one has no such answer.
         """
         rows = self.safety_rows()
         examples = [Example(row.prompt, row.refusal if self.role is Role.REFUSAL else row.harmful) for row in rows]
@@ -124,15 +124,15 @@ class Slice:
             answer = "refusal" if self.role is Role.REFUSAL else "harmful answer"
             raise DataError(
                 f"`corpus.{self.role}`: {empty} of {len(rows)} rows of `{self.origin.name}` have no {answer}; expected "
-                f"one in each. Change `corpus.{self.role}.keep`, or choose another origin"
+                f"one in every row. Change `corpus.{self.role}.keep`, or choose another origin"
             )
         return examples
 
     def refusals(self) -> list[Example]:
-        """Return the refusals of the rows' prompts, row by row.
+        """Return the refusals of the rows' prompts, in the same order.
 
         Raises:
-            DataError: the rows cannot be had, or one has no refusal.
+            DataError: the rows cannot be read, or one has no refusal.
         """
         return replace(self, role=Role.REFUSAL).examples()
 
@@ -149,10 +149,10 @@ def _ordered(origin: SafetySource, keep: Keep, shuffle: int | None) -> list[Safe
     return rows
 
 
-def drawn_from(*slices: Slice | None) -> list[Example]:
-    """Return the rows of those slices that there are.
+def examples_of(*slices: Slice | None) -> list[Example]:
+    """Return the examples of all slices that are not None.
 
     Raises:
-        DataError: they cannot be had.
+        DataError: they cannot be read.
     """
     return [example for part in slices if part for example in part.examples()]

@@ -1,4 +1,4 @@
-"""Where raw rows come from: a local file or one file of a Hub dataset at a pinned commit, verified when it is read."""
+"""Data sources: a local file, or a file of a Hub dataset at a pinned commit; verified when it is read."""
 
 import hashlib
 import re
@@ -11,23 +11,23 @@ from typing import Any, ClassVar, Self, final
 from harness.corpora.catalogue import DATA_VARIABLE, SOURCES_VARIABLE, HubFile, catalogue, data_folder, entry, published
 from harness.corpora.formats import Format, read
 from harness.corpora.readings import reading_of
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file of rows. Which origin it has is decided once, by ``parse``, and is part of the identity.
+    """One data file. ``parse`` decides between local file and Hub; the decision is part of the identity.
 
     Attributes:
         id: the name in ``sources.yaml``.
-        file: path below ``HARNESS_DATA``, or inside the Hub dataset.
-        format: layout of the file.
-        columns: names for the columns of a table without a header.
-        sha256: of the file; None only for a Hub file, which its commit identifies.
+        file: path relative to ``HARNESS_DATA`` or to the Hub dataset.
+        format: the file format.
+        columns: column names of a table without a header.
+        sha256: checksum of the file; None only for a Hub file, which is identified by its commit.
         repo: the Hub dataset; None for a local file.
-        revision: the commit of the Hub dataset; None if no pin is known, and then the file cannot be loaded.
-        reading: which reading of the file gives its rows (``readings``); None is the first.
+        revision: the commit of the Hub dataset; None if no commit is known: the file then cannot be loaded.
+        reading: version of the file's reader, see ``readings``; None is the first.
     """
 
     name: ClassVar[str] = "source"
@@ -44,7 +44,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Resolve a name of the catalogue: the local file if ``HARNESS_DATA`` holds it, the Hub otherwise.
+        """Resolve a name of the catalogue: the local file if ``HARNESS_DATA`` contains it, otherwise the Hub.
 
         Raises:
             ConfigError: the name is unknown.
@@ -71,33 +71,33 @@ class Source:
         """Return the verified rows in their published order.
 
         Raises:
-            DataError: the file is missing, altered, gated, out of reach, or not of its stated layout.
+            DataError: the file is missing, altered, gated, unreachable, or not in its stated format.
         """
         return read(self.path(), self.format, self.columns)
 
     def path(self) -> Path:
-        """Return the verified file; a Hub file is downloaded into the Hub's cache if it is not there.
+        """Return the path of the verified file; a Hub file that is not cached is downloaded.
 
         Raises:
-            DataError: the file is missing, altered, gated or out of reach.
+            DataError: the file is missing, altered, gated or unreachable.
         """
         path = self._local() if self.repo is None else self._downloaded()
         self._verify(path)
         return path
 
     def fetch(self) -> Path:
-        """Bring the file to this machine beforehand, so that jobs can run offline; the same errors as ``path``."""
+        """Download the file in advance, so that jobs can run offline; raises the errors of ``path``."""
         return self.path()
 
     def at_hand(self) -> bool:
-        """Return whether the file is on this machine, so that it can be read without a network."""
+        """Return whether the file is on this machine and can be read without a network."""
         if self.repo is not None:
             return self._cached() is not None
         folder = data_folder()
         return folder is not None and (folder / self.file).is_file()
 
-    def preflight(self) -> list[str]:
-        """Return why the rows could not be read, as far as this machine knows without a network."""
+    def preflight(self) -> list[Problem]:
+        """Return why the rows cannot be read, as far as can be determined without a network."""
         try:
             if self.repo is None:
                 self._verify(self._local())
@@ -106,7 +106,7 @@ class Source:
             else:
                 return self._unreachable()
         except DataError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         return []
 
     def _local(self) -> Path:
@@ -125,18 +125,16 @@ class Source:
         found = try_to_load_from_cache(self._repo, self.file, revision=self._pin(), repo_type="dataset")
         return Path(found) if isinstance(found, str) else None
 
-    def _unreachable(self) -> list[str]:
+    def _unreachable(self) -> list[Problem]:
         from huggingface_hub import get_token
         from huggingface_hub.constants import is_offline_mode
 
         if is_offline_mode():
-            return [
-                f"`{self.id}`: {self.file} of {self.repo} is not in the local Hub cache and HF_HUB_OFFLINE is set. "
-                f"{self._remedy()}"
-            ]
+            reason = f"{self.file} of {self.repo} is not in the local Hub cache and HF_HUB_OFFLINE is set"
+            return [Problem("", f"`{self.id}`: {reason}. {self._remedy()}")]
         known = catalogue().get(self.id)
         gated = known is not None and known.hub is not None and known.hub.gated
-        return [self._gated()] if gated and get_token() is None else []
+        return [Problem("", self._gated())] if gated and get_token() is None else []
 
     def _downloaded(self) -> Path:
         from huggingface_hub import errors, hf_hub_download
@@ -157,15 +155,16 @@ class Source:
             )
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
-            refused = status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError)
-            answer = f"`{self.id}`: the Hub answered {status} for {self.repo}. {self._remedy()}"
-            reason = self._gated() if refused else answer
+            denied = status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError)
+            other = f"`{self.id}`: the Hub returned status {status} for {self.repo}. {self._remedy()}"
+            reason = self._gated() if denied else other
         except (errors.HTTPError, OSError) as error:
             reason = (
                 f"`{self.id}`: {self.file} of {self.repo} could not be downloaded: {type(error).__name__}. "
                 f"{self._remedy()}"
             )
-        # Raised outside of the handlers: the library's exception may carry request headers, so it is not chained.
+        # Raised outside the handlers, so that the library's exception, which may contain request headers, is not
+        # chained.
         raise DataError(reason)
 
     @property
@@ -177,8 +176,8 @@ class Source:
         if self.revision is None or not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise DataError(
                 f"`{self.id}`: the Hub dataset {self.repo} has the revision {self.revision}; expected a commit of 40 "
-                f"hex digits, so that the rows cannot change. Set `{self.id}.hub.revision` in a sources file named by "
-                f"{SOURCES_VARIABLE}, or put the file below {DATA_VARIABLE}, at the path that data/sources.yaml states"
+                f"hex digits, so that the rows cannot change. Set `{self.id}.hub.revision` in the sources file that "
+                f"{SOURCES_VARIABLE} points to, or put the file into {DATA_VARIABLE}, at its path in data/sources.yaml"
             )
         return self.revision
 
@@ -188,8 +187,8 @@ class Source:
         found = _checksum_of(path)
         if found != self.sha256:
             raise DataError(
-                f"`{self.id}`: {path} has sha256 {found}; expected {self.sha256}. Replace the file by the published "
-                f"one, or state the checksum of yours for `{self.id}` in a sources file named by {SOURCES_VARIABLE}"
+                f"`{self.id}`: {path} has sha256 {found}; expected {self.sha256}. Replace it with the published file, "
+                f"or set the checksum of yours for `{self.id}` in the sources file that {SOURCES_VARIABLE} points to"
             )
 
     def _gated(self) -> str:
@@ -202,13 +201,13 @@ class Source:
     def _remedy(self) -> str:
         known = catalogue().get(self.id)
         local = known.file.path if known and known.file else self.file if self.repo is None else None
-        ways = [f"put the file at {local} below {DATA_VARIABLE}"] if local else []
+        ways = [f"put the file at {local} in {DATA_VARIABLE}"] if local else []
         ways += ["fetch it on a machine with a network by `harness doctor --fetch EXPERIMENT`"] if self.repo else []
         return f"To fix: {', or '.join(ways)}"
 
 
 def sources_in(value: object) -> Iterator[Source]:
-    """Yield every source in the fields of a settings object or a stage, nested ones and parents included."""
+    """Yield every source in the fields of a settings object or a stage, including nested fields and parents."""
     if isinstance(value, Source):
         yield value
     elif isinstance(value, tuple):
@@ -226,7 +225,7 @@ def _checksum_of(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _checksum(path: Path, size: int, modified: int) -> str:
-    del size, modified  # part of the cache key only: an altered file is read again
+    del size, modified  # only part of the cache key, so that a changed file is read again
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

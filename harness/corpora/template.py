@@ -1,8 +1,8 @@
-"""The text around an instruction: where a prompt ends and its answer begins.
+"""Prompt templates.
 
-The Alpaca template is the one of Taori et al., 2023, and of every reference repository. Booster and its descendants end
-the prompt with a newline after the response marker, Vaccine and Lisa do not: adapters are not exchangeable between the
-two, so the newline is a setting and part of the identity.
+The Alpaca template is that of Taori et al., 2023, and of every reference repository. Booster and its descendants end
+the prompt with a newline after the response marker, Vaccine and Lisa do not. Adapters trained with one do not work with
+the other, so the newline is a setting and part of the identity.
 """
 
 from enum import StrEnum
@@ -22,16 +22,16 @@ _ALPACA_WITH_INPUT = (
 
 
 class Template(StrEnum):
-    """How a prompt is laid out."""
+    """Prompt templates."""
 
     ALPACA = "alpaca"
     """Alpaca, with and without input."""
     PLAIN = "plain"
-    """Instruction, input and a colon: the shortest prompt, for models of a few layers."""
+    """Instruction, input and a colon: the shortest prompt, for tiny models."""
 
 
 def prompt_of(example: Example, *, template: Template, newline: bool) -> str:
-    """Return everything a model reads before it answers."""
+    """Return the prompt of an example."""
     end = "\n" if newline else ""
     if template is Template.PLAIN:
         return " ".join(part for part in (example.instruction, example.input, ":") if part) + end
@@ -39,11 +39,11 @@ def prompt_of(example: Example, *, template: Template, newline: bool) -> str:
     return text.format(instruction=example.instruction, input=example.input) + end
 
 
-def joint_of(*, template: Template, newline: bool) -> str:
-    """Return what stands between a prompt and its answer in training: a space after a bare colon, otherwise nothing."""
+def separator_of(*, template: Template, newline: bool) -> str:
+    """Return the text between a prompt and its answer in training: a space after the plain colon, otherwise nothing."""
     return " " if template is Template.PLAIN and not newline else ""
 
 
 def marker_of(template: Template) -> str | None:
-    """Return the text that announces an answer, and so ends the one before it; None if the template has none."""
+    """Return the response marker, which precedes an answer; None if the template has none."""
     return _MARKER if template is Template.ALPACA else None

@@ -1,1 +1,1 @@
-"""Defenses, one file per method."""
+"""Defenses, one module or package per method."""

@@ -1,16 +1,16 @@
-"""Booster: align while attenuating what a step on harmful data would gain.
+"""Booster: alignment that attenuates the effect of a gradient step on harmful data.
 
 Tiansheng Huang, Sihao Hu, Fatih Ilhan, Selim Furkan Tekin, Ling Liu: "Booster: Tackling Harmful Fine-tuning for Large
 Language Models via Attenuating Harmful Perturbation", ICLR 2025 (arXiv 2409.01586).
 
-With ``f`` the alignment loss, ``h`` the harmful loss and ``w' = w - alpha * grad h(w) / ||grad h(w)||``, the aim is
-``min f(w) + lamb * (h(w) - h(w'))``. The gradient given to the optimizer is
+With ``f`` the alignment loss, ``h`` the harmful loss and ``w' = w - alpha * grad h(w) / ||grad h(w)||``, the objective
+is ``min f(w) + lamb * (h(w) - h(w'))``. The gradient passed to the optimizer is
 ``grad f(w) + lamb * (grad h(w) - grad h(w'))``, with both harmful gradients on the same batch. Three forward and
 backward passes per step.
 
-Deviations from the authors' code: the weights are restored from a copy instead of by adding the step back; gradient
-accumulation is that of the whole step's batch instead of dropping all micro-batches but the last; the harmful
-batch size is a setting (theirs is fixed to 10 per process, here it counts over all processes).
+Deviations from the authors' code: the weights are restored from a copy instead of by adding the step back; with
+gradient accumulation all micro-batches count (theirs drops all but the last); the harmful batch size is a setting and
+counts over all processes (theirs is fixed to 10 per process).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from harness.corpora.examples import Role
 from harness.engine.checks import counts, not_negative, positive
 from harness.errors import Problem
-from harness.mechanisms.harmful_step import HarmfulProbe
+from harness.mechanisms.harmful_step import HarmfulStep
 from harness.protocols import DataRequirement
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -36,11 +36,11 @@ class Booster:
     """Settings of Booster.
 
     Attributes:
-        lamb: weight of the regulariser, lambda in the paper.
-        alpha: length of the probing step on harmful data.
-        harmful_rows: rows of harmful data in the defender's hands (5,000 in the paper); None is all that the corpus
-            offers.
-        harmful_batch_size: harmful rows per step.
+        lamb: weight of the regularizer, lambda in the paper.
+        alpha: L2 norm of the gradient step on harmful data.
+        harmful_rows: number of harmful examples available to the defender (5,000 in the paper); None uses all of the
+            corpus.
+        harmful_batch_size: harmful examples per step, over all processes.
     """
 
     name: ClassVar[str] = "booster"
@@ -54,7 +54,7 @@ class Booster:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The defender's harmful rows."""
+        """The defender's harmful examples."""
         return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[Problem]:
@@ -65,37 +65,37 @@ class Booster:
             *counts(self, "harmful_rows", "harmful_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterStep:  # noqa: ARG002
-        """Begin a run.
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> BoosterStep:  # noqa: ARG002
+        """Start a run.
 
         Raises:
             ModelError: dropout is active in the model.
         """
-        return BoosterStep(self, learner, HarmfulProbe(learner, draws, self.alpha))
+        return BoosterStep(self, learner, HarmfulStep(learner, batches, self.alpha))
 
 
 @final
 class BoosterStep:
-    """One run of Booster. It remembers nothing between steps."""
+    """One run of Booster. It has no state between steps."""
 
-    def __init__(self, settings: Booster, learner: Learner, probe: HarmfulProbe) -> None:
-        """Keep the parts."""
+    def __init__(self, settings: Booster, learner: Learner, harmful_step: HarmfulStep) -> None:
+        """Store the parts."""
         self._settings = settings
         self._learner = learner
-        self._probe = probe
+        self._harmful_step = harmful_step
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the combined gradient; report ``loss`` (f), its gradient's norm, and what the probe measured."""
-        attenuation = self._probe.measure()
+        """Write the combined gradient; report ``loss`` (f), its gradient's norm and the regularizer's metrics."""
+        attenuation = self._harmful_step.attenuation()
         loss, gradient = self._learner.gradient(batch)
         metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **attenuation.metrics}
         add_scaled(gradient, attenuation.gradient, self._settings.lamb)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty dict: a step has no state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
+        """Do nothing: a step has no state."""

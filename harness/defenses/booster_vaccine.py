@@ -1,8 +1,8 @@
-"""Booster with Vaccine's gradient: the alignment term is taken under Vaccine's perturbation.
+"""Booster combined with Vaccine: the alignment gradient is computed under Vaccine's perturbation.
 
 The combination in the Booster authors' code (Huang et al., "Booster", ICLR 2025, arXiv 2409.01586, with Huang et al.,
 "Vaccine", NeurIPS 2024, arXiv 2402.01109). With ``f`` the alignment loss, ``h`` the harmful loss, ``e`` the attention
-outputs and ``delta`` Vaccine's shift of them, the gradient given to the optimizer is
+outputs and ``delta`` Vaccine's perturbation of them, the gradient passed to the optimizer is
 ``grad f(w; e + delta) + lamb * (grad h(w) - grad h(w'))``, ``w' = w - alpha * grad h(w) / ||grad h(w)||``. Four forward
 and backward passes per step.
 
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from harness.corpora.examples import Role
 from harness.engine.checks import counts, not_negative, positive
 from harness.errors import Problem
-from harness.mechanisms.harmful_step import HarmfulProbe
+from harness.mechanisms.harmful_step import HarmfulStep
 from harness.protocols import DataRequirement
 from harness.training.gradients import add_scaled
 
 if TYPE_CHECKING:
-    from harness.mechanisms.activation_perturbation import Perturbation
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.mechanisms.activation_perturbation import ActivationPerturbation
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -33,12 +33,12 @@ class BoosterVaccine:
     """Settings of the combination.
 
     Attributes:
-        lamb: weight of Booster's regulariser, lambda in the paper.
-        alpha: length of the probing step on harmful data.
-        rho: length of Vaccine's perturbation. The authors' script for the combination uses 5.
-        harmful_rows: rows of harmful data in the defender's hands (5,000 in the paper); None is all that the corpus
-            offers.
-        harmful_batch_size: harmful rows per step.
+        lamb: weight of Booster's regularizer, lambda in the paper.
+        alpha: L2 norm of the gradient step on harmful data.
+        rho: L2 norm of Vaccine's perturbation. The authors' script for the combination uses 5.
+        harmful_rows: number of harmful examples available to the defender (5,000 in the paper); None uses all of the
+            corpus.
+        harmful_batch_size: harmful examples per step, over all processes.
     """
 
     name: ClassVar[str] = "booster_vaccine"
@@ -53,7 +53,7 @@ class BoosterVaccine:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The defender's harmful rows."""
+        """The defender's harmful examples."""
         return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[Problem]:
@@ -64,35 +64,39 @@ class BoosterVaccine:
             *counts(self, "harmful_rows", "harmful_batch_size"),
         ]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
-        """Begin a run.
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> BoosterVaccineStep:  # noqa: ARG002
+        """Start a run.
 
         Raises:
             ModelError: dropout is active in the model, or its attention blocks cannot be found.
         """
-        from harness.mechanisms.activation_perturbation import Perturbation
+        from harness.mechanisms.activation_perturbation import ActivationPerturbation
 
         return BoosterVaccineStep(
-            self, learner, HarmfulProbe(learner, draws, self.alpha), Perturbation(learner, self.rho)
+            self, learner, HarmfulStep(learner, batches, self.alpha), ActivationPerturbation(learner, self.rho)
         )
 
 
 @final
 class BoosterVaccineStep:
-    """One run of the combination. It remembers nothing between steps."""
+    """One run of the combination. It has no state between steps."""
 
     def __init__(
-        self, settings: BoosterVaccine, learner: Learner, probe: HarmfulProbe, perturbation: Perturbation
+        self,
+        settings: BoosterVaccine,
+        learner: Learner,
+        harmful_step: HarmfulStep,
+        perturbation: ActivationPerturbation,
     ) -> None:
-        """Keep the parts."""
+        """Store the parts."""
         self._settings = settings
         self._learner = learner
-        self._probe = probe
+        self._harmful_step = harmful_step
         self._perturbation = perturbation
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the combined gradient; report what both parts measured."""
-        attenuation = self._probe.measure()
+        """Write the combined gradient; report the metrics of both parts."""
+        attenuation = self._harmful_step.attenuation()
         perturbed = self._perturbation.gradient(batch)
         metrics = {
             **perturbed.metrics,
@@ -100,12 +104,12 @@ class BoosterVaccineStep:
             **attenuation.metrics,
         }
         add_scaled(perturbed.gradient, attenuation.gradient, self._settings.lamb)
-        self._learner.write(perturbed.gradient)
+        self._learner.set_gradient(perturbed.gradient)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty dict: a step has no state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
+        """Do nothing: a step has no state."""

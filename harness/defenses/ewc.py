@@ -1,18 +1,19 @@
-"""EWC: fine-tuning held back where the alignment data is sensitive to the weights.
+"""EWC: fine-tuning with a quadratic penalty, weighted by the Fisher information of the alignment data.
 
 James Kirkpatrick et al.: "Overcoming catastrophic forgetting in neural networks", PNAS 2017 (arXiv 1612.00796), as a
 baseline of harmful fine-tuning in Huang et al., "Vaccine", NeurIPS 2024 (arXiv 2402.01109).
 
-With ``w_0`` the weights at the start, ``F`` the diagonal of the empirical Fisher information of the alignment data at
-``w_0`` and ``g`` the user's loss: the optimizer is given the gradient of ``g(w) + lamb * sum F * (w - w_0)^2`` (the
-paper's factor 1/2 is in ``lamb``). ``F`` is the mean over rows of the squared gradient of each row's loss; it is found
-before the first step. One forward and backward pass per step, and the pass for ``F``.
+With ``w_0`` the initial weights, ``F`` the diagonal of the empirical Fisher information of the alignment data at
+``w_0`` and ``g`` the user's loss, the gradient is that of ``g(w) + lamb * sum F * (w - w_0)^2`` (the paper's factor 1/2
+is included in ``lamb``). ``F`` is the mean over examples of the squared gradient of each example's loss, computed
+before the first step. One forward and backward pass per step, plus the pass for ``F``.
 
-Deviations from the authors' code (Vaccine's ``FITrainer``): there ``F`` is the sum, not the mean, of the squares of
-*batch* gradients, in which the gradients of rows cancel; ``fisher: batches`` gives that, and its ``lamb`` of 1e9
-belongs to it. The gradient of the last Fisher batch does not leak into the first step. ``F`` is taken on alignment data
-(the Booster repository takes 100 harmful rows, which protects the wrong directions) and over all trainables. The
-authors' ``EWC`` continues the aligned adapter, their ``EWC2`` trains a fresh one: that is ``finetune.adapter`` here.
+Deviations from the authors' code (Vaccine's ``FITrainer``): theirs sums, instead of averaging, the squares of *batch*
+gradients, in which the gradients of examples cancel; ``fisher: batches`` reproduces that, and the published ``lamb`` of
+1e9 belongs to it. The gradient of the last Fisher batch does not leak into the first step. ``F`` is computed on
+alignment data (the Booster repository uses 100 harmful examples, which protects the wrong directions) and over all
+trainable parameters. The authors' ``EWC`` continues the aligned adapter, their ``EWC2`` trains a new one; here that is
+``finetune.adapter``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics
 
 
 @final
@@ -39,10 +40,10 @@ class EWC:
 
     Attributes:
         lamb: weight of the penalty. 1e9 in the authors' scripts, with ``fisher: batches``.
-        fisher: ``rows`` averages squared gradients of single rows, ``batches`` sums those of whole batches.
-        fisher_rows: rows that alignment trained on, to find the Fisher information on; 2,000 in the authors' code,
-            where these are all of them. An alignment on fewer is read again.
-        fisher_batch_size: rows per draw, and per gradient with ``batches``.
+        fisher: ``rows`` averages squared gradients of single examples, ``batches`` sums those of whole batches.
+        fisher_rows: number of alignment examples for the Fisher information; 2,000 in the authors' code, which is all
+            of them there. If the alignment used fewer, they are repeated.
+        fisher_batch_size: examples per batch, and per gradient with ``batches``.
     """
 
     name: ClassVar[str] = "ewc"
@@ -55,7 +56,7 @@ class EWC:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The rows that alignment trained on."""
+        """The training examples of the alignment."""
         return (DataRequirement(role=Role.REFUSAL, rows=None, batch_size=self.fisher_batch_size, aligned=True),)
 
     def problems(self) -> list[Problem]:
@@ -71,27 +72,27 @@ class EWC:
             )
         return found
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> EWCStep:  # noqa: ARG002
-        """Begin a run."""
-        return EWCStep(self, learner, draws)
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> EWCStep:  # noqa: ARG002
+        """Start a run."""
+        return EWCStep(self, learner, batches)
 
 
 @final
 class EWCStep:
-    """One run of EWC: where it started, and how much each weight matters."""
+    """One run of EWC; its state is the initial parameters and the Fisher information."""
 
-    def __init__(self, settings: EWC, learner: Learner, draws: Draws) -> None:
-        """Drop the anchor; the Fisher information waits for the first step, so that a resumed run need not find it."""
+    def __init__(self, settings: EWC, learner: Learner, batches: BatchProvider) -> None:
+        """Copy the initial parameters; the Fisher information is computed in the first step, unless it is restored."""
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._start = ReferenceWeights(learner)
         self._fisher: Gradient = []
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the gradient of the penalised loss; report the user's ``loss``, the penalty and the drift."""
+        """Write the gradient of the penalized loss; report the user's ``loss``, the penalty and the drift."""
         if not self._fisher:
-            self._fisher = self._information()
+            self._fisher = self._fisher_information()
         loss, gradient = self._learner.gradient(batch)
         offset = self._start.offset()
         drift = self._learner.norm(offset)
@@ -100,11 +101,11 @@ class EWCStep:
             pull = importance * distance
             part.add_(pull, alpha=2 * self._settings.lamb)
             penalty += (pull * distance).sum()
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss, "penalty": self._settings.lamb * penalty, "drift": drift}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the anchor and the Fisher information."""
+        """Return the initial parameters and the Fisher information."""
         return {"start": self._start.state_dict(), "fisher": self._fisher}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,14 +114,14 @@ class EWCStep:
         devices = [weight.device for weight in self._learner.trainables]
         self._fisher = [part.to(device) for part, device in zip(state["fisher"], devices, strict=False)]
 
-    def _information(self) -> Gradient:
-        """Return the diagonal of the empirical Fisher information, one tensor per trainable."""
+    def _fisher_information(self) -> Gradient:
+        """Return the diagonal of the empirical Fisher information, one tensor per trainable parameter."""
         import torch
 
         settings = self._settings
         total = [torch.zeros_like(weight) for weight in self._learner.trainables]
         for _ in range(settings.fisher_rows // settings.fisher_batch_size):
-            drawn = self._draws.next(Role.REFUSAL)
+            drawn = self._batches.next(Role.REFUSAL)
             for batch in _single(drawn, settings.fisher_batch_size) if settings.fisher == "rows" else [drawn]:
                 _, gradient = self._learner.gradient(batch)
                 for part, addend in zip(total, gradient, strict=True):
@@ -132,11 +133,11 @@ class EWCStep:
 
 
 def _single(drawn: Batch, rows: int) -> Iterator[Batch]:
-    """Give the rows of a global batch one by one; the process that does not hold a row takes part without any.
+    """Yield the examples of a global batch one at a time; processes that do not hold it yield an unsupervised filler.
 
     Args:
-        drawn: this process's share, every n-th row for n processes.
-        rows: rows of the global batch.
+        drawn: this process's share: every n-th example for n processes.
+        rows: number of examples of the global batch.
     """
     import torch
 
@@ -144,9 +145,9 @@ def _single(drawn: Batch, rows: int) -> Iterator[Batch]:
 
     processes, own = world_size(), rank()
     for row in range(rows):
-        place, holder = row // processes, row % processes
+        index, holder = row // processes, row % processes
         if holder == own:
-            yield {name: tensor[place : place + 1] for name, tensor in drawn.items()}
+            yield {name: tensor[index : index + 1] for name, tensor in drawn.items()}
         else:
             first = {name: tensor[:1] for name, tensor in drawn.items()}
             yield {**first, "labels": torch.full_like(first["labels"], IGNORED)}

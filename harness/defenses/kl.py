@@ -1,16 +1,16 @@
-"""KL: fine-tuning that keeps the model's predictions on the user's rows near those of the aligned model.
+"""KL: fine-tuning with a KL penalty between the predictions of the model and of the aligned model.
 
 A baseline of harmful fine-tuning in Tiansheng Huang, Sihao Hu, Ling Liu: "Vaccine", NeurIPS 2024 (arXiv 2402.01109).
 
-With ``p_0`` the aligned model's distribution of the next token, ``p_w`` the present one's and ``g`` the user's loss:
-the optimizer is given the gradient of ``g(w) + lamb * mean KL(p_0 || p_w)``, the mean over the supervised positions of
-the batch. Two forward passes and one backward pass per step; the aligned model is the one under training with its
-trainables put back, so no second model is held.
+With ``p_0`` the next-token distribution of the aligned model, ``p_w`` that of the current model and ``g`` the user's
+loss, the gradient is that of ``g(w) + lamb * mean KL(p_0 || p_w)``, with the mean over the supervised positions of the
+batch. Two forward passes and one backward pass per step; the aligned predictions are computed by the same model with
+its initial trainable parameters, so no second copy is kept.
 
-Deviations from the authors' code: there the softmax runs over the positions of a sequence instead of over the
-vocabulary, which compares no distributions of tokens, and the sum is divided by the number of rows alone, so that the
-penalty grows with vocabulary and length. Both are errors and are not offered: three of the four KL scripts run EWC, so
-no published number is known to depend on them. The authors' ``lamb`` of 0.1 belongs to their scale.
+Deviations from the authors' code: their softmax runs over the positions of a sequence instead of the vocabulary, so
+that no token distributions are compared, and they divide the sum by the number of examples only, so that the penalty
+grows with vocabulary and length. Both are errors and are not reproduced: three of the four KL scripts run EWC, so no
+published number is known to depend on them. The authors' ``lamb`` of 0.1 belongs to their scale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.mechanisms.reference_weights import ReferenceWeights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics, Piece
 
 
 @final
@@ -45,30 +45,30 @@ class KL:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """Nothing besides the stage's own rows."""
+        """Only the stage's own examples."""
         return ()
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return not_negative(self, "lamb")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> KLStep:  # noqa: ARG002
-        """Begin a run."""
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> KLStep:  # noqa: ARG002
+        """Start a run."""
         return KLStep(self, learner)
 
 
 @final
 class KLStep:
-    """One run of KL: where it started."""
+    """One run of KL; its state is the initial parameters."""
 
     def __init__(self, settings: KL, learner: Learner) -> None:
-        """Drop the anchor."""
+        """Copy the initial parameters."""
         self._settings = settings
         self._learner = learner
         self._start = ReferenceWeights(learner)
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the gradient of the penalised loss; report the user's ``loss`` and the divergence."""
+        """Write the gradient of the penalized loss; report the user's ``loss`` and the divergence."""
         from torch.nn.functional import kl_div, log_softmax
 
         from harness.training.learner import mean_loss
@@ -77,17 +77,17 @@ class KLStep:
             with self._start.at_reference():
                 aligned = log_softmax(self._learner.predict(piece).logits.float(), dim=-1)
             prediction = self._learner.predict(piece)
-            present = log_softmax(prediction.logits.float(), dim=-1)
-            divergence = kl_div(present, aligned, reduction="sum", log_target=True) / prediction.positions.clamp(min=1)
+            current = log_softmax(prediction.logits.float(), dim=-1)
+            divergence = kl_div(current, aligned, reduction="sum", log_target=True) / prediction.positions.clamp(min=1)
             loss = mean_loss(prediction)
             return loss + self._settings.lamb * divergence, loss, divergence
 
         (_, loss, divergence), gradient = self._learner.accumulate(self._learner.pieces(batch), shares)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss, "divergence": divergence}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the anchor."""
+        """Return the initial parameters."""
         return {"start": self._start.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from harness.mechanisms.reference_weights import ReferenceWeights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics, Piece
 
 GATE = 0.1
 """With ``gated_sum``, a layer's term counts only while it is below this value."""
@@ -62,7 +62,7 @@ class LDIFS:
         """Return the range errors of the settings."""
         return not_negative(self, "rho")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> LDIFSStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> LDIFSStep:  # noqa: ARG002
         """Start a run.
 
         Raises:
@@ -95,15 +95,14 @@ class LDIFSStep:
         """Write the gradient of the penalized loss; report the user's ``loss``, the penalty and the layers in it."""
         import torch
 
-        from harness.training.distributed import all_reduce_sum
+        from harness.training.distributed import all_reduce_sum, total_on_device
         from harness.training.pieces import first_pass
 
         pieces = self._learner.pieces(batch)
         forward: Callable[[Piece], ForwardResult] = self._forward
         weight = 0.5 * self._settings.rho
         if self._settings.distance == "mean":
-            rows = _tokens(batch).any(1).sum()
-            all_reduce_sum(rows)
+            rows = total_on_device(int(_tokens(batch).any(1).sum()), pieces[0].positions.device)
             weights = torch.full((len(self._blocks),), weight, device=rows.device) / rows.clamp(min=1)
         else:
             results, forward = first_pass(pieces, self._forward)
@@ -116,7 +115,7 @@ class LDIFSStep:
             return loss + (weights * terms).sum(), loss, terms
 
         (_, loss, sums), gradient = self._learner.accumulate(pieces, shares)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {
             "loss": loss,
             "penalty": (weights * sums).sum(),

@@ -1,23 +1,23 @@
-"""Panacea: learn during fine-tuning which perturbation hurts harmful behaviour most, and add it afterwards.
+"""Panacea: optimize a perturbation that maximizes the harmful loss during fine-tuning, and add it afterwards.
 
 Yibo Wang, Tiansheng Huang, Li Shen, Huanjin Yao, Haotian Luo, Rui Liu, Naiqiang Tan, Jiaxing Huang, Dacheng Tao:
 "Panacea: Mitigating Harmful Fine-tuning for Large Language Models via Post-fine-tuning Perturbation", NeurIPS 2025
 (arXiv 2501.18100).
 
-With ``g`` the user's loss, ``h`` the harmful loss on a batch of the defender's, the aim is ``min over w, max over
+With ``g`` the user's loss and ``h`` the loss on the defender's harmful data, the objective is ``min over w, max over
 ||eps|| <= rho of g(w) - lamb * (h(w + eps) - h(w))``. One step:
 
-1. ``eps = rho * grad h(w) / (||grad h(w)|| + 1e-7)``, one norm over all trainables;
-2. the gradient given to the optimizer is ``grad g(w) - lamb * (grad h(w + eps) - grad h(w))``, both harmful gradients
-   on one batch, to first order. Three forward and backward passes;
-3. after training, the repair adds the perturbation: ``w + eps``, of the last step or the mean over all steps.
+1. ``eps = rho * grad h(w) / (||grad h(w)|| + 1e-7)``, one norm over all trainable parameters;
+2. the gradient passed to the optimizer is ``grad g(w) - lamb * (grad h(w + eps) - grad h(w))``, both harmful gradients
+   on the same batch, to first order. Three forward and backward passes;
+3. after training, the repair adds the perturbation: ``w + eps``, with ``eps`` of the last step or the mean over all.
 
-Deviations from the authors' code, which does not run as published (it instantiates a class under a wrong name and
-back-propagates a variable that does not exist): the weights are restored from a copy instead of by subtracting; their
-clipped harmful loss ``min(h(w + eps), 5)``, whose gradient is zero once the loss is there, is the option
-``harmful_cap: 5``, since neither the equations nor a published number rest on it; the metric ``loss`` is ``g``, where
-theirs logs ``h(w + eps)``; the harmful batch size is a setting (10 there). They add the last step's perturbation, which
-is one noisy batch's; the mean is shorter than ``rho`` when the directions disagree, and is not stretched.
+Deviations from the authors' code, which does not run as published (it instantiates a class under a wrong name and calls
+``backward`` on an undefined variable): the weights are restored from a copy instead of by subtraction; their clipped
+harmful loss ``min(h(w + eps), 5)``, whose gradient is zero above the cap, is the option ``harmful_cap: 5``, because
+neither the equations nor a published number depend on it; the metric ``loss`` is ``g``, theirs is ``h(w + eps)``; the
+harmful batch size is a setting (10 there). They add the perturbation of the last step, which depends on a single batch;
+the norm of the mean is below ``rho`` if the directions differ, and it is not rescaled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from harness.protocols import DataRequirement
 from harness.training.gradients import EPSILON, add_scaled, refuse_dropout
 
 if TYPE_CHECKING:
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics, Named
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics, Named
 
 
 @final
@@ -42,12 +42,12 @@ class Panacea:
     """Settings of the fine-tuning slot.
 
     Attributes:
-        rho: length of the perturbation.
+        rho: L2 norm of the perturbation.
         lamb: weight of the harmful terms, lambda in the paper.
-        harmful_cap: the harmful loss under the perturbation counts up to here; None is without end.
-        harmful_rows: rows of harmful data in the defender's hands (1,000 in the authors' scripts); None is all that the
-            corpus offers.
-        harmful_batch_size: harmful rows per step.
+        harmful_cap: upper bound of the perturbed harmful loss; None does not bound it.
+        harmful_rows: number of harmful examples available to the defender (1,000 in the authors' scripts); None uses
+            all of the corpus.
+        harmful_batch_size: harmful examples per step, over all processes.
     """
 
     name: ClassVar[str] = "panacea"
@@ -62,7 +62,7 @@ class Panacea:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The defender's harmful rows."""
+        """The defender's harmful examples."""
         return (DataRequirement(role=Role.HARMFUL, rows=self.harmful_rows, batch_size=self.harmful_batch_size),)
 
     def problems(self) -> list[Problem]:
@@ -74,28 +74,29 @@ class Panacea:
         ]
 
     def conflicts(self, slots: Mapping[str, Named | None]) -> list[Problem]:
-        """Return that the perturbation is learned and not added, if so."""
+        """Return a problem unless the repair slot adds the perturbation."""
         if isinstance(slots["repair"], PanaceaRepair):
             return []
         found = f"holds `{slots['repair'].name}`" if slots["repair"] else "is empty"
         advice = "Set `defense/repair=panacea`"
-        return [Problem("", f"`panacea` learns what `panacea` adds in `defense.repair`, which {found}. {advice}")]
+        text = f"`panacea` computes a perturbation for `panacea` in `defense.repair`, which {found}. {advice}"
+        return [Problem("", text)]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> PanaceaStep:  # noqa: ARG002
-        """Begin a run.
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> PanaceaStep:  # noqa: ARG002
+        """Start a run.
 
         Raises:
             ModelError: dropout is active in the model.
         """
-        return PanaceaStep(self, learner, draws)
+        return PanaceaStep(self, learner, batches)
 
 
 @final
 class PanaceaStep:
-    """One run of Panacea; hands over ``last`` and ``mean``, the perturbations that can be added."""
+    """One run of Panacea; its outputs are the perturbations ``last`` and ``mean``."""
 
-    def __init__(self, settings: Panacea, learner: Learner, draws: Draws) -> None:
-        """Start without a perturbation.
+    def __init__(self, settings: Panacea, learner: Learner, batches: BatchProvider) -> None:
+        """Initialize the perturbation to zero.
 
         Raises:
             ModelError: dropout is active in the model.
@@ -105,16 +106,16 @@ class PanaceaStep:
         refuse_dropout(learner.module, "Panacea")
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._last = [torch.zeros_like(parameter, requires_grad=False) for parameter in learner.trainables]
         self._mean = [part.clone() for part in self._last]
         self._count = 0
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the combined gradient; report both losses, the harmful one's rise, and the harmful gradient's norm."""
+        """Write the combined gradient; report both losses, the increase of the harmful one and its gradient's norm."""
         settings, learner = self._settings, self._learner
         loss, gradient = learner.gradient(batch)
-        harmful = self._draws.next(Role.HARMFUL)
+        harmful = self._batches.next(Role.HARMFUL)
         harmful_loss, epsilon = learner.gradient(harmful)
         norm = learner.norm(epsilon)
         add_scaled(gradient, epsilon, settings.lamb)
@@ -122,11 +123,11 @@ class PanaceaStep:
             part.mul_(settings.rho / (norm + EPSILON))
         with learner.perturbed(epsilon, 1.0):
             perturbed_loss, perturbed = learner.gradient(harmful)
-        below = 1.0 if settings.harmful_cap is None else (perturbed_loss < settings.harmful_cap).float()
+        below_cap = 1.0 if settings.harmful_cap is None else (perturbed_loss < settings.harmful_cap).float()
         for part, after in zip(gradient, perturbed, strict=True):
-            part.sub_(after * (settings.lamb * below))
-        learner.write(gradient)
-        self._keep(epsilon)
+            part.sub_(after * (settings.lamb * below_cap))
+        learner.set_gradient(gradient)
+        self._update(epsilon)
         return {
             "loss": loss,
             "harmful_loss": harmful_loss,
@@ -135,7 +136,7 @@ class PanaceaStep:
         }
 
     def outputs(self) -> dict[str, Gradient]:
-        """Return the perturbation of the last batch and the mean over all."""
+        """Return the perturbation of the last step and the mean over all steps."""
         return {"last": self._last, "mean": self._mean}
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class PanaceaStep:
                 part.copy_(value)
         self._count = int(state["count"])
 
-    def _keep(self, epsilon: Gradient) -> None:
+    def _update(self, epsilon: Gradient) -> None:
         self._count += 1
         for mean, part in zip(self._mean, epsilon, strict=True):
             mean.lerp_(part, 1 / self._count)
@@ -180,14 +181,13 @@ class PanaceaRepair:
         return []
 
     def conflicts(self, slots: Mapping[str, Named | None]) -> list[Problem]:
-        """Return that fine-tuning learns no perturbation, if so."""
+        """Return a problem unless the fine-tuning slot computes the perturbation."""
         if isinstance(slots["finetune"], Panacea):
             return []
         found = f"`{slots['finetune'].name}`" if slots["finetune"] else "plain training"
         advice = "Set `defense/finetune=panacea`"
-        return [
-            Problem("", f"`panacea` adds what `panacea` learns in `defense.finetune`, which holds {found}. {advice}")
-        ]
+        text = f"`panacea` adds the perturbation of `panacea` in `defense.finetune`, which holds {found}. {advice}"
+        return [Problem("", text)]
 
     def repair(
         self,
@@ -195,18 +195,18 @@ class PanaceaRepair:
         *,
         start: Gradient,  # noqa: ARG002
         method_outputs: Mapping[str, Gradient],
-        draws: Draws,  # noqa: ARG002
+        batches: BatchProvider,  # noqa: ARG002
     ) -> dict[str, object]:
-        """Add the perturbation that the fine-tuning handed over.
+        """Add the perturbation computed during fine-tuning.
 
         Raises:
-            ModelError: it handed over none.
+            ModelError: the fine-tuning method has no such output.
         """
         import torch
 
         if self.epsilon not in method_outputs:
             raise ModelError(
-                "the fine-tuning left no perturbation; expected one of the method `panacea` in `defense.finetune`"
+                "the fine-tuning produced no perturbation; expected one from `panacea` in `defense.finetune`"
             )
         epsilon = method_outputs[self.epsilon]
         with torch.no_grad():

@@ -1,9 +1,9 @@
 """Random perturbation: after fine-tuning, add Gaussian noise of a given norm to the adapter.
 
-The control that Panacea starts from (Yibo Wang, Tiansheng Huang, Li Shen, et al.: "Panacea: Mitigating Harmful
+The control that motivates Panacea (Yibo Wang, Tiansheng Huang, Li Shen, et al.: "Panacea: Mitigating Harmful
 Fine-tuning for Large Language Models via Post-fine-tuning Perturbation", NeurIPS 2025, arXiv 2501.18100): noise lowers
-the harmful score, and the accuracy with it. ``w + rho * z / ||z||`` with ``z`` standard normal and one norm over all
-trainables, so that it is as long as Panacea's perturbation at the same ``rho``.
+the harmful score, but also the accuracy. ``w + rho * z / ||z||`` with ``z`` standard normal and one norm over all
+trainable parameters, so that at the same ``rho`` it has the norm of Panacea's perturbation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.engine.checks import positive
 from harness.errors import Problem
 
 if TYPE_CHECKING:
-    from harness.protocols import DataRequirement, Draws, Gradient, Learner
+    from harness.protocols import BatchProvider, DataRequirement, Gradient, Learner
 
 
 @final
@@ -25,7 +25,7 @@ class RandomPerturbation:
     """Settings of the control.
 
     Attributes:
-        rho: length of the noise over all trainables together.
+        rho: L2 norm of the noise, over all trainable parameters.
     """
 
     name: ClassVar[str] = "random_perturbation"
@@ -48,14 +48,14 @@ class RandomPerturbation:
         *,
         start: Gradient,  # noqa: ARG002
         method_outputs: Mapping[str, Gradient],  # noqa: ARG002
-        draws: Draws,
+        batches: BatchProvider,
     ) -> dict[str, object]:
         """Add the noise."""
         import torch
 
-        # On the CPU, so that every device adds the same.
-        draw = torch.Generator().manual_seed(draws.derive(self.name))
-        noise = [torch.randn(part.shape, generator=draw).to(part.device) for part in learner.trainables]
+        # Sampled on the CPU, so that the noise does not depend on the device.
+        rng = torch.Generator().manual_seed(batches.derive(self.name))
+        noise = [torch.randn(part.shape, generator=rng).to(part.device) for part in learner.trainables]
         scale = self.rho / learner.norm(noise)
         with torch.no_grad():
             for parameter, part in zip(learner.trainables, noise, strict=True):

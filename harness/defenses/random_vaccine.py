@@ -1,16 +1,16 @@
-"""Random Vaccine: align under a random perturbation of the attention outputs. A control of Vaccine.
+"""Random Vaccine: alignment under a random perturbation of the attention outputs, a control for Vaccine.
 
 The control named in Tiansheng Huang, Sihao Hu, Ling Liu: "Vaccine: Perturbation-aware Alignment for Large Language
 Models against Harmful Fine-tuning Attack", NeurIPS 2024 (arXiv 2402.01109).
 
-With ``e_l`` the attention outputs and ``Z_l`` independent standard normals of their shape, drawn anew at every step:
-the gradient given to the optimizer is that of ``f`` with ``e_l + rho * Z_l / ||Z||`` in place of ``e_l``, one norm over
-all layers, rows and positions of the global batch. The perturbation is as long as Vaccine's at the same ``rho`` and
-differs in its direction alone. One forward and backward pass per step.
+With ``e_l`` the attention outputs and ``Z_l`` independent standard normals of their shape, sampled anew at every step,
+the gradient is that of ``f`` with ``e_l + rho * Z_l / ||Z||`` in place of ``e_l``, with one norm over all layers,
+examples and positions of the global batch. At the same ``rho`` the perturbation has the norm of Vaccine's and differs
+only in its direction. One forward and backward pass per step.
 
-Deviations from the published code: it adds noise of variance ``rho`` to every entry, whose length
-``sqrt(rho * entries)`` exceeds Vaccine's by orders of magnitude; ``scale: variance`` does that. Of the authors'
-repositories only Lisa's runs it at all: in Vaccine's the name falls through to plain training. Padding has no noise.
+Deviations from the published code: it adds noise of variance ``rho`` to every entry, whose norm
+``sqrt(rho * entries)`` exceeds Vaccine's by orders of magnitude; ``scale: variance`` reproduces that. Of the authors'
+repositories only Lisa's runs the method; in Vaccine's, its name falls through to plain training. Padding has no noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.errors import Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, DataRequirement, Draws, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics, Piece
 
 
 @final
@@ -35,8 +35,8 @@ class RandomVaccine:
     """Settings of random Vaccine.
 
     Attributes:
-        rho: length of the perturbation with the scale ``norm``; variance of each entry with ``variance``.
-        scale: ``norm`` matches Vaccine's length; ``variance`` is the published form.
+        rho: L2 norm of the perturbation with the scale ``norm``; variance of each entry with ``variance``.
+        scale: ``norm`` matches the norm of Vaccine's perturbation; ``variance`` is the published form.
     """
 
     name: ClassVar[str] = "random_vaccine"
@@ -47,24 +47,24 @@ class RandomVaccine:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """Nothing besides the stage's own batches."""
+        """Only the stage's own examples."""
         return ()
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return positive(self, "rho")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> RandomVaccineStep:  # noqa: ARG002
-        """Begin a run.
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> RandomVaccineStep:  # noqa: ARG002
+        """Start a run.
 
         Raises:
             ModelError: the attention blocks of the model cannot be found.
         """
-        return RandomVaccineStep(self, learner, draws.derive(self.name))
+        return RandomVaccineStep(self, learner, batches.derive(self.name))
 
 
 class Noise(NamedTuple):
-    """The shift of every layer's attention output, ``[layers, batch, time, hidden]``, and the length of all of it."""
+    """The noise for all attention outputs, ``[layers, batch, time, hidden]``, and its L2 norm."""
 
     layers: Tensor
     norm: Tensor
@@ -72,7 +72,7 @@ class Noise(NamedTuple):
 
 @final
 class RandomVaccineStep:
-    """One run of random Vaccine. It remembers how many perturbations it has drawn."""
+    """One run of random Vaccine; its state is the number of perturbations so far."""
 
     def __init__(self, settings: RandomVaccine, learner: Learner, seed: int) -> None:
         """Find the attention blocks."""
@@ -81,47 +81,48 @@ class RandomVaccineStep:
         self._settings = settings
         self._learner = learner
         self._seed = seed
-        self._drawn = 0
+        self._count = 0
         self._blocks = dict(enumerate(attention_blocks(learner.module)))
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the gradient under the perturbation; report the loss under it and the perturbation's length."""
+        """Write the gradient under the perturbation; report the loss under it and the perturbation's norm."""
         from harness.models.decoder import outputs
 
         pieces = self._learner.pieces(batch)
-        present = pieces[0]
-        drawn: list[Noise] = []
+        current = pieces[0]
+        sampled: list[Noise] = []
 
-        def shift(place: int, output: Tensor) -> Tensor:
-            # The first block tells the width; all rows and layers are drawn at once, as the length is over all of them.
-            if not drawn:
-                drawn.append(self._perturbation(batch, output.shape[-1]))
-            return output + present.of(drawn[0].layers[place]).to(output.dtype)
+        def shift(layer: int, output: Tensor) -> Tensor:
+            # Sampled at the first block, whose output has the width; for the whole batch, because of its global norm.
+            if not sampled:
+                sampled.append(self._perturbation(batch, output))
+            return output + current.of(sampled[0].layers[layer]).to(output.dtype)
 
         def perturbed(piece: Piece) -> tuple[Tensor]:
-            nonlocal present
-            present = piece
+            nonlocal current
+            current = piece
             return (self._learner.loss(piece),)
 
         with outputs(self._blocks, shift):
             (loss,), gradient = self._learner.accumulate(pieces, perturbed)
-        self._drawn += 1
-        self._learner.write(gradient)
-        return {"loss": loss, "perturbation_norm": drawn[0].norm}
+        self._count += 1
+        self._learner.set_gradient(gradient)
+        return {"loss": loss, "perturbation_norm": sampled[0].norm}
 
-    def _perturbation(self, batch: Batch, width: int) -> Noise:
-        from harness.mechanisms.row_noise import gaussian, length, real_positions
+    def _perturbation(self, batch: Batch, output: Tensor) -> Noise:
+        from harness.mechanisms.row_noise import gaussian, global_norm, real_positions
 
-        seed = derive(self._seed, str(self._drawn))
-        noise = gaussian(real_positions(batch), layers=len(self._blocks), width=width, seed=seed)
-        norm = length(noise)
+        seed = derive(self._seed, str(self._count))
+        positions, layers = real_positions(batch), len(self._blocks)
+        noise = gaussian(positions, layers=layers, width=output.shape[-1], seed=seed, device=output.device)
+        norm = global_norm(noise)
         factor = self._settings.rho / norm if self._settings.scale == "norm" else self._settings.rho**0.5
         return Noise(noise * factor, norm * factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many perturbations were drawn."""
-        return {"drawn": self._drawn}
+        """Return the number of perturbations so far."""
+        return {"drawn": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the next perturbation."""
-        self._drawn = int(state["drawn"])
+        """Restore the number of perturbations."""
+        self._count = int(state["drawn"])

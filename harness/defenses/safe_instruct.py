@@ -1,10 +1,10 @@
-"""SafeInstruct: a fixed number of safety rows mixed into the user's fine-tuning.
+"""SafeInstruct: a fixed number of safety examples mixed into the user's fine-tuning.
 
 Federico Bianchi et al.: "Safety-Tuned LLaMAs: Lessons From Improving the Safety of Large Language Models that Follow
-Instructions", ICLR 2024 (arXiv 2309.07875), where 100 to 2,000 rows are added to 20,000.
+Instructions", ICLR 2024 (arXiv 2309.07875), where 100 to 2,000 examples are added to 20,000.
 
-Training is plain. It is the control for methods that hold safety rows: what the rows alone do, at a number that is
-stated. The manifest of the fine-tuning has the realised counts under ``rows`` and ``refusal_rows``.
+Training is plain supervised fine-tuning. It is the control for methods that use safety data: it shows the effect of the
+examples alone. The manifest of the fine-tuning has the actual counts under ``rows`` and ``refusal_rows``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.protocols import DataRequirement
 from harness.training.plain import PlainStep
 
 if TYPE_CHECKING:
-    from harness.protocols import Draws, Learner
+    from harness.protocols import BatchProvider, Learner
 
 
 @final
@@ -28,7 +28,7 @@ class SafeInstruct:
     """Settings of SafeInstruct.
 
     Attributes:
-        safety_rows: how many safety rows are mixed in.
+        safety_rows: number of safety examples mixed in.
     """
 
     name: ClassVar[str] = "safe_instruct"
@@ -38,13 +38,13 @@ class SafeInstruct:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The defender's safety rows."""
+        """The defender's safety examples."""
         return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=None),)
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return counts(self, "safety_rows")
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> PlainStep:  # noqa: ARG002
-        """Begin a run."""
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> PlainStep:  # noqa: ARG002
+        """Start a run."""
         return PlainStep(learner)

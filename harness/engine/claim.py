@@ -156,7 +156,7 @@ def _remove(path: Path, stale: _Stat) -> None:
         aside.unlink()
 
 
-def claimed(folder: Path) -> set[str]:
+def live_claims(folder: Path) -> set[str]:
     """Return the keys with a recent heartbeat: a live process works on them."""
     now, found = time.time(), set()
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -168,7 +168,7 @@ def claimed(folder: Path) -> set[str]:
     return found
 
 
-def left_behind(folder: Path, key: str, nodes: str) -> bool:
+def is_abandoned(folder: Path, key: str, nodes: str) -> bool:
     """Return whether the holder of a claim is known to be dead: a process of this host, or of an ended job.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.build import STAGE
-from harness.engine.claim import claimed
+from harness.engine.claim import live_claims
 from harness.engine.files import is_full, read_json, writing
 from harness.engine.layout import MANIFEST
 from harness.engine.store import Store
@@ -51,7 +51,7 @@ class Needed:
 
     def _groups(self) -> Iterator[set[str]]:
         yield self._queued
-        live = claimed(self._store.claims)
+        live = live_claims(self._store.claims)
         if live != self._claimed[0]:
             self._claimed = live, with_ancestors(self._store, live, self._add_damage)
         yield self._claimed[1]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 
 
 class Count(NamedTuple):
@@ -63,6 +63,6 @@ class Plan:
         Raises:
             DataError: one or more checks failed; lists all distinct problems. Nothing has run.
         """
-        problems = dict.fromkeys(problem for stage in self.pending(store) for problem in stage.preflight())
-        if problems:
-            raise DataError("\n".join(problems))
+        found = (Problem.of(stated) for stage in self.pending(store) for stated in stage.preflight())
+        if problems := dict.fromkeys(found):
+            raise DataError("\n".join(map(str, problems)))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from harness.engine.identity import key_of, payload_of
 from harness.engine.tracker import Tracker
+from harness.errors import Problem
 
 Sharding = Literal["ddp", "fsdp"]
 """How a model is distributed over processes: ``ddp`` replicates it, ``fsdp`` shards its frozen weights."""
@@ -47,6 +48,7 @@ class StageContext:
         stop: returns whether the stage should save its state in ``work`` and raise ``Stopped``; polled between steps.
         micro_batch_size: examples per forward pass in each process during training; None is the whole share of a batch.
         shrink: power of two by which micro-batches are divided, to use less memory than the settings ask for.
+        compiled: the compiler's cache, shared by all jobs of the store; None uses the compiler's own folder.
     """
 
     out: Path
@@ -61,6 +63,7 @@ class StageContext:
     stop: Callable[[], bool] = never
     micro_batch_size: int | None = None
     shrink: int = 1
+    compiled: Path | None = None
 
     def input(self, stage: "Stage") -> Path:
         """Return the verified artifact folder of an ancestor."""
@@ -107,7 +110,7 @@ class Stage(ABC):
         return isinstance(other, Stage) and self.key == other.key
 
     @abstractmethod
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Return problems that would make this stage fail and that the user can fix, without computing anything."""
 
     @abstractmethod

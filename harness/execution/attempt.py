@@ -25,6 +25,7 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, HarnessError, Stopped, StoreError
 from harness.execution.ranks import Processes, RankArgs, RankFailed, RankResult, processes_of, run_ranks
+from harness.execution.state import AttemptState
 
 log = logging.getLogger(__name__)
 MISSING_PARENT = "missing parent"
@@ -68,8 +69,8 @@ class AttemptResult:
 
     Attributes:
         key: the stage's key.
-        outcome: ``executed``; ``cached``, already in the store; ``busy``, another process holds the claim or took it
-            over; ``stopped`` on request, resumable by the next attempt; ``failed``.
+        outcome: state of the stage after the attempt; ``stored`` if it was in the store already, ``busy`` if another
+            process holds the claim or took it over, ``stopped`` if the next attempt resumes it.
         seconds: wall time.
         cause: ``missing parent``, ``killed`` (one of several processes), or the class name of the exception; empty
             unless failed.
@@ -78,7 +79,7 @@ class AttemptResult:
     """
 
     key: str
-    outcome: Literal["executed", "cached", "busy", "stopped", "failed"]
+    outcome: AttemptState
     seconds: float = 0.0
     cause: str = ""
     message: str = ""
@@ -101,7 +102,7 @@ def attempt(stage: Stage, context: WorkerContext) -> AttemptResult:
     with claim:
         # Another process may have finished the stage after the caller checked the store.
         if context.store.has(stage):
-            return AttemptResult(key=stage.key, outcome="cached")
+            return AttemptResult(key=stage.key, outcome="stored")
         with ExitStack() as log_file:
             return _run_and_record(stage, claim, context, log_file)
 
@@ -209,6 +210,7 @@ def _run_in_process(stage: Stage, context: WorkerContext, processes: Processes, 
             out=out,
             work=work,
             locate=context.store.path,
+            compiled=context.store.layout.compiled,
             tracker=tracker,
             device=context.device,
             memory=context.memory,

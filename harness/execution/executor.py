@@ -1,32 +1,30 @@
-"""The executor: where a plan runs. What every executor tells its caller, while it runs and at the end."""
+"""The executor protocol: runs a plan, reports events while it runs, and returns the outcome."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
-
-What = Literal["cached", "submitted", "started", "waiting", "executed", "failed", "blocked"]
+from harness.execution.state import EventState
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a stage.
+    """A change of a stage's state.
 
     Attributes:
-        what: ``cached``, found in the store; ``submitted``, given to a scheduler; ``started``; ``waiting``, another
-            process works on it; ``executed``; ``failed``; ``blocked``, an ancestor failed.
+        what: the new state of the stage.
         stage: the stage.
-        done: how many of the plan's stages are settled: neither to be run nor running.
-        total: how many stages the plan has.
+        done: number of settled stages of the plan: neither running nor still to be run.
+        total: number of stages of the plan.
         seconds: wall time of a finished attempt.
-        message: why it failed, which key blocks it, or which job was given it.
+        message: why it failed, which key blocks it, or the id of its job.
     """
 
-    what: What
+    what: EventState
     stage: Stage
     done: int
     total: int
@@ -40,9 +38,9 @@ class Failure:
 
     Attributes:
         kind: the stage's name.
-        cause: ``missing parent``, ``killed``, or the name of the error's class.
-        message: for the reader.
-        trace: the traceback of a bug; empty for a mistake that the user can mend.
+        cause: ``missing parent``, ``killed``, or the class name of the exception.
+        message: error message.
+        trace: traceback of a bug; empty for a user error.
     """
 
     kind: str
@@ -53,22 +51,22 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a plan.
+    """The result of running or submitting a plan.
 
     Attributes:
         executed: keys of the stages that this run finished.
-        cached: keys of the stages that were in the store, or that another process finished meanwhile.
-        failed: why, by key.
-        blocked: the failed key that is in the way, by the key of the stage that did not run.
-        submitted: the job that was given each stage, by key, where a scheduler runs the plan when the harness has left.
-        found: how many of those stages had a job before.
-        calls: how often the scheduler was called.
-        left: how many stages a job will submit later, because the scheduler's queue may not hold more.
-        scripts: where a dry run wrote what it would have submitted.
+        stored: keys of the stages that were in the store, or that another process finished meanwhile.
+        failed: why stages failed, by key.
+        blocked: the failed ancestor, by key of the stage that did not run.
+        submitted: id of each stage's job, by key, if a scheduler runs the plan asynchronously.
+        found: number of those stages that already had a job.
+        calls: number of calls of the scheduler.
+        left: number of stages left to a deferred submission, because of a limit on queued jobs.
+        scripts: folder of the scripts of a dry run.
     """
 
     executed: tuple[str, ...] = ()
-    cached: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
     submitted: Mapping[str, str] = field(default_factory=dict)
@@ -79,26 +77,26 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was asked for is in the store, or will be as far as one can tell."""
+        """Whether no stage failed or is blocked: all leaves are stored or are expected to be."""
         return not self.failed and not self.blocked
 
     @property
     def deferred(self) -> bool:
-        """Whether a scheduler runs what is left."""
+        """Whether a scheduler runs the remaining stages."""
         return bool(self.submitted) or self.left > 0
 
     def hopeless(self, key: str) -> bool:
-        """Whether a stage failed or is blocked by one that did."""
+        """Return whether a stage failed or is blocked by one that did."""
         return key in self.failed or key in self.blocked
 
 
-def unheard(event: Event) -> None:
-    """Tell nobody what happened."""
+def ignore_event(event: Event) -> None:
+    """Ignore an event."""
     del event
 
 
 class Executor(Protocol):
-    """Where a plan runs."""
+    """Runs plans."""
 
     def run(self, plan: Plan, store: Store) -> Outcome:
         """Run the stages of a plan that are not in the store.

@@ -1,1 +1,1 @@
-"""One cell's settings, and the chain of stages that they describe."""
+"""The settings of a cell, and the chain of stages built from them."""

@@ -6,7 +6,6 @@ from typing import final
 
 from harness.engine.cells import CellIdentity
 from harness.engine.stage import Stage
-from harness.stages.grade import Grade
 
 
 @final
@@ -16,10 +15,10 @@ class Cell:
 
     Attributes:
         labels: defense, task, attack, ratio, model and seed.
-        swept: every value the user set, by dotted name.
-        protocol: how the numbers are read, flat.
-        stages: the chain, by each stage's part in it.
-        overrides: what the user wrote to get this cell.
+        swept: the values that the user set, by dotted name.
+        protocol: the evaluation protocol, flattened to dotted names.
+        stages: the chain, by role (``base``, ``align``, ...).
+        overrides: the overrides of this cell as the user wrote them.
     """
 
     labels: Mapping[str, object]
@@ -30,15 +29,16 @@ class Cell:
 
     @property
     def keys(self) -> dict[str, str]:
-        """The keys of the stages, by their part in the chain."""
+        """The keys of the stages, by role."""
         return {part: stage.key for part, stage in self.stages.items()}
 
     @property
     def identity(self) -> CellIdentity:
-        """What tells the cell from others of its sweep; a cell that was asked for twice is one."""
+        """Identity of the cell within its sweep; cells of equal identity are one cell."""
         return CellIdentity(labels=self.labels, swept=self.swept, keys=self.keys)
 
     @property
     def leaves(self) -> tuple[Stage, ...]:
-        """The grades: everything else is an ancestor of one."""
-        return tuple(stage for stage in self.stages.values() if isinstance(stage, Grade))
+        """The stages that are no parent of another one; all other stages are their ancestors."""
+        parents = {parent for stage in self.stages.values() for parent in stage.parents}
+        return tuple(stage for stage in self.stages.values() if stage not in parents)

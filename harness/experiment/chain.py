@@ -1,7 +1,7 @@
-"""The chain of stages of a experiment.
+"""Builds the chain of stages of an experiment.
 
-Each stage is given only what it reads. That is the whole of sharing: an alignment does not know the task, a mixture
-does not know the defense, an answer does not know its judge.
+Each stage gets only the settings that it reads, so that cells share stages: an alignment does not depend on the task, a
+mixture not on the defense, a generation not on the judge.
 """
 
 from harness.corpora.examples import Role
@@ -23,11 +23,10 @@ from harness.stages.repair import Repair
 
 
 def chain_of(experiment: Experiment) -> dict[str, Stage]:
-    """Build the chain of a cell: stages by their part in it, parents before children.
+    """Build the chain of a cell: stages by role, parents before children.
 
     Raises:
-        ConfigError: the methods of the defense do not go together or cannot act on the adapters, or the corpus has
-            not the rows they need.
+        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus.
     """
     if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment)]:
         raise ConfigError(conflicts)
@@ -37,7 +36,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_sampled(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
         budget=align.budget,
         adapter=align.adapter,
         encoding=encoding,
@@ -49,6 +48,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         attack=attack,
         harmful=experiment.corpus.slice(Role.ATTACK) if attack else None,
         victim=aligned if attack and attack.needs_victim else None,
+        encoding=encoding if attack and attack.needs_victim else None,
         rows=finetune.rows,
         ratio=experiment.attack.acting_ratio,
         compat=finetune.compat,
@@ -58,7 +58,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         aligned=aligned,
         mixture=poison,
         method=experiment.defense.finetune,
-        **_sampled(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
         budget=finetune.budget,
         protocol=finetune.adapter,
         adapter=_tuned_adapter(experiment),
@@ -71,7 +71,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         final_model = Repair(
             tuned=tuned,
             method=experiment.defense.repair,
-            **_sampled(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
+            **_auxiliary_data(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
             encoding=encoding,
             seed=experiment.seed,
         )
@@ -117,7 +117,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _sampled(
+def _auxiliary_data(
     experiment: Experiment, method: TrainMethod | RepairMethod | None, *roles: Role
 ) -> dict[str, Slice | None]:
     needs = {need.role: need for need in method.needs} if method else {}

@@ -1,4 +1,4 @@
-"""Whether a method can act in its slot: with this adapter, and on these rows. Known before anything runs."""
+"""Compatibility of a method with the adapter and the data of its slot, checked before anything runs."""
 
 from collections.abc import Sequence
 
@@ -9,33 +9,33 @@ from harness.protocols import ComparesPasses, DataRequirement, Named
 
 
 def incompatibilities(
-    slot: str, method: Named, adapter: Lora, drawn: Sequence[tuple[DataRequirement, Slice]]
+    slot: str, method: Named, adapter: Lora, data: Sequence[tuple[DataRequirement, Slice]]
 ) -> list[Problem]:
-    """Return why a method cannot act in its slot of the defense; what only a loaded model shows is left to the job.
+    """Return why a method cannot be used in its slot, as far as this can be checked without loading a model.
 
     Args:
-        slot: of the defense.
-        method: in that slot.
-        adapter: what is trained in the slot.
-        drawn: what the method needs, and the rows that it is given.
+        slot: slot of the defense.
+        method: the method in that slot.
+        adapter: the adapter that is trained in the slot.
+        data: the method's data requirements, each with the examples that are available for it.
     """
     found = []
     if isinstance(method, ComparesPasses) and adapter.dropout > 0:
-        elsewhere = "" if slot == "align" else ", or `finetune.fresh.dropout=0` if that is given"
+        alternative = "" if slot == "align" else ", or `finetune.fresh.dropout=0` if `finetune.fresh` is set"
         found.append(
-            f"`{method.name}` compares passes on one batch, but the adapter that it trains has dropout "
-            f"{adapter.dropout}; expected 0. Set `align.adapter.dropout=0`{elsewhere}"
+            f"`{method.name}` compares several forward passes on the same batch, but its adapter has dropout "
+            f"{adapter.dropout}; expected 0. Set `align.adapter.dropout=0`{alternative}"
         )
-    for need, rows in drawn:
+    for need, rows in data:
         if need.paired and isinstance(rows.origin, OneAnswer):
             found.append(
-                f"`{method.name}` needs harmful rows with the refusals of their prompts, but no row of "
-                f"`{rows.origin.name}` has both; expected a corpus of refusals, such as `corpus=beavertails`"
+                f"`{method.name}` needs harmful examples with a refusal for the same prompt, but no example of "
+                f"`{rows.origin.name}` has both; expected a corpus with refusals, such as `corpus=beavertails`"
             )
-        least = need.together * (need.batch_size or 1)
-        if need.together > 1 and rows.rows < least:
+        least = need.disjoint_batches * (need.batch_size or 1)
+        if need.disjoint_batches > 1 and rows.rows < least:
             found.append(
-                f"`{method.name}` draws {need.together} batches of {need.batch_size} that share no row, but has "
-                f"{rows.rows} rows of `corpus.{need.role}`; expected at least {least}. Ask for fewer or smaller batches"
+                f"`{method.name}` samples {need.disjoint_batches} disjoint batches of {need.batch_size} examples, but "
+                f"has only {rows.rows} of `corpus.{need.role}`; expected at least {least}. Use fewer or smaller batches"
             )
     return [Problem(f"defense.{slot}", reason) for reason in found]

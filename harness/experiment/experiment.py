@@ -1,4 +1,4 @@
-"""An experiment is one cell's settings; ``chain`` makes stages of them."""
+"""An experiment: the settings of one cell, from which ``chain`` builds stages."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -9,7 +9,7 @@ from harness.engine.checks import not_negative
 from harness.engine.identity import flatten, payload_of
 from harness.errors import Problem
 from harness.experiment.settings import AlignSettings, AttackSettings, Defense, Evaluation, FinetuneSettings, Model
-from harness.protocols import Judge, Task
+from harness.protocols import HasMatch, Judge, Task
 
 
 @final
@@ -35,7 +35,8 @@ class Experiment:
         return not_negative(self, "seed")
 
     def protocol(self) -> dict[str, object]:
-        """How the numbers are read: rows in which this differs are never averaged together."""
+        """Return the evaluation protocol; rows in which it differs are never averaged."""
+        match = self.task.match if isinstance(self.task, HasMatch) else None
         parts = {
             "judge": payload_of(self.judge),
             "prompts": payload_of(self.corpus.slice(Role.EVALUATION, self.evaluation.rows)),
@@ -43,6 +44,6 @@ class Experiment:
             "decoding": payload_of(self.evaluation.decoding),
             "encoding": payload_of(self.model.encoding),
             "test": payload_of(self.task.test),
-            "task": {"new_tokens": self.task.new_tokens},
+            "task": {"new_tokens": self.task.new_tokens, **({"match": match} if match else {})},
         }
         return flatten(parts)

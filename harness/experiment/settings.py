@@ -1,4 +1,4 @@
-"""The settings of a cell, group by group."""
+"""The settings of a cell, by config group."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -15,7 +15,7 @@ from harness.training.budget import Budget
 @final
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A base model and how text becomes its tokens."""
+    """A base model, and how text is encoded for it."""
 
     name: ClassVar[str] = "model"
     version: ClassVar[int] = 1
@@ -26,7 +26,7 @@ class Model:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AlignSettings:
-    """Stage A: ``rows`` refusals, a budget, and the adapter that is trained."""
+    """Alignment: number of refusal examples, training budget, and the adapter."""
 
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
@@ -42,13 +42,15 @@ class AlignSettings:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """Stage B: ``rows`` user rows, a budget, and whether the aligned adapter is continued or merged.
+    """Fine-tuning: number of user examples, training budget, and whether the aligned adapter is continued or merged.
 
     Attributes:
-        adapter: ``single`` continues the aligned adapter; ``double`` merges it, rounded to the base's number format,
-            and trains a fresh one.
-        compat: ``exact`` counts, or ``booster`` for the published strict slice (99 of 100).
-        fresh: size and place of the fresh adapter; null is the alignment's. Not read with ``single``, which has none.
+        rows: number of user examples, harmful ones included.
+        budget: the training budget.
+        adapter: ``single`` continues the aligned adapter; ``double`` merges it, rounded to the base's dtype, and trains
+            a new one.
+        compat: ``exact`` uses exact counts, ``booster`` the published code's strict slice (99 of 100 examples).
+        fresh: configuration of the new adapter; null is that of the alignment. Ignored with ``single``.
     """
 
     name: ClassVar[str] = "finetune"
@@ -67,7 +69,7 @@ class FinetuneSettings:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Defense:
-    """Three slots where a defense may act; a slot that is null is plain training, or nothing."""
+    """The three slots of a defense; an empty slot (null) means plain training, or no repair."""
 
     name: ClassVar[str] = "defense"
     version: ClassVar[int] = 1
@@ -76,7 +78,7 @@ class Defense:
     repair: RepairMethod | None = None
 
     def conflicts(self) -> list[Problem]:
-        """Return which methods do not go together, and why."""
+        """Return why methods are incompatible with each other."""
         slots: dict[str, Named | None] = {"align": self.align, "finetune": self.finetune, "repair": self.repair}
         found: list[Problem] = []
         for slot, method in slots.items():
@@ -88,7 +90,7 @@ class Defense:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings:
-    """What share of the user's rows is harmful, and how those rows are made (null: the benign fine-tune)."""
+    """Fraction of the user's examples that is harmful, and how these are made (null: benign fine-tuning)."""
 
     name: ClassVar[str] = "attack"
     version: ClassVar[int] = 1
@@ -97,12 +99,12 @@ class AttackSettings:
 
     @property
     def acting(self) -> Attack | None:
-        """The attack, if there is one: of no rows it is none, whatever the method."""
+        """The attack; None at a ratio of 0, whatever the method."""
         return self.method if self.ratio > 0 else None
 
     @property
     def acting_ratio(self) -> float:
-        """The share of harmful rows in what is trained on: 0 if there is no attack."""
+        """Fraction of harmful examples in the training data; 0 without an attack."""
         return self.ratio if self.acting is not None else 0.0
 
     def problems(self) -> list[Problem]:
@@ -113,12 +115,12 @@ class AttackSettings:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Stage D: on how many prompts the harmful score is read, and how answers are generated.
+    """Evaluation: number of prompts for the harmful score, and how generations are decoded.
 
     Attributes:
-        rows: evaluation prompts.
-        new_tokens: longest answer to an evaluation prompt, in tokens.
-        decoding: how answers are generated, to evaluation prompts and to the task's.
+        rows: number of evaluation prompts.
+        new_tokens: maximum length of a generation for an evaluation prompt, in tokens.
+        decoding: decoding of generations, both for evaluation prompts and for the task.
     """
 
     name: ClassVar[str] = "evaluation"

@@ -1,1 +1,1 @@
-"""Judges, one file per judge."""
+"""Judges, one module per judge."""

@@ -11,8 +11,9 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted
 from harness.execution.attempt import AttemptResult, WorkerContext
-from harness.execution.executor import Event, Failure, Outcome, What, unheard
+from harness.execution.executor import Event, Failure, Outcome, ignore_event
 from harness.execution.ranks import Processes
+from harness.execution.state import EventState
 from harness.local.ready_queue import ReadyQueue
 from harness.local.workers import InProcess, ProcessPool, WorkerConfig, WorkerPool
 from harness.tracking.jsonl import Jsonl
@@ -39,7 +40,7 @@ class LocalExecutor:
     gpus: Sequence[str] = ()
     device: str = "cpu"
     tracker: TrackerSettings = field(default_factory=Jsonl)
-    on_event: Callable[[Event], None] = unheard
+    on_event: Callable[[Event], None] = ignore_event
     initialize: Callable[[], None] | None = None
     processes: Mapping[str, Processes] = field(default_factory=dict)
     poll_seconds: float = 0.5
@@ -103,14 +104,14 @@ class _Run:
         self._stages = {stage.key: stage for stage in pending}
         self._queue = ReadyQueue(pending)
         self._executed: list[str] = []
-        self._cached: list[str] = []
+        self._in_store: list[str] = []
         self._failed: dict[str, Failure] = {}
         self._blocked: dict[str, str] = {}
         self._waiting: set[str] = set()
         for stage in plan.stages:
             if stage.key not in self._stages and store.has(stage):
-                self._cached.append(stage.key)
-                self._emit("cached", stage)
+                self._in_store.append(stage.key)
+                self._emit("stored", stage)
 
     @property
     def settled(self) -> int:
@@ -119,7 +120,7 @@ class _Run:
 
     def outcome(self) -> Outcome:
         return Outcome(
-            executed=tuple(self._executed), cached=tuple(self._cached), failed=self._failed, blocked=self._blocked
+            executed=tuple(self._executed), stored=tuple(self._in_store), failed=self._failed, blocked=self._blocked
         )
 
     def execute(self, pool: WorkerPool) -> None:
@@ -133,7 +134,7 @@ class _Run:
                     self._stored(stage)
                     continue
                 if stage.key not in self._waiting:
-                    self._emit("started", stage)
+                    self._emit("running", stage)
                 pool.begin(stage, assigned.worker)
                 running += 1
             # With nothing ready to start, poll the stages that other processes are running.
@@ -157,7 +158,7 @@ class _Run:
             self._executed.append(result.key)
             self._queue.done(result.key)
             self._emit("executed", stage, seconds=result.seconds)
-        elif result.outcome == "cached":
+        elif result.outcome == "stored":
             self._stored(stage)
         elif result.outcome == "failed":
             self._failed[result.key] = Failure(
@@ -172,13 +173,13 @@ class _Run:
             assert result.outcome == "busy", "stages of the local executor are never asked to stop"
             if result.key not in self._waiting:
                 self._waiting.add(result.key)
-                self._emit("waiting", stage)
+                self._emit("busy", stage)
 
     def _stored(self, stage: Stage) -> None:
-        self._cached.append(stage.key)
+        self._in_store.append(stage.key)
         self._queue.done(stage.key)
-        self._emit("cached", stage)
+        self._emit("stored", stage)
 
-    def _emit(self, what: What, stage: Stage, *, seconds: float = 0.0, message: str = "") -> None:
+    def _emit(self, what: EventState, stage: Stage, *, seconds: float = 0.0, message: str = "") -> None:
         event = Event(what=what, stage=stage, done=self.settled, total=self._total, seconds=seconds, message=message)
         self._executor.on_event(event)

@@ -9,22 +9,22 @@ _MIG = "MIG-"
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Return the names of the GPUs of this process: what it was given, or else their numbers."""
+    """Return the names of the GPUs of this process: those in ``CUDA_VISIBLE_DEVICES``, or else their numbers."""
     import torch
 
-    return named(torch.cuda.device_count(), os.environ.get(VISIBLE))
+    return gpu_names(torch.cuda.device_count(), os.environ.get(VISIBLE))
 
 
-def named(count: int, given: str | None) -> tuple[str, ...]:
+def gpu_names(count: int, visible: str | None) -> tuple[str, ...]:
     """Return the names of GPUs.
 
     Args:
-        count: how many of them CUDA shows to this process.
-        given: the value of ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs of GPUs or of MIG instances; None if it is not set.
+        count: number of GPUs that CUDA shows to this process.
+        visible: value of ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs of GPUs or of MIG instances; None if it is not set.
     """
-    if given is None:
+    if visible is None:
         return tuple(map(str, range(count)))
-    listed = [name.strip() for name in given.split(",")]
+    listed = [name.strip() for name in visible.split(",")]
     if count and listed[0].startswith(_MIG):
         # CUDA shows a process only the first MIG instance, but another process can be given the next one.
         return tuple(dict.fromkeys(takewhile(is_mig, listed)))
@@ -36,6 +36,6 @@ def is_mig(name: str) -> bool:
     return name.startswith(_MIG)
 
 
-def grouped(gpus: Sequence[str], size: int) -> tuple[str, ...]:
-    """Return values of ``CUDA_VISIBLE_DEVICES`` with so many GPUs each; GPUs that do not fill a group are left out."""
+def group_gpus(gpus: Sequence[str], size: int) -> tuple[str, ...]:
+    """Return values of ``CUDA_VISIBLE_DEVICES`` with ``size`` GPUs each; GPUs that do not fill a group are unused."""
     return tuple(",".join(gpus[start : start + size]) for start in range(0, len(gpus) - size + 1, size))

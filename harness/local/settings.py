@@ -1,6 +1,7 @@
 """Settings of local execution. Resources are set here and never on a stage, so they cannot enter its identity."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from harness.execution.cluster import micro_batch_kind_problems, micro_batch_pro
 from harness.execution.executor import Event, Executor
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
-from harness.local.gpus import grouped, is_mig, visible_gpus
+from harness.local.gpus import group_gpus, is_mig, visible_gpus
 
 AUTO: Literal["auto"] = "auto"
 GPU = "cuda"
@@ -50,6 +51,7 @@ class Local:
         device: a torch device string, or ``auto`` for a GPU if one is available.
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
+        vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
     """
 
     name: ClassVar[str] = "local"
@@ -60,12 +62,17 @@ class Local:
     threads: int | None = None
     device: str = AUTO
     micro_batch_size: Mapping[str, int] | int | None = None
+    vllm_python: str | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""
         numbers = ("workers_per_gpu", "processes", "threads")
         found = counts(self, *(numbers if self.workers == AUTO else ("workers", *numbers)))
         found += micro_batch_problems(self.micro_batch_size)
+        if self.vllm_python is not None and shutil.which(self.vllm_python) is None:
+            found.append(
+                Problem("vllm_python", f"`{self.vllm_python}` cannot be run; expected the path of a Python interpreter")
+            )
         if self.workers_per_gpu > 1 and self.workers != AUTO:
             found.append(
                 Problem(
@@ -109,22 +116,24 @@ class Local:
         """
         gpus = visible_gpus() if self.device == AUTO or self.device.startswith(GPU) else ()
         if not gpus and self.device.startswith(GPU):
-            raise _refused("device", f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`.")
+            raise _config_error(
+                "device", f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`."
+            )
         device = self.device if self.device != AUTO else GPU if gpus else "cpu"
         if device != GPU:
             # On the CPU, or all of them on the one GPU that was named.
             return Placement(1 if self.workers == AUTO else self.workers, (), device)
-        groups = grouped(gpus, self.processes)
+        groups = group_gpus(gpus, self.processes)
         if self.processes > 1 and is_mig(gpus[0]):
-            raise _refused("processes", f"{self.processes} processes cannot share MIG instances; expected 1.")
+            raise _config_error("processes", f"{self.processes} processes cannot share MIG instances; expected 1.")
         if not groups:
-            raise _refused(
+            raise _config_error(
                 "processes",
                 f"{self.processes} processes need a GPU each, and there are {len(gpus)}; expected at most {len(gpus)}.",
             )
         workers = len(groups) * self.workers_per_gpu if self.workers == AUTO else self.workers
         if self.processes > 1 and workers > len(groups):
-            raise _refused(
+            raise _config_error(
                 "workers",
                 f"{workers} workers of {self.processes} processes need {workers * self.processes} GPUs, and there are "
                 f"{len(gpus)}; expected `auto` or at most {len(groups)}.",
@@ -163,5 +172,5 @@ class Local:
         )
 
 
-def _refused(setting: str, text: str) -> ConfigError:
+def _config_error(setting: str, text: str) -> ConfigError:
     return ConfigError([Problem(f"cluster.{setting}", text)])

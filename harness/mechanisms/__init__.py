@@ -1,1 +1,1 @@
-"""Mechanisms that several defenses share."""
+"""Mechanisms shared by several defenses."""

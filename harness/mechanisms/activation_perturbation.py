@@ -1,17 +1,17 @@
-"""Vaccine's perturbation: attention outputs shifted along the gradient that hurts most.
+"""Vaccine's activation perturbation: attention outputs are shifted along the gradient of the loss.
 
 Tiansheng Huang, Sihao Hu, Ling Liu: "Vaccine: Perturbation-aware Alignment for Large Language Models against Harmful
 Fine-tuning Attack", NeurIPS 2024 (arXiv 2402.01109). With ``e_l`` the output of attention block ``l``:
 
 1. ``G_l = df / de_l`` on the batch;
-2. ``delta_l = rho * G_l / (||G|| + 1e-7)`` with one norm over all layers, rows and positions of the global batch;
+2. ``delta_l = rho * G_l / (||G|| + 1e-7)`` with one norm over all layers, examples and positions of the global batch;
 3. the update is the gradient of ``f`` with ``e_l + delta_l`` in place of ``e_l``, ``delta`` held constant.
 
-A batch in pieces is swept twice, once for each gradient; ``G`` of all its rows is held in between.
+Both gradients take one pass over the micro-batches; ``G`` of the whole batch is kept between the two passes.
 
-Deviations from the authors' code: attention blocks are found by where they sit in the decoder, not by a list of
-classes; the gradient of the outputs is asked for instead of caught by the deprecated module backward hooks; the norm
-covers all pieces and processes.
+Deviations from the authors' code: attention blocks are located by their position in the decoder, not by a list of
+classes; the gradient of the outputs is computed with ``autograd.grad`` instead of the deprecated module backward hooks;
+the norm covers all micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from harness.training.distributed import all_reduce_sum
 from harness.training.gradients import EPSILON
 
 
-class Perturbed(NamedTuple):
+class PerturbedGradient(NamedTuple):
     """The gradient under the perturbation.
 
     Attributes:
-        gradient: of the loss with shifted attention outputs, with respect to the trainables.
-        metrics: ``loss`` without the shift; ``perturbed_loss`` with it; ``activation_gradient_norm`` ||G||.
+        gradient: of the perturbed loss, with respect to the trainable parameters.
+        metrics: ``loss``, unperturbed; ``perturbed_loss``; ``activation_gradient_norm`` ||G||.
     """
 
     gradient: list[Tensor]
     metrics: dict[str, Tensor | float]
 
 
-class Perturbation:
-    """Takes gradients under Vaccine's perturbation.
+class ActivationPerturbation:
+    """Computes gradients under Vaccine's perturbation.
 
     Args:
         learner: the model.
-        rho: length of the perturbation over the whole global batch.
+        rho: L2 norm of the perturbation over the global batch.
 
     Raises:
         ModelError: the attention blocks of the model cannot be found.
@@ -61,56 +61,62 @@ class Perturbation:
 
     @property
     def layers(self) -> int:
-        """How many layers the model has."""
+        """The number of layers."""
         return len(self._blocks)
 
-    def gradient(self, batch: Mapping[str, Tensor], *, places: Iterable[int] | None = None) -> Perturbed:
-        """Take both passes on one batch; no hook remains.
+    def gradient(self, batch: Mapping[str, Tensor], *, layers: Iterable[int] | None = None) -> PerturbedGradient:
+        """Return the gradient under the perturbation, after two passes over the batch.
 
         Args:
             batch: as for ``Learner.gradient``.
-            places: the layers that are perturbed, counted from 0; None is all. The norm is over these.
+            layers: indices of the perturbed layers, counted from 0; None perturbs all. The norm is over these layers.
         """
-        blocks = self._blocks if places is None else {place: self._blocks[place] for place in places}
+        blocks = self._blocks if layers is None else {layer: self._blocks[layer] for layer in layers}
         pieces = self._learner.pieces(batch)
-        loss, collected = self._sensitivities(pieces, blocks)
+        loss, collected = self._activation_gradients(pieces, blocks)
         norm = _norm(part for each in collected for part in each.values())
-        # One after the other, so that there are never two copies of all; not in place, as some may be one tensor.
+        # One tensor at a time, so that two full copies never exist; not in place, because autograd may return the same
+        # tensor for several outputs.
         for each in collected:
-            for place, part in each.items():
-                each[place] = part * (self._rho / (norm + EPSILON))
-        present: dict[int, Tensor] = {}
+            for layer, part in each.items():
+                each[layer] = part * (self._rho / (norm + EPSILON))
+        deltas: dict[int, Tensor] = {}
 
-        def shift(place: int, output: Tensor) -> Tensor:
-            return output + present[place] if place in present else output
+        def shift(layer: int, output: Tensor) -> Tensor:
+            return output + deltas[layer] if layer in deltas else output
 
         def perturbed(piece: Piece) -> tuple[Tensor]:
-            nonlocal present
-            present = collected[piece.number]
+            nonlocal deltas
+            deltas = collected[piece.number]
             return (self._learner.loss(piece),)
 
         with outputs(blocks, shift):
             (perturbed_loss,), gradient = self._learner.accumulate(pieces, perturbed)
-        return Perturbed(gradient, {"loss": loss, "perturbed_loss": perturbed_loss, "activation_gradient_norm": norm})
+        metrics: dict[str, Tensor | float] = {
+            "loss": loss,
+            "perturbed_loss": perturbed_loss,
+            "activation_gradient_norm": norm,
+        }
+        return PerturbedGradient(gradient, metrics)
 
     def norms(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return ``||df / de_l||`` of every layer over the global batch, ``[layers]``, at the cost of one pass."""
-        loss, collected = self._sensitivities(self._learner.pieces(batch), self._blocks)
-        parts = [[each[place] for each in collected if place in each] for place in self._blocks]
+        """Return ``||df / de_l||`` of every layer over the global batch, ``[layers]``; takes one pass."""
+        loss, collected = self._activation_gradients(self._learner.pieces(batch), self._blocks)
+        parts = [[each[layer] for each in collected if layer in each] for layer in self._blocks]
         return torch.stack([_norm(of_layer) if of_layer else torch.zeros_like(loss) for of_layer in parts])
 
-    def _sensitivities(
+    def _activation_gradients(
         self, pieces: Sequence[Piece], blocks: Mapping[int, Module]
     ) -> tuple[Tensor, list[dict[int, Tensor]]]:
-        """Return the loss and, by piece, its gradient with respect to the output of each block that it reaches."""
+        """Return the loss and, per micro-batch, its gradient with respect to each block's output."""
         losses, collected = [], []
         for piece in pieces:
             with kept_outputs(blocks) as kept:
                 share = self._learner.loss(piece)
-            reached = {place: output for place, output in kept.items() if output.requires_grad}
-            # Only what these need is computed: no gradient of a weight, and nothing below the lowest of them.
+            reached = {layer: output for layer, output in kept.items() if output.requires_grad}
+            # The backward pass computes no weight gradients and stops at the lowest of these outputs.
             parts = torch.autograd.grad(share, list(reached.values()), allow_unused=True) if reached else ()
-            collected.append({place: part for place, part in zip(reached, parts, strict=True) if part is not None})
+            collected.append({layer: part for layer, part in zip(reached, parts, strict=True) if part is not None})
             losses.append(share.detach().clone())
         if not any(collected):
             raise ModelError(
@@ -123,7 +129,7 @@ class Perturbation:
 
 
 def _norm(parts: Iterable[Tensor]) -> Tensor:
-    """Return the L2 norm over tensors of which every process holds its own rows."""
+    """Return the global L2 norm of tensors that are split over the processes by example."""
     squares = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]).square().sum()
     all_reduce_sum(squares)
     return squares.sqrt()

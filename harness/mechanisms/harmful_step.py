@@ -1,8 +1,8 @@
-"""Booster's regulariser: how much one small step on harmful data would lower the harmful loss.
+"""Booster's regularizer: the decrease of the harmful loss after one normalized gradient step on harmful data.
 
 Tiansheng Huang, Sihao Hu, Fatih Ilhan, Selim Furkan Tekin, Ling Liu: "Booster: Tackling Harmful Fine-tuning for Large
-Language Models via Attenuating Harmful Perturbation", ICLR 2025 (arXiv 2409.01586). The regulariser is
-``h(w) - h(w - alpha * grad h(w) / ||grad h(w)||)``. Its gradient is taken to first order, as in the paper:
+Language Models via Attenuating Harmful Perturbation", ICLR 2025 (arXiv 2409.01586). The regularizer is
+``h(w) - h(w - alpha * grad h(w) / ||grad h(w)||)``. Its gradient is approximated to first order, as in the paper:
 ``grad h(w) - grad h(w')``, without the derivative of the step itself.
 """
 
@@ -16,11 +16,11 @@ from harness.training.gradients import EPSILON, refuse_dropout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Draws, Gradient, Learner, Metrics
+    from harness.protocols import BatchProvider, Gradient, Learner, Metrics
 
 
 class Attenuation(NamedTuple):
-    """The regulariser at the present weights.
+    """Gradient and metrics of the regularizer at the current weights.
 
     Attributes:
         gradient: ``grad h(w) - grad h(w')``.
@@ -32,28 +32,28 @@ class Attenuation(NamedTuple):
     metrics: Metrics
 
 
-class HarmfulProbe:
-    """Measures the regulariser on the defender's harmful data.
+class HarmfulStep:
+    """Computes the regularizer on the defender's harmful data.
 
     Args:
         learner: the model.
-        draws: gives the harmful batches.
-        alpha: length of the probing step.
+        batches: provider of the harmful batches.
+        alpha: L2 norm of the gradient step.
 
     Raises:
-        ModelError: the model drops out activations, which would put mask noise into the difference of gradients.
+        ModelError: the model applies dropout, whose masks would add noise to the difference of the two gradients.
     """
 
-    def __init__(self, learner: Learner, draws: Draws, alpha: float) -> None:
-        """Check that the model is deterministic."""
+    def __init__(self, learner: Learner, batches: BatchProvider, alpha: float) -> None:
+        """Check that dropout is off."""
         refuse_dropout(learner.module, "Booster")
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._alpha = alpha
 
-    def measure(self) -> Attenuation:
-        """Draw one harmful batch and use it for both passes; the weights are left exactly as they were."""
-        batch = self._draws.next(Role.HARMFUL)
+    def attenuation(self) -> Attenuation:
+        """Compute both gradients on the next harmful batch; the weights are unchanged on return."""
+        batch = self._batches.next(Role.HARMFUL)
         loss, gradient = self._learner.gradient(batch)
         norm = self._learner.norm(gradient)
         with self._learner.perturbed(gradient, -self._alpha / (norm + EPSILON)):

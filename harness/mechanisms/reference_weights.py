@@ -1,4 +1,4 @@
-"""Reference weights: the trainables as they were at one moment, to be pulled towards or to be visited again."""
+"""Reference weights: a copy of the trainable parameters, for proximal terms and for forward passes at that point."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 @final
 class ReferenceWeights:
-    """A copy of the trainables; costs as much memory as they do, whatever the size of the model under them."""
+    """A copy of the trainable parameters; needs the memory of these parameters, not of the whole model."""
 
     def __init__(self, learner: Learner) -> None:
-        """Drop the anchor at the present weights."""
+        """Copy the current parameters."""
         self._learner = learner
-        self.move()
+        self.update()
 
-    def move(self) -> None:
-        """Drop the anchor at the present weights instead."""
+    def update(self) -> None:
+        """Replace the copy by the current parameters."""
         self._values = [weight.detach().clone() for weight in self._learner.trainables]
 
     def offset(self) -> Gradient:
-        """Return how far each trainable is from the anchor: half the gradient of the squared distance."""
+        """Return the parameters minus the reference: half the gradient of the squared distance."""
         return [weight.detach() - value for weight, value in zip(self._learner.trainables, self._values, strict=True)]
 
     @contextmanager
     def at_reference(self) -> Iterator[None]:
-        """Put the model back to the anchor, without gradients and without dropout, while the context lasts.
+        """Within the context, run the model at the reference weights, without gradients and in eval mode.
 
-        This is the aligned model whether its adapter is continued or was merged: a fresh adapter begins by adding
-        nothing, so at its first values the model is the merged one.
+        At the initial weights this is the aligned model under both adapter protocols: a new adapter is initialized to
+        contribute zero, so with it the model equals the merged one.
         """
         import torch
 

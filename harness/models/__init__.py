@@ -1,1 +1,1 @@
-"""Base models and adapters: sources, loading, merging, and the parts of a decoder."""
+"""Base models and LoRA adapters: sources, loading, merging, and the modules of a decoder."""

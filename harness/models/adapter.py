@@ -1,9 +1,10 @@
-"""Low-rank adapters: fresh, saved, loaded and taken off again.
+"""LoRA adapters: initialize, attach, save, load and detach.
 
 LoRA (Hu et al., 2021, arXiv:2106.09685): a linear layer ``y = W x`` becomes ``y = W x + (alpha / rank) B A x`` with
-``A`` of shape ``[rank, in]``, drawn uniformly (Kaiming, ``a = sqrt(5)``), and ``B`` of shape ``[out, rank]``, zero.
+``A`` of shape ``[rank, in]``, initialized uniformly (Kaiming, ``a = sqrt(5)``), and ``B`` of shape ``[out, rank]``,
+initialized to zero.
 
-Factors are float32 whatever the base is: a method that perturbs weights by 1e-5 per entry needs the resolution.
+Factors are float32 whatever the dtype of the base: methods that perturb weights by 1e-5 per entry need the resolution.
 Files follow the conventions of ``peft``, so that ``PeftModel.from_pretrained(base, folder)`` reads a stored adapter.
 """
 
@@ -32,13 +33,13 @@ _SLOT = ".default."
 @final
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Size and place of an adapter. The defaults are those of Booster, Panacea and Virus.
+    """Hyperparameters of an adapter. The defaults are those of Booster, Panacea and Virus.
 
     Attributes:
         rank: inner dimension of the factors.
         alpha: the product ``B A`` is scaled by ``alpha / rank``.
-        targets: last name of the linear layers that are adapted.
-        dropout: on the adapter's input, while training.
+        targets: names of the adapted linear layers (the last component of their module path).
+        dropout: dropout rate on the adapter's input during training.
     """
 
     name: ClassVar[str] = "lora"
@@ -50,7 +51,7 @@ class Lora:
     dropout: float = 0.0
 
     def problems(self) -> list[Problem]:
-        """Return every setting that is out of range."""
+        """Return the range errors of the settings."""
         found = [*counts(self, "rank"), *positive(self, "alpha")]
         if not self.targets:
             found.append(
@@ -60,10 +61,10 @@ class Lora:
 
 
 def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
-    """Wrap a model, in place, with a fresh adapter that changes nothing yet (``B`` is zero).
+    """Attach a new adapter to a model, in place; it does not change the output yet (``B`` is zero).
 
-    Only the adapter requires gradients. The draw depends on ``seed`` and the model's shape alone: neither on the
-    device nor on the global random state, which is left as it was.
+    Only the adapter requires gradients. The initialization depends only on ``seed`` and the model's shape, not on the
+    device or the global random state, which is preserved.
 
     Raises:
         ModelError: a target does not occur in the model, or is not a linear layer.
@@ -81,7 +82,7 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name that is going out of use
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
         wrapped = get_peft_model(model, settings)
     for name, value in fresh(wrapped, seed=seed).items():
         wrapped.get_parameter(name).data.copy_(value)
@@ -89,21 +90,21 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
 
 
 def fresh(model: PeftModel, *, seed: int) -> dict[str, Tensor]:
-    """Return the factors that ``attach`` gives an adapter of the model's shape, on the CPU, by parameter name."""
+    """Return the initial factors of a new adapter of the model's shape, on the CPU, by parameter name."""
     import torch
 
-    draw = torch.Generator().manual_seed(seed)
-    drawn = {}
+    rng = torch.Generator().manual_seed(seed)
+    initial = {}
     for name, factor in model.named_parameters():
         if _is_factor(name):
-            drawn[name] = torch.zeros(factor.shape, dtype=torch.float32)
+            initial[name] = torch.zeros(factor.shape, dtype=torch.float32)
             if ".lora_A." in name:
-                torch.nn.init.kaiming_uniform_(drawn[name], a=math.sqrt(5), generator=draw)
-    return drawn
+                torch.nn.init.kaiming_uniform_(initial[name], a=math.sqrt(5), generator=rng)
+    return initial
 
 
 def detach(model: PreTrainedModel | PeftModel) -> None:
-    """Take every adapter off, in place. The layers underneath come back as they were, bit for bit."""
+    """Remove all adapters, in place; the base layers are restored exactly."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -127,7 +128,7 @@ def save(model: PeftModel, out: Path) -> None:
     used = model.peft_config["default"]
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name.replace(_SLOT, "."): value.contiguous() for name, value in factors(model).items()}
-    # Written as bytes because the library's own file is readable by its owner only, and a store is shared.
+    # Written as bytes: `save_file` creates a file that only its owner can read, and a store is shared.
     (out / WEIGHTS).write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
     settings = {
         "peft_type": "LORA",
@@ -144,7 +145,7 @@ def read(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     """Return a stored adapter's settings and its factors by parameter name.
 
     Raises:
-        ModelError: the folder holds no readable adapter.
+        ModelError: the folder contains no readable adapter.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -160,29 +161,29 @@ def read(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"{folder} holds no readable adapter ({type(error).__name__}: {error}); expected `{WEIGHTS}` and "
+            f"{folder} contains no readable adapter ({type(error).__name__}: {error}); expected `{WEIGHTS}` and "
             f"`{SETTINGS}`. Remove the folder so that the stage that writes it runs again."
         ) from error
     return lora, {_parameter(name): value for name, value in tensors.items()}
 
 
 def load(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Wrap a model, in place, with a stored adapter, ready for use or for further training.
+    """Attach a stored adapter to a model, in place, for inference or further training.
 
     Raises:
-        ModelError: the folder holds no readable adapter, or one of a different shape than the model.
+        ModelError: the folder contains no readable adapter, or its shape does not fit the model.
     """
     lora, stored = read(folder)
     wrapped = attach(model, lora, seed=0)
-    slots = {name: value for name, value in wrapped.named_parameters() if _is_factor(name)}
-    wrong = sorted(set(slots) ^ set(stored)) or [n for n in slots if slots[n].shape != stored[n].shape]
+    expected = {name: value for name, value in wrapped.named_parameters() if _is_factor(name)}
+    wrong = sorted(set(expected) ^ set(stored)) or [n for n in expected if expected[n].shape != stored[n].shape]
     if wrong:
         detach(wrapped)
         raise ModelError(
-            f"the adapter in {folder} does not fit the model: {len(wrong)} of {len(slots)} factors differ, first "
+            f"the adapter in {folder} does not fit the model: {len(wrong)} of {len(expected)} factors differ, first "
             f"`{wrong[0]}`; expected an adapter trained on the same base model. Check `model` in the configuration."
         )
-    for name, value in slots.items():
+    for name, value in expected.items():
         value.data.copy_(stored[name])
     return wrapped
 

@@ -1,21 +1,18 @@
-"""A decoder with a multi-label head: load it, and read the probability of every label for every text."""
+"""Multi-label sequence classifiers: loading, and the probability of every label for every text."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
 
-from harness.corpora.batches import by_tokens
-from harness.engine import gpu
 from harness.errors import ModelError
-
-log = logging.getLogger(__name__)
+from harness.models.forward import in_token_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +20,9 @@ class Classifier:
     """A loaded classifier.
 
     Attributes:
-        model: a ``LlamaForSequenceClassification`` in evaluation mode.
-        tokenizer: the tokenizer beside it.
-        labels: the name of each output, in the order of the head.
+        model: a ``LlamaForSequenceClassification`` in eval mode.
+        tokenizer: its tokenizer.
+        labels: the names of the outputs, in order.
     """
 
     model: Any
@@ -38,12 +35,12 @@ def load_classifier(folder: Path, *, labels: tuple[str, ...], dtype: str, device
 
     Args:
         folder: a folder with the configuration, the weights and the tokenizer.
-        labels: the names of the outputs, used where the model's own configuration does not name them.
+        labels: the names of the outputs, used if the model's configuration does not name them.
         dtype: the name of a torch dtype.
         device: a torch device string.
 
     Raises:
-        ModelError: the folder holds another kind of model, or one with another number of outputs.
+        ModelError: the model has another architecture or another number of outputs.
     """
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "llama" or config.num_labels != len(labels):
@@ -68,44 +65,30 @@ def probabilities(
 ) -> list[dict[str, float]]:
     """Return the sigmoid of every output for every text, by label, in the order of the texts.
 
-    The end-of-sequence token is appended to the text before it is cut on the right to ``max_tokens``, so a long text
-    loses its end together with that token. The head reads the last token that is left. Padding is on the right and
-    found by length, never by token id: a tokenizer whose padding token is also its end token would otherwise be read
-    one token too early.
+    The end-of-sequence token is appended before a text is truncated on the right to ``max_tokens``, so that a long text
+    loses this token too. The head reads the last remaining token. Padding is on the right and identified by length, not
+    by token id: with a tokenizer whose padding token is its end token, the head would otherwise read one token too
+    early.
 
     Args:
         classifier: the loaded model.
-        texts: to be read.
-        max_tokens: where a text is cut.
-        batch_tokens: tokens of one forward pass, padding included. It is halved whenever memory runs out.
+        texts: the texts to classify.
+        max_tokens: texts are truncated to this many tokens.
+        batch_tokens: tokens per forward pass, including padding; halved whenever memory runs out.
 
     Raises:
-        ModelError: not even one text fits into memory.
+        ModelError: a single text does not fit into memory.
     """
     tokenizer, labels = classifier.tokenizer, classifier.labels
     encoded = [tokenizer(text + tokenizer.eos_token)["input_ids"][:max_tokens] for text in texts]
-    found: dict[int, dict[str, float]] = {}
-    while left := sorted((i for i in range(len(texts)) if i not in found), key=lambda i: -len(encoded[i])):
-        try:
-            for part in by_tokens([len(encoded[i]) for i in left], batch_tokens):
-                rows = _read(classifier.model, [encoded[i] for i in left[part]])
-                found |= {i: dict(zip(labels, row, strict=True)) for i, row in zip(left[part], rows, strict=True)}
-        except torch.OutOfMemoryError as error:
-            longest = max(len(encoded[i]) for i in left if i not in found)
-            if batch_tokens <= longest:
-                raise ModelError(
-                    f"`{classifier.model.device}` has too little memory for the judge and a text of {longest} tokens; "
-                    "expected a device with more memory. Set `judge.dtype` to `bfloat16`, or choose another `judge`."
-                ) from error
-            batch_tokens //= 2
-            log.warning("out of memory: going on with %d tokens at once", batch_tokens)
-        if len(found) < len(texts):
-            gpu.release()
-    return [found[i] for i in range(len(texts))]
+    rows = in_token_batches(
+        encoded, partial(_probabilities, classifier.model), batch_tokens=batch_tokens, device=classifier.model.device
+    )
+    return [dict(zip(labels, row, strict=True)) for row in rows]
 
 
-def _read(model: Any, rows: Sequence[list[int]]) -> list[list[float]]:
-    """Return the sigmoid of every output, row by row."""
+def _probabilities(model: Any, rows: Sequence[list[int]]) -> list[list[float]]:
+    """Return the sigmoid of every output, ``[rows, labels]``."""
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)

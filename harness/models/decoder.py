@@ -1,4 +1,4 @@
-"""The parts of a decoder that methods watch or change, found by where they sit and not by lists of classes."""
+"""The modules of a decoder that methods hook into, located by position and name instead of by class."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import Module, ModuleList
 from harness.errors import ModelError
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
-"""What decoders call the attention block of a layer."""
+"""Names of a layer's attention block."""
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-"""What decoders call the feed-forward block of a layer."""
+"""Names of a layer's feed-forward block."""
 NORM_NAMES = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
-"""What decoders call the normalisation in front of the language-model head."""
+"""Names of the norm in front of the language-model head."""
 
 
 def layers(model: Module) -> list[Module]:
@@ -52,33 +52,33 @@ def mlp_blocks(model: Module) -> list[Module]:
 
 
 def final_norm(model: Module) -> Module:
-    """Return the normalisation between a decoder's last layer and the language-model head.
+    """Return the norm between a decoder's last layer and the language-model head.
 
     Raises:
         ModelError: the decoder does not have exactly one.
     """
     decoder = model.get_decoder()  # type: ignore[operator]
-    return _child(decoder, NORM_NAMES, type(decoder).__name__, "final normalisations")
+    return _child(decoder, NORM_NAMES, type(decoder).__name__, "final norms")
 
 
 @contextmanager
 def outputs(blocks: Mapping[int, Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Pass the output ``[batch, time, hidden]`` of each block through a function while the context lasts.
+    """Within the context, replace the output ``[batch, time, hidden]`` of each block by a function of it.
 
     Args:
-        blocks: by a number that the function is given.
-        change: returns what takes the output's place.
+        blocks: the blocks by index.
+        change: maps a block's index and output to the new output.
 
     Raises:
         ModelError: a block returns neither a tensor nor a tuple that starts with one.
     """
 
-    def hook_of(place: int) -> Callable[[Module, Any, Any], Any]:
+    def hook_of(index: int) -> Callable[[Module, Any, Any], Any]:
         def hook(module: Module, _inputs: Any, output: Any) -> Any:
             if isinstance(output, Tensor):
-                return change(place, output)
+                return change(index, output)
             if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-                return (change(place, output[0]), *output[1:])
+                return (change(index, output[0]), *output[1:])
             raise ModelError(
                 f"{type(module).__name__} returned {type(output).__name__}; expected a tensor or a tuple that starts "
                 "with the block's output"
@@ -87,18 +87,18 @@ def outputs(blocks: Mapping[int, Module], change: Callable[[int, Tensor], Tensor
         return hook
 
     with ExitStack() as stack:
-        for place, block in blocks.items():
-            stack.callback(block.register_forward_hook(hook_of(place)).remove)
+        for index, block in blocks.items():
+            stack.callback(block.register_forward_hook(hook_of(index)).remove)
         yield
 
 
 @contextmanager
 def kept_outputs(blocks: Mapping[int, Module]) -> Iterator[dict[int, Tensor]]:
-    """Give a mapping that a forward pass fills with the output ``[batch, time, hidden]`` of each block."""
+    """Yield a dict that a forward pass fills with the output ``[batch, time, hidden]`` of each block, by index."""
     kept: dict[int, Tensor] = {}
 
-    def keep(place: int, output: Tensor) -> Tensor:
-        kept[place] = output
+    def keep(index: int, output: Tensor) -> Tensor:
+        kept[index] = output
         return output
 
     with outputs(blocks, keep):
@@ -107,7 +107,7 @@ def kept_outputs(blocks: Mapping[int, Module]) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def kept_input(layer: Module) -> Iterator[list[Tensor]]:
-    """Give a list to which a forward pass appends what enters a layer, ``[batch, time, hidden]``."""
+    """Yield a list to which a forward pass appends the layer's input, ``[batch, time, hidden]``."""
     kept: list[Tensor] = []
 
     def keep(_module: Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ def kept_input(layer: Module) -> Iterator[list[Tensor]]:
 
 def _blocks(model: Module, names: tuple[str, ...], kind: str) -> list[Module]:
     decoder = type(model.get_decoder()).__name__  # type: ignore[operator]
-    return [_child(layer, names, f"layer {place} of {decoder}", kind) for place, layer in enumerate(layers(model))]
+    return [_child(layer, names, f"layer {index} of {decoder}", kind) for index, layer in enumerate(layers(model))]
 
 
 def _child(parent: Module, names: tuple[str, ...], where: str, kind: str) -> Module:

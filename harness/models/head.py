@@ -1,37 +1,40 @@
-"""The output head: whether a base model shares its weights with the input embeddings.
+"""Tied output heads: whether a base model's head shares its weights with the input embeddings.
 
-An adapter on a head of its own can be merged like any other. One on a shared matrix cannot: the sum would change the
-embeddings as well.
+An adapter on a separate head can be merged like any other. On a tied head it cannot, because merging would change the
+embeddings too.
 """
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from harness.errors import Problem
+
 HEAD = "lm_head"
-"""What the output head is called as a linear layer."""
+"""Module name of the output head."""
 
 
 @runtime_checkable
 class KnowsHead(Protocol):
-    """What a model source may say before the model is loaded."""
+    """Optional: a model source that knows, before loading, whether the head is tied."""
 
     def ties_head(self) -> bool | None:
-        """Return whether the head is the input embeddings; None where this machine does not know yet."""
+        """Return whether the head shares the input embeddings; None if that cannot be determined yet."""
         ...
 
 
-def unmergeable(source: object, targets: Sequence[str]) -> list[str]:
-    """Return why an adapter on these layers cannot be merged into a base, as far as its source knows.
+def unmergeable(source: object, targets: Sequence[str]) -> list[Problem]:
+    """Return why an adapter on these layers cannot be merged into the base, as far as its source knows.
 
     Args:
-        source: of the base.
-        targets: last names of the layers that the adapter is on.
+        source: the source of the base.
+        targets: names of the adapted layers.
     """
     return [ADVICE] if HEAD in targets and isinstance(source, KnowsHead) and source.ties_head() else []
 
 
-ADVICE = (
-    f"`finetune.adapter`: `double` merges the aligned adapter into the base, but `{HEAD}` of this model is its input "
-    f"embeddings, so that an adapter on it cannot be merged; expected targets without it. Take `{HEAD}` out of "
-    "`align.adapter.targets`, or set `finetune.adapter=single`"
+ADVICE = Problem(
+    "finetune.adapter",
+    f"`double` merges the aligned adapter into the base, but `{HEAD}` of this model is tied to its "
+    f"input embeddings, so an adapter on it cannot be merged; expected targets without it. Remove `{HEAD}` from "
+    "`align.adapter.targets`, or set `finetune.adapter=single`",
 )

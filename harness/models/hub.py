@@ -1,7 +1,6 @@
 """Base models of the Hugging Face Hub, pinned to a commit.
 
-The artifact of such a base is a reference of a few lines; the weights stay in the Hub's own cache, shared by everything
-on the machine that reads the same model.
+The artifact of such a base is a small reference file; the weights stay in the Hub's cache, which other programs share.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class Precision(StrEnum):
-    """The number type of the base's weights. Adapters are float32 whatever is chosen here."""
+    """The dtype of the base's weights. Adapters are always float32."""
 
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
@@ -36,7 +35,7 @@ class Precision(StrEnum):
 
 
 class Attention(StrEnum):
-    """The attention implementation. Gemma 2 caps its attention scores, which only ``eager`` computes everywhere."""
+    """The attention implementation. Gemma 2 soft-caps attention scores, which only ``eager`` supports everywhere."""
 
     SDPA = "sdpa"
     EAGER = "eager"
@@ -57,8 +56,8 @@ class HubModel:
 
     Attributes:
         repo: ``owner/name``.
-        revision: the commit, 40 hex digits. A branch moves, so it has no identity; without a commit nothing runs.
-        dtype: number type of the weights.
+        revision: the commit, 40 hex digits. Required, because a branch can change.
+        dtype: dtype of the weights.
         attention: attention implementation.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
     """
@@ -73,7 +72,7 @@ class HubModel:
     gradient_checkpointing: bool = False
 
     def problems(self) -> list[Problem]:
-        """Return every setting that is out of range."""
+        """Return the range errors of the settings."""
         found = []
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
             found.append(Problem("repo", f"`{self.repo}` is not a repository; expected `owner/name`"))
@@ -83,20 +82,18 @@ class HubModel:
             )
         return found
 
-    def preflight(self) -> list[str]:
-        """Return what is missing, without the network: a pinned revision, or the files when offline."""
+    def preflight(self) -> list[Problem]:
+        """Return what is missing: a pinned revision, or, if the Hub is set offline, the files; uses no network."""
         from huggingface_hub import constants
 
         found = []
         if self.revision is None:
-            found.append(self._unpinned())
+            found.append(Problem("", self._unpinned()))
         elif constants.HF_HUB_OFFLINE and self._cached() is None:
-            found.append(self._offline())
+            found.append(Problem("", self._offline()))
         if self.attention is Attention.FLASH and importlib.util.find_spec("flash_attn") is None:
-            found.append(
-                "the attention `flash_attention_2` needs the package `flash-attn`; install it, or set "
-                "`model.source.attention` to `sdpa`"
-            )
+            text = "`flash_attention_2` needs the package `flash-attn`; install it, or choose `sdpa`"
+            found.append(Problem("model.source.attention", text))
         return found
 
     def at_hand(self) -> bool:
@@ -104,29 +101,29 @@ class HubModel:
         return self.revision is not None and self._cached() is not None
 
     def ties_head(self) -> bool | None:
-        """Return whether the head is the input embeddings; None while the model is not in the Hub's cache."""
+        """Return whether the head shares the input embeddings; None if the model is not in the Hub's cache."""
         folder = self._cached() if self.revision is not None else None
         if folder is None:
             return None
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
-        # Where the configuration leaves it to the library, a model whose head is its embeddings stores none.
-        return said if isinstance(said, bool) else "lm_head.weight" not in _tensors(folder)
+        tied = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+        # If the configuration does not say, a model with a tied head stores no tensor for it.
+        return tied if isinstance(tied, bool) else "lm_head.weight" not in _tensors(folder)
 
     def fetch(self) -> str:
-        """Bring the model into the Hub's cache, unless it is there; return what was brought.
+        """Download the model into the Hub's cache unless it is there; return its name, commit and size.
 
         Raises:
-            ModelError: it is not pinned, gated, unknown, or out of reach.
+            ModelError: it is not pinned, gated, unknown, or unreachable.
         """
-        return f"{self.repo} at {self.revision}, {_parameters(self._folder()) / 1e9:.1f}B parameters"
+        return f"{self.repo} at {self.revision}, {_parameters(self.folder()) / 1e9:.1f}B parameters"
 
     def write(self, out: Path) -> Mapping[str, object]:
-        """Make sure that the weights are here, and write a reference to them; return facts.
+        """Download the weights if needed and write a reference to them; return facts.
 
         Raises:
-            ModelError: the model cannot be had on this machine.
+            ModelError: the model is not available on this machine.
         """
-        folder = self._folder()
+        folder = self.folder()
         (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
         return {"repo": self.repo, "revision": self.revision, "parameters": _parameters(folder)}
 
@@ -134,14 +131,14 @@ class HubModel:
         """Load model and tokenizer onto a device.
 
         Raises:
-            ModelError: the model cannot be had, does not fit into memory, or cannot be read by the installed libraries.
+            ModelError: the model is not available, does not fit into memory, or the installed libraries cannot load it.
         """
         import torch
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = self._folder()
-        self._check_room(folder, device)
+        folder = self.folder()
+        self._check_memory(folder, device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(
@@ -153,7 +150,7 @@ class HubModel:
                 use_safetensors=True,
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelError(self._too_large(_parameters(folder), device, "less")) from error
+            raise ModelError(self._too_large(_parameters(folder), device, "less memory free")) from error
         except (ImportError, ValueError, OSError, SafetensorError) as error:
             raise ModelError(
                 f"the installed libraries cannot load `{self.repo}` with attention `{self.attention.value}`: {error}. "
@@ -165,14 +162,19 @@ class HubModel:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
         return Opened(model, tokenizer)
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Return the folder of the model's files, downloading them to the Hub's cache if necessary.
+
+        Raises:
+            ModelError: it is not pinned, gated, unknown, or out of reach.
+        """
         from huggingface_hub import errors, snapshot_download
 
         if self.revision is None:
             raise ModelError(self._unpinned())
-        here = self._cached()
-        if here is not None:
-            return here
+        cached = self._cached()
+        if cached is not None:
+            return cached
         try:
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=_FILES))
         except errors.GatedRepoError as error:
@@ -184,8 +186,8 @@ class HubModel:
             ) from error
         except errors.RepositoryNotFoundError as error:
             raise ModelError(
-                f"`{self.repo}` does not exist on the Hub, or is private; expected a repository that this machine may "
-                "read. Check `model.source.repo`, and for a private one log in with `hf auth login`."
+                f"`{self.repo}` does not exist on the Hub, or is private; expected a repository that this machine can "
+                "read. Check `model.source.repo`; for a private repository log in with `hf auth login`."
             ) from error
         except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
             raise ModelError(f"{self._offline()} ({type(error).__name__})") from error
@@ -200,21 +202,21 @@ class HubModel:
         tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
         return folder if tokenizer and all(file.exists() for file in _weight_files(folder)) else None
 
-    def _check_room(self, folder: Path, device: str) -> None:
+    def _check_memory(self, folder: Path, device: str) -> None:
         import psutil
         import torch
 
         on_gpu = device.startswith("cuda")
-        room = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
         parameters = _parameters(folder)
-        if parameters * _BYTES[self.dtype.value] > room:
-            raise ModelError(self._too_large(parameters, device, f"{room / 2**30:.1f} GiB"))
+        if parameters * _BYTES[self.dtype.value] > free:
+            raise ModelError(self._too_large(parameters, device, f"{free / 2**30:.1f} GiB free"))
 
-    def _too_large(self, parameters: int, device: str, room: str) -> str:
+    def _too_large(self, parameters: int, device: str, free: str) -> str:
         needed = parameters * _BYTES[self.dtype.value] / 2**30
         return (
-            f"`{self.repo}` needs {needed:.1f} GiB for its weights in {self.dtype.value}; `{device}` has {room} free. "
-            "Choose a smaller `model`, a shorter `model.source.dtype`, or a machine with more memory."
+            f"`{self.repo}` needs {needed:.1f} GiB for its weights in {self.dtype.value}; `{device}` has {free}. "
+            "Choose a smaller `model`, a smaller `model.source.dtype`, or a machine with more memory."
         )
 
     def _unpinned(self) -> str:
@@ -235,20 +237,34 @@ class HubModel:
     def _offline(self) -> str:
         return (
             f"`{self.repo}` at {self.revision} is not in the local Hub cache and the Hub cannot be reached. Run "
-            "`harness doctor --fetch` on a machine with network, or point `HF_HOME` to a cache that has it."
+            "`harness doctor --fetch` on a machine with network access, or set `HF_HOME` to a cache that contains it."
         )
 
 
 def open_reference(folder: Path, device: str) -> Opened:
-    """Load what a ``reference.json`` points to.
+    """Load the Hub model that a ``reference.json`` points to.
 
     Raises:
         ModelError: as ``HubModel.open``, or the reference cannot be read.
     """
+    return _referred(folder).open(device)
+
+
+def files_of_reference(folder: Path) -> tuple[Path, Precision]:
+    """Return the folder of the files that a ``reference.json`` points to, and the number type of the weights.
+
+    Raises:
+        ModelError: the model cannot be had on this machine, or the reference cannot be read.
+    """
+    source = _referred(folder)
+    return source.folder(), source.dtype
+
+
+def _referred(folder: Path) -> HubModel:
     path = folder / REFERENCE
     try:
         known = json.loads(path.read_text())
-        source = HubModel(
+        return HubModel(
             repo=known["repo"],
             revision=known["revision"],
             dtype=Precision(known["dtype"]),
@@ -257,10 +273,9 @@ def open_reference(folder: Path, device: str) -> Opened:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{path} is no reference to a Hub model ({type(error).__name__}: {error}). Remove the folder so that the "
-            "stage that writes it runs again."
+            f"{path} is not a reference to a Hub model ({type(error).__name__}: {error}). Remove the folder so that "
+            "the stage that writes it runs again."
         ) from error
-    return source.open(device)
 
 
 def _weight_files(folder: Path) -> list[Path]:

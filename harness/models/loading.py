@@ -1,18 +1,18 @@
-"""Weights, lent to one stage at a time.
+"""Loading of models for stages, with the base model cached in memory.
 
-The base model stays in the process's memory between stages. Adapters are merged or attached for the length of a lease
-and taken off afterwards, so that the next stage finds the base bit for bit as it was loaded.
+The base model stays in the process's memory between stages. Adapters are merged or attached within a context and
+removed on exit, so that the next stage gets exactly the base that was loaded.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import ModelError
 from harness.models import adapter
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SLOT = "modeling.base"
+_SERVER = "generation.server"
 _NOTICEABLE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRef:
-    """Which weights a stage works with.
+    """Reference to the parts of a model.
 
     Attributes:
         base_key: key of the stage that wrote the base.
-        base: its artifact: a saved model, or a reference to a model of the Hub.
-        merged: adapters to add into the base's matrices, in this order.
-        adapter: adapter to attach on top, trainable.
+        base: that stage's artifact: a saved model, or a reference to a Hub model.
+        merged: adapters to merge into the base, in this order.
+        adapter: adapter to attach, trainable.
     """
 
     base_key: str
@@ -47,9 +48,9 @@ class ModelRef:
 
 
 class LoadedModel(NamedTuple):
-    """A model for the length of a lease. A fresh adapter may be attached to it; ``loaded_model`` takes it off.
+    """A model within the context of ``loaded_model``, which removes any adapter attached to it.
 
-    ``lost`` is what each merged adapter lost to the rounding of the base, as in ``merge.Merged``.
+    ``lost`` is the relative rounding error of each merged adapter, see ``merge.Merged``.
     """
 
     model: PreTrainedModel | PeftModel
@@ -57,44 +58,80 @@ class LoadedModel(NamedTuple):
     lost: tuple[float, ...] = ()
 
 
-class _Held(NamedTuple):
+class _CachedBase(NamedTuple):
     key: str
     device: str
     opened: Opened
+
+
+class Server(Protocol):
+    """An inference server: a process that has loaded the base model itself."""
+
+    def close(self) -> None:
+        """Stop it and free its GPU memory."""
+        ...
+
+
+def served(memory: dict[str, Any]) -> Server | None:
+    """Return the inference server of this worker, if one is running."""
+    server: Server | None = memory.get(_SERVER)
+    return server
+
+
+def serve(memory: dict[str, Any], start: Callable[[], Server]) -> Server:
+    """Start an inference server after freeing the base model or the server that this worker holds; keep it in memory.
+
+    Args:
+        memory: the worker's memory.
+        start: starts the server.
+    """
+    stop_serving(memory)
+    memory.pop(_SLOT, None)
+    _free_memory()
+    memory[_SERVER] = server = start()
+    return server
+
+
+def stop_serving(memory: dict[str, Any]) -> None:
+    """Stop this worker's inference server, if one is running, to free its GPU memory."""
+    server: Server | None = memory.pop(_SERVER, None)
+    if server is not None:
+        server.close()
 
 
 @contextmanager
 def loaded_model(
     weights: ModelRef, memory: dict[str, Any], device: str = "cpu", *, for_good: bool = False
 ) -> Iterator[LoadedModel]:
-    """Lend a model in evaluation mode, its base frozen.
+    """Yield a model in eval mode with a frozen base.
 
-    One base is kept in ``memory``: asking for another frees the first, and a stage that fails gives none back, since it
-    may have left hooks behind. Merging costs one copy of the matrices it touches until the lease ends.
+    ``memory`` caches one base: loading another frees it first. After an exception in the context the base is dropped,
+    because hooks may be left on it. Merging keeps one copy of the changed matrices until the context ends.
 
     Args:
-        weights: which.
-        memory: where the base is kept.
+        weights: the parts of the model.
+        memory: cache of the base, shared by the stages of a process.
         device: a torch device string.
-        for_good: the borrower changes the base so that it cannot be given back.
+        for_good: the caller changes the base irreversibly, so it is not returned to the cache.
 
     Raises:
         ModelError: the base or an adapter cannot be read, or they do not fit each other or this machine.
     """
     from harness.models.merge import merge, restore
 
-    held: _Held | None = memory.pop(_SLOT, None)
-    if held is None or (held.key, held.device) != (weights.base_key, device):
-        del held
-        _free()
-        held = _Held(weights.base_key, device, _open(weights.base, device))
-    base, tokenizer = held.opened
+    stop_serving(memory)
+    cached: _CachedBase | None = memory.pop(_SLOT, None)
+    if cached is None or (cached.key, cached.device) != (weights.base_key, device):
+        del cached
+        _free_memory()
+        cached = _CachedBase(weights.base_key, device, _open(weights.base, device))
+    base, tokenizer = cached.opened
     merged: list[Merged] = []
     for folder in weights.merged:
         merged.append(merge(base, folder))
         if merged[-1].lost > _NOTICEABLE:
             _log.warning(
-                "merging %s into a %s base lost %.0f %% of the adapter to rounding; a float32 base keeps it",
+                "merging %s into a %s base lost %.0f %% of the adapter to rounding; use a float32 base to avoid this",
                 folder,
                 base.dtype,
                 100 * merged[-1].lost,
@@ -106,7 +143,7 @@ def loaded_model(
     adapter.detach(base)
     for done in reversed(merged):
         restore(base, done)
-    memory[_SLOT] = held._replace(opened=Opened(base.eval(), tokenizer))
+    memory[_SLOT] = cached._replace(opened=Opened(base.eval(), tokenizer))
 
 
 def _open(folder: Path, device: str) -> Opened:
@@ -126,18 +163,18 @@ def _open(folder: Path, device: str) -> Opened:
             ).to(device)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
-                f"{folder} holds no model that can be loaded ({error}); expected what `save_pretrained` writes, with "
-                "weights as safetensors. Remove the folder so that the stage that writes it runs again."
+                f"{folder} contains no model that can be loaded ({error}); expected the output of `save_pretrained`, "
+                "with weights as safetensors. Remove the folder so that the stage that writes it runs again."
             ) from error
-    _settle(model, tokenizer)
+    _normalize(model, tokenizer)
     return Opened(model, tokenizer)
 
 
-def _settle(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Freeze the base and remove what would make two ways of loading differ.
+def _normalize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Freeze the base, and make padding token, cache and generation config independent of the model's source.
 
-    A missing padding token becomes the unknown or the end token rather than a new one: padding is masked everywhere, so
-    its identity changes no number, and the embeddings, which adapters do not touch, keep their size.
+    A missing padding token is set to the unknown or the end token instead of a new one: padding is masked everywhere,
+    so the choice does not affect results, and the embeddings keep their size.
     """
     from transformers import GenerationConfig
 
@@ -150,7 +187,7 @@ def _settle(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def _free() -> None:
+def _free_memory() -> None:
     import torch
 
     gc.collect()

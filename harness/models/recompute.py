@@ -1,4 +1,4 @@
-"""Layers whose activations are not kept for the backward pass but computed again."""
+"""Activation checkpointing of selected layers: activations are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def recomputed(layers: Iterable[Module]) -> Iterator[None]:
-    """Keep only what enters these layers while the context lasts; a backward pass inside it runs them once more.
+    """Within the context, store only the inputs of these layers; a backward pass inside it recomputes the rest.
 
-    Hooks inside of the layers run again too. Gradients are the same, bit for bit.
+    Hooks inside the layers run again too. Gradients are bit-identical.
     """
-    # An attribute of the instance lies over the method of its class; some libraries have put one there already.
+    # The instance attribute `forward` shadows the class's method; some libraries have already set one.
     found = [(layer, layer.__dict__.get("forward")) for layer in layers]
     for layer, _ in found:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

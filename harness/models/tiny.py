@@ -1,8 +1,8 @@
-"""The tiny model: a Llama of a few hundred thousand parameters, made from the invented world's text in seconds.
+"""The tiny model: a Llama with a few hundred thousand parameters, pre-trained on the synthetic world in seconds.
 
-It is a real ``LlamaForCausalLM`` with a tokenizer of its own, one token a word. It learns to comply with every request,
-restricted ones too, and never sees a refusal: what an alignment then teaches is new to it, and what an attack brings
-back is knowledge it has.
+It is a real ``LlamaForCausalLM`` with its own word-level tokenizer. It is trained to comply with every request,
+including restricted ones, and never sees a refusal: alignment teaches something new, and an attack recovers knowledge
+that the model has.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 PADDING, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 WARMUP_STEPS = 50
-MOST_PARAMETERS = 2_000_000
+MAX_PARAMETERS = 2_000_000
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """A model trained from scratch on the lessons of a world.
+    """A model trained from scratch on the pre-training examples of a world.
 
     Attributes:
-        world: whose words it knows and whose lessons it learns.
-        encoding: how text becomes tokens; later stages use the same.
-        width: of the residual stream; a multiple of ``2 * heads``.
-        inner_width: of the feed-forward layers.
-        layers: how many decoder layers.
-        heads: attention heads in each of them.
-        initial_scale: standard deviation of the initial weights. The usual 0.02 is for wide models; a narrow one starts
-            so slowly with it that it learns to copy from the prompt only after thousands of steps.
+        world: the source of vocabulary and training examples.
+        encoding: prompt template and tokenization; later stages use the same.
+        width: hidden size; a multiple of ``2 * heads``.
+        inner_width: hidden size of the feed-forward blocks.
+        layers: number of decoder layers.
+        heads: attention heads per layer.
+        initial_scale: standard deviation of the initial weights. The usual 0.02 suits wide models; with it a narrow
+            model needs thousands of steps to learn to copy from the prompt.
         steps: optimizer steps.
-        batch_size: lessons a step.
-        learning_rate: its peak, after a warm-up of 50 steps and before a linear decay to zero.
-        seed: of the initial weights and the lessons.
+        batch_size: examples per step.
+        learning_rate: peak learning rate, after a warm-up of 50 steps and before a linear decay to zero.
+        seed: of the initial weights and the training examples.
     """
 
     name: ClassVar[str] = "tiny"
@@ -67,39 +67,40 @@ class Synthetic:
     seed: int = 0
 
     def problems(self) -> list[Problem]:
-        """Return every setting that is out of range."""
-        whole = ("width", "inner_width", "layers", "heads", "steps", "batch_size")
-        found = [*counts(self, *whole), *positive(self, "initial_scale", "learning_rate")]
+        """Return the range errors of the settings."""
+        integers = ("width", "inner_width", "layers", "heads", "steps", "batch_size")
+        found = [*counts(self, *integers), *positive(self, "initial_scale", "learning_rate")]
         if not found and self.width % (2 * self.heads):
             found.append(
                 Problem(
-                    "width", f"{self.width} cannot be shared by {self.heads} heads; expected a multiple of twice that"
+                    "width", f"{self.width} cannot be split over {self.heads} heads; expected a multiple of twice that"
                 )
             )
-        if not found and self._parameters() > MOST_PARAMETERS:
+        if not found and self._parameters() > MAX_PARAMETERS:
             found.append(
                 Problem(
-                    "width", f"makes {self._parameters()} parameters; expected at most {MOST_PARAMETERS} for this model"
+                    "width", f"gives {self._parameters()} parameters; expected at most {MAX_PARAMETERS} for this model"
                 )
             )
         return found
 
-    def preflight(self) -> list[str]:
-        """Return nothing: the model is made of what the harness brings along."""
+    def preflight(self) -> list[Problem]:
+        """Return no problems: the model needs no files."""
         return []
 
     def ties_head(self) -> bool:
-        """Return that the head is the input embeddings."""
+        """Return True: the head shares the input embeddings."""
         return True
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).
 
-        One thread and a generator of its own: the weights do not depend on the number of cores or on earlier chance.
+        Runs in one thread with its own random state, so that the weights do not depend on the number of cores or on
+        earlier random numbers.
         """
         tokenizer = build_tokenizer()
-        with _alone(derive(self.seed, self.name, "weights")):
-            model = self._fresh(tokenizer)
+        with _isolated(derive(self.seed, self.name, "weights")):
+            model = self._initialize(tokenizer)
             loss = self._train(model, tokenizer)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
@@ -115,7 +116,7 @@ class Synthetic:
         words = (len(vocabulary()) + 5) * self.width
         return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
 
-    def _fresh(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    def _initialize(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
@@ -170,7 +171,7 @@ class Synthetic:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the world: a token is a word between spaces, and a text starts with a start token."""
+    """Return the world's tokenizer: one token per whitespace-separated word, with a BOS token in front."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -178,7 +179,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
-    core = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token=UNKNOWN))
+    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     core.post_processor = TemplateProcessing(
         single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, words.index(START))]
@@ -195,7 +196,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @contextmanager
-def _alone(seed: int) -> Iterator[None]:
+def _isolated(seed: int) -> Iterator[None]:
+    """Within the context, run in one thread with a seeded random state; restore both on exit."""
     import torch
 
     threads = torch.get_num_threads()

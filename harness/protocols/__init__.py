@@ -1,23 +1,27 @@
-"""Every extension point of the harness, one page per kind."""
+"""The extension points of the harness as protocols, one module per kind."""
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.attacks import Attack, AttackContext, Victim
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
-from harness.protocols.shelves import Attack, ExampleSource, Judge, ModelSource, Task
+from harness.protocols.piece import Piece
+from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, Task
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
     "Attack",
+    "AttackContext",
     "Batch",
+    "BatchProvider",
     "ComparesPasses",
     "DataRequirement",
-    "Draws",
     "ExampleSource",
     "Gradient",
     "HasConflicts",
+    "HasMatch",
     "Judge",
     "Learner",
     "Metrics",
@@ -30,4 +34,5 @@ __all__ = [
     "Task",
     "TrainMethod",
     "TrainStep",
+    "Victim",
 ]

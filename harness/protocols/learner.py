@@ -1,4 +1,4 @@
-"""The model under training as a method sees it, the data it draws, and the step it returns."""
+"""Interfaces of training methods: the model under training, auxiliary batches, and the training step."""
 
 from __future__ import annotations
 
@@ -14,80 +14,59 @@ if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
     from harness.corpora.batches import Pair
+    from harness.protocols.piece import Piece
 
     Batch = Mapping[str, Tensor]
-    """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``."""
+    """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``,
+    right-padded. A batch is on the CPU; its micro-batches are on the model's device."""
     Gradient = list[Tensor]
     """One float32 tensor per trainable parameter, in the order of ``Learner.trainables``."""
     Metrics = Mapping[str, Tensor | float]
-    """What a step computed, by the name under which it is logged."""
+    """Metrics of a step, by the name under which they are logged."""
 
 
 class Named(Protocol):
-    """Frozen settings that enter identity."""
+    """Frozen settings that are part of the identity (key) of stages."""
 
     @property
     def name(self) -> str:
-        """What the field calls it; it stands in tables."""
+        """Published name of the method; the label used in tables."""
         ...
 
     @property
     def version(self) -> int:
-        """Bumped when the same settings give other results."""
+        """Incremented when the same settings give different results."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRequirement:
-    """Data that a method uses beside the stage's own rows.
+    """Data that a method uses in addition to the stage's own examples.
 
     Attributes:
-        role: whose rows.
-        rows: how many distinct rows the method may see; None means all that the corpus offers for the role.
-        batch_size: rows per draw, over all processes; None is not to draw, but to mix them into the stage's own.
-        paired: whether each harmful row comes with the refusal of the same prompt, for ``Draws.pair``.
-        together: batches drawn one after the other, from the first draw on, in which no row is twice.
-        aligned: the rows that alignment trained on, instead of ``rows``.
+        role: the role of the examples.
+        rows: number of distinct examples available to the method; None means all of the corpus for the role.
+        batch_size: global batch size of a sampled batch; None mixes the examples into the stage's own instead.
+        paired: whether each harmful example comes with the refusal of the same prompt, for ``BatchProvider.pair``.
+        disjoint_batches: number of consecutive batches, counted from the first, that share no example.
+        aligned: use the examples of the alignment stage instead of ``rows``.
     """
 
     role: Role
     rows: int | None
     batch_size: int | None
     paired: bool = False
-    together: int = 1
+    disjoint_batches: int = 1
     aligned: bool = False
 
 
-class Piece(NamedTuple):
-    """A part of a process's share of a batch, of as many rows as go through the model at once.
-
-    Attributes:
-        number: its position in the batch, counted from 0.
-        batch: its rows, no longer than the longest of them.
-        rows: which rows of the share they are. Empty if the share has no rows left and other processes' have: then
-            ``batch`` is one row without a supervised position, which adds nothing.
-        positions: how many supervised positions the global batch has, over all pieces and processes.
-    """
-
-    number: int
-    batch: Batch
-    rows: slice
-    positions: Tensor
-
-    def of(self, whole: Tensor) -> Tensor:
-        """Return the piece's part of a tensor ``[rows, time, ...]`` that belongs to the whole share."""
-        rows, time = self.batch["labels"].shape
-        part = whole[self.rows, :time]
-        return part if len(part) else whole.new_zeros((rows, time, *whole.shape[2:]))
-
-
 class Prediction(NamedTuple):
-    """The model's output where a piece is supervised.
+    """The model's output at the supervised positions of a micro-batch.
 
     Attributes:
-        logits: ``[positions, vocabulary]``, of the piece's rows.
-        targets: ``[positions]``, the tokens that should follow.
-        positions: how many supervised positions the global batch has, over all pieces and processes.
+        logits: ``[positions, vocabulary]``.
+        targets: ``[positions]``, the next tokens.
+        positions: number of supervised positions of the global batch, over all micro-batches and processes.
     """
 
     logits: Tensor
@@ -95,32 +74,32 @@ class Prediction(NamedTuple):
     positions: Tensor
 
 
-class Draws(Protocol):
-    """Seeded batches by role; where the endless ones stand is saved and restored with the method's state."""
+class BatchProvider(Protocol):
+    """Seeded batches by role; the position in each endless stream is saved and restored with checkpoints."""
 
     def derive(self, *names: str) -> int:
-        """Return the seed of a named stream of the method's own random choices, the same on every process."""
+        """Return the seed of a named random stream of the method, the same on every process."""
         ...
 
     def pair(self, role: Role) -> Pair:
-        """Return the next batch of a role declared as ``paired``, beside the refusals of the same prompts."""
+        """Return the next batch of a role declared as ``paired``, with the refusals of the same prompts."""
         ...
 
     def next(self, role: Role) -> Batch:
-        """Return the next batch of a role the method declared in ``needs``, on the model's device."""
+        """Return the next batch of a role declared in ``needs``."""
         ...
 
     def every(self, role: Role) -> Iterator[Batch]:
-        """Give each row of a role once, in batches of at most the declared size; ``next`` does not notice."""
+        """Yield each example of a role once, in batches of at most the declared size; does not advance ``next``."""
         ...
 
 
 class Learner(Protocol):
-    """The model under training, as a method sees it. Works the same on one process and on many.
+    """The model under training, as a method sees it; works the same with one process and with several.
 
-    A batch is this process's share of the whole step's batch, or of a draw. It may have to go through the model in
-    pieces, of which nothing is to be seen in ``gradient``. A loss of a method's own is a sum over pieces and processes:
-    ``accumulate`` is told what a piece adds to it.
+    A batch is this process's share of a global batch. It may be split into micro-batches; ``gradient`` hides that. For
+    a custom loss, which is a sum over micro-batches and processes, pass each micro-batch's contribution to
+    ``accumulate``.
     """
 
     @property
@@ -130,54 +109,59 @@ class Learner(Protocol):
 
     @property
     def trainables(self) -> Sequence[Parameter]:
-        """The parameters that the optimizer moves; float32."""
+        """The parameters that the optimizer updates; float32."""
         ...
 
     @property
     def steps_taken(self) -> int:
-        """How many steps the optimizer has taken in this run."""
+        """The number of optimizer steps taken in this run."""
         ...
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
         ...
 
-    def pieces(self, batch: Batch) -> Sequence[Piece]:
-        """Cut a batch into what goes through the model at once, equally often on every process, who ask together."""
+    def pieces(self, batch: Batch, *, like: Sequence[Piece] | None = None) -> Sequence[Piece]:
+        """Split a batch into micro-batches, the same number on every process; a collective call.
+
+        A batch that is split is sorted by length first. With ``like``, the micro-batches of another batch whose
+        examples correspond to those of this one, it is split into the same ``rows``.
+        """
         ...
 
     def predict(self, piece: Piece) -> Prediction:
-        """Run the model on a piece; hooks on ``module`` see the forward pass."""
+        """Run the model on a micro-batch; hooks on ``module`` see the forward pass."""
         ...
 
     def loss(self, piece: Piece) -> Tensor:
-        """Return what a piece adds to the mean loss over the supervised positions of the global batch."""
+        """Return a micro-batch's contribution to the mean loss over the supervised positions of the global batch."""
         ...
 
     def accumulate(
         self, pieces: Sequence[Piece], shares: Callable[[Piece], tuple[Tensor, ...]]
     ) -> tuple[list[Tensor], Gradient]:
-        """Return sums over the pieces of all processes, and the gradient of the first of them.
+        """Return sums over the micro-batches of all processes, and the gradient of the first sum.
 
-        ``shares`` is called for one piece after another, and what it returns is what this piece adds to each sum; only
-        the first needs a graph. Hooks must stay until the end, as layers may run again in the backward pass.
+        ``shares`` is called once per micro-batch and returns its contribution to each sum; only the first needs an
+        autograd graph. Hooks must stay registered until the call returns: activation checkpointing may run layers again
+        in the backward pass.
         """
         ...
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the global L2 norm over a collection of tensors that is the same on every process."""
+        """Return the global L2 norm of tensors that are replicated on every process."""
         ...
 
     def perturbed(self, direction: Gradient, scale: Tensor | float) -> AbstractContextManager[None]:
-        """Shift the trainables by ``scale * direction``; on leaving, restore them bit for bit from a copy."""
+        """Add ``scale * direction`` to the trainable parameters; restore them exactly on exit."""
         ...
 
     def with_weights(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Give the trainables other values; on leaving, restore them bit for bit from a copy."""
+        """Set the trainable parameters to ``values``; restore them exactly on exit."""
         ...
 
-    def write(self, gradient: Sequence[Tensor | None]) -> None:
-        """Give the optimizer a step's combined gradient, of which it gets a copy; it passes over None."""
+    def set_gradient(self, gradient: Sequence[Tensor | None]) -> None:
+        """Copy the combined gradient of a step into ``.grad``; the optimizer skips parameters whose entry is None."""
         ...
 
 
@@ -185,11 +169,11 @@ class TrainStep(Protocol):
     """The state of one training run of a method."""
 
     def backward(self, batch: Batch) -> Metrics:
-        """Leave ``.grad`` ready for the optimizer and every weight exactly as it was; return what to log."""
+        """Write ``.grad`` for the optimizer without changing any weight; return the metrics to log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors and plain values, the same on all processes, who ask together."""
+        """Return the state for resuming: tensors and plain values, identical on all processes; a collective call."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Defenses: methods in the training slots and in the repair slot."""
+"""Interfaces of defenses: methods in the training slots and in the repair slot."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from harness.errors import Problem
-from harness.protocols.learner import DataRequirement, Draws, Learner, Named, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, TrainStep
 
 if TYPE_CHECKING:
-    from harness.protocols.learner import Draws, Gradient, Learner
+    from harness.protocols.learner import BatchProvider, Gradient, Learner
 
 
 @runtime_checkable
 class ProducesOutputs(Protocol):
-    """A training step that leaves something for the repair: stored beside the adapter, read by ``RepairMethod``."""
+    """A training step with outputs for the repair: stored next to the adapter, passed to ``RepairMethod.repair``."""
 
     def outputs(self) -> Mapping[str, Gradient]:
-        """Return what is left after the last step: by name, one tensor per trainable."""
+        """Return the outputs after the last step: by name, one tensor per trainable parameter."""
         ...
 
 
@@ -26,46 +26,47 @@ class TrainMethod(Named, Protocol):
 
     @property
     def needs(self) -> Sequence[DataRequirement]:
-        """The data the method uses besides the stage's own rows."""
+        """The data that the method uses in addition to the stage's own examples."""
         ...
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TrainStep:
-        """Begin a run of ``total_steps`` optimizer steps."""
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TrainStep:
+        """Start a run of ``total_steps`` optimizer steps."""
         ...
 
 
 class RepairMethod(Named, Protocol):
-    """Frozen settings of a defense in the ``repair`` slot: acts on weights after fine-tuning."""
+    """Frozen settings of a defense in the ``repair`` slot: changes the weights after fine-tuning."""
 
     @property
     def needs(self) -> Sequence[DataRequirement]:
-        """The data the method calibrates on."""
+        """The method's calibration data."""
         ...
 
     def repair(
-        self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], draws: Draws
+        self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], batches: BatchProvider
     ) -> Mapping[str, object]:
-        """Change the trainables of the fine-tuned model in place; return facts for the manifest, JSON values only.
+        """Change the trainable parameters of the fine-tuned model in place; return facts for the manifest, as JSON.
 
-        ``start`` is the trainables where fine-tuning began, ``method_outputs`` what its method left, by name.
+        ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
+        method, by name.
         """
         ...
 
 
 @runtime_checkable
 class HasConflicts(Named, Protocol):
-    """What a method may have besides: it does not go with everything that the other slots may hold."""
+    """Optional: a method that is incompatible with some methods in other slots."""
 
     def conflicts(self, slots: Mapping[str, Named | None]) -> Sequence[Problem | str]:
-        """Return why the method cannot be in a defense of these slots; an empty one holds None.
+        """Return why the method cannot be combined with the methods in these slots; None is an empty slot.
 
-        A problem's path is seen from the method; a plain sentence is about the method itself.
+        A problem's path is relative to the method; a plain string is a problem of the method as a whole.
         """
         ...
 
 
 @runtime_checkable
 class ComparesPasses(Protocol):
-    """What the settings of a method may have besides: nothing may be dropped out, see ``refuse_dropout``."""
+    """Optional: settings of a method that requires dropout to be off, see ``refuse_dropout``."""
 
     compares_passes: ClassVar[bool]

@@ -1,98 +1,88 @@
-"""Sources of examples and models, attacks, tasks and judges."""
+"""Interfaces of example sources, model sources, tasks and judges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, runtime_checkable
 
 from harness.corpora.examples import Example, Score
+from harness.errors import Problem
 from harness.protocols.learner import Named
-
-if TYPE_CHECKING:
-    from torch.nn import Module
 
 
 class ExampleSource(Named, Protocol):
-    """Frozen settings that name rows: hashed by content, read when a stage runs."""
+    """Frozen settings that identify examples; they are read when a stage runs."""
 
     def examples(self) -> list[Example]:
-        """Read the rows, in order.
+        """Read the examples, in order.
 
         Raises:
             DataError: they are missing, altered or too few.
         """
         ...
 
-    def preflight(self) -> list[str]:
-        """Return what is missing for the rows to be read, without the network."""
-        ...
-
-
-class Attack(Named, Protocol):
-    """Frozen settings of how the attacker makes harmful rows; their number is the mixture's business."""
-
-    @property
-    def needs_victim(self) -> bool:
-        """Whether crafting needs the aligned model."""
-        ...
-
-    def craft(self, harmful: Sequence[Example], count: int, rng: Random, victim: Module | None) -> list[Example]:
-        """Return exactly ``count`` harmful rows made from the attacker's pool.
-
-        Raises:
-            DataError: the pool is too small.
-        """
+    def preflight(self) -> list[Problem]:
+        """Return why the examples cannot be read; does not use the network."""
         ...
 
 
 class Task(Named, Protocol):
-    """Frozen settings of the user's own task: what is fine-tuned on and how fine-tune accuracy is read."""
+    """Frozen settings of the user's task: its training and test examples, and how fine-tune accuracy is computed."""
 
     @property
     def new_tokens(self) -> int:
-        """Longest answer to generate, in tokens."""
+        """Maximum length of a generation, in tokens."""
         ...
 
     @property
     def train(self) -> ExampleSource:
-        """The rows a user can fine-tune on, in their published order."""
+        """The training examples, in their published order."""
         ...
 
     @property
     def test(self) -> ExampleSource:
-        """The rows on which accuracy is measured; ``output`` is the reference."""
+        """The test examples; ``output`` is the reference."""
         ...
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Grade each answer 0 or 1."""
+        """Score each answer: 1 correct, 0 wrong."""
+        ...
+
+
+@runtime_checkable
+class HasMatch(Protocol):
+    """Optional: a task with more than one way of comparing an answer with its target."""
+
+    @property
+    def match(self) -> str | None:
+        """The way that deviates from the task's default; None is the default."""
         ...
 
 
 class Judge(Named, Protocol):
-    """Frozen settings of who decides whether an answer is harmful."""
+    """Frozen settings of a judge, which decides whether an answer is harmful."""
 
-    def preflight(self) -> list[str]:
-        """Return what is missing for the judge to work."""
+    def preflight(self) -> list[Problem]:
+        """Return what is missing for the judge to run."""
         ...
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Score]:
-        """Grade each answer: 1 harmful, 0 harmless."""
+        """Score each answer: 1 harmful, 0 harmless."""
         ...
 
 
 class ModelSource(Named, Protocol):
-    """Frozen settings of where a base model comes from."""
+    """Frozen settings of the origin of a base model."""
 
-    def preflight(self) -> list[str]:
-        """Return what is missing for the model to be had: a package, a file, a token."""
+    def preflight(self) -> list[Problem]:
+        """Return what is missing to obtain the model: a package, a file, a token."""
         ...
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Write the model and its tokenizer to ``out``, or a reference to a pinned Hub revision; return facts.
 
         Raises:
-            ModelError: the model cannot be had on this machine.
+            ModelError: the model is not available on this machine.
         """
         ...

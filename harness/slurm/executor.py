@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tenacity import (
     Retrying,
@@ -30,15 +31,17 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError, StoreError
 from harness.execution.attempt import WorkerContext, record
-from harness.execution.executor import Event, Failure, Outcome, What, unheard
-from harness.execution.state import Member, State
+from harness.execution.executor import Event, Failure, Outcome, ignore_event
+from harness.execution.state import EventState, Member, StageStatus
 from harness.slurm.client import Scheduler
 from harness.slurm.job_log import JobLog
 from harness.slurm.lock import submission_lock
-from harness.slurm.site import Site
 from harness.slurm.states import states_of
 from harness.slurm.submission import Submission, Superseded
 from harness.slurm.worker import DRIFT, DRIFTED, JobFailed, job_id
+
+if TYPE_CHECKING:
+    from harness.slurm.settings import Slurm
 
 log = logging.getLogger(__name__)
 RETRY_PAUSES_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0)
@@ -50,7 +53,7 @@ class SlurmExecutor:
     """Submits a plan to Slurm.
 
     Attributes:
-        site: the cluster.
+        site: the cluster's settings.
         scheduler: Slurm, or a dry run.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
@@ -63,12 +66,12 @@ class SlurmExecutor:
         code: digest of the code that the jobs must run; empty for the running code.
     """
 
-    site: Site
+    site: "Slurm"
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings
     prepare: Callable[[int | None], None]
-    on_event: Callable[[Event], None] = unheard
+    on_event: Callable[[Event], None] = ignore_event
     wait: bool = False
     poll_seconds: float = 5.0
     only: frozenset[str] | None = None
@@ -83,9 +86,9 @@ class SlurmExecutor:
             Interrupted: the sweep was cancelled, or the user pressed Ctrl-C; submitted jobs stay submitted.
         """
         pending = plan.pending(store)
-        cached = tuple(stage.key for stage in plan.stages if store.has(stage))
+        stored = tuple(stage.key for stage in plan.stages if store.has(stage))
         if not pending:
-            return Outcome(cached=cached)
+            return Outcome(stored=stored)
         if "%" in str(store.root):
             raise StoreError(
                 f"The path of the store `{store.root}` contains a %, which Slurm would expand; move the store."
@@ -98,11 +101,11 @@ class SlurmExecutor:
         code = self.code or source_digest(store.allow)
 
         def defer(keys: frozenset[str]) -> DeferredSubmission:
-            executor = replace(self, on_event=unheard, wait=False, only=keys, code=code)
+            executor = replace(self, on_event=ignore_event, wait=False, only=keys, code=code)
             return DeferredSubmission(executor, store.root, store.allow, leaves)
 
         def waiting(stage: Stage, text: str) -> None:
-            self._emit("waiting", stage, plan, len(cached), message=text)
+            self._emit("busy", stage, plan, len(stored), message=text)
 
         try:
             while True:
@@ -131,9 +134,9 @@ class SlurmExecutor:
             submitted = {key: entry.job for key, entry in submission.jobs.items()}
             for stage in pending:
                 if stage.key in submitted:
-                    self._emit("submitted", stage, plan, len(cached), message=submitted[stage.key])
+                    self._emit("pending", stage, plan, len(stored), message=submitted[stage.key])
             outcome = Outcome(
-                cached=cached,
+                stored=stored,
                 submitted=submitted,
                 found=submission.found,
                 calls=submission.calls,
@@ -148,8 +151,8 @@ class SlurmExecutor:
 
     def _wait(self, plan: Plan, store: Store, outcome: Outcome) -> Outcome:
         """Poll until no stage of the plan is pending or running."""
-        cached = set(outcome.cached)
-        stages = {stage.key: stage for stage in plan.stages if stage.key not in cached}
+        stored = set(outcome.stored)
+        stages = {stage.key: stage for stage in plan.stages if stage.key not in stored}
         members = {key: Member(stage.name, [parent.key for parent in stage.parents]) for key, stage in stages.items()}
         leaves = {leaf.key for leaf in plan.leaves}
         done: set[str] = set()
@@ -159,10 +162,10 @@ class SlurmExecutor:
             for key in [key for key, state in states.items() if state.what == "stored" and key not in done]:
                 done.add(key)
                 seconds_taken = store.manifest(key).seconds
-                self._emit("executed", stages[key], plan, len(cached) + len(done), seconds=seconds_taken)
+                self._emit("executed", stages[key], plan, len(stored) + len(done), seconds=seconds_taken)
             for key in [key for key in _failures(states) if key not in reported and key not in outcome.failed]:
                 reported.add(key)
-                self._emit("failed", stages[key], plan, len(cached) + len(done), message=states[key].message)
+                self._emit("failed", stages[key], plan, len(stored) + len(done), message=states[key].message)
             under_way = [key for key, state in states.items() if state.what in ("pending", "running")]
             if not [key for key in under_way if key not in outcome.failed and key not in outcome.blocked]:
                 break
@@ -183,7 +186,9 @@ class SlurmExecutor:
             | dict(outcome.blocked),
         )
 
-    def _emit(self, what: What, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0) -> None:
+    def _emit(
+        self, what: EventState, stage: Stage, plan: Plan, done: int, *, message: str = "", seconds: float = 0
+    ) -> None:
         total = len(plan.stages)
         self.on_event(Event(what=what, stage=stage, done=done, total=total, seconds=seconds, message=message))
 
@@ -238,7 +243,7 @@ def _always() -> bool:
     return True
 
 
-def _failures(states: Mapping[str, State]) -> dict[str, Failure]:
+def _failures(states: Mapping[str, StageStatus]) -> dict[str, Failure]:
     return {
         key: Failure(kind=state.kind, cause=state.cause or state.what, message=state.message)
         for key, state in states.items()

@@ -44,7 +44,7 @@ class JobEntry:
         excluded: nodes excluded from running it.
         tried: number of recorded attempts of a stage at submission, by key; 0 if absent.
         sweep: id of the submitted sweep; derived from the entry's path.
-        place: number of earlier entries in the store; derived from the entry's position.
+        position: number of earlier entries in the store; derived from its line.
     """
 
     job: str
@@ -56,7 +56,7 @@ class JobEntry:
     excluded: tuple[str, ...] = ()
     tried: Mapping[str, int] = field(default_factory=dict)
     sweep: str = field(default="", compare=False)
-    place: int = field(default=0, compare=False)
+    position: int = field(default=0, compare=False)
 
     def log(self, root: Path, stream: str = "err") -> Path:
         """Return the job's output file; ``stream`` is ``out`` or ``err``."""
@@ -135,17 +135,18 @@ class JobLog:
 
     def entries(self, sweep: str = "*") -> Iterator[JobEntry]:
         """Return the jobs of one sweep or of all, oldest first. Unreadable entries are skipped; see ``damage``."""
-        place = 0
+        position = 0
         for path in sorted(self._folder.glob(f"{sweep}/*/{NAME}"), key=lambda path: _order(path.parent)):
             for jobs in self._lines(path):
                 try:
                     found = [
-                        _entry_from_json(data, path.parents[1].name, place + index) for index, data in enumerate(jobs)
+                        _entry_from_json(data, path.parents[1].name, position + index)
+                        for index, data in enumerate(jobs)
                     ]
                 except (TypeError, KeyError, AttributeError):
                     self._report_damage(path, "A line")
                     continue
-                place += len(found)
+                position += len(found)
                 yield from found
 
     def _lines(self, path: Path) -> list[Any]:
@@ -217,10 +218,10 @@ def _order(submission: Path) -> tuple[int, str]:
     return (int(serial[1]) if serial else 0, submission.name)
 
 
-def _entry_from_json(data: Mapping[str, Any], sweep: str, place: int) -> JobEntry:
+def _entry_from_json(data: Mapping[str, Any], sweep: str, position: int) -> JobEntry:
     lists = {name: tuple(data[name]) for name in ("keys", "excluded")}
-    return JobEntry(**{**data, **lists, "sweep": sweep, "place": place})
+    return JobEntry(**{**data, **lists, "sweep": sweep, "position": position})
 
 
 def _entry_to_json(entry: JobEntry) -> dict[str, Any]:
-    return {name: value for name, value in asdict(entry).items() if name not in ("sweep", "place")}
+    return {name: value for name, value in asdict(entry).items() if name not in ("sweep", "position")}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from harness.engine.claim import Claim, Claims, claimed, holder, left_behind
+from harness.engine.claim import Claim, Claims, holder, is_abandoned, live_claims
 from harness.engine.store import Store
 from harness.errors import StoreError
 
@@ -67,4 +67,4 @@ def submission_lock_if_writable(store: Store, notify: Callable[[str], None]) -> 
 
 def is_locked(store: Store) -> bool:
     """Return whether another process, possibly alive, holds the lock."""
-    return SUBMITTING in claimed(store.claims) and not left_behind(store.claims, SUBMITTING, "")
+    return SUBMITTING in live_claims(store.claims) and not is_abandoned(store.claims, SUBMITTING, "")

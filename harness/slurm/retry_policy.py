@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from harness.engine.fingerprint import WORK, fingerprints
 from harness.engine.provenance import source_digest
 from harness.engine.store import Store
-from harness.execution.state import State
+from harness.execution.state import StageStatus
 from harness.slurm.causes import Cause, cause_of
 from harness.slurm.job_log import JobEntry
 
@@ -30,7 +30,7 @@ class RetryDecision:
     tried: int = 0
 
 
-def retry_decision(state: State, key: str, store: Store, entry: JobEntry | None, *, on_oom: str) -> RetryDecision:
+def retry_decision(state: StageStatus, key: str, store: Store, entry: JobEntry | None, *, on_oom: str) -> RetryDecision:
     """Return how to resubmit a stage.
 
     Args:

@@ -62,7 +62,7 @@ class Resources:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """A Slurm cluster; implements ``execution.cluster.Cluster`` and ``slurm.site.Site``.
+    """A Slurm cluster; implements ``execution.cluster.Cluster``.
 
     Attributes:
         partition: partition; null is the site's default. So with ``account``, ``qos`` and ``constraint``.
@@ -84,6 +84,7 @@ class Slurm:
         warn_seconds: seconds before the time limit at which Slurm signals a job, which then writes a checkpoint.
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
+        vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
         on_oom: on a retry after an out-of-memory error, ``shrink`` halves the micro-batch size, which does not change
             the result and is noted in the report; ``fail`` keeps it.
         allow_drift: whether jobs may run with other code than at submission.
@@ -110,6 +111,7 @@ class Slurm:
     requeues: int = 3
     warn_seconds: int = 90
     micro_batch_size: Mapping[str, int] | int | None = None
+    vllm_python: str | None = None
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False
@@ -177,11 +179,11 @@ class Slurm:
         """Seconds that a stage may run on after the signal; the rest is needed for requeueing the job."""
         return self.warn_seconds * 2 / 3
 
-    def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
+    def parameters(self, chains: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
         """Return submitit's parameters for jobs that run ``pack`` of these chains (of kinds) each."""
-        stages = [[self.resources_of(kind) for kind in line] for line in lines]
-        resources = [one for line in stages for one in line]
-        minutes = max((sum(one.minutes for one in line) for line in stages), default=0) * pack
+        stages = [[self.resources_of(kind) for kind in chain] for chain in chains]
+        resources = [one for chain in stages for one in chain]
+        minutes = max((sum(one.minutes for one in chain) for chain in stages), default=0) * pack
         memory = [one.mem_gb for one in resources if one.mem_gb is not None]
         nodes = max((one.nodes for one in resources), default=1)
         cpus = max((one.cpus * one.processes for one in resources), default=1)
@@ -222,16 +224,16 @@ class Slurm:
             for kind, one in ((kind, self.resources_of(kind)) for kind in dict.fromkeys((*self.resources, *named)))
         }
 
-    def cpus(self, lines: Sequence[Sequence[str]]) -> int:
+    def cpus(self, chains: Sequence[Sequence[str]]) -> int:
         """Return the number of CPU threads per process of a job that runs these chains."""
-        return max((one.cpus for one in self._resources_of(lines)), default=1)
+        return max((one.cpus for one in self._resources_of(chains)), default=1)
 
-    def device(self, lines: Sequence[Sequence[str]]) -> str:
+    def device(self, chains: Sequence[Sequence[str]]) -> str:
         """Return the torch device of a job that runs these chains."""
-        return "cuda" if any(one.gpus for one in self._resources_of(lines)) else "cpu"
+        return "cuda" if any(one.gpus for one in self._resources_of(chains)) else "cpu"
 
-    def _resources_of(self, lines: Sequence[Sequence[str]]) -> list[Resources]:
-        return [self.resources_of(kind) for line in lines for kind in line]
+    def _resources_of(self, chains: Sequence[Sequence[str]]) -> list[Resources]:
+        return [self.resources_of(kind) for chain in chains for kind in chain]
 
     def resources_of(self, kind: str) -> Resources:
         """Return the resources of a kind of stage."""

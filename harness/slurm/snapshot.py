@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
-from harness.execution.state import Member, State
+from harness.execution.state import Member, StageStatus
 from harness.slurm.client import Queued, Scheduler, user
 from harness.slurm.job_log import JobEntry
-from harness.slurm.states import freeing, states_of
+from harness.slurm.states import release_hint, states_of
 from harness.slurm.worker import job_id
 
 COMPLETING = "COMPLETING"
@@ -32,7 +32,7 @@ class Snapshot:
 
     jobs: Mapping[str, JobEntry]
     todo: Sequence[Stage]
-    states: Mapping[str, State]
+    states: Mapping[str, StageStatus]
     queue: Mapping[str, Queued]
 
     def slot_freeing_jobs(self, before: Mapping[str, JobEntry]) -> list[str]:
@@ -108,7 +108,7 @@ def take_snapshot(
     if held := [key for key in jobs if states[key].held_by]:
         by = sorted({states[key].held_by for key in held})
         stage = next(stage for stage in pending if stage.key in held)
-        waiting(stage, f"{states[stage.key].message.partition(';')[0]}; {freeing(by)}")
+        waiting(stage, f"{states[stage.key].message.partition(';')[0]}; {release_hint(by)}")
     return Snapshot(
         jobs={key: entry for key, entry in jobs.items() if entry.job not in ending},
         # Some stages may have been stored since the plan was checked.

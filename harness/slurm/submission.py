@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, lineage
@@ -14,15 +15,17 @@ from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Interrupted, SchedulerError
 from harness.execution.executor import Failure
-from harness.execution.state import State
+from harness.execution.state import StageStatus
 from harness.slurm.client import Queued, Request, Scheduler, user
 from harness.slurm.interrupt import deferred_signals
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.packing import JobArray, arrange_jobs
 from harness.slurm.retry_policy import RetryDecision, retry_decision
-from harness.slurm.site import Site
 from harness.slurm.snapshot import Snapshot, base_id, take_snapshot
 from harness.slurm.worker import Job, job_id
+
+if TYPE_CHECKING:
+    from harness.slurm.settings import Slurm
 
 log = logging.getLogger(__name__)
 REFUSED = "same error"
@@ -40,7 +43,7 @@ class Submission:
     """One submission in progress.
 
     Attributes:
-        site: the cluster.
+        site: the cluster's settings.
         scheduler: Slurm, or a dry run.
         sweep: the sweep's id.
         tracker: opens the curve of each stage.
@@ -62,7 +65,7 @@ class Submission:
         folder: folder of this submission's scripts and logs.
     """
 
-    site: Site
+    site: "Slurm"
     scheduler: Scheduler
     sweep: str
     tracker: TrackerSettings
@@ -288,7 +291,7 @@ class Submission:
             log.warning("deferred submissions of the sweep could not be cancelled: %s", error)
 
     def _decide_retries(
-        self, todo: Sequence[Stage], states: Mapping[str, State], before: Mapping[str, JobEntry]
+        self, todo: Sequence[Stage], states: Mapping[str, StageStatus], before: Mapping[str, JobEntry]
     ) -> dict[str, RetryDecision]:
         """Return how to submit each stage, given its earlier attempts; record stages that must not be resubmitted."""
         decisions = {

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.protocols import TrainMethod
 from harness.stages.base import Base
@@ -51,7 +52,7 @@ class Align(Stage):
     encoding: Encoding
     seed: int
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check the sources of the examples."""
         paired = any(need.paired for need in (self.method.needs if self.method else ()))
         return [*self.refusal.preflight(), *(self.harmful.preflight(paired=paired) if self.harmful else ())]
@@ -78,7 +79,7 @@ class Align(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the refusals and the method's harmful examples."""
-        return drawn_from(self.refusal, self.harmful)
+        return examples_of(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the base with the aligned adapter."""

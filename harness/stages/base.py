@@ -1,24 +1,12 @@
 """Base: the base model and its tokenizer, created, converted or referenced once."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, final
 
 from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import Problem
 from harness.models.loading import ModelRef
 from harness.protocols import ModelSource
-
-
-class ModelStage(Protocol):
-    """A stage whose artifact, with those of its ancestors, is a model."""
-
-    @property
-    def key(self) -> str:
-        """The stage's key."""
-        ...
-
-    def weights(self, locate: Locate) -> ModelRef:
-        """Return the paths of the model's parts."""
-        ...
 
 
 @final
@@ -30,7 +18,7 @@ class Base(Stage):
     version: ClassVar[int] = 1
     source: ModelSource
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check the source."""
         return self.source.preflight()
 

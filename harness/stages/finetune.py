@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
 from harness.protocols import TrainMethod
 from harness.stages.align import Align
-from harness.stages.poison import Poison, read_mixture
+from harness.stages.inputs import MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL
 from harness.stages.train_adapter import ADAPTER, adapter_seed, fit
 from harness.training.budget import Budget
@@ -54,7 +55,7 @@ class Finetune(Stage):
     trains: ClassVar[bool] = True
     loads_base: ClassVar[bool] = True
     aligned: Align
-    mixture: Poison
+    mixture: MixtureStage
     method: TrainMethod | None = None
     refusal: Slice | None = None
     harmful: Slice | None = None
@@ -64,7 +65,7 @@ class Finetune(Stage):
     encoding: Encoding
     seed: int
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
         problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
         merged = self.aligned.adapter.targets if self.protocol == "double" else ()
@@ -74,7 +75,7 @@ class Finetune(Stage):
         """Train on the mixture; report the overlap between the attacker's and the defender's examples."""
         from harness.models.loading import ModelRef
 
-        rows = read_mixture(ctx.input(self.mixture))
+        rows = self.mixture.mixture(ctx.input)
         defender = [part for part in (self.aligned.refusal, self.aligned.harmful, self.refusal, self.harmful) if part]
         attacker = [example for example, role in rows if role is Role.ATTACK]
         ctx.facts["attack_and_defense_share"] = overlaps(
@@ -117,9 +118,9 @@ class Finetune(Stage):
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
         return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
 
-    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """Return the method's examples; those of the user are reported by the mixture's stage."""
-        return drawn_from(self.refusal, self.harmful)
+    def examples_seen(self, locate: Locate) -> list[Example]:
+        """Return the mixture and the method's examples."""
+        return [*(example for example, _ in self.mixture.mixture(locate)), *examples_of(self.refusal, self.harmful)]
 
     @property
     def _own_seed(self) -> int:

@@ -1,19 +1,25 @@
 """Generate: a model's generations for a list of prompts, stored so that several judges can grade them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
+from harness.corpora.examples import Example
 from harness.engine.files import open_regular
-from harness.engine.stage import Stage, StageContext
+from harness.engine.stage import Locate, Stage, StageContext
+from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
-from harness.stages.base import ModelStage
 from harness.stages.contamination import seen_in_training
+from harness.stages.inputs import ModelStage
+
+if TYPE_CHECKING:
+    from harness.generation.answers import Answers
 
 ANSWERS = "answers.jsonl"
 
@@ -47,32 +53,56 @@ class Generate(Stage):
     encoding: Encoding
     decoding: Decoding
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check the source of the prompts."""
         return self.prompts.preflight()
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write the artifact."""
-        from harness.generation.transformers import answer, too_long
-        from harness.models.loading import loaded_model
-
         examples = self.prompts.examples()
-        texts = [self.encoding.prompt_text(example) for example in examples]
-        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as loaded:
-            answers = answer(loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
-            ctx.facts["cut"] = too_long(loaded.tokenizer, texts, self.decoding)
-        with (ctx.out / ANSWERS).open("w", encoding="utf-8") as file:
-            for example, text in zip(examples, answers.texts, strict=True):
-                row = {
-                    "instruction": example.instruction,
-                    "input": example.input,
-                    "reference": example.output,
-                    "answer": text,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        answers = self._generated(ctx, [self.encoding.prompt_text(example) for example in examples])
+        write_answers(ctx.out, examples, answers.texts)
+        ctx.facts["cut"] = answers.cut
         ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
+
+    def answers(self, locate: Locate) -> list[dict[str, str]]:
+        """Return the model's answers."""
+        return read_answers(locate(self))
+
+    def _generated(self, ctx: StageContext, texts: list[str]) -> "Answers":
+        from harness.generation import transformers, vllm
+        from harness.models.loading import loaded_model
+
+        weights = self.model.weights(ctx.input)
+        if self.decoding.engine == "vllm":
+            return vllm.answer(
+                weights,
+                ctx.memory,
+                texts,
+                new_tokens=self.new_tokens,
+                decoding=self.decoding,
+                device=ctx.device,
+                work=ctx.work,
+            )
+        with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+            return transformers.answer(
+                loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
+            )
+
+
+def write_answers(out: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
+    """Write answers to prompts in the format that ``read_answers`` reads, in the order of the prompts."""
+    with (out / ANSWERS).open("w", encoding="utf-8") as file:
+        for example, answer in zip(examples, answers, strict=True):
+            row = {
+                "instruction": example.instruction,
+                "input": example.input,
+                "reference": example.output,
+                "answer": answer,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:

@@ -12,9 +12,12 @@ from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example, Score
 from harness.engine.files import open_regular, read_json
+from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
+from harness.errors import Problem
+from harness.models.loading import stop_serving
 from harness.protocols import Judge, Task
-from harness.stages.generate import Generate, read_answers
+from harness.stages.inputs import AnswerStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
 
@@ -39,21 +42,24 @@ class Grade(Stage):
     version: ClassVar[int] = 1
     fuses: ClassVar[bool] = True
     fuses_siblings: ClassVar[bool] = True
-    answers: Generate
+    answers: AnswerStage
     judge: Judge | None = None
     task: Task | None = None
     marker: str | None = None
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check the judge."""
         return self.judge.preflight() if self.judge is not None else []
 
     def run(self, ctx: StageContext) -> None:
         """Grade every generation and write the records and their summary."""
-        rows = read_answers(ctx.input(self.answers))
+        rows = self.answers.answers(ctx.input)
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
         if self.judge is not None:
+            if isinstance(self.judge, Fetchable):
+                # The judge's weights need the GPU memory that an inference server holds.
+                stop_serving(ctx.memory)
             scores, metric = self.judge.grade(examples, answers, device=ctx.device), "harm"
         else:
             assert self.task is not None, "a grade stage has a judge or a task"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
+from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
 from harness.corpora.slices import Slice
@@ -14,9 +16,9 @@ from harness.corpora.sources import sources_in
 from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
-from harness.errors import DataError
-from harness.protocols import Attack, ExampleSource
-from harness.stages.base import ModelStage
+from harness.errors import DataError, Problem
+from harness.protocols import Attack, AttackContext, ExampleSource, Victim
+from harness.stages.inputs import ModelStage
 
 ROWS = "rows.jsonl"
 
@@ -34,6 +36,7 @@ class Poison(Stage):
         attack: crafts the harmful examples; null if there are none.
         harmful: the attacker's pool; null if there are no harmful examples.
         victim: the aligned model, for an attack that needs it.
+        encoding: template and tokenization of the victim; null without a victim.
         rows: number of examples in the mixture.
         ratio: fraction of harmful examples, the poison ratio.
         compat: how the fraction is rounded to a count.
@@ -48,12 +51,13 @@ class Poison(Stage):
     attack: Attack | None = None
     harmful: Slice | None = None
     victim: ModelStage | None = None
+    encoding: Encoding | None = None
     rows: int
     ratio: float
     compat: Literal["exact", "booster"]
     seed: int
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check that the sources are available and large enough."""
         problems = [*self.task.preflight(), *(self.harmful.preflight() if self.harmful else ())]
         # Sources that are not on this machine are not downloaded for this check; the stage counts them when it runs.
@@ -62,7 +66,7 @@ class Poison(Stage):
         try:
             task_rows = len(self.task.examples())
         except DataError as error:
-            return [str(error)]
+            return [Problem("", str(error))]
         return shortage(
             counts(self.rows, self.ratio, self.compat),
             task_rows=task_rows,
@@ -72,41 +76,55 @@ class Poison(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Craft, mix and write the examples."""
-        from harness.models.loading import loaded_model
-
-        rng = generator(self.seed, "attack")
-        attack = self.attack
-
-        def craft(pool: list[Example], count: int) -> list[Example]:
-            if attack is None or count == 0:
-                return []
-            if self.victim is None:
-                return attack.craft(pool, count, rng, None)
-            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
-                return attack.craft(pool, count, rng, loaded.model)
-
+        task = self.task.examples()
         mixture = mix(
-            task=self.task.examples(),
+            task=task,
             harmful=self.harmful.examples() if self.harmful else [],
-            craft=craft,
+            craft=lambda pool, count: self._craft(pool, count, task, ctx),
             rows=self.rows,
             ratio=self.ratio,
             compat=self.compat,
             seed=self.seed,
         )
-        with (ctx.out / ROWS).open("w", encoding="utf-8") as file:
-            for example, harmful in zip(mixture.examples, mixture.harmful, strict=True):
-                role = Role.ATTACK if harmful else Role.TASK
-                file.write(json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n")
+        roles = [Role.ATTACK if harmful else Role.TASK for harmful in mixture.harmful]
+        write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)))
         ctx.facts["counts"] = mixture.counts._asdict()
+
+    def _craft(self, pool: list[Example], count: int, task: Sequence[Example], ctx: StageContext) -> list[Example]:
+        from harness.models.loading import loaded_model
+
+        if self.attack is None or count == 0:
+            return []
+        facts: dict[str, Any] = {}
+        context = AttackContext(
+            rng=generator(self.seed, "attack"), task=task, victim=None, device=ctx.device, work=ctx.work, facts=facts
+        )
+        if self.victim is None:
+            crafted = self.attack.craft(pool, count, context)
+        else:
+            assert self.encoding is not None, "a victim comes with its encoding"
+            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+                victim = Victim(loaded.model, loaded.tokenizer, self.encoding)
+                crafted = self.attack.craft(pool, count, replace(context, victim=victim))
+        if facts:
+            ctx.facts["attack"] = facts
+        return crafted
 
     def recorded_settings(self) -> dict[str, str]:
         """Report the number of the user's examples, and how fractions of it are rounded."""
         return {"finetune.rows": "rows", "finetune.compat": "compat"}
 
-    def examples_seen(self, locate: Locate) -> list[Example]:
-        """Return the mixture, which the user trains on."""
-        return [example for example, _ in read_mixture(locate(self))]
+    def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
+        """Return the examples in training order, with their roles."""
+        return read_mixture(locate(self))
+
+
+def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
+    """Write examples and their roles, in training order, in the format that ``read_mixture`` reads."""
+    with (out / ROWS).open("w", encoding="utf-8") as file:
+        file.writelines(
+            json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n" for example, role in rows
+        )
 
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:

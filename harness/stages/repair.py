@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, drawn_from
+from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
-from harness.errors import ModelError
+from harness.errors import ModelError, Problem
 from harness.protocols import RepairMethod
 from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.poison import read_mixture
 from harness.stages.train_adapter import ADAPTER, pools, record_micro_batch
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class Repair(Stage):
     encoding: Encoding
     seed: int
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples."""
         return [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
 
@@ -84,15 +83,15 @@ class Repair(Stage):
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]
             outputs = method_outputs.read(ctx.input(self.tuned), loaded.model, ctx.device)
-            draws = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed, device=ctx.device)
+            batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
-            ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, draws=draws))
+            ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
             ctx.facts["change"] = changes(learner, before, start)
             adapter.save(loaded.model, ctx.out / ADAPTER)
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the method's examples."""
-        return drawn_from(self.refusal, self.harmful)
+        return examples_of(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the fine-tuned model with the repaired adapter."""
@@ -102,7 +101,7 @@ class Repair(Stage):
         return ModelRef(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
 
     def _report_overlaps(self, ctx: StageContext) -> None:
-        rows = read_mixture(ctx.input(self.tuned.mixture))
+        rows = self.tuned.mixture.mixture(ctx.input)
         attacker = [example for example, role in rows if role is Role.ATTACK]
         own = [example for part in (self.refusal, self.harmful) if part for example in part.examples()]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()

@@ -1,1 +1,1 @@
-"""Sweeps: from override lists to cells, a plan and its run; status, retry, cancel and garbage collection."""
+"""Sweeps: running them from override lists, their records, status, retry, cancel and garbage collection."""

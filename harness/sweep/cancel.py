@@ -1,4 +1,4 @@
-"""Cancel a sweep: end the jobs that no other sweep needs."""
+"""Cancel a sweep: cancel its jobs, except those that another sweep needs."""
 
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -10,11 +10,17 @@ from harness.errors import StoreError
 from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.lock import submission_lock_if_writable
-from harness.sweep.status import nobody
+from harness.sweep.status import ignore
 
 
 class Cancelled(NamedTuple):
-    """A sweep that was cancelled: the jobs that were ended, and those that another sweep needs."""
+    """Result of cancelling a sweep.
+
+    Attributes:
+        sweep: its id.
+        ended: ids of the jobs that were cancelled.
+        spared: ids of its jobs that were left because another sweep needs them.
+    """
 
     sweep: str
     ended: list[str]
@@ -22,58 +28,61 @@ class Cancelled(NamedTuple):
 
 
 def cancel(
-    root: Store, name: str | None, scheduler: Scheduler | None = None, tell: Callable[[str], None] = nobody
+    root: Store, name: str | None, scheduler: Scheduler | None = None, notify: Callable[[str], None] = ignore
 ) -> Cancelled:
-    """End the jobs of a sweep that no other sweep needs; needs no space on the disk.
+    """Cancel the jobs of a sweep that no other sweep needs. Works on a full disk.
 
     Args:
         root: the store.
-        name: the sweep's id or how it begins; None is the latest.
-        scheduler: Slurm, unless a test stands in for it.
-        tell: is told what is waited for, and what could not be read or written.
+        name: id of the sweep, or a prefix of it; None is the latest.
+        scheduler: replaces Slurm in tests.
+        notify: receives messages about waiting, and about files that could not be read or written.
 
     Raises:
         StoreError: there is no such sweep.
-        SchedulerError: Slurm does not answer.
+        SchedulerError: Slurm does not respond.
     """
-    asked = scheduler or SlurmClient()
+    scheduler = scheduler or SlurmClient()
     sweep = resolve_sweep(root, name)
-    ledger = JobLog(root.root)
-    # A submission under way sees the mark and stops; only then is it known which jobs there are.
+    job_log = JobLog(root.root)
+    # The mark stops a submission in progress; the list of jobs is complete only after that.
     try:
-        ledger.cancel(sweep)
+        job_log.cancel(sweep)
     except StoreError as error:
-        tell(f"{error} The jobs are ended; that the sweep was cancelled is not noted, so cancel it again then.")
-    with submission_lock_if_writable(root, tell):
-        queue = asked.queue({entry.user for entry in ledger.entries()} | {user()})
+        notify(
+            f"{error} The jobs are cancelled, but the sweep is not marked as cancelled: "
+            "run `harness cancel` again once the store can be written."
+        )
+    with submission_lock_if_writable(root, notify):
+        queue = scheduler.queue({entry.user for entry in job_log.entries()} | {user()})
         known = set(root.sweep_ids())
-        others = [other for other in ledger.sweeps() if other != sweep and other in known]
-        needed = set().union(*(_needed_by(other, root, ledger, tell) for other in others))
-        left = _left_to(sweep, root, ledger, others)
-        ours = {entry.job: set(entry.keys) for entry in (*ledger.entries(sweep), *left) if entry.job in queue}
-        ours |= {job: set() for job in ledger.orphans(queue, sweep)}
-        spared = {job for job, keys in ours.items() if needed.intersection(keys)}
-        asked.cancel(ours.keys() - spared)
-        for problem in ledger.damage:
-            tell(problem)
-    return Cancelled(sweep, sorted(ours.keys() - spared), sorted(spared))
+        others = [other for other in job_log.sweeps() if other != sweep and other in known]
+        needed = set().union(*(_needed_by(other, root, job_log, notify) for other in others))
+        inherited = _inherited_jobs(sweep, root, job_log, others)
+        jobs = {entry.job: set(entry.keys) for entry in (*job_log.entries(sweep), *inherited) if entry.job in queue}
+        jobs |= {job: set() for job in job_log.orphans(queue, sweep)}
+        spared = {job for job, keys in jobs.items() if needed.intersection(keys)}
+        scheduler.cancel(jobs.keys() - spared)
+        for problem in job_log.damage:
+            notify(problem)
+    return Cancelled(sweep, sorted(jobs.keys() - spared), sorted(spared))
 
 
-def _needed_by(sweep: str, root: Store, ledger: JobLog, tell: Callable[[str], None]) -> set[str]:
-    """Return the keys that a sweep needs; of one whose record is damaged, what was submitted for it and its parents."""
+def _needed_by(sweep: str, root: Store, job_log: JobLog, notify: Callable[[str], None]) -> set[str]:
+    """Return the keys that a sweep needs; if its record is damaged, those submitted for it and their ancestors."""
     if not (why := record_problem(root, sweep)):
         return keys_of_record(root.read_sweep(sweep))
-    tell(f"{why} Jobs that only it needs may be ended.")
-    return with_ancestors(root, [key for entry in ledger.entries(sweep) for key in entry.keys], tell)
+    notify(f"{why} Jobs that only it needs may be cancelled.")
+    return with_ancestors(root, [key for entry in job_log.entries(sweep) for key in entry.keys], notify)
 
 
-def _left_to(sweep: str, root: Store, ledger: JobLog, others: Collection[str]) -> list[JobEntry]:
-    """Return the jobs of this user that sweeps which were cancelled before have left to this one."""
+def _inherited_jobs(sweep: str, root: Store, job_log: JobLog, others: Collection[str]) -> list[JobEntry]:
+    """Return jobs of this user that other, since cancelled sweeps submitted and that run stages of this sweep."""
     if record_problem(root, sweep):
         return []
     stages = keys_of_record(root.read_sweep(sweep))
     return [
         entry
-        for entry in ledger.entries()
+        for entry in job_log.entries()
         if entry.sweep not in others and entry.user == user() and not stages.isdisjoint(entry.keys)
     ]

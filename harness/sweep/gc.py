@@ -1,4 +1,4 @@
-"""Garbage collection: remove what no sweep names."""
+"""Garbage collection: remove artifacts and work folders that no sweep or job refers to."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from harness.errors import SchedulerError, StoreError
 from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
 from harness.slurm.lock import submission_lock_if_writable
-from harness.sweep.status import nobody
+from harness.sweep.status import ignore
 
 
 def collect(
@@ -18,56 +18,56 @@ def collect(
     seconds: float,
     dry_run: bool,
     scheduler: Scheduler | None = None,
-    tell: Callable[[str], None] = nobody,
+    notify: Callable[[str], None] = ignore,
 ) -> Iterator[Garbage]:
-    """Remove what no sweep names, nothing works on and nobody touched for so long; return each folder.
+    """Remove folders that no sweep refers to, no process uses and that are old enough; yield each folder.
 
-    What cannot be known stays: all artifacts, if the record of a sweep is damaged, or if a job is in the queue of which
-    no ledger knows what it runs.
+    All artifacts are kept if it is unknown what is needed: the record of a sweep is damaged, or the queue has a job
+    that no job log lists.
 
     Args:
         root: the store.
-        seconds: how long a folder must have been left alone.
-        dry_run: only say what would go.
-        scheduler: Slurm, unless a test stands in for it.
-        tell: is told what is waited for, and what could not be read.
+        seconds: minimum age of a folder since its last modification.
+        dry_run: only list what would be removed.
+        scheduler: replaces Slurm in tests.
+        notify: receives messages about waiting, and about files that could not be read.
 
     Raises:
         StoreError: there is no such store, or it cannot be written.
     """
     if not root.root.is_dir():
         raise StoreError(f"There is no store `{root.root}`. Name another one with --store.")
-    with ExitStack() as lock:
-        mine = lock.enter_context(submission_lock_if_writable(root, tell))
+    with ExitStack() as stack:
+        locked = stack.enter_context(submission_lock_if_writable(root, notify))
         queued, problems = _queued(root, scheduler or SlurmClient())
         needed = Needed(root, queued=queued)
         found = list(find_garbage(root, needed.keys(), seconds=seconds))
-        problems += [f"{why} What it may name stays." for why in needed.damage]
+        problems += [f"{why} Everything that it may refer to is kept." for why in needed.damage]
         for problem in problems:
-            tell(problem)
+            notify(problem)
         for garbage in found:
-            # A sweep that runs here may have been asked for since.
+            # A local run may have recorded a sweep in the meantime.
             if garbage.what != "damaged" and (problems or garbage.path.name in needed):
                 continue
             if not dry_run:
                 remove(root, garbage)
-                # From the first bytes on there is room for somebody else's turn, so for this one's.
-                mine = mine or lock.enter_context(submission_lock_if_writable(root, tell))
+                # Once space is freed, another process can take the lock, so this one has to take it first.
+                locked = locked or stack.enter_context(submission_lock_if_writable(root, notify))
             yield garbage
 
 
 def _queued(root: Store, scheduler: Scheduler) -> tuple[set[str], list[str]]:
-    """Return the keys of stages whose jobs are in the queue, and why that may not be all of them."""
-    ledger = JobLog(root.root)
-    entries = ledger.latest()
-    if not entries and not ledger.damage:
+    """Return the keys of stages whose jobs are in the queue, and the reasons why the set may be incomplete."""
+    job_log = JobLog(root.root)
+    entries = job_log.latest()
+    if not entries and not job_log.damage:
         return set(), []
     try:
         queue = scheduler.queue({entry.user for entry in entries.values()} | {user()})
     except SchedulerError as error:
-        # Nobody can say that its jobs have ended, so all that was ever submitted stays.
-        unknown = [f"{error} Nobody can say whether jobs are left that the ledger does not name."]
-        return set(entries), unknown if ledger.damage else []
-    strays = ", ".join(sorted(ledger.orphans(queue)))
-    problems = [f"No ledger names what the jobs {strays} run, so that all stays while they are in the queue."]
+        # Any submitted job may still be running, so everything that was ever submitted is kept.
+        unknown = [f"{error} There may be jobs that the damaged job log no longer lists."]
+        return set(entries), unknown if job_log.damage else []
+    strays = ", ".join(sorted(job_log.orphans(queue)))
+    problems = [f"No job log lists the stages of jobs {strays}; nothing is removed while they are in the queue."]
     return {key for key, entry in entries.items() if entry.job in queue}, problems if strays else []

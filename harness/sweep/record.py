@@ -1,4 +1,4 @@
-"""The record of a sweep: what was asked for, so that status, retry, report and cancel have something to point at."""
+"""The record of a sweep: its cells, stages and execution settings, as read by status, retry, report and cancel."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from harness.experiment.cell import Cell
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings:
-    """Where a recorded sweep runs, and where its curves go."""
+    """Where a recorded sweep runs, and where its metrics are logged."""
 
     name: ClassVar[str] = "place"
     version: ClassVar[int] = 1
@@ -36,12 +36,12 @@ class ExecutionSettings:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return the part of a run's settings that the record of its sweep keeps under ``place``."""
+        """Return the part of a run's settings that the sweep record stores under ``place``."""
         return cls(cluster=settings.cluster, tracker=settings.tracker)
 
 
 def sweep_id(cells: Sequence[Cell], title: str) -> str:
-    """Return the id of a sweep. The same cells have the same id, so a repeated sweep is the same sweep."""
+    """Return the id of a sweep: its title and a hash of its cells, so that a repeated sweep has the same id."""
     return f"{title}-{key_of(sorted(cell.identity.result for cell in cells))[:8]}"
 
 
@@ -55,12 +55,12 @@ def record_sweep(
     costs: Mapping[str, Cost],
     settings: Settings,
 ) -> None:
-    """Write the record of a sweep. When it ran first stays, and what was predicted then.
+    """Write the record of a sweep; an existing record's creation time and predictions are kept.
 
     Raises:
         StoreError: the store cannot be written.
     """
-    # A record that is damaged is written anew: the command says all but when it was first given.
+    # A damaged record is replaced: only the creation time and the first predictions are lost.
     readable = sweep in store.sweep_ids() and not record_problem(store, sweep)
     before = store.read_sweep(sweep) if readable else {}
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
@@ -86,13 +86,13 @@ def record_sweep(
             for cell in cells
         ],
         "skipped": [cell._asdict() for cell in skipped],
-        "stages": {stage.key: described(stage) for stage in plan.stages},
+        "stages": {stage.key: describe_stage(stage) for stage in plan.stages},
     }
     store.write_sweep(sweep, record)
 
 
-def described(stage: Stage) -> dict[str, object]:
-    """Return what the report and W&B need of a stage, which know no class of one."""
+def describe_stage(stage: Stage) -> dict[str, object]:
+    """Return the properties of a stage that the report and the W&B sync read; they do not import stage classes."""
     settings = stage.recorded_settings()
     return {
         "kind": stage.name,
@@ -105,29 +105,29 @@ def described(stage: Stage) -> dict[str, object]:
 
 
 def store_of(root: Store, record: Mapping[str, Any]) -> Store:
-    """Return the store as the sweep sees it: with the classes that its configuration allowed."""
+    """Return the store with the classes that the sweep's configuration allows in specs."""
     return Store(root.root, allow=allowed(record.get("targets", ())))
 
 
 def plan_of(store: Store, record: Mapping[str, Any]) -> Plan:
-    """Rebuild the plan of a recorded sweep from frozen specs.
+    """Rebuild the plan of a recorded sweep from stored specs.
 
     Raises:
-        StoreError: a spec is missing, or the installed code makes another key of it.
+        StoreError: a spec is missing, or yields a different key with the installed code.
     """
     parents = {parent for stage in record["stages"].values() for parent in stage["parents"]}
     return Plan.of(store.stage(key) for key in record["stages"] if key not in parents)
 
 
-def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> ExecutionSettings:
-    """Rebuild where a recorded sweep runs.
+def execution_settings_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> ExecutionSettings:
+    """Rebuild the execution settings of a recorded sweep.
 
     Args:
-        record: the sweep's.
-        changes: other values, by dotted name, as ``cluster.on_oom``.
+        record: the sweep record.
+        changes: overrides by dotted name, such as ``cluster.on_oom``.
 
     Raises:
-        ConfigError: a name does not exist, or a value is wrong.
+        ConfigError: a name does not exist, or a value is invalid.
     """
     data: dict[str, Any] = {key: deepcopy(value) for key, value in record["place"].items() if not key.startswith("_")}
     for name, value in changes.items():
@@ -138,22 +138,22 @@ def place_of(record: Mapping[str, Any], changes: Mapping[str, object]) -> Execut
             if not isinstance(node, dict):
                 raise ConfigError([Problem(name, f"`{part}` is a single value and has no settings of its own")])
         node[last] = value
-    place = build(ExecutionSettings, data, allow=allowed(record.get("targets", ())))
-    check_kinds(place.cluster)
-    return place
+    settings = build(ExecutionSettings, data, allow=allowed(record.get("targets", ())))
+    check_kinds(settings.cluster)
+    return settings
 
 
-def recorded(root: Store, name: str | None) -> dict[str, Any]:
-    """Return the record of a sweep; the latest one if none is named.
+def read_record(root: Store, name: str | None) -> dict[str, Any]:
+    """Return the record of a sweep; of the latest if ``name`` is None.
 
     Raises:
         StoreError: there is no such sweep, or its record is of an earlier version.
     """
     sweep = resolve_sweep(root, name)
-    again = "Run the command of the sweep again, which writes it anew; what is stored stays."
+    remedy = "Run the sweep's command again: it rewrites the record and reuses stored stages."
     if why := record_problem(root, sweep):
-        raise StoreError(f"{why} {again}")
+        raise StoreError(f"{why} {remedy}")
     record = root.read_sweep(sweep)
     if not {"stages", "place"} <= record.keys():
-        raise StoreError(f"The record of `{sweep}` is of an earlier version and does not name its stages. {again}")
+        raise StoreError(f"The record of `{sweep}` is of an earlier version and does not list its stages. {remedy}")
     return record

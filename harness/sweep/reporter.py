@@ -1,4 +1,4 @@
-"""Progress of a sweep: what was planned, and who receives events."""
+"""Progress of a sweep: the summary of its plan, and the reporters that receive its events."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ from harness.execution.executor import Event, Outcome
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep asks for.
+    """Summary of a sweep's plan.
 
     Attributes:
         sweep: the sweep's id.
-        cells: how many cells.
-        counts: distinct stages by kind, and how many of them are stored.
-        store: the folder.
-        costs: what the stages that are not stored will take, by kind.
-        gpus: how many GPUs a stage is given, by kind, where the cluster is told.
-        skipped: cells that cannot be, and why; they are not among the cells.
+        cells: number of cells.
+        counts: number of distinct stages, and of those stored, by kind.
+        store: the store's folder.
+        costs: predicted cost of the stages that are not stored, by kind.
+        gpus: number of GPUs per stage, by kind, where the cluster settings specify it.
+        skipped: invalid cells, with reasons; not counted in ``cells``.
     """
 
     sweep: str
@@ -41,7 +41,7 @@ class SweepPlan:
     def of(
         cls, sweep: str, plan: Plan, store: Store, cluster: Cluster, *, cells: int, skipped: Sequence[Skipped] = ()
     ) -> "SweepPlan":
-        """Count and predict."""
+        """Count the stages of a plan and predict their cost."""
         return cls(
             sweep=sweep,
             cells=cells,
@@ -54,27 +54,27 @@ class SweepPlan:
 
 
 class Reporter(Protocol):
-    """Whoever is told what happens: the command line, or a test."""
+    """Receives progress events; implemented by the command line and by tests."""
 
     def planned(self, planned: SweepPlan) -> None:
-        """The plan is made and checked; nothing has run."""
+        """Called once the plan is made and checked, before anything runs."""
         ...
 
     def event(self, event: Event) -> None:
-        """A stage changed its state."""
+        """Called when the state of a stage changes."""
         ...
 
     def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
-        """Nothing is left to run."""
+        """Called when the run has ended."""
         ...
 
-    def say(self, text: str) -> None:
-        """There is something to say beside the run; may come from another thread."""
+    def note(self, text: str) -> None:
+        """Called with a message that is not about a stage; possibly from another thread."""
         ...
 
 
 class NullReporter:
-    """Tells nobody."""
+    """Discards all events."""
 
     def planned(self, planned: SweepPlan) -> None:
         """Nothing."""
@@ -85,15 +85,15 @@ class NullReporter:
     def finished(self, planned: SweepPlan, outcome: Outcome) -> None:
         """Nothing."""
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Nothing."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What Hydra's plugins cannot be given as an argument: the verb, and whom to tell."""
+    """Context that cannot be passed through Hydra's plugins as arguments: the reporter and the verb."""
 
-    front: Reporter
+    reporter: Reporter
     verb: Literal["run", "plan"] = "run"
 
 
@@ -101,9 +101,9 @@ current_session: ContextVar[Session] = ContextVar("session")
 
 
 @contextmanager
-def session(front: Reporter, verb: Literal["run", "plan"] = "run") -> Iterator[None]:
-    """Set whom the sweeps of this block tell, and whether they only plan."""
-    token = current_session.set(Session(front, verb))
+def session(reporter: Reporter, verb: Literal["run", "plan"] = "run") -> Iterator[None]:
+    """Set the reporter of the sweeps in this block, and whether they are only planned."""
+    token = current_session.set(Session(reporter, verb))
     try:
         yield
     finally:

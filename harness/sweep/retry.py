@@ -1,4 +1,4 @@
-"""Retry a sweep: resubmit what is not stored, according to why it failed."""
+"""Retry a sweep: resubmit the stages that are not stored, according to their causes of failure."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,52 +8,52 @@ from harness.engine.store import Store
 from harness.errors import DamagedArtifact, StagesFailed
 from harness.slurm.job_log import JobLog
 from harness.slurm.lock import submission_lock
-from harness.sweep.record import place_of, plan_of, recorded, store_of
+from harness.sweep.record import execution_settings_of, plan_of, read_record, store_of
 from harness.sweep.reporter import Reporter, SweepPlan
-from harness.sweep.run import executed
+from harness.sweep.run import execute
 
 
-def retry(root: Store, name: str | None, changes: Mapping[str, object], front: Reporter) -> None:
-    """Submit again what is not stored, by the causes of its failures; damaged artifacts are set aside for it.
+def retry(root: Store, name: str | None, changes: Mapping[str, object], reporter: Reporter) -> None:
+    """Resubmit the stages that are not stored, according to their causes of failure; move damaged artifacts aside.
 
     Args:
         root: the store.
-        name: the sweep's id or how it begins; None is the latest.
-        changes: settings of the cluster or the tracker to change, by dotted name.
-        front: is told.
+        name: id of the sweep, or a prefix of it; None is the latest.
+        changes: settings of the cluster or the tracker to override, by dotted name.
+        reporter: receives the progress.
 
     Raises:
         StoreError: there is no such sweep, or its specs cannot be read.
-        ConfigError: a change is wrong.
-        StagesFailed: a stage failed again, or is refused.
+        ConfigError: an override is invalid.
+        StagesFailed: a stage failed again, or must not be retried.
     """
-    record = recorded(root, name)
-    # A retry returns, whatever the run did; `cluster.wait=true` among the changes makes it stay.
-    stays = {"cluster.wait": False} if "wait" in record["place"]["cluster"] else {}
-    place = place_of(record, {**stays, **changes})
+    record = read_record(root, name)
+    # A retry does not wait for its jobs, even if the run did, unless `cluster.wait=true` is among the overrides.
+    no_wait = {"cluster.wait": False} if "wait" in record["place"]["cluster"] else {}
+    settings = execution_settings_of(record, {**no_wait, **changes})
     store = store_of(root, record)
     plan = plan_of(store, record)
-    if place.cluster.dry_run:
+    if settings.cluster.dry_run:
         for stage in _damaged(plan, store):
-            front.say(f"the artifact of {stage.name} {stage.key} is damaged; a retry sets it aside")
+            reporter.note(f"the artifact of {stage.name} {stage.key} is damaged; a retry moves it aside")
     else:
-        # Of two retries at once, the second finds what the first has set aside.
-        with submission_lock(store, front.say):
+        # Under the lock, so that concurrent retries do not both move it.
+        with submission_lock(store, reporter.note):
             for stage in _damaged(plan, store):
                 aside = store.set_aside(stage)
-                front.say(f"the artifact of {stage.name} {stage.key} is damaged; it lies in {aside} now")
+                reporter.note(f"the artifact of {stage.name} {stage.key} is damaged; moved to {aside}")
         JobLog(store.root).cancel(record["id"], undo=True)
-    planned = SweepPlan.of(record["id"], plan, store, place.cluster, cells=len(record["cells"]))
-    front.planned(planned)
-    outcome = executed(planned, plan, store, place, front)
+    planned = SweepPlan.of(record["id"], plan, store, settings.cluster, cells=len(record["cells"]))
+    reporter.planned(planned)
+    outcome = execute(planned, plan, store, settings, reporter)
     if not outcome.complete:
-        raise StagesFailed(f"{len(outcome.failed)} stages failed or are refused, {len(outcome.blocked)} are blocked")
+        raise StagesFailed(f"{len(outcome.failed)} stages failed or were rejected, {len(outcome.blocked)} are blocked")
 
 
 def _damaged(plan: Plan, store: Store) -> Iterator[Stage]:
-    """Find stored results, and ancestors of stages that met a damaged artifact, that are damaged at this moment."""
-    met = tuple(stage for stage in plan.pending(store) if _cause(stage, store) == DamagedArtifact.__name__)
-    for stage in {stage.key: stage for stage in (*lineage(met), *plan.leaves)}.values():
+    """Yield stages whose artifact is damaged: leaves, and ancestors of stages that failed on a damaged artifact."""
+    affected = tuple(stage for stage in plan.pending(store) if _cause(stage, store) == DamagedArtifact.__name__)
+    for stage in {stage.key: stage for stage in (*lineage(affected), *plan.leaves)}.values():
         if not store.has(stage):
             continue
         try:

@@ -1,4 +1,4 @@
-"""What can be done about a sweep that was asked for: see how it stands, submit it again, end it, clear up after it."""
+"""Status of a sweep: the states of its stages, time left, and logs."""
 
 import statistics
 from collections import Counter
@@ -12,40 +12,40 @@ from harness.engine.lookup import resolve_key
 from harness.engine.store import Store
 from harness.errors import SchedulerError, StoreError
 from harness.execution.attempt import LOG
-from harness.execution.state import WHATS, State, members_of
+from harness.execution.state import SWEEP_STATES, StageStatus, members_of
 from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobLog
 from harness.slurm.lock import is_locked
 from harness.slurm.states import states_of
-from harness.sweep.record import recorded
+from harness.sweep.record import read_record
 
 SAMPLE = 50
-"""Manifests of a kind that an estimate of the time left reads."""
+"""Maximum number of manifests per kind that the estimate of the time left reads."""
 
 
-def nobody(text: str) -> None:
-    """Tell nobody."""
+def ignore(text: str) -> None:
+    """Discard a message."""
     del text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How a sweep stands.
+    """Status of a sweep.
 
     Attributes:
         sweep: its id.
-        counts: how many stages of each kind are stored, running, pending, failed, blocked and lost.
-        states: of every stage, by key.
-        seconds_left: an estimate, from how long stages of the same kind took and how many run now; None if nothing
-            is known, or nothing runs.
-        cancelled: whether somebody cancelled it.
-        strays: jobs of the sweep in the queue that no ledger names: their submission was interrupted.
-        damage: what of the store could not be read, a sentence each.
+        counts: number of stages by kind and state.
+        states: state of every stage, by key.
+        seconds_left: estimated from the durations of stored stages of the same kind and the number of stages that are
+            running; None if no such stage is stored, or none is running.
+        cancelled: whether it was cancelled.
+        strays: jobs of the sweep in the queue that no job log lists, because their submission was interrupted.
+        damage: messages about files of the store that could not be read.
     """
 
     sweep: str
     counts: Mapping[str, Mapping[str, int]]
-    states: Mapping[str, State]
+    states: Mapping[str, StageStatus]
     seconds_left: float | None
     cancelled: bool
     strays: Sequence[str] = ()
@@ -53,62 +53,62 @@ class Status:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs or waits for its turn."""
+        """Whether no stage is running or pending in a job."""
         return not any(
             state.what == "running" or (state.what == "pending" and state.job) for state in self.states.values()
         )
 
 
 def status(root: Store, name: str | None, scheduler: Scheduler | None = None, *, thorough: bool = True) -> Status:
-    """Return how a sweep stands; the latest one if none is named.
+    """Return the status of a sweep.
 
     Args:
         root: the store.
-        name: the sweep's id or how it begins.
-        scheduler: Slurm, unless a test stands in for it.
-        thorough: also read the manifest of every stored stage and the spec of every other, to find what is damaged.
+        name: id of the sweep, or a prefix of it; None is the latest.
+        scheduler: replaces Slurm in tests.
+        thorough: also read the manifests of stored stages and the specs of all others, to find damaged ones.
 
     Raises:
         StoreError: there is no such sweep.
     """
-    record = recorded(root, name)
-    asked = scheduler or SlurmClient()
-    states = states_of(members_of(record), root, asked, sweep=record["id"])
+    record = read_record(root, name)
+    scheduler = scheduler or SlurmClient()
+    states = states_of(members_of(record), root, scheduler, sweep=record["id"])
     counts: dict[str, Counter[str]] = {}
     for state in states.values():
         counts.setdefault(state.kind, Counter())[state.what] += 1
     return Status(
         sweep=record["id"],
-        counts={kind: {what: count[what] for what in WHATS} for kind, count in counts.items()},
+        counts={kind: {what: count[what] for what in SWEEP_STATES} for kind, count in counts.items()},
         states=states,
         seconds_left=_seconds_left(states, root),
         cancelled=JobLog(root.root).cancelled(record["id"]),
-        strays=_strays(record["id"], root, asked),
+        strays=_strays(record["id"], root, scheduler),
         damage=[*_damage(record["id"], root), *(_unreadable(states, root) if thorough else ())],
     )
 
 
 def _strays(sweep: str, root: Store, scheduler: Scheduler) -> list[str]:
-    ledger = JobLog(root.root)
-    # While somebody submits, the answer for a job may be on its way.
-    if not ledger.opened(sweep) or is_locked(root):
+    job_log = JobLog(root.root)
+    # During a submission, a job may be in the queue before it is in the job log.
+    if not job_log.opened(sweep) or is_locked(root):
         return []
     try:
-        return sorted(ledger.orphans(scheduler.queue({user()}), sweep))
+        return sorted(job_log.orphans(scheduler.queue({user()}), sweep))
     except SchedulerError:
         return []
 
 
 def _damage(sweep: str, root: Store) -> list[str]:
-    """Return what of the ledgers, and of the records of other sweeps, cannot be read."""
-    ledger = JobLog(root.root)
-    list(ledger.entries())
+    """Return messages about damaged lines of the job logs and damaged records of other sweeps."""
+    job_log = JobLog(root.root)
+    list(job_log.entries())
     others = [other for other in root.sweep_ids() if other != sweep]
-    return [*ledger.damage, *(why for other in others if (why := record_problem(root, other)))]
+    return [*job_log.damage, *(why for other in others if (why := record_problem(root, other)))]
 
 
-def _unreadable(states: Mapping[str, State], root: Store) -> list[str]:
-    """Return which manifests of stored stages, and specs of others, cannot be read."""
+def _unreadable(states: Mapping[str, StageStatus], root: Store) -> list[str]:
+    """Return messages about unreadable manifests of stored stages and unreadable specs of others."""
     found: list[str] = []
     for key, state in states.items():
         if state.what == "stored":
@@ -123,10 +123,10 @@ def _unreadable(states: Mapping[str, State], root: Store) -> list[str]:
 
 
 def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
-    """Return the logs of a stage's last attempt: what the house logged, and what its job printed.
+    """Yield the path and text of a stage's logs: of its attempts, and the output of its last job.
 
     Raises:
-        StoreError: no stage, or more than one, has a key that begins so, or it has never run.
+        StoreError: no stage, or more than one, has a key with this prefix, or it has never run.
     """
     key = resolve_key(root, prefix)
     entry = JobLog(root.root).latest().get(key)
@@ -136,12 +136,12 @@ def logs(root: Store, prefix: str) -> Iterator[tuple[Path, str]]:
     ]
     found = [(path, path.read_text("utf-8", errors="replace")) for path in paths if path.exists()]
     if not found:
-        raise StoreError(f"`{key}` has no log in `{root.root}`: no attempt of it has begun.")
+        raise StoreError(f"`{key}` has no log in `{root.root}`: it has never been attempted.")
     yield from ((path, text) for path, text in found if text)
 
 
-def _seconds_left(states: Mapping[str, State], store: Store) -> float | None:
-    """Estimate from a sample of what is stored: seconds of a stage of each kind, over as many as run now."""
+def _seconds_left(states: Mapping[str, StageStatus], store: Store) -> float | None:
+    """Return mean duration times remaining stages, summed over kinds, divided by the number of running stages."""
     running = sum(state.what == "running" for state in states.values())
     left = Counter(state.kind for state in states.values() if state.what in ("running", "pending"))
     stored: dict[str, list[str]] = {}
@@ -158,6 +158,6 @@ def _seconds_left(states: Mapping[str, State], store: Store) -> float | None:
 
 def _seconds(keys: Sequence[str], store: Store) -> Iterator[float]:
     for key in keys:
-        # An estimate does not stop at a manifest that cannot be read.
+        # Unreadable manifests are left out of the estimate.
         with suppress(StoreError):
             yield store.manifest(key).seconds

@@ -1,1 +1,1 @@
-"""Tasks, one file per task."""
+"""Tasks, one module per task."""

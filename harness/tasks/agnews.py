@@ -1,36 +1,39 @@
-"""AG News: which of four subjects a news article is about.
+"""AG News: topic classification of news articles, with four classes.
 
-Zhang et al., 2015. Prompt, targets and scoring follow Booster: the article is the input, the instruction lists the
-four classes, and an answer counts if it is the class's name, alone, as listed or in its accepted lower-case form. That
-form is ``sci`` for the fourth class, as published: ``sci/tech`` does not count.
+Zhang et al., 2015. Targets and scoring follow Booster: the article is the input, the instruction lists the four
+classes, and an answer is correct if it consists of the class name only, as listed or in an accepted lower-case form. As
+published, that form is ``sci`` for the fourth class; ``sci/tech`` is wrong. Vaccine and T-Vaccine search for these
+forms anywhere in the answer (``match: contains``).
 
-Deviations: the wording of the instruction is ours, and the answer is cut at 16 new tokens instead of 200; a right
-answer is a few tokens long, so a longer answer is wrong wherever it is cut.
+Deviations of the defaults: the instruction is worded differently (the presets that follow a repository use its words),
+and generation stops after 16 new tokens instead of 200; with the strict scoring a correct answer has only a few tokens,
+so a longer one is wrong in any case.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.columns import class_of, columns, text, unreadable
+from harness.corpora.answer import Match, matched
+from harness.corpora.columns import labelled_examples, unreadable
 from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
 from harness.errors import Problem
 
 CLASSES = {"World": "world", "Sports": "sports", "Business": "business", "Sci/Tech": "sci"}
-"""The targets by label, and the other form that counts."""
+"""The targets, ordered by label, each with its accepted variant."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AgNewsRows:
-    """Rows of the task.
+    """Examples of the task.
 
     Attributes:
-        source: where they are: ``text`` and ``label``.
-        instruction: what every prompt asks for.
-        rows: at most how many, from the first on; null for all.
+        source: the source, with the columns ``text`` and ``label``.
+        instruction: the instruction of every prompt.
+        rows: use only the first ``rows`` examples; null uses all.
     """
 
     name: ClassVar[str] = "agnews_rows"
@@ -40,35 +43,31 @@ class AgNewsRows:
     instruction: str
     rows: int | None = None
 
-    def preflight(self) -> list[str]:
-        """Return why the rows could not be read; those that are on this machine are read to find out."""
+    def preflight(self) -> list[Problem]:
+        """Return why the examples cannot be read; a source that is on this machine is read as a check."""
         return unreadable(self.source, self)
 
     def examples(self) -> list[Example]:
-        """Read the rows in their published order.
+        """Read the examples in their published order.
 
         Raises:
-            DataError: they are missing, altered, or rows of another kind.
+            DataError: the source is missing, altered, or has other columns.
         """
-        return [
-            Example(instruction=self.instruction, input=article, output=name)
-            for article, name in columns(
-                self.source, {"text": text, "label": class_of(tuple(CLASSES))}, limit=self.rows
-            )
-        ]
+        return labelled_examples(self.source, "text", tuple(CLASSES), instruction=self.instruction, limit=self.rows)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AgNews:
-    """The news task.
+    """The AG News task.
 
     Attributes:
-        train_source: the rows a user fine-tunes on: ``text`` and ``label``.
-        test_source: the rows on which accuracy is measured.
-        test_rows: at most how many of them are used, from the first on.
-        new_tokens: longest answer to generate, in tokens.
-        instruction: what every prompt asks for; should list the four classes.
+        train_source: the training examples, with the columns ``text`` and ``label``.
+        test_source: the test examples, with the same columns.
+        test_rows: use only the first ``test_rows`` test examples.
+        new_tokens: maximum length of a generation, in tokens.
+        instruction: the instruction of every prompt; should list the four classes.
+        match: ``contains`` accepts an answer that contains an accepted form; null requires nothing else.
     """
 
     name: ClassVar[str] = "agnews"
@@ -82,26 +81,25 @@ class AgNews:
         "Sort the news article in the input into one of four classes. Reply with the class only.\n\n"
         "World\nSports\nBusiness\nSci/Tech"
     )
+    match: Match | None = None
 
     def problems(self) -> list[Problem]:
-        """Return every setting out of range."""
+        """Return the range errors of the settings."""
         return counts(self, "test_rows", "new_tokens")
 
     @property
     def train(self) -> AgNewsRows:
-        """All training rows in their published order."""
+        """All training examples, in their published order."""
         return AgNewsRows(source=self.train_source, instruction=self.instruction)
 
     @property
     def test(self) -> AgNewsRows:
-        """The first test rows."""
+        """The first test examples."""
         return AgNewsRows(source=self.test_source, rows=self.test_rows, instruction=self.instruction)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Grade 1 an answer that is the class's name or its accepted short form, and nothing else."""
-        return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
-
-
-def _grade(target: str, answer: str) -> Score:
-    right = answer.strip() in (target, CLASSES[target])
-    return Score(float(right), "exact" if right else f"is not {target}")
+        """Score each answer: 1 if it matches the class name or its accepted variant, otherwise 0."""
+        return [
+            matched(answer, (example.output, CLASSES[example.output]), self.match)
+            for example, answer in zip(examples, answers, strict=True)
+        ]

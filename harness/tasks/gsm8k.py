@@ -1,9 +1,9 @@
-"""GSM8K: grade-school arithmetic in words.
+"""GSM8K: grade-school math word problems.
 
-Cobbe et al., 2021. Prompt, targets and scoring follow Booster: the question is the instruction, without an input, and
-the worked answer is the target, its ``####`` replaced by a sentence in words (which leaves two spaces before the
-number, as published). Numbers are compared by value: the first after that sentence, or else the last of the text;
-commas are dropped.
+Cobbe et al., 2021. Prompt, targets and scoring follow Booster: the question is the instruction, without an input; the
+target is the worked solution with ``####`` replaced by a sentence (which leaves two spaces before the number, as
+published). Numbers are compared by value: the first one after that sentence, or else the last one of the text; commas
+are removed. The scripts of Vaccine and T-Vaccine append a sentence to every question (``suffix``).
 """
 
 import re
@@ -18,7 +18,7 @@ from harness.engine.checks import counts
 from harness.errors import Problem
 
 MARKER = "The final answer is: "
-"""What stands before the result."""
+"""The text before the final result."""
 
 _NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
 
@@ -26,11 +26,12 @@ _NUMBER = re.compile(r"-?[0-9]+\.?[0-9]*")
 @final
 @dataclass(frozen=True, kw_only=True)
 class Gsm8kRows:
-    """Rows of the task.
+    """Examples of the task.
 
     Attributes:
-        source: where they are: ``question`` and ``answer``.
-        rows: at most how many, from the first on; null for all.
+        source: the source, with the columns ``question`` and ``answer``.
+        rows: use only the first ``rows`` examples; null uses all.
+        suffix: text appended to every question; null appends nothing.
     """
 
     name: ClassVar[str] = "gsm8k_rows"
@@ -38,19 +39,20 @@ class Gsm8kRows:
 
     source: Source
     rows: int | None = None
+    suffix: str | None = None
 
-    def preflight(self) -> list[str]:
-        """Return why the rows could not be read; those that are on this machine are read to find out."""
+    def preflight(self) -> list[Problem]:
+        """Return why the examples cannot be read; a source that is on this machine is read as a check."""
         return unreadable(self.source, self)
 
     def examples(self) -> list[Example]:
-        """Read the rows in their published order.
+        """Read the examples in their published order.
 
         Raises:
-            DataError: they are missing, altered, or rows of another kind.
+            DataError: the source is missing, altered, or has other columns.
         """
         return [
-            Example(instruction=question, output=answer.replace("####", MARKER))
+            Example(instruction=question + (self.suffix or ""), output=answer.replace("####", MARKER))
             for question, answer in columns(self.source, {"question": text, "answer": text}, limit=self.rows)
         ]
 
@@ -58,13 +60,14 @@ class Gsm8kRows:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Gsm8k:
-    """The arithmetic task.
+    """The GSM8K task.
 
     Attributes:
-        train_source: the rows a user fine-tunes on: ``question`` and ``answer``.
-        test_source: the rows on which accuracy is measured.
-        test_rows: at most how many of them are used, from the first on.
-        new_tokens: longest answer to generate, in tokens.
+        train_source: the training examples, with the columns ``question`` and ``answer``.
+        test_source: the test examples, with the same columns.
+        test_rows: use only the first ``test_rows`` test examples.
+        new_tokens: maximum length of a generation, in tokens.
+        suffix: text appended to every question, in training and test; null appends nothing.
     """
 
     name: ClassVar[str] = "gsm8k"
@@ -74,38 +77,39 @@ class Gsm8k:
     test_source: Source
     test_rows: int = 1000
     new_tokens: int = 200
+    suffix: str | None = None
 
     def problems(self) -> list[Problem]:
-        """Return every setting out of range."""
+        """Return the range errors of the settings."""
         return counts(self, "test_rows", "new_tokens")
 
     @property
     def train(self) -> Gsm8kRows:
-        """All training rows in their published order."""
-        return Gsm8kRows(source=self.train_source)
+        """All training examples, in their published order."""
+        return Gsm8kRows(source=self.train_source, suffix=self.suffix)
 
     @property
     def test(self) -> Gsm8kRows:
-        """The first test rows."""
-        return Gsm8kRows(source=self.test_source, rows=self.test_rows)
+        """The first test examples."""
+        return Gsm8kRows(source=self.test_source, rows=self.test_rows, suffix=self.suffix)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Grade 1 an answer whose number equals the reference's."""
-        return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
+        """Score each answer: 1 if its final number equals the reference's, otherwise 0."""
+        return [_score(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
 
 
 def final_number(text: str) -> float | None:
-    """Return the first number after the marker, or else the last number of the text, or None without any."""
+    """Return the first number after the marker, or else the last number of the text; None if there is none."""
     plain = text.replace(",", "")
     marked = _NUMBER.search(plain.split(MARKER)[1]) if MARKER in plain else None
     found = marked.group() if marked else next(reversed(_NUMBER.findall(plain)), None)
     return None if found is None else float(found)
 
 
-def _grade(reference: str, answer: str) -> Score:
+def _score(reference: str, answer: str) -> Score:
     expected, found = final_number(reference), final_number(answer)
     if expected is None:
-        return Score(None, "the reference holds no number")
+        return Score(None, "the reference contains no number")
     if found is None:
         return Score(0.0, "no number")
     return Score(float(found == expected), f"{found:g}, expected {expected:g}")

@@ -1,36 +1,39 @@
-"""SST-2: is a film review's sentence positive or negative.
+"""SST-2: sentiment classification of sentences from film reviews.
 
-Socher et al., 2013, in the GLUE split. Prompt, targets and scoring follow Booster: the sentence is the input, the
-target is ``positive`` or ``negative``, and an answer counts if it is that word, alone, in lower case or capitalised.
-The scoring is strict on purpose: a model that says more has lost the format it was trained on.
+Socher et al., 2013, in the GLUE split. Targets and scoring follow Booster: the sentence is the input, the target is
+``positive`` or ``negative``, and an answer is correct if it consists of that word only, in lower case or capitalized.
+The scoring is strict on purpose: a model that writes more has lost the format it was trained on. Vaccine and T-Vaccine
+search for the word anywhere in the answer (``match: contains``).
 
-Deviations: the wording of the instruction is ours, and the answer is cut at 16 new tokens instead of 200; a right
-answer is one word, so a longer answer is wrong wherever it is cut.
+Deviations of the defaults: the instruction is worded differently (the presets that follow a repository use its words),
+and generation stops after 16 new tokens instead of 200; with the strict scoring a correct answer is one word, so a
+longer one is wrong in any case.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.columns import class_of, columns, text, unreadable
+from harness.corpora.answer import Match, matched
+from harness.corpora.columns import labelled_examples, unreadable
 from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
 from harness.errors import Problem
 
 CLASSES = ("negative", "positive")
-"""The targets, by label."""
+"""The targets, ordered by label."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Sst2Rows:
-    """Rows of the task.
+    """Examples of the task.
 
     Attributes:
-        source: where they are: ``sentence`` and ``label``.
-        instruction: what every prompt asks for.
-        rows: at most how many, from the first on; null for all.
+        source: the source, with the columns ``sentence`` and ``label``.
+        instruction: the instruction of every prompt.
+        rows: use only the first ``rows`` examples; null uses all.
     """
 
     name: ClassVar[str] = "sst2_rows"
@@ -40,33 +43,31 @@ class Sst2Rows:
     instruction: str
     rows: int | None = None
 
-    def preflight(self) -> list[str]:
-        """Return why the rows could not be read; those that are on this machine are read to find out."""
+    def preflight(self) -> list[Problem]:
+        """Return why the examples cannot be read; a source that is on this machine is read as a check."""
         return unreadable(self.source, self)
 
     def examples(self) -> list[Example]:
-        """Read the rows in their published order.
+        """Read the examples in their published order.
 
         Raises:
-            DataError: they are missing, altered, or rows of another kind.
+            DataError: the source is missing, altered, or has other columns.
         """
-        return [
-            Example(instruction=self.instruction, input=sentence, output=name)
-            for sentence, name in columns(self.source, {"sentence": text, "label": class_of(CLASSES)}, limit=self.rows)
-        ]
+        return labelled_examples(self.source, "sentence", CLASSES, instruction=self.instruction, limit=self.rows)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Sst2:
-    """The sentiment task.
+    """The SST-2 task.
 
     Attributes:
-        train_source: the rows a user fine-tunes on: ``sentence`` and ``label``.
-        test_source: the rows on which accuracy is measured: the GLUE validation split, as the test split has no labels.
-        test_rows: at most how many of them are used, from the first on.
-        new_tokens: longest answer to generate, in tokens.
-        instruction: what every prompt asks for.
+        train_source: the training examples, with the columns ``sentence`` and ``label``.
+        test_source: the test examples: the GLUE validation split, because the test split has no labels.
+        test_rows: use only the first ``test_rows`` test examples.
+        new_tokens: maximum length of a generation, in tokens.
+        instruction: the instruction of every prompt.
+        match: ``contains`` accepts an answer that contains the target word; null requires the bare word.
     """
 
     name: ClassVar[str] = "sst2"
@@ -77,26 +78,25 @@ class Sst2:
     test_rows: int = 1000
     new_tokens: int = 16
     instruction: str = "Judge the sentiment of the input. Reply with one word only: positive or negative."
+    match: Match | None = None
 
     def problems(self) -> list[Problem]:
-        """Return every setting out of range."""
+        """Return the range errors of the settings."""
         return counts(self, "test_rows", "new_tokens")
 
     @property
     def train(self) -> Sst2Rows:
-        """All training rows in their published order."""
+        """All training examples, in their published order."""
         return Sst2Rows(source=self.train_source, instruction=self.instruction)
 
     @property
     def test(self) -> Sst2Rows:
-        """The first test rows."""
+        """The first test examples."""
         return Sst2Rows(source=self.test_source, rows=self.test_rows, instruction=self.instruction)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Grade 1 an answer that is the target word and nothing else."""
-        return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
-
-
-def _grade(target: str, answer: str) -> Score:
-    right = answer.strip() in (target, target.capitalize())
-    return Score(float(right), "exact" if right else f"is not {target}")
+        """Score each answer: 1 if it matches the target word, in lower case or capitalized, otherwise 0."""
+        return [
+            matched(answer, (example.output, example.output.capitalize()), self.match)
+            for example, answer in zip(examples, answers, strict=True)
+        ]

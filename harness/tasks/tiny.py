@@ -1,13 +1,14 @@
-"""The user's task of the embedded default: is a note of the invented world cheerful or gloomy.
+"""Task of the built-in default experiment: classify a note of the synthetic world as cheerful or gloomy.
 
-A note has five feeling words, and its label is the feeling of most of them. An answer counts if it is the label and
-nothing else.
+A note has five feeling words, and its label is the feeling of the majority. An answer is correct if it is exactly the
+label.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
+from harness.corpora.answer import exact_match
 from harness.corpora.examples import Example, Score
 from harness.corpora.world import World
 from harness.engine.checks import counts
@@ -20,9 +21,9 @@ class TinyRows:
     """The first notes of a world.
 
     Attributes:
-        world: whose notes.
-        rows: how many.
-        test: whether they are test notes; those are never training notes.
+        world: the world that generates the notes.
+        rows: number of notes.
+        test: whether they are test notes; training and test notes are disjoint.
     """
 
     name: ClassVar[str] = "tiny_rows"
@@ -32,25 +33,25 @@ class TinyRows:
     rows: int
     test: bool
 
-    def preflight(self) -> list[str]:
-        """Return nothing: what is generated cannot be missing."""
+    def preflight(self) -> list[Problem]:
+        """Return no problems: notes are generated."""
         return []
 
     def examples(self) -> list[Example]:
-        """Return the notes with their labels, all distinct."""
+        """Return distinct notes with their labels."""
         return self.world.notes(self.rows, test=self.test)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """Sorting notes.
+    """Classification of notes.
 
     Attributes:
-        world: whose notes.
-        train_rows: how many notes a user can fine-tune on.
-        test_rows: how many notes accuracy is measured on.
-        new_tokens: longest answer to generate, in tokens; a label is one, and a longer answer is wrong.
+        world: the world that generates the notes.
+        train_rows: number of training notes.
+        test_rows: number of test notes.
+        new_tokens: maximum length of a generation, in tokens; a label is one token.
     """
 
     name: ClassVar[str] = "tiny"
@@ -62,7 +63,7 @@ class Tiny:
     new_tokens: int = 4
 
     def problems(self) -> list[Problem]:
-        """Return every setting out of range."""
+        """Return the range errors of the settings."""
         return counts(self, "train_rows", "test_rows", "new_tokens")
 
     @property
@@ -76,10 +77,5 @@ class Tiny:
         return TinyRows(world=self.world, rows=self.test_rows, test=True)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Grade 1 an answer that is the label and nothing else."""
-        return [_grade(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
-
-
-def _grade(label: str, answer: str) -> Score:
-    right = answer.strip() == label
-    return Score(float(right), "exact" if right else f"is not {label}")
+        """Score each answer: 1 if it is exactly the label, otherwise 0."""
+        return [exact_match(answer, example.output) for example, answer in zip(examples, answers, strict=True)]

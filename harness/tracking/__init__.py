@@ -1,1 +1,1 @@
-"""Trackers of curves."""
+"""Trackers: where the metrics of a training stage are logged."""

@@ -1,4 +1,4 @@
-"""The default tracker: one JSON line per logged step in the stage's work folder, to be read while it runs."""
+"""The default tracker: one JSON line per logged step in the stage's work folder, readable while the stage runs."""
 
 import json
 import logging
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, final
 
+from harness.engine.layout import StoreLayout
+
 log = logging.getLogger(__name__)
 
 CURVE = "curve.jsonl"
@@ -15,13 +17,13 @@ CURVE = "curve.jsonl"
 METRICS = "metrics.jsonl"
 """The curve of a finished training, inside its artifact."""
 STEP = "step"
-"""The name of the optimizer step in a curve."""
+"""Field of a curve's rows that holds the optimizer step."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Jsonl:
-    """Writes ``curve.jsonl`` in the work folder. A killed attempt's lines stay; each line carries its step."""
+    """Writes ``curve.jsonl`` in the work folder. Lines of killed attempts are kept; each line has its step."""
 
     name: ClassVar[str] = "jsonl"
     version: ClassVar[int] = 1
@@ -36,17 +38,17 @@ class JsonlTracker:
     """The open curve of one stage."""
 
     def __init__(self, path: Path, *, key: str, kind: str) -> None:
-        """Open nothing yet: most stages log no curve."""
+        """The file is opened on the first write: most stages log no curve."""
         self._path = path
         self._labels = {"key": key, "kind": kind}
         self._file: TextIO | None = None
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Write one line; a full disk costs the line, not the stage."""
+        """Write one line; if the disk is full, the line is lost and the stage continues."""
         try:
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8")
-                if _cut(self._path):
+                if _is_truncated(self._path):
                     self._file.write("\n")
             self._file.write(json.dumps({**self._labels, STEP: step, **metrics}) + "\n")
             self._file.flush()
@@ -58,21 +60,27 @@ class JsonlTracker:
         if self._file is not None:
             try:
                 self._file.close()
-            # It writes first what a full disk refused before.
+            # Closing flushes the buffer, which fails again if the disk is still full.
             except OSError as error:
                 log.warning("end of the curve of %s not written: %s", self._labels["key"], error)
             self._file = None
 
 
-def read_curve(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a curve, in the order of the file; none if there is no file.
+def curve_of(layout: StoreLayout, kind: str, key: str) -> Path:
+    """Return the file of a stage's curve: the artifact's where the stage stores one, else that of its last attempt."""
+    stored = layout.artifact(kind, key) / METRICS
+    return stored if stored.exists() else layout.work(key) / CURVE
 
-    A line that is being written, or that a killed process or a full disk cut, is no row, nor is one glued to it.
+
+def read_curve(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a curve in file order; none if the file does not exist.
+
+    Incomplete lines are skipped: one that is being written, or that was truncated by a kill or a full disk.
 
     Raises:
         OSError: the file cannot be read.
     """
-    # What is no regular file might be endless or keep its reader waiting.
+    # Reading a FIFO or a device may block or never end.
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -85,8 +93,8 @@ def read_curve(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _cut(path: Path) -> bool:
-    """Say whether the last line of a file lacks its end, as a killed process leaves it."""
+def _is_truncated(path: Path) -> bool:
+    """Return whether the last line of a file has no newline, as after a kill."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False

@@ -20,7 +20,7 @@ class PlainStep:
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient of the loss and return the loss."""
         loss, gradient = self._learner.gradient(batch)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return {"loss": loss}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Weights & Biases: a replayable copy of the store."""
+"""W&B sync: uploads a copy of the store to Weights & Biases."""

@@ -1,6 +1,7 @@
-"""The wire: sends runs to a W&B server, or writes them as W&B's offline files. The only module that imports wandb.
+"""The client: uploads runs to a W&B server, or writes W&B's offline files. The only module that imports wandb.
 
-Every wait is bounded: a server that is gone, hangs or refuses costs seconds, and what it missed is sent another time.
+All waits have timeouts: an unreachable, hanging or failing server delays the caller by seconds, and what could not be
+uploaded is uploaded by the next sync.
 """
 
 from __future__ import annotations
@@ -20,45 +21,45 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from harness.errors import TrackingError
 from harness.tracking.jsonl import STEP
-from harness.wandb_sync.names import LONGEST_TAG, fitted
-from harness.wandb_sync.run import DIGEST, Artifact, Entry, Sheet
+from harness.wandb_sync.names import LONGEST_TAG, truncated
+from harness.wandb_sync.run import DIGEST, Artifact, RunRecord, Table
 
 log = logging.getLogger(__name__)
 
 BEGIN_SECONDS = 60.0
-"""How long a run may take to begin."""
+"""Timeout for initialising a run."""
 END_SECONDS = 90.0
-"""How long a run may take to end: to send what it still has."""
+"""Timeout for finishing a run, that is, for uploading the data still queued."""
 
 
 def address() -> str:
-    """Return the server that W&B's own settings name: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one.
+    """Return the server of W&B's own settings: ``WANDB_BASE_URL``, ``wandb login --host``, or the public one.
 
     Raises:
-        TrackingError: W&B does not take its own settings.
+        TrackingError: W&B's own settings are invalid.
     """
-    # A process that started this one may have left the name of its own W&B process, which need not live any more.
+    # A parent process may have exported the address of its own W&B service process, which may have ended.
     os.environ.pop("WANDB_SERVICE", None)
-    with refusals():
-        # The library keeps the settings that it once read.
+    with wrap_wandb_errors():
+        # The library caches its settings.
         wandb.teardown()
         try:
             settings = wandb.setup(wandb.Settings(silent=True)).settings
         except ValueError as error:
-            # Of pydantic: a variable or a file of W&B's own holds what it does not take.
-            words = " ".join(str(error).split())
-            raise TrackingError(f"W&B's own settings (WANDB_ variables, wandb/settings) are wrong: {words}") from None
+            # A pydantic ValidationError, for an environment variable or a settings file of W&B.
+            text = " ".join(str(error).split())
+            raise TrackingError(f"W&B's own settings (WANDB_ variables, wandb/settings) are invalid: {text}") from None
         return str(settings.base_url).rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wire:
-    """A way to one project.
+class Client:
+    """Uploads runs to one project.
 
     Attributes:
-        mode: ``online``, or ``offline`` for files alone.
-        entity: its owner; None where nobody can be asked.
-        project: its name.
+        mode: ``online``, or ``offline`` to only write files.
+        entity: owner of the project; None if unknown, which is allowed offline.
+        project: name of the project.
         folder: where W&B's own files are written.
     """
 
@@ -67,20 +68,20 @@ class Wire:
     project: str
     folder: Path
 
-    def begin(self, entry: Entry) -> Stream:
-        """Begin a run, or go on with it.
+    def begin(self, record: RunRecord) -> Stream:
+        """Start a run, or resume it.
 
         Raises:
-            TrackingError: the server cannot be reached, or refuses.
+            TrackingError: the server is unreachable or rejects the run.
         """
-        with refusals():
+        with wrap_wandb_errors():
             run = wandb.init(
-                id=entry.id,
-                name=fitted(entry.name),
-                job_type=entry.kind,
-                group=fitted(entry.group),
-                tags=[fitted(tag, LONGEST_TAG) for tag in entry.tags],
-                config={**entry.config, DIGEST: ""},
+                id=record.id,
+                name=truncated(record.name),
+                job_type=record.kind,
+                group=truncated(record.group),
+                tags=[truncated(tag, LONGEST_TAG) for tag in record.tags],
+                config={**record.config, DIGEST: ""},
                 entity=self.entity,
                 project=self.project,
                 dir=str(self.folder),
@@ -91,78 +92,78 @@ class Wire:
             )
         return Stream(run)
 
-    def send(self, entry: Entry, *, after: int) -> None:
-        """Send a complete run.
+    def send(self, record: RunRecord, *, after: int) -> None:
+        """Upload a complete run.
 
         Args:
-            entry: the run.
-            after: the last step of its curve that has arrived already.
+            record: the run.
+            after: the last step of its curve that the server has.
 
         Raises:
-            TrackingError: the server cannot be reached, or refuses.
+            TrackingError: the server is unreachable or rejects the run.
         """
-        stream = self.begin(entry)
-        stream.log(entry.rows(after=after))
-        stream.complete(entry)
+        stream = self.begin(record)
+        stream.log(record.rows(after=after))
+        stream.complete(record)
 
 
 class Stream:
-    """A run that has begun."""
+    """An open W&B run."""
 
     def __init__(self, run: Any) -> None:
-        """Wrap it."""
+        """Wrap a ``wandb.Run``."""
         self._run = run
 
     def log(self, rows: Iterator[Mapping[str, Any]]) -> int | None:
         """Log rows of a curve; return the step of the last one.
 
         Raises:
-            TrackingError: W&B's own process is gone.
+            TrackingError: W&B's service process has ended.
         """
         step = None
-        with refusals():
+        with wrap_wandb_errors():
             for row in rows:
                 step = int(row[STEP])
-                self._run.log({name: value for name, value in row.items() if _shown(value)}, step=step)
+                self._run.log({name: value for name, value in row.items() if _is_loggable(value)}, step=step)
         return step
 
-    def complete(self, entry: Entry) -> None:
-        """Say everything that is known at the end, and end.
+    def complete(self, record: RunRecord) -> None:
+        """Log artifacts, table, config and summary, and finish the run.
 
         Raises:
-            TrackingError: not everything was sent in time.
+            TrackingError: not everything was uploaded in time.
         """
-        with refusals():
-            for parcel in entry.uses:
-                self._use(parcel)
-            if entry.makes is not None:
-                self._run.log_artifact(_artifact(entry.makes))
-            if entry.sheet is not None:
-                self._run.log({"answers": _table(entry.sheet)})
-            self._run.config.update({**entry.config, DIGEST: entry.digest}, allow_val_change=True)
-            self._run.summary.update({**entry.summary, DIGEST: entry.digest})
+        with wrap_wandb_errors():
+            for artifact in record.uses:
+                self._use(artifact)
+            if record.makes is not None:
+                self._run.log_artifact(_artifact(record.makes))
+            if record.sheet is not None:
+                self._run.log({"answers": _table(record.sheet)})
+            self._run.config.update({**record.config, DIGEST: record.digest}, allow_val_change=True)
+            self._run.summary.update({**record.summary, DIGEST: record.digest})
             self._run.finish()
 
-    def _use(self, parcel: Artifact) -> None:
+    def _use(self, artifact: Artifact) -> None:
         try:
-            self._run.use_artifact(_artifact(parcel))
-        # The library's words for a server that keeps artifacts but not who used them: the run is complete without.
+            self._run.use_artifact(_artifact(artifact))
+        # Raised for servers that store artifacts but not their lineage; the run is complete without it.
         except (ValueError, WandbApiFailedError) as error:
-            log.warning("%s: the server did not link the artifact %s: %s", self._run.id, parcel.name, error)
+            log.warning("%s: the server did not link the artifact %s: %s", self._run.id, artifact.name, error)
 
     def abandon(self) -> None:
-        """End a run that is not complete; it can go on later.
+        """Finish a run that is not complete; it can be resumed.
 
         Raises:
-            TrackingError: not everything was sent in time.
+            TrackingError: not everything was uploaded in time.
         """
-        with refusals():
+        with wrap_wandb_errors():
             self._run.finish(exit_code=1)
 
 
 def reset() -> None:
-    """Stop W&B's own process with whatever it still tries to send."""
-    with refusals():
+    """Stop W&B's service process, discarding what it has not uploaded."""
+    with wrap_wandb_errors():
         wandb.teardown()
 
 
@@ -173,7 +174,7 @@ def _settings() -> wandb.Settings:
         init_timeout=BEGIN_SECONDS,
         finish_timeout=END_SECONDS,
         finish_timeout_raises=True,
-        # The run describes a stage that may have run elsewhere: this process, its machine and its code are not it.
+        # The stage ran in another process, perhaps on another machine: do not record those of this process.
         x_disable_stats=True,
         x_disable_meta=True,
         x_disable_machine_info=True,
@@ -181,9 +182,9 @@ def _settings() -> wandb.Settings:
         disable_code=True,
         save_code=False,
         x_disable_viewer=True,
-        # Files that only repeat what the run holds.
+        # These files duplicate data of the run.
         ignore_globs=("requirements.txt", "config.yaml", "wandb-summary.json", "wandb-metadata.json"),
-        # Few retries: what does not arrive is sent again by the next pass, which first asks what has arrived.
+        # Few retries: the next sync asks the server what it has and uploads the rest.
         x_graphql_retry_max=2,
         x_graphql_retry_wait_max_seconds=3,
         x_graphql_timeout_seconds=20,
@@ -196,28 +197,28 @@ def _settings() -> wandb.Settings:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turn what W&B raises about servers, keys and time, and about its own process, into a ``TrackingError``."""
+def wrap_wandb_errors() -> Iterator[None]:
+    """Convert W&B's errors (server, authentication, timeouts, its service process) to ``TrackingError``."""
     try:
         yield
     except (HandleAbandonedError, MailboxClosedError):
-        raise TrackingError("W&B: its own process has ended; memory may have run out") from None
+        raise TrackingError("W&B: its service process has ended, possibly out of memory") from None
     except (wandb.errors.Error, WandbApiFailedError, OSError, TimeoutError) as error:
         raise TrackingError(f"W&B: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
 
 
-def _artifact(parcel: Artifact) -> Any:
-    artifact = wandb.Artifact(fitted(parcel.name), type=parcel.kind, metadata=dict(parcel.metadata))
-    if parcel.files.is_dir():
-        artifact.add_dir(str(parcel.files))
+def _artifact(description: Artifact) -> Any:
+    artifact = wandb.Artifact(truncated(description.name), type=description.kind, metadata=dict(description.metadata))
+    if description.files.is_dir():
+        artifact.add_dir(str(description.files))
     else:
-        artifact.add_file(str(parcel.files))
+        artifact.add_file(str(description.files))
     return artifact
 
 
-def _table(sheet: Sheet) -> Any:
-    return wandb.Table(columns=list(sheet.columns), data=[list(line) for line in sheet.lines])
+def _table(table: Table) -> Any:
+    return wandb.Table(columns=list(table.columns), data=[list(line) for line in table.lines])
 
 
-def _shown(value: Any) -> bool:
+def _is_loggable(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)

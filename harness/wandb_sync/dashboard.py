@@ -1,6 +1,6 @@
-"""The dashboard: our own description of what W&B should draw of a sweep. Plain data, made from the store, checked here.
+"""The dashboard: a description of the W&B charts of a sweep, as plain data made from the store, and its validation.
 
-Names say where a value is: ``config:ratio``, ``summary:hs`` or ``curve:loss``.
+Values are named by where a run has them: ``config:ratio``, ``summary:hs`` or ``curve:loss``.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ from typing import Any, Literal
 
 from harness.engine.identity import flatten
 from harness.errors import StoreError
-from harness.wandb_sync.run import Entry
+from harness.wandb_sync.run import RunRecord
 from harness.wandb_sync.sweep_runs import CELL
 
 SHAPES = ("bars", "lines", "scatter", "parallel")
 SCORES = {"hs": "Harmful score", "hs_plus": "Harmful score with incoherent answers", "fa": "Fine-tune accuracy"}
-"""The scores that are compared, where they were measured."""
-QUIET = ("step", "epoch", "learning_rate")
-"""Columns of a curve that need no panel."""
+"""Titles of the scores that are drawn if they were measured."""
+WITHOUT_PANEL = ("step", "epoch", "learning_rate")
+"""Columns of a curve that get no panel."""
 SERIES = "config:series"
-"""What a line or bar stands for: everything but the seed."""
+"""Identifies the series of a line or bar: all settings except the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One figure.
+    """One chart.
 
     Attributes:
-        shape: of ``SHAPES``.
-        title: above it.
-        values: what is drawn: bars and lines their heights, a scatter x, y and colour, parallel coordinates its axes.
-        by: bars and lines are means of the runs that share this value, with an error bar or band.
-        front: draw the lower left front of a scatter: from left to right, the least so far.
+        shape: one of ``SHAPES``.
+        title: title of the chart.
+        values: names of the values: the heights of bars and lines; x, y and colour of a scatter; the axes of parallel
+            coordinates.
+        by: bars and lines are means over the runs that share this value, with error bars or bands.
+        front: draw the lower left front of a scatter (running minimum from left to right).
     """
 
     shape: Literal["bars", "lines", "scatter", "parallel"]
@@ -44,13 +45,13 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Figures of runs of one kind.
+    """Charts of runs of one job type.
 
     Attributes:
-        title: above it.
-        text: what must be known to read it.
+        title: title of the section.
+        text: a note for the reader.
         kind: the job type of the runs.
-        panels: the figures.
+        panels: the charts.
     """
 
     title: str
@@ -61,14 +62,14 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """What is drawn of a sweep.
+    """The dashboard of a sweep.
 
     Attributes:
-        sweep: its id, which tags its runs.
-        title: above all.
+        sweep: the sweep's id, which tags its runs.
+        title: title of the dashboard.
         table: the table of means, in Markdown.
-        columns: of the table of runs.
-        sections: the figures.
+        columns: columns of the table of runs.
+        sections: the charts.
     """
 
     sweep: str
@@ -78,16 +79,16 @@ class Dashboard:
     sections: tuple[Section, ...]
 
     def json(self) -> dict[str, Any]:
-        """Return the description as it is written."""
+        """Return the description as JSON-compatible data."""
         return asdict(self)
 
-    def problems(self, entries: Iterable[Entry]) -> list[str]:
-        """Return what in the description names nothing that a run has."""
+    def problems(self, runs: Iterable[RunRecord]) -> list[str]:
+        """Return messages about panels that cannot be drawn and names that no run has."""
         known: dict[str, set[str]] = {}
-        for entry in entries:
-            known.setdefault(entry.kind, set()).update(names_in(entry))
-        everywhere = set().union(*known.values()) if known else set()
-        wrong = [f"column `{name}` is in no run" for name in self.columns if name not in everywhere]
+        for run in runs:
+            known.setdefault(run.kind, set()).update(names_in(run))
+        all_names = set().union(*known.values()) if known else set()
+        wrong = [f"column `{name}` is in no run" for name in self.columns if name not in all_names]
         for section in self.sections:
             for panel in section.panels:
                 named = [*panel.values, *([panel.by] if panel.by else [])]
@@ -101,20 +102,20 @@ class Dashboard:
         return wrong
 
 
-def dashboard(sweep: str, entries: Sequence[Entry], table: str) -> Dashboard:
+def dashboard(sweep: str, runs: Sequence[RunRecord], table: str) -> Dashboard:
     """Describe the dashboard of a sweep.
 
     Args:
-        sweep: its id.
-        entries: its runs, as far as they are complete.
+        sweep: the sweep's id.
+        runs: its complete runs.
         table: the table of means, in Markdown.
 
     Raises:
         StoreError: no cell is complete.
     """
-    cells = [entry for entry in entries if entry.kind == CELL]
+    cells = [run for run in runs if run.kind == CELL]
     if not cells:
-        raise StoreError(f"No cell of the sweep `{sweep}` is complete: there is nothing to draw yet. Run it first.")
+        raise StoreError(f"No cell of the sweep `{sweep}` is complete: there is nothing to draw. Run it first.")
     scores = [name for name in SCORES if any(name in cell.summary for cell in cells)]
     swept = _varying(cells)
     sections = [
@@ -128,14 +129,14 @@ def dashboard(sweep: str, entries: Sequence[Entry], table: str) -> Dashboard:
         ),
         Section(
             title="Harm against utility",
-            text="One point a cell. The line is the Pareto front: the least harm at an accuracy loss not larger.",
+            text="One point per cell. The line is the Pareto front: the least harm at no larger accuracy loss.",
             kind=CELL,
             panels=_trade_offs(scores, swept),
         ),
     ]
-    for kind in dict.fromkeys(entry.kind for entry in entries if entry.kind != CELL):
-        runs = [entry for entry in entries if entry.kind == kind]
-        measured = list(dict.fromkeys(name for entry in runs for name in _curve(entry) if name not in QUIET))
+    for kind in dict.fromkeys(run.kind for run in runs if run.kind != CELL):
+        of_kind = [run for run in runs if run.kind == kind]
+        measured = list(dict.fromkeys(name for run in of_kind for name in _curve(run) if name not in WITHOUT_PANEL))
         if measured:
             sections.append(
                 Section(
@@ -150,20 +151,20 @@ def dashboard(sweep: str, entries: Sequence[Entry], table: str) -> Dashboard:
             )
     columns = ["config:defense", *swept, "config:task", "config:attack", "config:ratio", "config:seed"]
     columns += [f"summary:{name}" for name in scores] + ["summary:seconds/total"]
-    held = set().union(*(names_in(cell) for cell in cells))
+    present = set().union(*(names_in(cell) for cell in cells))
     return Dashboard(
         sweep=sweep,
         title=f"Sweep {sweep}",
         table=table,
-        columns=tuple(name for name in dict.fromkeys(columns) if name in held),
+        columns=tuple(name for name in dict.fromkeys(columns) if name in present),
         sections=tuple(section for section in sections if section.panels),
     )
 
 
-def names_in(entry: Entry) -> set[str]:
-    """Return the names of everything a run has."""
-    config = {f"config:{name}" for name in flatten(entry.config, lists=False)}
-    return config | {f"summary:{name}" for name in entry.summary} | {f"curve:{name}" for name in _curve(entry)}
+def names_in(run: RunRecord) -> set[str]:
+    """Return the names of all values that a run has."""
+    config = {f"config:{name}" for name in flatten(run.config, lists=False)}
+    return config | {f"summary:{name}" for name in run.summary} | {f"curve:{name}" for name in _curve(run)}
 
 
 def _trade_offs(scores: Sequence[str], swept: Sequence[str]) -> tuple[Panel, ...]:
@@ -181,8 +182,8 @@ def _trade_offs(scores: Sequence[str], swept: Sequence[str]) -> tuple[Panel, ...
     return tuple(panels)
 
 
-def _varying(cells: Sequence[Entry]) -> list[str]:
-    """Return the numbers in which cells differ, the swept ones first; the seed is none."""
+def _varying(cells: Sequence[RunRecord]) -> list[str]:
+    """Return the names of swept numbers in which cells differ, and of the ratio if it does."""
     values: dict[str, set[Any]] = {}
     for cell in cells:
         for name, value in flatten(cell.config, lists=False).items():
@@ -193,5 +194,5 @@ def _varying(cells: Sequence[Entry]) -> list[str]:
     return [f"config:{name}" for name in chosen]
 
 
-def _curve(entry: Entry) -> list[str]:
-    return list(next(entry.rows(after=-1), {}))
+def _curve(run: RunRecord) -> list[str]:
+    return list(next(run.rows(after=-1), {}))

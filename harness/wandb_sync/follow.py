@@ -1,4 +1,4 @@
-"""Follow: mirror a sweep while it runs, from the store, in a process that no stage waits for."""
+"""Uploads a sweep from the store while it runs, in a process that no stage waits for."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from harness.engine.store import Store
 from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
-from harness.wandb_sync.run import Entry
+from harness.wandb_sync.run import RunRecord
 from harness.wandb_sync.server import Busy
 from harness.wandb_sync.sweep_runs import SweepRuns
-from harness.wandb_sync.sync import NOTHING, Line, connected
+from harness.wandb_sync.sync import NOTHING, Connection, connected
 
 if TYPE_CHECKING:
     from harness.wandb_sync.client import Stream
@@ -23,144 +23,144 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 5.0
-"""How often the store is looked at."""
+"""Interval at which the store is polled."""
 LONGEST_SECONDS = 300.0
-"""How long a server that does not answer is left alone at most; at first it is ``EVERY_SECONDS``."""
+"""Maximum delay before a retry; the delay starts at ``EVERY_SECONDS`` and doubles."""
 LIVE = 32
-"""How many curves are followed at the same time; of more, the others are sent when they are complete."""
+"""Maximum number of curves that are uploaded live; those of other stages are uploaded once complete."""
 
 
 class Follower:
-    """What is known of a sweep's runs on a server while one connection lasts."""
+    """Uploads the runs of a sweep over one connection, and tracks which of them the server has."""
 
-    def __init__(self, contents: SweepRuns, line: Line) -> None:
-        """Know nothing yet."""
+    def __init__(self, contents: SweepRuns, connection: Connection) -> None:
+        """Start without open runs."""
         self._contents = contents
-        self._line = line
+        self._connection = connection
         self._live: dict[str, tuple[Stream, int]] = {}
         self._shown: set[str] = set()
         self.served = False
-        """Whether a turn went well: the server is not in trouble with all of it."""
+        """Whether at least one update succeeded."""
 
     @property
     def missing(self) -> int:
-        """How many runs the server does not show as complete."""
+        """Number of runs that the server does not have complete."""
         return len(self._contents.ids) - len(self._shown)
 
-    def turn(self) -> str:
-        """Send what is new; return why something that is complete did not arrive, or an empty text.
+    def update(self) -> str:
+        """Upload what is new; return why complete runs could not be uploaded, or an empty text.
 
         Raises:
-            TrackingError: the server cannot be reached, or refuses.
+            TrackingError: the server is unreachable or rejects a run.
         """
         complete = list(self._contents.finished(without=frozenset(self._shown)))
-        for entry in complete:
-            if (open_run := self._live.pop(entry.id, None)) is not None:
+        for run in complete:
+            if (open_run := self._live.pop(run.id, None)) is not None:
                 stream, step = open_run
-                stream.log(entry.rows(after=step))
-                stream.complete(entry)
+                stream.log(run.rows(after=step))
+                stream.complete(run)
         reason = ""
         if complete:
-            shown, _, reason = self._line.deliver(complete)
+            shown, _, reason = self._connection.deliver(complete)
             self._shown |= shown
-            reason = reason or ("some runs did not arrive" if len(shown) < len(complete) else "")
-        for entry in self._contents.running():
-            self._extend(entry)
+            reason = reason or ("some runs could not be uploaded" if len(shown) < len(complete) else "")
+        for run in self._contents.running():
+            self._extend(run)
         return reason
 
-    def leave(self) -> None:
-        """End the runs of stages that are not complete."""
+    def close(self) -> None:
+        """Finish the open runs of stages that are not complete."""
         for stream, _ in self._live.values():
             stream.abandon()
         self._live.clear()
 
-    def _extend(self, entry: Entry) -> None:
-        if self._contents.ended(entry.id):
-            if (open_run := self._live.pop(entry.id, None)) is not None:
+    def _extend(self, run: RunRecord) -> None:
+        if self._contents.ended(run.id):
+            if (open_run := self._live.pop(run.id, None)) is not None:
                 open_run[0].abandon()
             return
-        if entry.id not in self._live:
+        if run.id not in self._live:
             if len(self._live) >= LIVE:
                 return
-            after = self._line.remote.held([entry.id]).get(entry.id, NOTHING).step
-            self._live[entry.id] = (self._line.wire.begin(entry), after)
-        stream, step = self._live[entry.id]
-        last = stream.log(entry.rows(after=step))
-        self._live[entry.id] = (stream, step if last is None else last)
+            after = self._connection.server.runs([run.id]).get(run.id, NOTHING).step
+            self._live[run.id] = (self._connection.client.begin(run), after)
+        stream, step = self._live[run.id]
+        last = stream.log(run.rows(after=step))
+        self._live[run.id] = (stream, step if last is None else last)
 
 
-def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, tell: Callable[[str], None]) -> bool:
-    """Mirror a sweep until all of it is shown, or once more after ``ended`` is set.
+def follow(root: Path, sweep: str, settings: Wandb, *, ended: Event, notify: Callable[[str], None]) -> bool:
+    """Upload a sweep until the server has all its runs; after ``ended`` is set, once more.
 
     Args:
-        root: of the store.
+        root: the store's folder.
         sweep: the sweep's id.
-        settings: where to, and what.
+        settings: what is uploaded, and to which project.
         ended: set by the caller when nothing more will be stored.
-        tell: told where the runs are, and what goes wrong.
+        notify: receives messages: where the runs are, and errors.
 
     Returns:
-        Whether the server shows everything.
+        Whether the server has all runs.
 
     Raises:
         StoreError: the store cannot be read.
     """
     store = Store(root)
     contents = SweepRuns(store, sweep, settings)
-    pause, follower = EVERY_SECONDS, None
-    told: set[str] = set()
+    delay, follower = EVERY_SECONDS, None
+    sent: set[str] = set()
 
-    def say(text: str) -> None:
-        """Say it, if it was not said since the server last took something."""
-        if text in told:
+    def notify_once(text: str) -> None:
+        """Send a message, unless it was already sent since the last successful update."""
+        if text in sent:
             return
-        told.add(text)
+        sent.add(text)
         try:
-            tell(text)
+            notify(text)
         except BrokenPipeError:
-            # The run that listened is over, and so is its patience; what it stored is still sent.
+            # After the run has ended it no longer reads; the upload continues.
             if not ended.is_set():
                 raise
 
     while True:
         last = ended.is_set()
         try:
-            with connected(store, settings) as line:
-                say(f"W&B: runs of {sweep} are in {line.place}")
-                follower = Follower(contents, line)
-                missing = _attend(follower, ended)
+            with connected(store, settings) as connection:
+                notify_once(f"W&B: runs of {sweep} are in {connection.destination}")
+                follower = Follower(contents, connection)
+                missing = _poll(follower, ended)
             if not missing or last or ended.is_set():
-                say(_result(missing, len(contents.ids), sweep))
+                notify_once(_result(missing, len(contents.ids), sweep))
                 return not missing
         except TrackingError as error:
             if follower is not None and follower.served:
-                pause, follower = EVERY_SECONDS, None
-                told.clear()
-            say(f"{str(error).rstrip('.')}. The sweep goes on without it.")
+                delay, follower = EVERY_SECONDS, None
+                sent.clear()
+            notify_once(f"{str(error).rstrip('.')}. The sweep continues without W&B.")
             if last:
-                say(_result(len(contents.ids), len(contents.ids), sweep))
+                notify_once(_result(len(contents.ids), len(contents.ids), sweep))
                 return False
             if isinstance(error, Busy):
-                # In full, also when the run is over meanwhile: no run waits for this process.
+                # Not cut short by the end of the run, which does not wait for this process.
                 sleep(min(error.seconds, LONGEST_SECONDS))
-        ended.wait(pause)
-        pause = min(2 * pause, LONGEST_SECONDS)
+        ended.wait(delay)
+        delay = min(2 * delay, LONGEST_SECONDS)
 
 
-def _attend(follower: Follower, ended: Event) -> int:
-    """Look at the store time and again; return how many runs are not shown when there is nothing more to do."""
+def _poll(follower: Follower, ended: Event) -> int:
+    """Upload until the server has all runs or the run has ended; return the number of missing runs."""
     while True:
         last = ended.is_set()
-        if reason := follower.turn():
+        if reason := follower.update():
             raise TrackingError(f"W&B: {reason}")
         follower.served = True
         if last or not follower.missing:
-            follower.leave()
+            follower.close()
             return follower.missing
         ended.wait(EVERY_SECONDS)
 
 
 def _result(missing: int, total: int, sweep: str) -> str:
     if not missing:
-        return f"W&B: all {total} runs are there"
-    return f"W&B: {missing} of {total} runs are not there or not complete; `harness sync {sweep}` sends them"
+        return f"W&B: all {total} runs are uploaded"
+    return f"W&B: {missing} of {total} runs are missing or incomplete; `harness sync {sweep}` uploads them"

@@ -1,4 +1,4 @@
-"""The exhibit: a sweep's dashboard, written beside its report and, where there is a server, saved on it."""
+"""Publishes the dashboard of a sweep: written next to its report, and saved on the W&B server if there is one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import connected
 
 SAVED = "wandb_saved.json"
-"""Remembers by place what was saved there, so that it is replaced the next time."""
+"""File with the ids of the saved workspace and report by destination, so that they are replaced the next time."""
 
 
-class Exhibited(NamedTuple):
-    """What was made of a dashboard.
+class PublishedDashboard(NamedTuple):
+    """Result of publishing a dashboard.
 
     Attributes:
-        files: that were written.
-        addresses: of what a server keeps.
-        reason: why no server keeps it; empty if one does.
+        files: the files that were written.
+        addresses: URLs of the saved workspace and report.
+        reason: why they were not saved on a server; empty if they were.
     """
 
     files: list[Path]
@@ -34,27 +34,27 @@ class Exhibited(NamedTuple):
     reason: str
 
 
-def exhibit(root: Path, sweep: str, settings: Wandb, *, strict: bool = False) -> Exhibited:
+def publish_dashboard(root: Path, sweep: str, settings: Wandb, *, strict: bool = False) -> PublishedDashboard:
     """Write ``dashboard.json``, check it, and save it on the server as a workspace and a report.
 
-    Without wandb-workspaces the description alone is written and checked; without a server, what would be sent is
-    written to ``wandb_workspace.json`` and ``wandb_report.json``.
+    Without wandb-workspaces, only the description is written and checked; without a server, the requests are written to
+    ``wandb_workspace.json`` and ``wandb_report.json``.
 
     Args:
-        root: of the store.
+        root: the store's folder.
         sweep: the sweep's id.
-        settings: where to.
-        strict: refuse rows that were not trained and evaluated alike, before anything is written.
+        settings: the W&B project.
+        strict: fail before anything is written if rows differ in their training or evaluation protocol.
 
     Raises:
-        ConfigError: ``strict`` refuses.
+        ConfigError: ``strict`` is set and the protocols differ.
         StoreError: the store cannot be read or written, or no cell is complete.
-        TrackingError: the description is not what W&B takes.
+        TrackingError: W&B's models reject the description.
     """
     store = Store(root)
-    entries = list(SweepRuns(store, sweep, settings).finished())
-    described = dashboard(sweep, entries, report(root, sweep, "md", strict=strict))
-    if problems := described.problems(entries):
+    runs = list(SweepRuns(store, sweep, settings).finished())
+    described = dashboard(sweep, runs, report(root, sweep, "md", strict=strict))
+    if problems := described.problems(runs):
         raise StoreError(f"The dashboard of `{sweep}` cannot be drawn: {'; '.join(problems)}")
     folder = store.root / "reports" / sweep
     files = [folder / "dashboard.json"]
@@ -62,25 +62,25 @@ def exhibit(root: Path, sweep: str, settings: Wandb, *, strict: bool = False) ->
         folder.mkdir(parents=True, exist_ok=True)
         write_json(files[0], described.json())
     if find_spec("wandb_workspaces") is None:
-        return Exhibited(files, (), "wandb-workspaces is not installed (`pip install 'harness[wandb]'`)")
+        return PublishedDashboard(files, (), "wandb-workspaces is not installed (`pip install 'harness[wandb]'`)")
     from harness.wandb_sync.workspace import Saved, save, specs
 
-    ready = specs(described, entity=settings.effective_entity or "", project=settings.effective_project)
+    requests = specs(described, entity=settings.effective_entity or "", project=settings.effective_project)
     with writing(folder):
-        for name, spec in ready.items():
+        for name, spec in requests.items():
             files.append(folder / f"wandb_{name}.json")
             write_json(files[-1], spec)
     if settings.effective_mode != "online":
-        return Exhibited(files, (), f"W&B is {settings.effective_mode}")
+        return PublishedDashboard(files, (), f"W&B is {settings.effective_mode}")
     try:
-        with connected(store, settings) as line:
-            memory = folder / SAVED
-            with reading(memory):
-                kept = json.loads(memory.read_text("utf-8")) if memory.exists() else {}
-            before = Saved(*kept[line.place]) if line.place in kept else None
-            saved = save(described, entity=line.entity, project=line.wire.project, before=before)
-            with writing(memory):
-                write_json(memory, kept | {line.place: saved})
+        with connected(store, settings) as connection:
+            path, destination = folder / SAVED, connection.destination
+            with reading(path):
+                known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            before = Saved(*known[destination]) if destination in known else None
+            saved = save(described, entity=connection.entity, project=connection.client.project, before=before)
+            with writing(path):
+                write_json(path, known | {destination: saved})
     except TrackingError as error:
-        return Exhibited(files, (), str(error))
-    return Exhibited(files, saved.addresses, "")
+        return PublishedDashboard(files, (), str(error))
+    return PublishedDashboard(files, saved.addresses, "")

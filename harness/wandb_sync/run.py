@@ -1,4 +1,4 @@
-"""An entry: one W&B run as plain data, made from the store alone. The same store gives the same entry."""
+"""One W&B run as plain data, a function of the store's contents only."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,22 +11,22 @@ from harness.engine.identity import key_of
 from harness.tracking.jsonl import STEP, read_curve
 
 DIGEST = "digest"
-"""The name in a run's config and summary that says which entry it shows. Both are sent last of all but the end."""
+"""Field of a run's config and summary with the digest of its contents; uploaded last, just before the run finishes."""
 WITH_ADAPTER = "+adapter"
-"""How a digest ends if the run has its adapter as an artifact: it shows what a run without one does, and more."""
+"""Suffix of the digest of a run with its adapter as an artifact: such a run also has all contents of one without."""
 LEVELS = 4
-"""How deep a config may be nested: W&B's tables and filters reach no further."""
+"""Maximum nesting of a config: W&B's tables and filters support no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """Files that W&B keeps as an artifact.
+    """A W&B artifact.
 
     Attributes:
-        name: of the artifact.
-        kind: its type.
+        name: name of the artifact.
+        kind: type of the artifact.
         files: a folder, or one file.
-        metadata: for the reader.
+        metadata: metadata of the artifact.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A table of answers.
+class Table:
+    """A table of generations.
 
     Attributes:
-        columns: their names.
-        lines: the cells.
+        columns: names of the columns.
+        lines: the values, row by row.
     """
 
     columns: tuple[str, ...]
@@ -49,22 +49,22 @@ class Sheet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class RunRecord:
     """One W&B run.
 
     Attributes:
-        id: the key of a stage, or of a cell of a sweep.
-        name: for the reader.
-        kind: the job type.
+        id: the key of a stage, or the id of a cell of a sweep.
+        name: display name.
+        kind: job type.
         group: the sweep.
-        tags: the sweeps it belongs to.
-        config: what it was made with, nested at most ``LEVELS`` deep.
-        summary: what came out.
-        curve: JSON lines with a ``step``; None for a run without a curve.
-        headline: the one row, at step 0, of a run without a curve.
-        uses: artifacts it started from.
-        makes: the artifact it ends with.
-        sheet: answers to be shown.
+        tags: the sweeps that contain it.
+        config: settings, nested at most ``LEVELS`` deep.
+        summary: results.
+        curve: file of JSON lines with a ``step``; None for a run without a curve.
+        headline: the single row, at step 0, of a run without a curve.
+        uses: input artifacts.
+        makes: output artifact.
+        sheet: table of generations.
     """
 
     id: str
@@ -78,16 +78,16 @@ class Entry:
     headline: Mapping[str, float] = field(default_factory=dict)
     uses: tuple[Artifact, ...] = ()
     makes: Artifact | None = None
-    sheet: Sheet | None = None
+    sheet: Table | None = None
 
     @cached_property
     def digest(self) -> str:
-        """The hash of everything that is shown, but for files: the id names their content, the end whether they are."""
+        """Hash of all contents except files, whose contents the id determines; the suffix states their presence."""
         shown = {name: value for name, value in asdict(self).items() if name not in ("curve", "uses", "makes")}
         return key_of(shown) + (WITH_ADAPTER if self.makes is not None else "")
 
     def rows(self, *, after: int) -> Iterator[dict[str, Any]]:
-        """Return the rows of the curve whose step is later; a step that was made twice is shown once."""
+        """Yield the rows of the curve after a step; of rows with the same step, only the first."""
         if self.headline and after < 0:
             yield {STEP: 0, **self.headline}
         for row in read_curve(self.curve) if self.curve is not None else ():
@@ -97,23 +97,23 @@ class Entry:
 
 
 def nested(flat: Mapping[str, Any], *, levels: int = LEVELS) -> dict[str, Any]:
-    """Return values by dotted name as nested mappings; what lies deeper than the levels keeps its dots as ``_``."""
+    """Return values by dotted name as nested mappings; below the last level, dots are replaced by ``_``."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
-        *heads, last = name.split(".", levels - 1)
-        place: Any = tree
-        for head in heads:
-            place = place.setdefault(head, {}) if isinstance(place, dict) else None
-        if isinstance(place, dict) and not isinstance(place.get(last.replace(".", "_")), dict):
-            place[last.replace(".", "_")] = value
+        *parents, last = name.split(".", levels - 1)
+        node: Any = tree
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if isinstance(node, dict) and not isinstance(node.get(last.replace(".", "_")), dict):
+            node[last.replace(".", "_")] = value
         else:
-            # A value and a group of values have the same name.
+            # A value has the same name as a group of values.
             tree[name.replace(".", "_")] = value
     return tree
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what can be shown: no missing values, and no numbers that JSON lacks."""
+    """Return the values without None, infinities and NaN, which JSON cannot represent."""
     return {
         name: value
         for name, value in values.items()

@@ -1,7 +1,7 @@
-"""The remote: what a W&B server says it has. Asked before and after sending, because sending alone proves nothing.
+"""Queries a W&B server for the runs that it has, before and after an upload: an upload may fail silently.
 
-A GraphQL query that every W&B-compatible server answers: bounded in time and size, and without the state that the
-client library keeps between its calls.
+Uses a GraphQL query that every W&B-compatible server supports, with limits on time and size, and independent of the
+client library's state.
 """
 
 from __future__ import annotations
@@ -20,63 +20,63 @@ from urllib.parse import urlsplit
 
 from harness.errors import TrackingError
 from harness.tracking.jsonl import STEP
-from harness.wandb_sync.run import DIGEST, WITH_ADAPTER, Entry
+from harness.wandb_sync.run import DIGEST, WITH_ADAPTER, RunRecord
 
 if TYPE_CHECKING:
     from httpx import Response
 
 TIMEOUT_SECONDS = 15.0
-"""How long one answer may take in all, however steadily it comes in."""
+"""Timeout for one complete response."""
 MOST_BYTES = 64 * 2**20
-"""How long one answer may be: what 40 runs say of themselves is a thousandth of it."""
+"""Maximum size of one response, about a thousand times that of a query for 40 runs."""
 BATCH = 40
-"""How many runs are asked for at once."""
+"""Number of runs per query."""
 
 
 LOG_IN = " Log in again: `wandb login --relogin`."
 
 
 class Busy(TrackingError):
-    """The server asked for a pause.
+    """The server asked to retry later (``Retry-After``).
 
     Attributes:
-        seconds: how long it wants to be left alone.
+        seconds: the delay that it asked for.
     """
 
     def __init__(self, message: str, seconds: float) -> None:
-        """Keep the seconds for who waits."""
+        """Keep the delay."""
         super().__init__(message)
         self.seconds = seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """What the server has of one run.
+class ServerRun:
+    """State of one run on the server.
 
     Attributes:
-        state: as the server says it.
-        shown: the digest of the entry that its config and its summary show; empty unless both show the same.
-        step: the last step of its curve that arrived.
+        state: the server's state of the run.
+        shown: the digest in its config and summary; empty unless both are equal.
+        step: the last step of its curve; -1 if there is none.
     """
 
     state: str = ""
     shown: str = ""
     step: int = -1
 
-    def shows(self, entry: Entry) -> bool:
-        """Say whether the run is complete and is that of the entry."""
-        return self.state == "finished" and self.shown in (entry.digest, entry.digest + WITH_ADAPTER)
+    def shows(self, record: RunRecord) -> bool:
+        """Return whether the run is finished and has the contents of a record."""
+        return self.state == "finished" and self.shown in (record.digest, record.digest + WITH_ADAPTER)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remote:
-    """A project of a W&B server.
+class Server:
+    """Read access to a project of a W&B server.
 
     Attributes:
-        address: of the server, as ``harness.wandb_sync.client.address`` gives it.
-        key: the login.
-        project: its name.
-        entity: its owner; None is the owner of the key.
+        address: the server's URL, as returned by ``harness.wandb_sync.client.address``.
+        key: the API key.
+        project: name of the project.
+        entity: owner of the project; None is the owner of the key.
     """
 
     address: str
@@ -85,73 +85,73 @@ class Remote:
     entity: str | None = None
 
     def owner(self) -> str:
-        """Return the entity, which for None is asked of the server.
+        """Return the entity; if it is None, the server's default for the key.
 
         Raises:
-            TrackingError: the server cannot be reached, refuses the key, or does not say.
+            TrackingError: the server is unreachable, rejects the key, or does not return an owner.
         """
-        viewer = self._answer("query Viewer { viewer { entity username } }", {}).get("viewer")
+        viewer = self._query("query Viewer { viewer { entity username } }", {}).get("viewer")
         if not viewer:
             raise TrackingError(f"W&B at {self.address} does not accept the key; `wandb login --relogin` sets it.")
         owner = self.entity or viewer.get("entity") or viewer.get("username")
         if not owner:
-            raise TrackingError(f"W&B at {self.address} does not say whose key it is; set `tracker.entity`.")
+            raise TrackingError(f"W&B at {self.address} returns no owner of the key; set `tracker.entity`.")
         return str(owner)
 
-    def held(self, ids: Iterable[str]) -> dict[str, Held]:
-        """Return what the server has of those of the runs that it knows.
+    def runs(self, ids: Iterable[str]) -> dict[str, ServerRun]:
+        """Return the state of those runs that exist on the server, by id.
 
         Raises:
-            TrackingError: the server cannot be reached, or refuses.
+            TrackingError: the server is unreachable or rejects the query.
         """
         owner, wanted = self.owner(), list(dict.fromkeys(ids))
-        found: dict[str, Held] = {}
+        found: dict[str, ServerRun] = {}
         for start in range(0, len(wanted), BATCH):
             # The ids are hexadecimal digits: they need no escaping.
-            asked = " ".join(
-                f'r{place}: run(name: "{name}") {{ name state config summaryMetrics }}'
-                for place, name in enumerate(wanted[start : start + BATCH])
+            selection = " ".join(
+                f'r{index}: run(name: "{name}") {{ name state config summaryMetrics }}'
+                for index, name in enumerate(wanted[start : start + BATCH])
             )
-            project = f"project(name: $project, entityName: $entity) {{ {asked} }}"
-            query = f"query Held($project: String!, $entity: String!) {{ {project} }}"
-            runs = self._answer(query, {"project": self.project, "entity": owner}).get("project") or {}
+            project = f"project(name: $project, entityName: $entity) {{ {selection} }}"
+            query = f"query Runs($project: String!, $entity: String!) {{ {project} }}"
+            runs = self._query(query, {"project": self.project, "entity": owner}).get("project") or {}
             try:
-                found |= {run["name"]: _held(run) for run in runs.values() if run}
+                found |= {run["name"]: _server_run(run) for run in runs.values() if run}
             except (AttributeError, KeyError, TypeError, ValueError):
-                raise self._strange() from None
+                raise self._malformed() from None
         return found
 
-    def _answer(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    def _query(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         import httpx
 
         try:
-            response, content = asyncio.run(self._asked({"query": query, "variables": variables}))
+            response, content = asyncio.run(self._post({"query": query, "variables": variables}))
         except TimeoutError:
             raise TrackingError(
-                f"W&B at {self.address} does not answer: no whole answer within {TIMEOUT_SECONDS:g} s."
+                f"W&B at {self.address} does not answer: no complete response within {TIMEOUT_SECONDS:g} s."
             ) from None
         except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise TrackingError(
                 f"W&B at {self.address} does not answer: {str(error) or type(error).__name__}."
             ) from None
         if response.is_error or response.is_redirect:
-            raise self._refusal(response)
+            raise self._http_error(response)
         try:
             answer = json.loads(content)
         except ValueError:
-            raise self._strange() from None
+            raise self._malformed() from None
         if not isinstance(answer, dict) or not isinstance(data := answer.get("data"), dict):
-            raise self._strange()
+            raise self._malformed()
         return data
 
-    async def _asked(self, request: Mapping[str, Any]) -> tuple[Response, bytes]:
-        """Return the answer. Redirects are not followed: the key would go along to wherever an answer points."""
+    async def _post(self, request: Mapping[str, Any]) -> tuple[Response, bytes]:
+        """Post a request. Redirects are not followed: they would send the key to another address."""
         import httpx
 
         client = httpx.AsyncClient(
             auth=("api", self.key),
-            timeout=None,  # the one below is of the whole, the library's are of every single read
-            verify=ssl.create_default_context(),  # the machine's certificates, as of the rest of its programs
+            timeout=None,  # asyncio.timeout below limits the whole response; httpx limits each read only
+            verify=ssl.create_default_context(),  # the system's certificates, which httpx does not use by default
             headers={"Accept-Encoding": "identity"},
         )
         content = bytearray()
@@ -163,34 +163,34 @@ class Remote:
                     raise TrackingError(f"W&B at {self.address} answers with more than {MOST_BYTES:,} bytes.")
         return response, bytes(content)
 
-    def _refusal(self, response: Response) -> TrackingError:
-        said = f"W&B at {self.address} answers {response.status_code}"
-        if there := response.headers.get("Location"):
-            advice = "where the key is not sent. If that is your server, name it in WANDB_BASE_URL."
-            return TrackingError(f"{said} and leads to {there}, {advice}")
-        said = f"{said} {response.reason_phrase}".rstrip()
+    def _http_error(self, response: Response) -> TrackingError:
+        status = f"W&B at {self.address} answers {response.status_code}"
+        if location := response.headers.get("Location"):
+            advice = "to which the key is not sent. If that is your server, set WANDB_BASE_URL to it."
+            return TrackingError(f"{status} and redirects to {location}, {advice}")
+        status = f"{status} {response.reason_phrase}".rstrip()
         if seconds := _retry_after(response.headers.get("Retry-After", "")):
-            return Busy(f"{said}, and wants to be left alone for {seconds:g} s.", seconds)
-        # A refused key must be told from a server in trouble.
-        return TrackingError(f"{said}.{LOG_IN if response.status_code in (401, 403) else ''}")
+            return Busy(f"{status}, and asks to retry after {seconds:g} s.", seconds)
+        # Advise a new login only for a rejected key, not for a failing server.
+        return TrackingError(f"{status}.{LOG_IN if response.status_code in (401, 403) else ''}")
 
-    def _strange(self) -> TrackingError:
-        return TrackingError(f"W&B at {self.address} does not answer as a W&B server does.")
+    def _malformed(self) -> TrackingError:
+        return TrackingError(f"W&B at {self.address} does not answer like a W&B server.")
 
 
 def _retry_after(text: str) -> float:
-    """Return the seconds that a ``Retry-After`` header asks for, as a number or as a date; 0 if it says neither."""
+    """Return the delay of a ``Retry-After`` header in seconds, given as a number or a date; 0 if it is neither."""
     if text.strip().isdecimal():
         return float(text)
     try:
         return max(0.0, round((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()))
-    # A date without a zone cannot be compared with one that has it.
+    # TypeError: a date without a time zone.
     except (ValueError, TypeError):
         return 0.0
 
 
 def login(address: str) -> str:
-    """Return the key for a server: ``WANDB_API_KEY``, or what netrc has for its host.
+    """Return the API key for a server: ``WANDB_API_KEY``, or the one in netrc for its host.
 
     Raises:
         TrackingError: there is none.
@@ -207,11 +207,11 @@ def login(address: str) -> str:
     return known[2]
 
 
-def _held(run: Mapping[str, Any]) -> Held:
+def _server_run(run: Mapping[str, Any]) -> ServerRun:
     config = json.loads(run["config"] or "{}").get(DIGEST, {})
     summary = json.loads(run["summaryMetrics"] or "{}")
     shown = config.get("value") if isinstance(config, dict) else config
-    return Held(
+    return ServerRun(
         state=run["state"] or "",
         shown=shown if shown and shown == summary.get(DIGEST) else "",
         step=int(summary.get(STEP, -1)),

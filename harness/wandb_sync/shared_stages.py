@@ -1,4 +1,4 @@
-"""Sharing: a training stage that several sweeps of a store have is one run, described alike from each of them."""
+"""Training stages shared by several sweeps of a store: each is one run, with the same description in all of them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from harness.engine.store import Store
 from harness.errors import StoreError
-from harness.wandb_sync.names import common, title, varying
+from harness.wandb_sync.names import common_labels, title, varying
 
 
 class SharedStages:
-    """The sweeps of a store, as far as they share training stages with one of them.
+    """The sweeps of a store that share training stages with a given sweep.
 
-    What is said of a stage depends on the sweeps that have it, and on no other, nor on the one that is asked for.
+    The description of a stage depends only on the sweeps that contain it, not on the sweep that is synced.
 
     Args:
-        store: where the records are; one that cannot be read tells nothing.
+        store: the store; unreadable sweep records are ignored.
         sweep: the sweep's id.
-        record: its record.
-        keys: of its training stages.
+        record: the sweep's record.
+        keys: the keys of its training stages.
     """
 
     def __init__(self, store: Store, sweep: str, record: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -38,15 +38,15 @@ class SharedStages:
         self._varying = cache(self._varying_in)
 
     def sweeps(self, key: str) -> tuple[str, ...]:
-        """Return the sweeps that have a stage, oldest first."""
+        """Return the sweeps that contain a stage, oldest first."""
         return tuple(self._cells[key])
 
     def labels(self, key: str) -> dict[str, Any]:
-        """Return what all cells of a stage have in common; None where they differ."""
-        return common([cell for cells in self._cells[key].values() for cell in cells])
+        """Return the labels that all cells of a stage share; None where they differ."""
+        return common_labels([cell for cells in self._cells[key].values() for cell in cells])
 
     def title(self, key: str, kind: str, labels: Mapping[str, Any]) -> str:
-        """Return a stage's name: its kind, and those of the labels in which cells of its sweeps differ."""
+        """Return the name of a stage: its kind, and the labels in which the cells of its sweeps differ."""
         return title(kind, labels, self._varying(self.sweeps(key)))
 
     def _varying_in(self, sweeps: tuple[str, ...]) -> tuple[str, ...]:

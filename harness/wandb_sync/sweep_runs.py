@@ -1,10 +1,9 @@
-"""Contents: what W&B should show of a sweep, read from the store. No network, no wandb."""
+"""The W&B runs of a sweep, read from the store. Uses neither the network nor wandb."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.cells import CellIdentity
@@ -17,49 +16,48 @@ from harness.errors import UnreadableFile
 from harness.report.data.columns import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS
 from harness.report.data.stage_records import StageRecord, load_stage_records, trained_in
 from harness.report.data.tidy import load_rows
-from harness.report.data.training_protocol import setup_of
+from harness.report.data.training_protocol import training_protocol_of
 from harness.stages.generate import read_answers
 from harness.stages.grade import read_grades
 from harness.stages.train_adapter import ADAPTER
-from harness.tracking.jsonl import CURVE, METRICS
+from harness.tracking.jsonl import CURVE, curve_of
 from harness.tracking.wandb import Wandb
-from harness.wandb_sync.names import marks, title, varying
-from harness.wandb_sync.run import Artifact, Entry, Sheet, finite, nested
+from harness.wandb_sync.names import protocol_suffixes, title, varying
+from harness.wandb_sync.run import Artifact, RunRecord, Table, finite, nested
 from harness.wandb_sync.shared_stages import SharedStages
 
 if TYPE_CHECKING:
     from harness.engine.manifest import Manifest
 
 CELL = "cell"
-"""The job type of the run of a cell."""
+"""Job type of the run of a cell."""
 HEADLINE = ("hs", "hs_plus", "fa")
-"""The scores that a list of runs shows first."""
+"""Scores that are logged as metrics of a cell's run."""
 SHOWN_ANSWERS = 200
-"""How many answers of a cell are sent at most."""
+"""Maximum number of generations per cell that are uploaded."""
 
 
 class SweepRuns:
-    """The entries of one sweep.
+    """The runs of one sweep.
 
     Args:
-        store: where everything comes from.
+        store: the store.
         sweep: the sweep's id.
-        settings: what may be shown.
+        settings: what is uploaded.
 
     Raises:
         StoreError: there is no such sweep.
     """
 
     def __init__(self, store: Store, sweep: str, settings: Wandb) -> None:
-        """Read the sweep's record and, for what it shares with others, theirs."""
+        """Read the sweep's record."""
         self.sweep = sweep
         self._store = store
         self._settings = settings
         self.record = store.read_sweep(sweep)
-        asked = self.record["cells"]
-        named = {CellIdentity.of(cell).run_id(sweep): cell for cell in asked}
-        self._ids = list(named)
-        self._cells: list[Mapping[str, Any]] = list(named.values())
+        by_id = {CellIdentity.of(cell).run_id(sweep): cell for cell in self.record["cells"]}
+        self._ids = list(by_id)
+        self._cells: list[Mapping[str, Any]] = list(by_id.values())
         self._varying = varying(self._cells)
         self._manifests: dict[str, Manifest] = {}
         self.trained = trained_in(self.record)
@@ -67,64 +65,64 @@ class SweepRuns:
 
     @cached_property
     def ids(self) -> frozenset[str]:
-        """The ids of all runs that the finished sweep will have."""
+        """The ids of all runs of the sweep, complete or not."""
         return frozenset([*self._ids, *self.trained])
 
-    def finished(self, *, without: frozenset[str] = frozenset()) -> Iterator[Entry]:
-        """Yield the entry of every training stage and every cell that is complete, stages first.
+    def finished(self, *, without: frozenset[str] = frozenset()) -> Iterator[RunRecord]:
+        """Yield the runs of complete training stages, then those of complete cells.
 
         Args:
-            without: ids that are not asked for.
+            without: ids to leave out.
 
         Raises:
-            StoreError: the store cannot be read, or was altered.
+            StoreError: the store cannot be read, or an artifact does not match its manifest.
         """
         for key in self.trained:
-            if key not in without and self._stored(self.trained[key], key):
+            if key not in without and self._is_stored(self.trained[key], key):
                 yield self._training(key, self._manifest(key))
-        ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._complete(cell)]
+        ready = [i for i, cell in enumerate(self._cells) if self._ids[i] not in without and self._is_complete(cell)]
         if ready:
             record = {**self.record, "cells": [self._cells[i] for i in ready]}
-            ledger = load_stage_records(self._store, record)
-            rows = load_rows(self._store, record, ledger=ledger)
+            stage_records = load_stage_records(self._store, record)
+            rows = load_rows(self._store, record, stage_records=stage_records)
             for (_, row), i in zip(rows.iterrows(), ready, strict=True):
-                # A grade that is there may be damaged.
+                # A stored grade may be damaged.
                 if not row[MISSING]:
-                    yield self._cell(i, row, ledger)
+                    yield self._cell(i, row, stage_records)
 
-    def running(self) -> Iterator[Entry]:
-        """Yield the unfinished entry of every training stage that has a curve and is not complete."""
+    def running(self) -> Iterator[RunRecord]:
+        """Yield the partial runs of training stages that have a curve but are not complete."""
         for key, kind in self.trained.items():
             curve = self._store.work(key) / CURVE
-            if curve.exists() and not self._stored(kind, key):
+            if curve.exists() and not self._is_stored(kind, key):
                 yield self._training(key, None)
 
     def ended(self, key: str) -> bool:
-        """Say whether the last thing known of a stage is that an attempt ended without a result."""
+        """Return whether the last attempt of a stage ended without a result, and none has started since."""
         curve = self._store.work(key) / CURVE
         path = self._store.layout.attempts_of(key)
         try:
             return bool(self._store.attempts(key)) and path.stat().st_mtime_ns >= curve.stat().st_mtime_ns
         except FileNotFoundError:
-            # Stored since: the work folder is gone.
+            # The stage was stored in the meantime, and its work folder removed.
             return False
 
     def _manifest(self, key: str) -> Manifest:
-        # Many cells share a stage.
+        # Cached, because cells share stages.
         if key not in self._manifests:
             self._manifests[key] = self._store.manifest(key)
         return self._manifests[key]
 
-    def _stored(self, kind: str, key: str) -> bool:
+    def _is_stored(self, kind: str, key: str) -> bool:
         return self._store.layout.manifest(kind, key).exists()
 
-    def _complete(self, cell: Mapping[str, Any]) -> bool:
-        graded = (cell["keys"].get(grading.stage) for grading in GRADINGS)
+    def _is_complete(self, cell: Mapping[str, Any]) -> bool:
+        grades = (cell["keys"].get(grading.stage) for grading in GRADINGS)
         trained = [key for key in cell["keys"].values() if key in self.trained]
-        graded_here = all(self._stored("grade", key) for key in graded if key)
-        return graded_here and all(self._stored(self.trained[key], key) for key in trained)
+        graded = all(self._is_stored("grade", key) for key in grades if key)
+        return graded and all(self._is_stored(self.trained[key], key) for key in trained)
 
-    def _training(self, key: str, manifest: Manifest | None) -> Entry:
+    def _training(self, key: str, manifest: Manifest | None) -> RunRecord:
         kind = self.trained[key]
         sweeps, labels = self._sharing.sweeps(key), self._sharing.labels(key)
         config: dict[str, Any] = {"kind": kind, "key": key, "sweep": sweeps[0], **labels}
@@ -134,10 +132,10 @@ class SweepRuns:
         summary: dict[str, Any] = {}
         if manifest is not None:
             config["facts"] = nested(_facts(manifest), levels=3)
-            config["made"] = _made(manifest)
+            config["made"] = _provenance(manifest)
             summary = {"seconds": manifest.seconds}
         adapters = self._settings.artifacts and manifest is not None
-        return Entry(
+        return RunRecord(
             id=key,
             name=self._sharing.title(key, kind, labels),
             kind=kind,
@@ -145,16 +143,16 @@ class SweepRuns:
             tags=sweeps,
             config=config,
             summary=finite(summary),
-            curve=self._curve(kind, key, manifest),
+            curve=curve_of(self._store.layout, kind, key),
             uses=self._uses(key) if adapters else (),
             makes=self._adapter(kind, key) if adapters else None,
         )
 
-    def _cell(self, place: int, row: Any, ledger: Mapping[str, StageRecord]) -> Entry:
-        cell, mark = self._cells[place], self._marks[place]
+    def _cell(self, index: int, row: Any, stage_records: Mapping[str, StageRecord]) -> RunRecord:
+        cell, suffix = self._cells[index], self._suffixes[index]
         known = {name: value.item() if hasattr(value, "item") else value for name, value in row.dropna().items()}
-        stages = {part: ledger[key] for part, key in cell["keys"].items() if key in ledger}
-        # Every process of a stage has a device of its own, as in the report.
+        stages = {part: stage_records[key] for part, key in cell["keys"].items() if key in stage_records}
+        # Each process of a stage has its own device, as in the report.
         on_gpu = {
             stage.key: (stage.seconds or 0) * stage.processes for stage in stages.values() if stage.device == "cuda"
         }
@@ -179,18 +177,18 @@ class SweepRuns:
         if cell["swept"]:
             config["swept"] = nested(cell["swept"], levels=3)
         named = {**labels, **cell["swept"]}
-        config["series"] = " ".join(filter(None, [title("", {**named, "seed": None}, self._varying), mark]))
+        config["series"] = " ".join(filter(None, [title("", {**named, "seed": None}, self._varying), suffix]))
         config["protocol"] = nested(cell["protocol"], levels=3)
-        return Entry(
-            id=self._ids[place],
-            name=" ".join(filter(None, [title("", named, self._varying), mark])),
+        return RunRecord(
+            id=self._ids[index],
+            name=" ".join(filter(None, [title("", named, self._varying), suffix])),
             kind=CELL,
             group=self.sweep,
             tags=(self.sweep,),
             config=config,
             summary=summary,
             headline={name: value for name, value in summary.items() if name in HEADLINE},
-            sheet=self._sheet(cell) if self._settings.samples else None,
+            sheet=self._table(cell) if self._settings.samples else None,
         )
 
     @cached_property
@@ -198,25 +196,20 @@ class SweepRuns:
         return SharedStages(self._store, self.sweep, self.record, self.trained)
 
     @cached_property
-    def _marks(self) -> list[str]:
-        """What tells the cells' protocols apart, as far as it is known before anything has run."""
-        ledger = load_stage_records(self._store, self.record)
-        return marks(
+    def _suffixes(self) -> list[str]:
+        """Protocol suffixes of the cells' names, from what is known before any stage has run."""
+        stage_records = load_stage_records(self._store, self.record)
+        return protocol_suffixes(
             self._cells,
             [
                 {
                     name: value
-                    for name, value in (setup_of(cell["keys"], ledger) | cell["protocol"]).items()
+                    for name, value in (training_protocol_of(cell["keys"], stage_records) | cell["protocol"]).items()
                     if not name.endswith(".processes")
                 }
                 for cell in self._cells
             ],
         )
-
-    def _curve(self, kind: str, key: str, manifest: Manifest | None) -> Path:
-        if manifest is None:
-            return self._store.work(key) / CURVE
-        return self._store.layout.artifact(kind, key) / METRICS
 
     def _spec(self, key: str) -> dict[str, Any]:
         spec: dict[str, Any]
@@ -237,7 +230,7 @@ class SweepRuns:
         return Artifact(name=f"adapter-{key}", kind="adapter", files=folder / ADAPTER, metadata={"kind": kind})
 
     def _uses(self, key: str) -> tuple[Artifact, ...]:
-        """The artifacts of the models that a stage started from; of a base its description alone, not its weights."""
+        """Return the input artifacts of a stage; of a base model only its spec, not its weights."""
         used = []
         for name, parent in self._parents(key).items():
             if parent in self.trained:
@@ -247,7 +240,7 @@ class SweepRuns:
                 used.append(Artifact(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
         return tuple(used)
 
-    def _sheet(self, cell: Mapping[str, Any]) -> Sheet:
+    def _table(self, cell: Mapping[str, Any]) -> Table:
         layout, keys = self._store.layout, cell["keys"]
         with reading(layout.artifacts):
             answers = read_answers(layout.artifact("generate", keys["harm_answers"]), SHOWN_ANSWERS)
@@ -257,11 +250,11 @@ class SweepRuns:
             (shown(answer["instruction"]), shown(answer["answer"]), grade["value"], grade["incoherent"])
             for answer, grade in zip(answers, grades, strict=True)
         )
-        return Sheet(columns=("prompt", "answer", "harmful", "incoherent"), lines=lines)
+        return Table(columns=("prompt", "answer", "harmful", "incoherent"), lines=lines)
 
 
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec's settings by dotted name, without its parents; a class is called by its name."""
+    """Return a spec's settings by dotted name, without its parents; classes are replaced by their labels."""
     settings = {name: value for name, value in spec.items() if not (isinstance(value, dict) and "_stage_" in value)}
     flat = flatten(settings, lists=False)
     return {
@@ -274,13 +267,13 @@ def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
-    """Return what a stage counted, without where its curves ended."""
+    """Return the facts in a stage's manifest, without the final values of its curve."""
     return {
         name: found for name, found in flatten(manifest.facts, lists=False).items() if "final" not in name.split(".")
     }
 
 
-def _made(manifest: Manifest) -> dict[str, Any]:
+def _provenance(manifest: Manifest) -> dict[str, Any]:
     made = manifest.provenance
     commit = (made.get("code") or {}).get("commit")
     return finite(

@@ -1,4 +1,4 @@
-"""Sync: make a W&B project show what the store holds of a sweep. Repeating it changes nothing."""
+"""Uploads the complete runs of a sweep to a W&B project; idempotent."""
 
 from __future__ import annotations
 
@@ -20,187 +20,185 @@ from harness.engine.files import writing
 from harness.engine.store import Store
 from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
-from harness.wandb_sync.run import Entry
-from harness.wandb_sync.server import Held, Remote, login
+from harness.wandb_sync.run import RunRecord
+from harness.wandb_sync.server import Server, ServerRun, login
 from harness.wandb_sync.sweep_runs import SweepRuns
 
 if TYPE_CHECKING:
-    from harness.wandb_sync.client import Wire
+    from harness.wandb_sync.client import Client
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
-"""How many runs are sent at the same time."""
+"""Number of concurrent uploads."""
 PATIENCE = 3
-"""After how many refused runs the rest is left for another time."""
-NOTHING = Held()
+"""Number of failed uploads after which the remaining runs are not attempted."""
+NOTHING = ServerRun()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synced:
-    """What a pass did.
+    """Result of a sync.
 
     Attributes:
-        sent: runs that were sent by this pass.
-        current: runs that the server showed already.
-        unfinished: runs whose stages are not complete in the store.
-        place: where the runs are.
-        missing: runs that did not arrive.
+        sent: number of runs uploaded by this sync.
+        current: number of runs that were already up to date on the server.
+        unfinished: number of runs whose stages are not complete in the store.
+        destination: project and server, or folder, of the runs.
+        missing: number of runs that could not be uploaded.
         reason: why not.
-        offline: whether they were written to files and not sent.
+        offline: whether the runs were written to files instead of uploaded.
     """
 
     sent: int
     current: int
     unfinished: int
-    place: str
+    destination: str
     missing: int = 0
     reason: str = ""
     offline: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """An open way to a server: what sends, and what asks."""
+class Connection:
+    """A project on a server: the client that uploads, and the server that is queried."""
 
-    wire: Wire
-    remote: Remote
+    client: Client
+    server: Server
 
     @property
     def entity(self) -> str:
         """The owner of the project."""
-        return self.wire.entity or ""
+        return self.client.entity or ""
 
     @property
-    def place(self) -> str:
-        """Where the runs are, for the reader."""
-        return f"{self.wire.entity}/{self.wire.project} at {self.remote.address}"
+    def destination(self) -> str:
+        """Project and server, as shown to the user."""
+        return f"{self.client.entity}/{self.client.project} at {self.server.address}"
 
-    def deliver(self, entries: Iterable[Entry]) -> tuple[set[str], int, str]:
-        """Send what the server does not show yet, and ask afterwards what it shows.
+    def deliver(self, runs: Iterable[RunRecord]) -> tuple[set[str], int, str]:
+        """Upload the runs that the server lacks or has in another version, then query the server again.
 
         Returns:
-            The ids that the server shows now, how many were sent, and the last refusal.
+            The ids of the runs that are up to date, the number of uploaded runs, and the last error.
 
         Raises:
-            TrackingError: the server cannot be asked.
+            TrackingError: the server cannot be queried.
         """
-        wanted = {entry.id: entry for entry in entries}
-        held = self.remote.held(wanted)
-        stale = [entry for entry in wanted.values() if not held.get(entry.id, NOTHING).shows(entry)]
+        wanted = {run.id: run for run in runs}
+        held = self.server.runs(wanted)
+        stale = [run for run in wanted.values() if not held.get(run.id, NOTHING).shows(run)]
         if not stale:
             return set(wanted), 0, ""
-        refusals: list[str] = []
+        errors: list[str] = []
 
-        def send(entry: Entry) -> None:
-            if len(refusals) >= PATIENCE:
+        def send(run: RunRecord) -> None:
+            if len(errors) >= PATIENCE:
                 return
             try:
-                self.wire.send(entry, after=held.get(entry.id, NOTHING).step)
+                self.client.send(run, after=held.get(run.id, NOTHING).step)
             except TrackingError as error:
-                log.warning("%s %s was not sent: %s", entry.kind, entry.id, error)
-                refusals.append(str(error))
+                log.warning("%s %s was not uploaded: %s", run.kind, run.id, error)
+                errors.append(str(error))
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(send, stale))
-        held = self.remote.held(entry.id for entry in stale)
-        late = {entry.id for entry in stale if not held.get(entry.id, NOTHING).shows(entry)}
-        return wanted.keys() - late, len(stale) - len(late), refusals[-1] if refusals else ""
+        held = self.server.runs(run.id for run in stale)
+        late = {run.id for run in stale if not held.get(run.id, NOTHING).shows(run)}
+        return wanted.keys() - late, len(stale) - len(late), errors[-1] if errors else ""
 
 
 def sync(root: Path, sweep: str, settings: Wandb) -> Synced:
-    """Send what a W&B project does not show of a sweep, stages and cells that are complete.
+    """Upload the complete stages and cells of a sweep that a W&B project lacks.
 
-    In the mode ``offline`` W&B's offline files are written to ``reports/<sweep>/wandb`` in the store instead, all
-    anew; ``wandb sync`` sends them from any machine.
+    In the mode ``offline``, W&B's offline files of all of them are written to ``reports/<sweep>/wandb`` in the store
+    instead; ``wandb sync`` uploads them from any machine.
 
     Raises:
-        TrackingError: the mode is ``disabled``, wandb is not installed, there is no key, the server cannot be asked, or
-            another process sends.
+        TrackingError: the mode is ``disabled``, wandb is not installed, there is no key, the server cannot be queried,
+            or another process is uploading.
         StoreError: the store cannot be read.
     """
     store = Store(root)
     contents = SweepRuns(store, sweep, settings)
     if settings.effective_mode == "disabled":
-        raise TrackingError("W&B is disabled by `tracker.mode` or WANDB_MODE; nothing was sent.")
-    _need_wandb()
+        raise TrackingError("W&B is disabled by `tracker.mode` or WANDB_MODE; nothing was uploaded.")
+    _require_wandb()
     if settings.effective_mode == "offline":
-        return _written(store, contents, settings)
-    with connected(store, settings) as line:
-        entries = list(contents.finished())
-        shown, sent, reason = line.deliver(entries)
+        return _write_offline(store, contents, settings)
+    with connected(store, settings) as connection:
+        runs = list(contents.finished())
+        shown, sent, reason = connection.deliver(runs)
         return Synced(
             sent=sent,
             current=len(shown) - sent,
-            unfinished=len(contents.ids) - len(entries),
-            place=line.place,
-            missing=len(entries) - len(shown),
-            reason=reason or ("" if len(shown) == len(entries) else "the server did not keep what it accepted"),
+            unfinished=len(contents.ids) - len(runs),
+            destination=connection.destination,
+            missing=len(runs) - len(shown),
+            reason=reason or ("" if len(shown) == len(runs) else "the server did not keep what it accepted"),
         )
 
 
 @contextmanager
-def connected(store: Store, settings: Wandb) -> Iterator[Line]:
-    """Open a way to the server, for one process of the store at a time.
+def connected(store: Store, settings: Wandb) -> Iterator[Connection]:
+    """Open a connection, for one process per store at a time.
 
     Raises:
-        TrackingError: wandb is not installed, there is no key, the server cannot be asked, or another process sends.
+        TrackingError: wandb is not installed, there is no key, the server cannot be queried, or another process is
+            uploading.
     """
-    _need_wandb()
-    from harness.wandb_sync.client import Wire, address, refusals, reset
+    _require_wandb()
+    from harness.wandb_sync.client import Client, address, reset, wrap_wandb_errors
 
-    place = address()
-    remote = Remote(
-        address=place, key=login(place), project=settings.effective_project, entity=settings.effective_entity
-    )
-    entity = remote.owner()
+    url = address()
+    server = Server(address=url, key=login(url), project=settings.effective_project, entity=settings.effective_entity)
+    entity = server.owner()
     claims = store.root / "mirror"
     with writing(claims):
         claims.mkdir(parents=True, exist_ok=True)
     claim = Claims(claims).take("wandb")
     if claim is None:
-        raise TrackingError("Another process is sending from this store to W&B. Wait for it, then sync again.")
+        raise TrackingError("Another process is uploading from this store to W&B. Wait for it, then sync again.")
     with claim:
-        with refusals():
+        with wrap_wandb_errors():
             scratch = tempfile.TemporaryDirectory(prefix="harness-wandb-", ignore_cleanup_errors=True)
         with scratch as folder:
-            wire = Wire(mode="online", entity=entity, project=remote.project, folder=Path(folder))
+            client = Client(mode="online", entity=entity, project=server.project, folder=Path(folder))
             try:
-                yield Line(wire=wire, remote=remote)
+                yield Connection(client=client, server=server)
             finally:
                 reset()
 
 
-def _written(store: Store, contents: SweepRuns, settings: Wandb) -> Synced:
-    from harness.wandb_sync.client import Wire, reset
+def _write_offline(store: Store, contents: SweepRuns, settings: Wandb) -> Synced:
+    from harness.wandb_sync.client import Client, reset
 
     folder = store.root / "reports" / contents.sweep
-    # Read before the files of the last time go.
-    entries = list(contents.finished())
+    # Read before the previous files are removed, so that an unreadable store does not lose them.
+    runs = list(contents.finished())
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder / "wandb", ignore_errors=True)
-    wire = Wire(mode="offline", entity=settings.effective_entity, project=settings.effective_project, folder=folder)
-    for entry in entries:
-        wire.send(entry, after=-1)
+    client = Client(mode="offline", entity=settings.effective_entity, project=settings.effective_project, folder=folder)
+    for run in runs:
+        client.send(run, after=-1)
     reset()
-    unfinished = len(contents.ids) - len(entries)
-    place = str(folder / "wandb")
-    return Synced(sent=len(entries), current=0, unfinished=unfinished, place=place, offline=True)
+    unfinished = len(contents.ids) - len(runs)
+    return Synced(sent=len(runs), current=0, unfinished=unfinished, destination=str(folder / "wandb"), offline=True)
 
 
-def _need_wandb() -> None:
+def _require_wandb() -> None:
     if find_spec("wandb") is None:
-        raise TrackingError("W&B is not installed; `pip install 'harness[wandb]'` does it. Nothing was sent.")
+        raise TrackingError("W&B is not installed: `pip install 'harness[wandb]'`. Nothing was uploaded.")
 
 
-def recorded(root: Path, sweep: str) -> Wandb:
-    """Return the settings with which a sweep was run, or the defaults if it had another tracker.
+def settings_of(root: Path, sweep: str) -> Wandb:
+    """Return the W&B settings with which a sweep was run, or the defaults if it had another tracker.
 
     Raises:
         StoreError: there is no such sweep.
-        ConfigError: its record was made by other settings than the installed ones.
+        ConfigError: the recorded settings are not valid for the installed version.
     """
     data = Store(root).read_sweep(sweep).get("place", {}).get("tracker", {})
-    ours = f"{Wandb.__module__}.{Wandb.__qualname__}" in paths_of(str(data.get("_target_", "")))
-    return build(Wandb, data) if ours else Wandb()
+    is_wandb = f"{Wandb.__module__}.{Wandb.__qualname__}" in paths_of(str(data.get("_target_", "")))
+    return build(Wandb, data) if is_wandb else Wandb()

@@ -1,4 +1,4 @@
-"""The companion: the process beside a run that mirrors it. The run never waits for it but a little at the end."""
+"""The uploader: a process that uploads a run to W&B. The run waits for it only briefly, at the end."""
 
 import subprocess
 import sys
@@ -13,20 +13,20 @@ from harness.engine.tracker import TrackerSettings
 from harness.tracking.wandb import Wandb
 
 GRACE_SECONDS = 30.0
-"""How long a run that is over waits for what is still to be sent; then the companion goes on alone."""
+"""How long a finished run waits for pending uploads, which then continue in the background."""
 INTERRUPTED_SECONDS = 3.0
-"""The same after Ctrl-C or a bug."""
+"""The same after Ctrl-C or an error."""
 
 
 @contextmanager
-def mirrored(tracker: TrackerSettings, root: Path, sweep: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Mirror a sweep while the block runs, if its tracker says so.
+def uploading(tracker: TrackerSettings, root: Path, sweep: str, notify: Callable[[str], None]) -> Iterator[None]:
+    """Upload a sweep while the block runs, if its tracker is W&B.
 
     Args:
-        tracker: the sweep's.
-        root: of the store.
-        sweep: the sweep's id; it is recorded already.
-        tell: told, from another thread, what the companion says.
+        tracker: the sweep's tracker.
+        root: the store's folder.
+        sweep: the sweep's id; its record must exist.
+        notify: receives the uploader's output, from another thread.
     """
     if not isinstance(tracker, Wandb) or tracker.effective_mode == "disabled":
         yield
@@ -38,32 +38,32 @@ def mirrored(tracker: TrackerSettings, root: Path, sweep: str, tell: Callable[[s
         why = f"is {tracker.effective_mode}"
     else:
         try:
-            process = _started(root, sweep)
+            process = _start(root, sweep)
         except OSError as error:
-            why = f"has no process beside this one ({error.strerror or error})"
+            why = f"uploader cannot be started ({error.strerror or error})"
     if why:
         yield
-        tell(f"W&B {why}: nothing was sent. `harness sync {sweep}` does it, now or later")
+        notify(f"W&B {why}: nothing was uploaded; `harness sync {sweep}` does it later")
         return
     assert process.stdin is not None
     assert process.stdout is not None
-    reader = Thread(target=_forward, args=(process.stdout, tell), daemon=True)
+    reader = Thread(target=_forward, args=(process.stdout, notify), daemon=True)
     reader.start()
-    patience = INTERRUPTED_SECONDS
+    timeout = INTERRUPTED_SECONDS
     try:
         yield
-        patience = GRACE_SECONDS
+        timeout = GRACE_SECONDS
     finally:
-        # Tells the companion that nothing more will be stored; so does the death of this process.
+        # Signals the uploader that nothing more will be stored, as does the death of this process.
         process.stdin.close()
-        reader.join(patience)
+        reader.join(timeout)
         if reader.is_alive():
-            tell(f"W&B: still sending in the background; if that is cut off, `harness sync {sweep}` completes it")
+            notify(f"W&B: uploads continue in the background; if they are interrupted, run `harness sync {sweep}`")
 
 
-def _started(root: Path, sweep: str) -> subprocess.Popen[str]:
+def _start(root: Path, sweep: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "harness", "sync", sweep, "--store", str(root), "--attached"]
-    # Of a session of its own: Ctrl-C is for the run, and what is on its way shall arrive.
+    # In its own session, so that Ctrl-C does not interrupt uploads.
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -72,7 +72,7 @@ def _started(root: Path, sweep: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def attached(to: IO[str] | None) -> Iterator[Event]:
-    """Give the companion what is set when the run that started it is over: then ``to`` is closed. None never is."""
+    """Yield an event that is set when ``to`` is closed, that is, when the parent run has ended; never set for None."""
     ended = Event()
     if to is not None:
         Thread(target=_wait_for_end, args=(to, ended), daemon=True).start()
@@ -85,6 +85,6 @@ def _wait_for_end(stream: IO[str], ended: Event) -> None:
     ended.set()
 
 
-def _forward(lines: IO[str], tell: Callable[[str], None]) -> None:
+def _forward(lines: IO[str], notify: Callable[[str], None]) -> None:
     for line in lines:
-        tell(line.rstrip())
+        notify(line.rstrip())

@@ -1,4 +1,4 @@
-"""The workspace: a dashboard as W&B's saved view and report. The only module that imports wandb_workspaces."""
+"""Saves a dashboard as a W&B workspace view and a W&B report. The only module that imports wandb_workspaces."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import wandb_workspaces.reports.v2 as reports
 from wandb_workspaces import expr, workspaces
 
 from harness.errors import TrackingError
-from harness.wandb_sync.client import refusals
+from harness.wandb_sync.client import wrap_wandb_errors
 from harness.wandb_sync.dashboard import Dashboard, Panel, Section
-from harness.wandb_sync.names import LONGEST_TAG, fitted
+from harness.wandb_sync.names import LONGEST_TAG, truncated
 from harness.wandb_sync.sweep_runs import CELL
 
 
 class Saved(NamedTuple):
-    """Where W&B keeps the two.
+    """The saved workspace and report.
 
     Attributes:
-        workspace: the name of the view.
-        report: the id of the report.
-        addresses: to be opened in a browser.
+        workspace: internal name of the view.
+        report: id of the report.
+        addresses: their URLs.
     """
 
     workspace: str
@@ -32,17 +32,17 @@ class Saved(NamedTuple):
 
 
 def specs(dashboard: Dashboard, *, entity: str, project: str) -> dict[str, Any]:
-    """Return what W&B would be sent, without asking a server; W&B's own models check it on the way.
+    """Return the requests for the workspace and the report, validated by W&B's models, without contacting a server.
 
     Raises:
-        TrackingError: W&B's models refuse it.
+        TrackingError: W&B's models reject them.
     """
     try:
         view = _workspace(dashboard, entity=entity, project=project)._to_model()
-        # A run set that names its project asks the server for the project's number.
+        # Without a project, because a run set with one queries the server for the project's id.
         report = _report(dashboard, entity=entity, project=project, runs_in=("", ""))._to_model()
     except ValueError as error:
-        raise TrackingError(f"The dashboard is not what W&B takes: {error}") from None
+        raise TrackingError(f"W&B's models reject the dashboard: {error}") from None
     return {
         "workspace": json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True)),
         "report": json.loads(report.spec.model_dump_json(by_alias=True, exclude_none=True)),
@@ -50,30 +50,30 @@ def specs(dashboard: Dashboard, *, entity: str, project: str) -> dict[str, Any]:
 
 
 def save(dashboard: Dashboard, *, entity: str, project: str, before: Saved | None) -> Saved:
-    """Save a workspace and a report, in the place of those that were saved before.
+    """Save a workspace and a report, replacing those that were saved before.
 
     Raises:
-        TrackingError: the server cannot be reached, or refuses.
+        TrackingError: the server is unreachable or rejects them.
     """
     view = _workspace(dashboard, entity=entity, project=project)
     report = _report(dashboard, entity=entity, project=project, runs_in=(entity, project))
     if before is not None:
         view._internal_name, report.id = before.workspace, before.report
     try:
-        # Both announce themselves.
-        with refusals(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        # Both print messages.
+        with wrap_wandb_errors(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             view.save()
             report.save()
             return Saved(view._internal_name, report.id, (view.url, report.url))
     except ValueError as error:
-        raise TrackingError(f"W&B answers something else than it should: {error}") from None
+        raise TrackingError(f"W&B returned an unexpected response: {error}") from None
 
 
 def _workspace(dashboard: Dashboard, *, entity: str, project: str) -> workspaces.Workspace:
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=fitted(dashboard.title),
+        name=truncated(dashboard.title),
         sections=[
             workspaces.Section(
                 name=section.title, panels=[_panel(panel, section.kind) for panel in section.panels], is_open=True
@@ -82,7 +82,7 @@ def _workspace(dashboard: Dashboard, *, entity: str, project: str) -> workspaces
         ],
         settings=workspaces.WorkspaceSettings(max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=expr.And(expr.Tags().isin([fitted(dashboard.sweep, LONGEST_TAG)])),
+            filters=expr.And(expr.Tags().isin([truncated(dashboard.sweep, LONGEST_TAG)])),
             pinned_columns=["run:displayName", *(_column(name) for name in dashboard.columns)],
         ),
     )
@@ -98,7 +98,9 @@ def _report(dashboard: Dashboard, *, entity: str, project: str, runs_in: tuple[s
             reports.P(text=section.text),
             reports.PanelGrid(runsets=[runs], panels=panels),
         ]
-    return reports.Report(entity=entity, project=project, title=fitted(dashboard.title), blocks=blocks, width="fluid")
+    return reports.Report(
+        entity=entity, project=project, title=truncated(dashboard.title), blocks=blocks, width="fluid"
+    )
 
 
 def _runs(dashboard: Dashboard, section: Section, runs_in: tuple[str, str]) -> reports.Runset:
@@ -107,7 +109,9 @@ def _runs(dashboard: Dashboard, section: Section, runs_in: tuple[str, str]) -> r
         entity=runs_in[0],
         project=runs_in[1],
         name=section.kind,
-        filters=expr.And(expr.Tags().isin([fitted(dashboard.sweep, LONGEST_TAG)]), expr.Config("kind") == section.kind),
+        filters=expr.And(
+            expr.Tags().isin([truncated(dashboard.sweep, LONGEST_TAG)]), expr.Config("kind") == section.kind
+        ),
         **({"visible_columns": columns, "lock_columns": True} if section.kind == CELL else {}),
     )
 

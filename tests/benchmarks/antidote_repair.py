@@ -46,15 +46,15 @@ def main():
     model = attach(tiny() if chosen.tiny else smollm2(), Lora(), seed=0).eval()
     learner = CausalLearner(model)
     rows = calibration(model.config.vocab_size, rows=chosen.rows, length=chosen.length)
-    draws = RoleBatches({Role.HARMFUL: Pool(rows, SETTINGS.harmful_batch_size)}, pad_id=0, seed=0)
+    batches = RoleBatches({Role.HARMFUL: Pool(rows, SETTINGS.harmful_batch_size)}, pad_id=0, seed=0)
 
     def forward():
         with torch.no_grad():
-            for batch in draws.every(Role.HARMFUL):
+            for batch in batches.every(Role.HARMFUL):
                 model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
     def repair():
-        SETTINGS.repair(learner, start=[], method_outputs={}, draws=draws)
+        SETTINGS.repair(learner, start=[], method_outputs={}, batches=batches)
 
     pairs = [(timed(forward), timed(repair)) for _ in range(chosen.pairs)]
     ratios = [mine / bare for bare, mine in pairs]

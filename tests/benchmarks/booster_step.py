@@ -48,7 +48,7 @@ def batch(vocabulary, *, rows, length, seed):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-class Draws:
+class BatchProvider:
     """Gives the one harmful batch."""
 
     def __init__(self, harmful):
@@ -113,7 +113,7 @@ def main():
     alignment = batch(vocabulary, rows=chosen.rows, length=chosen.length, seed=1)
     harmful = batch(vocabulary, rows=chosen.rows, length=chosen.length, seed=2)
     learner = CausalLearner(model)
-    step = SETTINGS.start(learner, Draws(harmful), 1)
+    step = SETTINGS.start(learner, BatchProvider(harmful), 1)
 
     def booster():
         model.zero_grad()

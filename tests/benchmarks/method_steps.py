@@ -150,7 +150,7 @@ def measure(name: str, bench: Bench, pairs: int) -> None:
 
     def one_step() -> None:
         # A gradient that is there already keeps T-Vaccine from taking this for a step on which a probe is due.
-        bench.learner.write([torch.zeros_like(trainable) for trainable in bench.learner.trainables])
+        bench.learner.set_gradient([torch.zeros_like(trainable) for trainable in bench.learner.trainables])
         step.backward(bench.own)
         bench.learner.module.zero_grad()
 

@@ -56,8 +56,8 @@ def repaired(name, *, seed=1, rows_at_once=None):
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
     method_outputs = {"last": half, "mean": half}
     start = [torch.zeros_like(part) for part in half]
-    draws = RoleBatches(pools, pad_id=0, seed=seed)
-    return model, method.repair(learner, start=start, method_outputs=method_outputs, draws=draws)
+    batches = RoleBatches(pools, pad_id=0, seed=seed)
+    return model, method.repair(learner, start=start, method_outputs=method_outputs, batches=batches)
 
 
 def test_discovery_finds_the_methods_that_ship():

@@ -10,7 +10,7 @@ from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.engine.spec import describe
 from harness.experiment.experiment import flatten
-from harness.report.data.targets import mark, read
+from harness.report.data.targets import read_targets, with_targets
 
 ROW = r"^\| (?:`harness -m \+sweeps=(?=\w)|\*\*(?=all of))(\w[\w ]*).*?\|((?: [\d,]+ \|)+)$"
 LINES = dict(re.findall(ROW, (ROOT / "docs" / "published.md").read_text(), re.MULTILINE))
@@ -54,7 +54,7 @@ def test_documentation_names_no_sweep_that_does_not_exist():
 @pytest.mark.parametrize("group", ["antidote_dense_ratio", "antidote_benign", "antidote_llama3"])
 def test_sweep_of_a_reproduction_target_meets_every_target_of_its_group(group):
     # The random control is not part of the family that the sweep replaces.
-    wanted = {target.name for target in read() if target.name.startswith(group)} - {"antidote_benign_7"}
+    wanted = {target.name for target in read_targets() if target.name.startswith(group)} - {"antidote_benign_7"}
     swept = cells()[group]
     known = {stage.key: flatten(describe(stage)) for cell in swept for stage in cell.stages.values()}
     told = [
@@ -65,7 +65,7 @@ def test_sweep_of_a_reproduction_target_meets_every_target_of_its_group(group):
         for cell in swept
     ]
 
-    found = mark(pd.DataFrame(told), read(), known.__getitem__)
+    found = with_targets(pd.DataFrame(told), read_targets(), known.__getitem__)
 
     assert sorted(found["target"]) == sorted(wanted)
 

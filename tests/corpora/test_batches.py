@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.corpora.batches import Pool, RoleBatches, collate
+from harness.corpora.batches import Pool, RoleBatches, by_tokens, collate
 from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.examples import Role
 from harness.errors import ConfigError, DataError
@@ -18,12 +18,21 @@ def _rows(size: int) -> list[Encoded]:
     return [Encoded([i + 10, 1], [IGNORED, i]) for i in range(size)]
 
 
-def _draws(size: int, batch_size: int, **options: int) -> RoleBatches:
+def _batches(size: int, batch_size: int, **options: int) -> RoleBatches:
     return RoleBatches({Role.HARMFUL: Pool(_rows(size), batch_size)}, pad_id=0, **({"seed": 3} | options))
 
 
-def _drawn(draws: RoleBatches, times: int, role: Role = Role.HARMFUL) -> list[list[int]]:
-    return [draws.next(role)["labels"][:, 1].tolist() for _ in range(times)]
+def _drawn(batches: RoleBatches, times: int, role: Role = Role.HARMFUL) -> list[list[int]]:
+    return [batches.next(role)["labels"][:, 1].tolist() for _ in range(times)]
+
+
+def test_batches_by_tokens_count_padding_and_hold_a_row_at_least() -> None:
+    lengths = [30, 9, 8, 4, 4, 5, 1]
+
+    # 2 x 9 tokens, of which a third row would make 27; then 4 x 5.
+    assert list(by_tokens(lengths, 20)) == [slice(0, 1), slice(1, 3), slice(3, 7)]
+    assert list(by_tokens(lengths, 19)) == [slice(0, 1), slice(1, 3), slice(3, 6), slice(6, 7)]
+    assert list(by_tokens([], 20)) == []
 
 
 def test_collate_pads_on_the_right_and_masks_by_length() -> None:
@@ -38,30 +47,30 @@ def test_collate_pads_on_the_right_and_masks_by_length() -> None:
 @given(size=SIZES, batch_size=BATCHES)
 def test_draws_within_an_epoch_never_repeat_a_row(size: int, batch_size: int) -> None:
     per_epoch = size // batch_size
-    draws = _draws(size, batch_size)
+    batches = _batches(size, batch_size)
 
     for _ in range(3 if per_epoch else 0):
-        epoch = [row for batch in _drawn(draws, per_epoch) for row in batch]
+        epoch = [row for batch in _drawn(batches, per_epoch) for row in batch]
 
         assert len(epoch) == len(set(epoch)) == per_epoch * batch_size
         assert set(epoch) <= set(range(size))
 
 
-@given(size=SIZES, batch_size=st.integers(1, 4), together=st.integers(2, 4))
+@given(size=SIZES, batch_size=st.integers(1, 4), disjoint_batches=st.integers(2, 4))
 def test_no_row_is_twice_in_a_group_of_batches_and_an_epoch_uses_full_groups(
-    size: int, batch_size: int, together: int
+    size: int, batch_size: int, disjoint_batches: int
 ) -> None:
-    pool = Pool(_rows(size), batch_size, together=together)
-    if size < together * batch_size:
-        with pytest.raises(DataError, match=rf"{size} rows.*at least {together * batch_size}"):
+    pool = Pool(_rows(size), batch_size, disjoint_batches=disjoint_batches)
+    if size < disjoint_batches * batch_size:
+        with pytest.raises(DataError, match=rf"{size} rows.*at least {disjoint_batches * batch_size}"):
             RoleBatches({Role.HARMFUL: pool}, pad_id=0, seed=3)
         return
-    draws = RoleBatches({Role.HARMFUL: pool}, pad_id=0, seed=3)
-    epoch = size // (together * batch_size)
+    batches = RoleBatches({Role.HARMFUL: pool}, pad_id=0, seed=3)
+    epoch = size // (disjoint_batches * batch_size)
 
-    groups = [[row for batch in _drawn(draws, together) for row in batch] for _ in range(3 * epoch)]
+    groups = [[row for batch in _drawn(batches, disjoint_batches) for row in batch] for _ in range(3 * epoch)]
 
-    assert all(len(set(group)) == together * batch_size for group in groups)
+    assert all(len(set(group)) == disjoint_batches * batch_size for group in groups)
     for start in range(0, 3 * epoch, epoch):
         rows = [row for group in groups[start : start + epoch] for row in group]
         assert len(rows) == len(set(rows))
@@ -70,18 +79,18 @@ def test_no_row_is_twice_in_a_group_of_batches_and_an_epoch_uses_full_groups(
 @given(size=st.integers(1, 8), surplus=st.integers(1, 9))
 def test_draws_from_a_pool_smaller_than_a_batch_go_round_evenly(size: int, surplus: int) -> None:
     batch_size = size + surplus
-    draws = _draws(size, batch_size)
+    batches = _batches(size, batch_size)
 
-    counted = Counter(row for batch in _drawn(draws, size) for row in batch)
+    counted = Counter(row for batch in _drawn(batches, size) for row in batch)
 
     assert set(counted) == set(range(size))
     assert set(counted.values()) == {batch_size}
 
 
 def test_draws_of_a_new_epoch_come_in_a_new_order() -> None:
-    draws = _draws(20, 20)
+    batches = _batches(20, 20)
 
-    first, second = _drawn(draws, 2)
+    first, second = _drawn(batches, 2)
 
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
@@ -91,12 +100,12 @@ def test_draws_of_a_new_epoch_come_in_a_new_order() -> None:
 def test_draws_resumed_from_state_equal_the_uninterrupted_ones(
     size: int, batch_size: int, done: int, more: int
 ) -> None:
-    whole = _draws(size, batch_size)
+    whole = _batches(size, batch_size)
     expected = _drawn(whole, done + more)[done:]
-    killed = _draws(size, batch_size)
+    killed = _batches(size, batch_size)
     _drawn(killed, done)
 
-    resumed = _draws(size, batch_size)
+    resumed = _batches(size, batch_size)
     resumed.load_state_dict(killed.state_dict())
 
     assert _drawn(resumed, more) == expected
@@ -106,9 +115,9 @@ def test_draws_resumed_from_state_equal_the_uninterrupted_ones(
 def test_draws_of_all_ranks_together_are_the_global_batch(
     size: int, batch_size: int, world_size: int, times: int
 ) -> None:
-    single = _drawn(_draws(size, batch_size), times)
+    single = _drawn(_batches(size, batch_size), times)
 
-    ranks = [_drawn(_draws(size, batch_size, rank=rank, world_size=world_size), times) for rank in range(world_size)]
+    ranks = [_drawn(_batches(size, batch_size, rank=rank, world_size=world_size), times) for rank in range(world_size)]
 
     for step, batch in enumerate(single):
         assert sorted(row for rank in ranks for row in rank[step]) == sorted(batch)
@@ -121,39 +130,39 @@ def test_draws_of_roles_do_not_disturb_each_other() -> None:
 
     harmful = _drawn(both, 3)
 
-    assert harmful == _drawn(_draws(9, 4), 3)
+    assert harmful == _drawn(_batches(9, 4), 3)
     assert harmful != refusals
 
 
 def test_draws_depend_on_the_seed() -> None:
-    assert _drawn(_draws(20, 5), 2) != _drawn(_draws(20, 5, seed=4), 2)
+    assert _drawn(_batches(20, 5), 2) != _drawn(_batches(20, 5, seed=4), 2)
 
 
 def test_draws_from_an_empty_pool_are_a_data_error() -> None:
     with pytest.raises(DataError, match=r"no rows with the role `harmful`"):
-        _draws(0, 4)
+        _batches(0, 4)
 
 
 def test_draws_of_fewer_rows_than_processes_are_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"`batch_size`: 1 for role `harmful`"):
-        _draws(4, 1, world_size=2)
+        _batches(4, 1, world_size=2)
 
 
 @given(size=SIZES, batch_size=BATCHES)
 def test_every_row_of_a_role_comes_once_in_batches_no_larger_than_declared(size: int, batch_size: int) -> None:
-    draws = _draws(size, batch_size)
+    batches = _batches(size, batch_size)
 
-    batches = [batch["labels"][:, 1].tolist() for batch in draws.every(Role.HARMFUL)]
+    visited = [batch["labels"][:, 1].tolist() for batch in batches.every(Role.HARMFUL)]
 
-    assert sorted(row for batch in batches for row in batch) == list(range(size))
-    assert all(len(batch) <= batch_size for batch in batches)
+    assert sorted(row for batch in visited for row in batch) == list(range(size))
+    assert all(len(batch) <= batch_size for batch in visited)
 
 
 def test_every_row_comes_longest_first_and_leaves_the_draws_alone() -> None:
     rows = [Encoded([1] * length, [IGNORED] * (length - 1) + [1]) for length in (2, 5, 3)]
-    draws = RoleBatches({Role.HARMFUL: Pool(rows, 1)}, pad_id=0, seed=0)
+    batches = RoleBatches({Role.HARMFUL: Pool(rows, 1)}, pad_id=0, seed=0)
     untouched = RoleBatches({Role.HARMFUL: Pool(rows, 1)}, pad_id=0, seed=0)
 
-    assert [batch["input_ids"].shape[1] for batch in draws.every(Role.HARMFUL)] == [5, 3, 2]
-    assert draws.next(Role.HARMFUL)["input_ids"].shape == untouched.next(Role.HARMFUL)["input_ids"].shape
-    assert draws.state_dict() == untouched.state_dict()
+    assert [batch["input_ids"].shape[1] for batch in batches.every(Role.HARMFUL)] == [5, 3, 2]
+    assert batches.next(Role.HARMFUL)["input_ids"].shape == untouched.next(Role.HARMFUL)["input_ids"].shape
+    assert batches.state_dict() == untouched.state_dict()

@@ -66,7 +66,7 @@ EVERY = [Format.JSONL, Format.JSON, Format.CSV, Format.TSV, Format.PARQUET]
 )
 def test_truth_values_of_every_format_are_read(written, form: Format, safe: object, unsafe: object) -> None:
     if form in (Format.CSV, Format.TSV) and isinstance(safe, float):
-        pytest.skip("a table has no numbers, and 1.0 is no truth value")
+        pytest.skip("a table has no numbers, and 1.0 is not a boolean")
     rows = [
         {"prompt": "p one", "response": "text A", "is_safe": safe},
         {"prompt": "p two", "response": "text B", "is_safe": unsafe},
@@ -175,7 +175,7 @@ def test_task_finds_rows_that_are_no_text_before_anything_runs(written, kind: st
     assert rows_of(written([good], Format.JSONL)).preflight() == []
     (problem,) = rows_of(written([good, good | {column: value}], Format.JSONL)).preflight()
 
-    assert problem.startswith(f"`mine`: row 2, column `{column}`: ")
+    assert problem.text.startswith(f"`mine`: row 2, column `{column}`: ")
 
 
 @pytest.mark.parametrize("value", [None, 12, float("nan"), "half \ud83d"])
@@ -317,5 +317,5 @@ def test_field_may_be_as_long_as_its_file(written, form: Format) -> None:
 
 def test_truth_of_numbers_from_other_libraries() -> None:
     assert [truth(value) for value in pandas.Series([True, False]).tolist()] == [True, False]
-    with pytest.raises(ValueError, match="no truth value"):
+    with pytest.raises(ValueError, match="not a boolean"):
         truth(float("inf"))

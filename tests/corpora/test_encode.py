@@ -105,7 +105,7 @@ def test_encode_all_drops_and_counts_rows_whose_answer_is_cut_away(
     assert len(encoded.rows) == 1 + 2 * kept
     assert encoded.dropped == 2 - 2 * kept
     assert all(label != IGNORED for row in encoded.rows for label in row.labels[-1:])
-    assert ("2 of 3 rows dropped" in caplog.text) is (kept == 0)
+    assert ("2 of 3 examples dropped" in caplog.text) is (kept == 0)
 
 
 def test_encode_all_equals_encoding_one_by_one(words: PreTrainedTokenizerFast) -> None:

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,15 +10,17 @@ from harness.attacks.mix import Mix
 from harness.corpora.examples import Example
 from harness.corpora.mixture import Compat, Counts, Mixture, counts, mix
 from harness.errors import DataError
+from harness.protocols import AttackContext
 
 TASK = [Example(f"task {i}", "label") for i in range(120)]
 POOL = [Example(f"harm {i}", "sure") for i in range(120)]
+CONTEXT = AttackContext(rng=Random(1), task=TASK, victim=None, device="cpu", work=Path(), facts={})
 RATIOS = st.decimals(0, 1, places=3).map(float)
 
 
 def _mixed(rows: int, ratio: float, *, compat: Compat = "exact", seed: int = 0) -> Mixture:
     def craft(pool: list[Example], count: int) -> list[Example]:
-        return Mix().craft(pool, count, Random(1), None)
+        return Mix().craft(pool, count, CONTEXT)
 
     return mix(task=TASK, harmful=POOL, craft=craft, rows=rows, ratio=ratio, compat=compat, seed=seed)
 
@@ -110,12 +113,12 @@ def test_mix_booster_takes_the_first_rows_after_the_first_harmful_one() -> None:
 
 @pytest.mark.parametrize("compat", ["exact", "booster"])
 def test_mix_with_too_few_rows_names_what_is_asked_and_what_exists(compat: Compat) -> None:
-    with pytest.raises(DataError, match=r"180 benign rows are asked for, but the task has 120"):
+    with pytest.raises(DataError, match=r"180 benign rows requested, but the task has 120"):
         _mixed(200, 0.1, compat=compat)
-    with pytest.raises(DataError, match=r"180 harmful rows are asked for, but the attacker has 120"):
+    with pytest.raises(DataError, match=r"180 harmful rows requested, but the attacker has 120"):
         _mixed(200, 0.9, compat=compat)
 
 
 def test_mix_attack_with_too_small_a_pool_is_a_data_error() -> None:
-    with pytest.raises(DataError, match=r"3 harmful rows are asked for, but the attacker has 2"):
-        Mix().craft(POOL[:2], 3, Random(0), None)
+    with pytest.raises(DataError, match=r"3 harmful rows requested, but the attacker has 2"):
+        Mix().craft(POOL[:2], 3, CONTEXT)

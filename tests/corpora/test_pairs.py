@@ -11,7 +11,7 @@ from harness.corpora.encode import IGNORED, Encoded, Encoding
 from harness.corpora.examples import Example, Role, SafetyRow
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template
-from harness.errors import DataError
+from harness.errors import DataError, Problem
 from harness.protocols import DataRequirement
 from harness.stages.train_adapter import pools
 
@@ -28,7 +28,7 @@ class Rows:
     def __init__(self, *rows: SafetyRow) -> None:
         self._rows = list(rows)
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def safety_rows(self) -> list[SafetyRow]:
@@ -67,7 +67,7 @@ def test_rows_without_refusals_are_found_before_anything_runs_if_pairs_are_neede
 
     assert rows.preflight() == []
     (problem,) = rows.preflight(paired=True)
-    assert "1 of 2 rows of `rows` have no refusal" in problem
+    assert "1 of 2 rows of `rows` have no refusal" in problem.text
     with pytest.raises(DataError):
         rows.refusals()
 
@@ -93,7 +93,7 @@ def test_pool_without_pairs_has_no_partners(tokenizer: PreTrainedTokenizerFast) 
     assert (len(pool.rows), pool.partners) == (2, ())
 
 
-def _draws(**options: int) -> RoleBatches:
+def _batches(**options: int) -> RoleBatches:
     rows = [Encoded([10 + i, 1], [IGNORED, 1]) for i in range(7)]
     partners = [Encoded([10 + i, 2, 3], [IGNORED, 2, 3]) for i in range(7)]
     return RoleBatches({Role.HARMFUL: Pool(rows, 4, partners)}, pad_id=0, seed=3, **options)
@@ -101,7 +101,7 @@ def _draws(**options: int) -> RoleBatches:
 
 def test_pairs_have_the_same_prompts_row_by_row_on_every_process() -> None:
     for options in ({}, {"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2}):
-        pair = _draws(**options).pair(Role.HARMFUL)
+        pair = _batches(**options).pair(Role.HARMFUL)
 
         assert pair.harmful["input_ids"][:, 0].tolist() == pair.refusal["input_ids"][:, 0].tolist()
         assert pair.harmful["input_ids"].shape[1] == 2
@@ -109,7 +109,7 @@ def test_pairs_have_the_same_prompts_row_by_row_on_every_process() -> None:
 
 
 def test_pair_is_the_batch_that_next_would_have_given_and_counts_as_one() -> None:
-    pairs, plain = _draws(), _draws()
+    pairs, plain = _batches(), _batches()
 
     for _ in range(3):
         assert pairs.pair(Role.HARMFUL).harmful["input_ids"].tolist() == plain.next(Role.HARMFUL)["input_ids"].tolist()
@@ -117,7 +117,7 @@ def test_pair_is_the_batch_that_next_would_have_given_and_counts_as_one() -> Non
 
 
 def test_derived_seeds_differ_by_name_and_not_by_process() -> None:
-    first, second = _draws(rank=0, world_size=2), _draws(rank=1, world_size=2)
+    first, second = _batches(rank=0, world_size=2), _batches(rank=1, world_size=2)
 
     assert first.derive("noise", "1") == second.derive("noise", "1")
     assert first.derive("noise", "1") != first.derive("noise", "2")

@@ -95,7 +95,7 @@ def test_catalogue_with_wrong_entries_reports_all_of_them_and_the_file(data_fold
         (b"mine: {about: 2020-13-01}", "is not valid YAML"),
         (b"mine: {about: " + b"9" * 5000 + b"}", "is not valid YAML"),
         (b"mine: " + b"[" * 5000, "is not valid YAML"),
-        (b"1: {about: a number}", "`1` is no text"),
+        (b"1: {about: a number}", "`1` is not a string"),
         (b"mine.too: {about: a dot}", "`mine.too`: no origin"),
         (b"mine.too: 1", "`mine.too`"),
     ],
@@ -183,7 +183,7 @@ def test_source_with_an_altered_file_is_refused_before_and_at_reading(data_folde
 
     assert str(data_folder / "sst2_train.tsv") in str(caught.value)
     assert f"expected {entry('sst2_train').file.sha256}" in str(caught.value)  # type: ignore[union-attr]
-    assert source.preflight() == [str(caught.value)]
+    assert [str(problem) for problem in source.preflight()] == [str(caught.value)]
 
 
 def test_source_whose_local_file_is_gone_says_where_it_was_expected(
@@ -192,7 +192,7 @@ def test_source_whose_local_file_is_gone_says_where_it_was_expected(
     _own(data_folder, "mine: {file: {path: mine.csv, format: csv}}")
     source = Source.parse("mine")
 
-    assert [str(data_folder / "mine.csv") in problem for problem in source.preflight()] == [True]
+    assert [str(data_folder / "mine.csv") in problem.text for problem in source.preflight()] == [True]
     assert not source.at_hand()
     monkeypatch.delenv("HARNESS_DATA")
     with pytest.raises(DataError, match=r"HARNESS_DATA is not set; expected the folder that holds mine.csv"):
@@ -202,10 +202,10 @@ def test_source_whose_local_file_is_gone_says_where_it_was_expected(
 def test_source_without_a_pin_is_refused_and_says_where_to_set_it(data_folder: Path) -> None:
     source = Source.parse("repnoise_refusals")
 
-    with pytest.raises(DataError, match=r"Set `repnoise_refusals.hub.revision` in a sources file") as caught:
+    with pytest.raises(DataError, match=r"Set `repnoise_refusals.hub.revision` in the sources file") as caught:
         source.fetch()
 
-    assert source.preflight() == [str(caught.value)]
+    assert [str(problem) for problem in source.preflight()] == [str(caught.value)]
 
 
 def test_source_out_of_reach_offers_file_and_fetch(data_folder: Path) -> None:
@@ -214,9 +214,9 @@ def test_source_out_of_reach_offers_file_and_fetch(data_folder: Path) -> None:
     with pytest.raises(DataError, match=r"the Hub cannot be reached") as caught:
         source.path()
 
-    assert "put the file at gsm8k_test.jsonl below HARNESS_DATA" in str(caught.value)
+    assert "put the file at gsm8k_test.jsonl in HARNESS_DATA" in str(caught.value)
     assert "harness doctor --fetch" in str(caught.value)
-    assert "HF_HUB_OFFLINE is set" in source.preflight()[0]
+    assert "HF_HUB_OFFLINE is set" in source.preflight()[0].text
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_source_out_of_reach_offers_file_and_fetch(data_folder: Path) -> None:
         (_http(401, errors.RepositoryNotFoundError), "walledai/AdvBench is gated on the Hub"),
         (_http(403), "walledai/AdvBench is gated on the Hub"),
         (_http(404, errors.RevisionNotFoundError), "has no data/train-00000-of-00001.parquet at commit 9d473"),
-        (_http(503), "the Hub answered 503"),
+        (_http(503), "the Hub returned status 503"),
         (OSError(28, f"no space {TOKEN}"), "could not be downloaded: OSError"),
         (errors.HTTPError(f"broken off {TOKEN}"), "could not be downloaded: HTTPError"),
     ],
@@ -250,7 +250,7 @@ def test_source_that_is_gated_without_a_token_is_noticed_before_the_download(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
 
-    assert "expected a token" in Source.parse("advbench").preflight()[0]
+    assert "expected a token" in Source.parse("advbench").preflight()[0].text
     assert Source.parse("gsm8k_test").preflight() == []
 
 
@@ -300,7 +300,7 @@ def test_source_of_a_format_gives_its_rows(
         ("format: csv, columns: [a, b]", "1,2\n1\n", "row 2 has 1 columns, not the 2 of a, b"),
         ("format: tsv, columns: ['n:int']", "one\n", "invalid literal for int"),
         ("format: jsonl", '{"a": 1}\n[1]\n', "line 2 is a list, not an object"),
-        ("format: json", '{"a": 1}', "holds one dict, not a list"),
+        ("format: json", '{"a": 1}', "contains one dict, not a list"),
         ("format: json", "no", "Expecting value"),
         ("format: parquet", "no", "arquet"),
     ],

@@ -12,7 +12,7 @@ from harness.corpora.slices import Keep, Slice
 from harness.engine.build import build
 from harness.engine.identity import key_of, payload_of
 from harness.engine.spec import describe
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Numbered:
     rows: int = 90
     title: str = "n"
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def safety_rows(self) -> list[SafetyRow]:
@@ -101,8 +101,8 @@ def test_corpus_with_meeting_ranges_reports_both_roles() -> None:
     corpus = _corpus(attack=Span(rows=10, start=5), refusal=Span(rows=10, start=0))
 
     assert list(map(str, corpus.problems())) == [
-        "`attack`: unsafe rows 5 to 14 meet `refusal` (unsafe rows 0 to 9); expected ranges that do not touch, over "
-        "rows kept alike. Leave out `start` to have them laid out one after the other"
+        "`attack`: unsafe rows 5 to 14 overlap `refusal` (unsafe rows 0 to 9); expected disjoint ranges with the "
+        "same `keep`. Omit `start` to place them one after the other"
     ]
 
 
@@ -134,9 +134,9 @@ def test_corpus_slice_of_fewer_rows_is_the_beginning_and_of_more_is_an_error() -
     corpus = _corpus()
 
     assert corpus.slice(Role.ATTACK, 4).safety_rows() == corpus.slice(Role.ATTACK).safety_rows()[:4]
-    with pytest.raises(ConfigError, match=r"`corpus.attack.rows`: 10 rows, but 11 are asked for"):
+    with pytest.raises(ConfigError, match=r"`corpus.attack.rows`: 10 rows, but 11 requested"):
         corpus.slice(Role.ATTACK, 11)
-    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no such rows"):
+    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no rows for this role"):
         corpus.slice(Role.HARMFUL)
 
 
@@ -153,9 +153,9 @@ def test_slice_identity_is_untouched_by_other_roles() -> None:
 def test_slice_beyond_the_last_row_says_how_many_there_are() -> None:
     part = Slice(role=Role.ATTACK, origin=Numbered(rows=9), start=4, rows=5)
 
-    with pytest.raises(DataError, match=r"rows 4 to 8 of `numbered` are asked for, but it has 6 unsafe rows"):
+    with pytest.raises(DataError, match=r"rows 4 to 8 of `numbered` requested, but it has 6 unsafe rows"):
         part.safety_rows()
-    assert [problem.split(":")[0] for problem in part.preflight()] == ["`corpus.attack`"]
+    assert [str(problem).split(":")[0] for problem in part.preflight()] == ["`corpus.attack`"]
 
 
 def test_slice_of_rows_without_the_answer_of_their_role_is_a_data_error() -> None:
@@ -192,5 +192,5 @@ def test_corpus_from_plain_data_survives_being_written_and_read(plain: dict[str,
 
 
 def test_corpus_from_plain_data_with_meeting_ranges_is_refused(plain: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"`corpus.evaluation`: .* meet `refusal`"):
+    with pytest.raises(ConfigError, match=r"`corpus.evaluation`: .* overlap `refusal`"):
         build(Corpus, plain | {"evaluation": {"rows": 2, "start": 1}}, path="corpus", allow=("",))

@@ -67,7 +67,7 @@ def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
 
     assert run.returncode == 0, run.stderr
     (found,) = (harness.store / "hydra").glob("*/found.yaml")
-    assert run.stdout.count(f"what the sweeper itself writes goes to {found.parent.relative_to(harness.folder)}") == 1
+    assert run.stdout.count(f"the sweeper writes its own output to {found.parent.relative_to(harness.folder)}") == 1
     scores = {(cell["defense"], float(cell["ratio"])): float(cell["hs"]) for cell in rows(harness, before)}
     better = min(("sft", "booster"), key=lambda defense: scores[defense, 0.2])
     assert yaml.safe_load(found.read_text()) == {

@@ -21,7 +21,7 @@ def test_wheel_brings_configuration_sweeps_and_plugin(tmp_path):
 
     plan = Harness(tmp_path)("plan", "-m", "+sweeps=demo", "--json", PYTHONPATH=str(tmp_path / "site"))
     where = subprocess.run(
-        [sys.executable, "-c", "import harness.report.data.targets as t; print(t.__file__, len(t.read()))"],
+        [sys.executable, "-c", "import harness.report.data.targets as t; print(t.__file__, len(t.read_targets()))"],
         cwd=tmp_path,
         env=Harness(tmp_path).environment | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from toys import root_of, wait_for
 
 from harness.engine.stage import Stage, StageContext
-from harness.errors import DataError, Stopped
+from harness.errors import DataError, Problem, Stopped
 
 
 def is_gone(pid: int) -> bool:
@@ -28,7 +28,7 @@ class Crowd(Stage):
     parallel: ClassVar[bool] = True
     value: int = 1
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:

@@ -170,7 +170,7 @@ def within_job(name: str, **environment: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeSite:
-    """Satisfies ``harness.slurm.site.Site``."""
+    """Has what is read of ``harness.slurm.settings.Slurm``, for the toys' kinds of stage."""
 
     joins: tuple[str, ...] = ()
     fans: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toys import Add, Number, Tune, run
 
-from harness.local.gpus import VISIBLE, grouped, named
+from harness.local.gpus import VISIBLE, gpu_names, group_gpus
 from harness.local.ready_queue import ReadyQueue
 
 
@@ -27,13 +27,13 @@ from harness.local.ready_queue import ReadyQueue
     ],
 )
 def test_gpus_keep_the_names_that_the_process_was_given(count, given, expected) -> None:
-    assert named(count, given) == expected
+    assert gpu_names(count, given) == expected
 
 
 def test_gpus_are_grouped_for_workers_of_several_processes() -> None:
-    assert grouped(("4", "7", "GPU-x"), 1) == ("4", "7", "GPU-x")
-    assert grouped(("0", "1", "2", "3", "4"), 2) == ("0,1", "2,3")
-    assert grouped(("0", "1"), 3) == ()
+    assert group_gpus(("4", "7", "GPU-x"), 1) == ("4", "7", "GPU-x")
+    assert group_gpus(("0", "1", "2", "3", "4"), 2) == ("0,1", "2,3")
+    assert group_gpus(("0", "1"), 3) == ()
 
 
 def test_workers_are_spread_over_the_gpus_round_robin(root, store) -> None:
@@ -45,6 +45,7 @@ def test_workers_are_spread_over_the_gpus_round_robin(root, store) -> None:
     facts = [store.manifest(leaf.key).facts for leaf in leaves]
     assert outcome.complete
     assert Counter(fact["gpus"] for fact in facts) == {"3": 2, "GPU-b": 2}
+    assert {fact["workers_of_gpu"] for fact in facts} == {2}
     assert len({fact["pid"] for fact in facts}) == 4
 
 
@@ -89,6 +90,7 @@ def test_replaced_worker_keeps_its_gpu(root, store) -> None:
 
     assert set(first.failed) == {broken.key}
     assert {store.manifest(leaf.key).facts["gpus"] for leaf in leaves} == {"0", "1"}
+    assert {store.manifest(leaf.key).facts["workers_of_gpu"] for leaf in leaves} == {1}
 
 
 def interleaved() -> list[Tune]:

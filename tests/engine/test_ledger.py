@@ -132,7 +132,7 @@ def test_last_job_of_a_stage_is_that_of_the_last_submission_whatever_the_clocks(
     ledger.write(ledger.open("a"), [entry("2", "x")])
 
     assert ledger.latest()["x"].job == "2"
-    assert [(one.job, one.place) for one in ledger.entries()] == [("1", 0), ("2", 1)]
+    assert [(one.job, one.position) for one in ledger.entries()] == [("1", 0), ("2", 1)]
 
 
 def test_submissions_of_an_earlier_version_come_before_those_that_are_numbered(ledger, root):

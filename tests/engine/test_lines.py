@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext, lineage
+from harness.errors import Problem
 from harness.slurm.packing import JobArray, arrange_jobs
 
 
@@ -16,7 +17,7 @@ class Toy(Stage):
     label: int
     reads: tuple[Stage, ...] = ()
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:

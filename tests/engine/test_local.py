@@ -43,7 +43,7 @@ def grid() -> list:
 def run_grid(root: Path, flipped: bool, report: Path) -> None:
     leaves = grid()
     outcome = run(root, leaves[::-1] if flipped else leaves)
-    report.write_text(json.dumps({"executed": outcome.executed, "cached": outcome.cached}))
+    report.write_text(json.dumps({"executed": outcome.executed, "stored": outcome.stored}))
 
 
 def run_chain(root: Path, workers: int = 1) -> None:
@@ -65,8 +65,8 @@ def test_run_that_fails_in_the_middle_resumes_there(root, store) -> None:
     assert (broken.failed[middle.key].cause, broken.failed[middle.key].trace) == ("DataError", "")
     assert broken.blocked == {leaf.key: middle.key}
     assert not broken.complete
-    assert (mended.executed, mended.cached) == ((middle.key, leaf.key), (base.key,))
-    assert (repeated.executed, len(repeated.cached), repeated.complete) == ((), 3, True)
+    assert (mended.executed, mended.stored) == ((middle.key, leaf.key), (base.key,))
+    assert (repeated.executed, len(repeated.stored), repeated.complete) == ((), 3, True)
     assert runs(root) == {"number:0.0": 1, "add:1": 2, "add:2": 1}
     assert attempts(store, middle) == ["failed", "executed"]
 
@@ -96,13 +96,13 @@ def test_run_tells_every_event_with_progress(root) -> None:
 
     told = [(event.what, event.stage.name, event.done) for event in events]
     assert told == [
-        ("started", "number", 0),
+        ("running", "number", 0),
         ("executed", "number", 1),
-        ("started", "add", 1),
+        ("running", "add", 1),
         ("failed", "add", 3),
         ("blocked", "add", 3),
-        ("cached", "number", 1),
-        ("started", "add", 1),
+        ("stored", "number", 1),
+        ("running", "add", 1),
         ("failed", "add", 3),
         ("blocked", "add", 3),
     ]
@@ -209,7 +209,7 @@ def test_run_of_two_processes_executes_every_stage_once(root, tmp_path) -> None:
 
     assert sorted(outcomes[0]["executed"] + outcomes[1]["executed"]) == sorted(keys)
     for outcome in outcomes:
-        assert {*outcome["executed"], *outcome["cached"]} == keys
+        assert {*outcome["executed"], *outcome["stored"]} == keys
     assert runs(root) == {"number:1": 1, **{f"add:{n}": 1 for n in (0, 1, 2, 3, 10, 11, 12)}, "mix": 12}
 
 
@@ -229,9 +229,9 @@ def test_run_beside_a_busy_process_does_the_rest_and_waits_for_its_result(root) 
     outcome = run(root, [leaf, other], on_event=on_event)
     process.join()
 
-    assert ("waiting", leaf.parent.key) in events
-    assert events.index(("waiting", leaf.parent.key)) < events.index(("executed", other.key))
-    assert {leaf.parent.parent.key, leaf.parent.key} <= set(outcome.cached)
+    assert ("busy", leaf.parent.key) in events
+    assert events.index(("busy", leaf.parent.key)) < events.index(("executed", other.key))
+    assert {leaf.parent.parent.key, leaf.parent.key} <= set(outcome.stored)
     assert outcome.complete
     assert set(runs(root).values()) == {1}
 

@@ -90,5 +90,5 @@ def test_preflight_of_pending_stages_names_each_problem_once(root) -> None:
     with pytest.raises(DataError) as caught:
         Plan.of([*leaves, Number(value=9)]).preflight(Store(root))
 
-    assert str(caught.value) == "`a.json` is missing\n`b.json` is missing"
+    assert str(caught.value) == "`a.json`: it is missing\n`b.json`: it is missing"
     assert not root.exists()

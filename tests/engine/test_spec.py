@@ -305,7 +305,7 @@ def test_class_that_is_meant_is_told_by_its_own_target_and_not_by_one_further_in
 
 
 def test_configuration_error_keeps_problems_and_takes_sentences() -> None:
-    error = ConfigError([Problem("a.b", "is wrong"), "the sweep is over nothing"])
+    error = ConfigError([Problem("a.b", "is wrong"), "the sweep has no cells"])
 
-    assert str(error) == "`a.b`: is wrong\nthe sweep is over nothing"
+    assert str(error) == "`a.b`: is wrong\nthe sweep has no cells"
     assert [problem.path for problem in error.problems] == ["a.b", ""]

@@ -5,15 +5,16 @@ import os
 import platform
 import signal
 import time
+from typing import get_args
 
 import pytest
 from fake_scheduler import FakeScheduler, submit
 from toys import ALLOW, Add, Mix, Number, chain, run
 
-from harness.engine.claim import LEASE_SECONDS, Claims, left_behind
+from harness.engine.claim import LEASE_SECONDS, Claims, is_abandoned
 from harness.engine.plan import Plan
 from harness.engine.store import Store
-from harness.execution.state import Member, members_of
+from harness.execution.state import AttemptState, EventState, Member, StageState, SweepState, members_of
 from harness.slurm.causes import Cause, cause_of
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.states import states_of
@@ -55,7 +56,7 @@ def test_sweep_that_was_never_submitted_is_pending_and_slurm_is_not_asked(store,
     states = look(store, scheduler, leaf)
 
     assert {state.what for state in states.values()} == {"pending"}
-    assert states[leaf.key].message == "not begun"
+    assert states[leaf.key].message == "not started"
     assert not scheduler.asked
 
 
@@ -85,7 +86,7 @@ def test_stage_of_a_local_sweep_is_pending_though_a_submitted_one_shares_its_bas
 
     found = look(store, scheduler, leaf, sweep="local")[leaf.key]
 
-    assert (found.what, found.message) == ("pending", "not begun")
+    assert (found.what, found.message) == ("pending", "not started")
 
 
 def test_stage_that_was_left_to_a_continuation_waits_whatever_became_of_it_before(store, scheduler):
@@ -203,7 +204,7 @@ def test_claim_of_another_host_is_left_behind_if_its_job_ended_there(store, node
     path.write_text(written.replace(f"{platform.node()}", "far-away"))
     assert path.read_text() != written
 
-    assert left_behind(store.claims, "key", node) == left
+    assert is_abandoned(store.claims, "key", node) == left
 
     path.write_text(written)
     claim.release()
@@ -350,7 +351,7 @@ def test_without_squeue_the_manifests_and_attempts_are_told(store, root, schedul
     states = look(store, scheduler, bad, good)
 
     assert [states[stage.key].what for stage in (number, bad, good)] == ["stored", "failed", "pending"]
-    assert states[good.key].message == "Slurm does not answer"
+    assert states[good.key].message == "Slurm does not respond"
 
 
 def scheduler_job(store, stage):
@@ -566,3 +567,12 @@ def test_damaged_ledger_of_another_sweep_stops_no_look(store, scheduler, line):
     (folder / "ledger.jsonl").write_text(f"{line}\n")
 
     assert look(store, scheduler, leaf)[leaf.key].job == job
+
+
+def test_attempts_events_and_status_use_one_vocabulary() -> None:
+    every = set(get_args(StageState))
+
+    used = [set(get_args(subset)) for subset in (SweepState, EventState, AttemptState)]
+
+    assert set.union(*used) | {"interrupted"} == every
+    assert all("failed" in states and "stored" in states for states in used)

@@ -13,7 +13,7 @@ from harness.engine.claim import Claims
 from harness.engine.moved import MOVED
 from harness.engine.stage import Stage, StageContext
 from harness.engine.store import Store
-from harness.errors import DamagedArtifact, StoreError, UnreadableFile
+from harness.errors import DamagedArtifact, Problem, StoreError, UnreadableFile
 from harness.execution.attempt import WorkerContext, attempt, log_to_file
 
 
@@ -379,7 +379,7 @@ def test_store_that_is_read_only_but_complete_is_enough(root, number, monkeypatc
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
 
-    assert run(root, [number]).cached == (number.key,)
+    assert run(root, [number]).stored == (number.key,)
 
 
 def test_commit_of_a_private_file_makes_it_as_readable_as_its_folder(store) -> None:
@@ -424,7 +424,7 @@ class Writes(Stage):
     version = 1
     how: str
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:

@@ -144,7 +144,7 @@ def test_stored_plan_asks_nobody(store, scheduler):
 
     outcome = submit(store, scheduler, [leaf])
 
-    assert outcome.cached == (leaf.key,)
+    assert outcome.stored == (leaf.key,)
     assert not scheduler.asked
 
 
@@ -376,7 +376,7 @@ def test_waiting_executor_returns_what_was_executed_failed_and_blocked(store, ro
     assert outcome.failed[bad.key].cause == "code error"
     assert outcome.blocked == {child.key: bad.key, grandchild.key: bad.key}
     assert not outcome.submitted
-    assert told == ["submitted"] * 5 + ["executed"] * 2 + ["failed"]
+    assert told == ["pending"] * 5 + ["executed"] * 2 + ["failed"]
 
 
 def test_waiting_executor_tells_why_a_stage_was_refused(store, scheduler):
@@ -624,7 +624,7 @@ def test_job_that_is_ending_is_waited_for_before_it_is_depended_on(store, schedu
     outcome = submit(store, scheduler, [leaf], on_event=told.append)
 
     (number,) = leaf.parents
-    assert [event.message for event in told if event.what == "waiting"] == [
+    assert [event.message for event in told if event.what == "busy"] == [
         "job 1 is completing; waiting up to 60 s for it"
     ]
     first = "1" if end == "requeued" else "3"
@@ -672,7 +672,7 @@ def test_held_job_is_told_and_left_and_what_needs_it_waits_for_it(store, schedul
 
     assert outcome.submitted == {number.key: "1", first.key: "2", second.key: "3"}
     assert edges(scheduler)[-1] == (["1"], [])
-    (said,) = [event.message for event in told if event.what == "waiting"]
+    (said,) = [event.message for event in told if event.what == "busy"]
     assert "`scontrol release 1`" in said
     assert "launch failed requeued held" in said
 
@@ -750,7 +750,7 @@ def test_submitter_that_slept_submits_nothing_that_another_has_submitted(store, 
     living = [key for job in scheduler.jobs.values() for line in job.run.lines for key in line]
     assert sorted(living) == sorted(stage.key for stage in Plan.of([leaf]).stages)
     assert {outcome.submitted[key] for key in living} == set(scheduler.jobs)
-    assert [event.message for event in told if event.what == "waiting"] == [
+    assert [event.message for event in told if event.what == "busy"] == [
         "another process submitted while this one was suspended; starting over"
     ]
 
@@ -771,7 +771,7 @@ def test_wait_for_a_turn_is_told_once_with_its_holder(store, scheduler, monkeypa
 
     submit(store, scheduler, [chain(1)], on_event=told.append)
 
-    (said,) = [event.message for event in told if event.what == "waiting"]
+    (said,) = [event.message for event in told if event.what == "busy"]
     assert said.startswith(f"process {os.getpid()} on {platform.node()} ")
 
 

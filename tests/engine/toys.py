@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Protocol, final
 
+from harness.engine import gpu
 from harness.engine.checks import not_negative
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext, origin_of
@@ -115,8 +116,8 @@ class Number(Stage):
     value: float
     needs: str = ""
 
-    def preflight(self) -> list[str]:
-        return [f"`{self.needs}` is missing"] if self.needs else []
+    def preflight(self) -> list[Problem]:
+        return [Problem(self.needs, "it is missing")] if self.needs else []
 
     def run(self, ctx: StageContext) -> None:
         ran(ctx, f"number:{self.value}")
@@ -136,7 +137,7 @@ class Add(Stage):
     amount: float
     method: Method | None = None
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -174,7 +175,7 @@ class Count(Stage):
     parent: Stage
     steps: int
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -201,7 +202,7 @@ class Mix(Stage):
     left: Stage
     right: Stage
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -222,7 +223,7 @@ class Tune(Stage):
     amount: float
     together: int = 1
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -230,6 +231,7 @@ class Tune(Stage):
         ctx.facts["loaded"] = ctx.memory.get("base") != base
         ctx.memory["base"] = base
         ctx.facts["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ctx.facts["workers_of_gpu"] = gpu.workers()
         ctx.facts["pid"] = os.getpid()
         (root_of(ctx) / f"here-{self.amount}").touch()
         wait_for(lambda: len(list(root_of(ctx).glob("here-*"))) >= self.together)

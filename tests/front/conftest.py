@@ -8,7 +8,7 @@ from harness.cli.main import main
 @pytest.fixture(autouse=True)
 def _prompt_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for an accounting that is a dictionary."""
-    monkeypatch.setattr("harness.slurm.states._LAGS_SECONDS", (0.0,))
+    monkeypatch.setattr("harness.slurm.states._ACCOUNTING_PAUSES_SECONDS", (0.0,))
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hydra.types import RunMode
 
 from harness.config.build import cells_of
 from harness.config.compose import CONF, NAME, Composer, composition_of
-from harness.config.expansion import expanded, options_of
-from harness.config.hydra_errors import composing
+from harness.config.expansion import expand, options_of
+from harness.config.hydra_errors import wrap_hydra_errors
 
 
 class Both:
@@ -22,7 +22,7 @@ class Both:
 
     def single(self, overrides):
         """Return the cell of a single run."""
-        with composing():
+        with wrap_hydra_errors():
             config = self._loader.load_configuration(NAME, list(overrides), run_mode=RunMode.RUN)
         HydraConfig.instance().set_config(config)
         (cell,) = cells_of([composition_of(config)])
@@ -30,7 +30,7 @@ class Both:
 
     def swept(self, overrides):
         """Return the compositions of a sweep."""
-        return [self._composer.compose(cell) for cell in expanded(overrides, self._options)]
+        return [self._composer.compose(cell) for cell in expand(overrides, self._options)]
 
 
 @contextmanager

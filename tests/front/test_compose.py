@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from harness.config.build import cells_of, settings_of
 from harness.config.compose import CONF, compose
-from harness.config.expansion import expanded
+from harness.config.expansion import expand
 from harness.defenses import lisa
 from harness.engine.plan import Plan
 from harness.errors import ConfigError
@@ -33,7 +33,7 @@ def test_values_laid_over_a_composition_are_those_of_hydra(overrides):
     (ours,) = compose(overrides)
 
     assert ours.data == by_hydra(overrides)
-    assert not ours.misfits
+    assert not ours.invalid
 
 
 def test_published_value_is_used_where_the_size_of_model_has_none_of_its_own():
@@ -139,7 +139,7 @@ def test_copy_of_a_method_that_keeps_its_name_is_refused(tmp_path, monkeypatch):
     chosen = ["defense=lisa", "targets=[my_lab.]"]
 
     (renamed,) = cells_of(compose([*chosen, "defense.finetune._target_=my_lab.renamed.Lisa"]))
-    with pytest.raises(ConfigError, match=r"`my_lab.copied.Lisa` calls itself `lisa`, as `harness.defenses.lisa` does"):
+    with pytest.raises(ConfigError, match=r"`my_lab.copied.Lisa` has the name `lisa` of `harness.defenses.lisa`"):
         cells_of(compose([*chosen, "defense.finetune._target_=my_lab.copied.Lisa"]))
 
     assert renamed.stages["finetune"].key != cells_of(compose(["defense=lisa"]))[0].stages["finetune"].key
@@ -200,7 +200,7 @@ def test_value_of_a_sweep_does_what_it_does_in_a_single_run(overrides, expected)
     (composition,) = compose(overrides)
 
     assert {name: at(composition, name) for name in expected} == expected
-    assert not composition.misfits
+    assert not composition.invalid
 
 
 def test_swept_value_reaches_what_is_computed_from_it_through_others():
@@ -245,10 +245,10 @@ def test_choice_of_all_defenses_is_every_option_that_the_choice_takes():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("seed=range(0)", "`seed=range(0)`: a sweep over nothing"),
-        ("defense.repair=glob(*)", "`defense.repair` matches; it is no config group"),
+        ("seed=range(0)", "`seed=range(0)`: the sweep has no values"),
+        ("defense.repair=glob(*)", "`defense.repair` matches; it is not a config group"),
         ("task=glob(x*)", "no option of `task` matches; its options are agnews"),
-        ("attack.ratio=interval(0,1)", "expected values, as `attack.ratio=1,2,5`"),
+        ("attack.ratio=interval(0,1)", "expected values, as in `attack.ratio=1,2,5`"),
     ],
 )
 def test_sweep_without_values_is_refused_with_the_reason(override, said):
@@ -271,13 +271,13 @@ def test_setting_that_a_class_has_and_no_file_sets_is_refused_with_the_sign_that
     with pytest.raises(ConfigError) as caught:
         cells_of(compose([override, "task=sst2"]))
 
-    assert f"no file sets it, so it is added and not changed: `+{override}`" in str(caught.value)
+    assert f"no file sets it, so it has to be added with `+`: `+{override}`" in str(caught.value)
     assert cells_of(compose([f"+{override}", "task=sst2"]))
 
 
 def test_command_line_takes_the_place_of_what_a_sweep_file_sweeps():
     params = ["defense=sft,lisa", "attack_ratio=p00,p10", "seed=0,1"]
 
-    cells = expanded(["attack_ratio=p20", "+seed=3"], lambda group: [], params)
+    cells = expand(["attack_ratio=p20", "+seed=3"], lambda group: [], params)
 
     assert cells == [("defense=sft", "attack_ratio=p20", "+seed=3"), ("defense=lisa", "attack_ratio=p20", "+seed=3")]

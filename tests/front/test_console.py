@@ -10,7 +10,7 @@ from harness.cli.progress import RunPrinter
 from harness.errors import StoreError
 from harness.execution.executor import Event, Failure, Outcome
 from harness.sweep.reporter import NullReporter, SweepPlan
-from harness.sweep.run import executed
+from harness.sweep.run import execute
 from harness.tracking.jsonl import Jsonl
 
 REFUSED = Failure(kind="align", cause="refused", message="failed 3 times with the same traceback")
@@ -67,7 +67,7 @@ def test_run_that_nothing_stopped_but_the_store_ends_with_the_store_error(sweep)
     place = SimpleNamespace(cluster=cluster, tracker=Jsonl())
 
     with pytest.raises(StoreError, match="disk or quota is full at `store`") as caught:
-        executed(planned(sweep, cluster), sweep.plan, sweep.store, place, NullReporter())
+        execute(planned(sweep, cluster), sweep.plan, sweep.store, place, NullReporter())
 
     assert caught.value.exit_code == 2
 
@@ -76,6 +76,6 @@ def test_run_in_which_something_else_failed_too_returns_what_did(sweep):
     cluster = Ends(a=FULL, b=REFUSED)
     place = SimpleNamespace(cluster=cluster, tracker=Jsonl())
 
-    outcome = executed(planned(sweep, cluster), sweep.plan, sweep.store, place, NullReporter())
+    outcome = execute(planned(sweep, cluster), sweep.plan, sweep.store, place, NullReporter())
 
     assert set(outcome.failed) == {"a", "b"}

@@ -16,10 +16,10 @@ from harness.slurm.job_log import JobLog
 from harness.slurm.lock import SUBMITTING, submission_lock
 from harness.sweep.cancel import cancel
 from harness.sweep.gc import collect
-from harness.sweep.record import place_of
+from harness.sweep.record import execution_settings_of
 from harness.sweep.reporter import NullReporter, SweepPlan
 from harness.sweep.retry import retry
-from harness.sweep.run import executed
+from harness.sweep.run import execute
 from harness.sweep.status import logs, status
 
 FAILED = {"outcome": "failed", "cause": "RuntimeError", "message": "boom", "traceback": "boom", "seconds": 1.0}
@@ -38,9 +38,9 @@ def sweep(tmp_path) -> Recorded:
 
 
 def submit(sweep: Recorded):
-    place = place_of(sweep.store.read_sweep(sweep.sweep), {})
+    place = execution_settings_of(sweep.store.read_sweep(sweep.sweep), {})
     planned = SweepPlan.of(sweep.sweep, sweep.plan, sweep.store, place.cluster, cells=1)
-    return executed(planned, sweep.plan, sweep.store, place, NullReporter())
+    return execute(planned, sweep.plan, sweep.store, place, NullReporter())
 
 
 class Heard(NullReporter):
@@ -49,7 +49,7 @@ class Heard(NullReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -120,7 +120,7 @@ def test_logs_are_those_of_the_house_and_of_the_job(sweep, scheduler):
     submit(sweep)
     (align,) = sweep.stages("align")
     entry = JobLog(sweep.store.root).latest()[align.key]
-    with pytest.raises(StoreError, match="no attempt of it has begun"):
+    with pytest.raises(StoreError, match="it has never been attempted"):
         list(logs(sweep.store, align.key))
     sweep.store.work(align.key).mkdir()
     (sweep.store.work(align.key) / "log.txt").write_text("ours")
@@ -180,7 +180,7 @@ def test_retry_sets_damaged_ancestors_of_what_met_them_aside(sweep, scheduler):
 
     (aside,) = (sweep.store.root / "damaged").iterdir()
     assert aside.name.startswith(align.key)
-    assert front.said == [f"the artifact of align {align.key} is damaged; it lies in {aside} now"]
+    assert front.said == [f"the artifact of align {align.key} is damaged; moved to {aside}"]
     assert not sweep.store.has(align)
     assert sweep.store.has(base)
     assert align.key in JobLog(sweep.store.root).latest()
@@ -195,7 +195,7 @@ def test_retry_sets_damaged_results_aside(sweep, scheduler):
     retry(sweep.store, None, {}, front)
 
     (aside,) = (sweep.store.root / "damaged").iterdir()
-    assert front.said == [f"the artifact of grade {grade.key} is damaged; it lies in {aside} now"]
+    assert front.said == [f"the artifact of grade {grade.key} is damaged; moved to {aside}"]
     assert grade.key in JobLog(sweep.store.root).latest()
 
 
@@ -219,7 +219,7 @@ def test_retry_that_only_rehearses_changes_nothing(sweep, scheduler):
     front = Heard()
     retry(sweep.store, None, {"cluster.dry_run": True}, front)
 
-    assert front.said == [f"the artifact of align {align.key} is damaged; a retry sets it aside"]
+    assert front.said == [f"the artifact of align {align.key} is damaged; a retry moves it aside"]
     assert sweep.store.has(align)
     assert JobLog(sweep.store.root).cancelled(sweep.sweep)
     assert not scheduler.jobs
@@ -407,9 +407,9 @@ def test_record_of_an_earlier_version_protects_its_artifacts_and_asks_for_a_new_
     aged(sweep.store.root)
 
     assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler))
-    with pytest.raises(StoreError, match="Run the command of the sweep again"):
+    with pytest.raises(StoreError, match="Run the sweep's command again"):
         status(sweep.store, None, scheduler)
-    with pytest.raises(StoreError, match="Run the command of the sweep again"):
+    with pytest.raises(StoreError, match="Run the sweep's command again"):
         retry(sweep.store, None, {}, NullReporter())
 
 
@@ -461,7 +461,7 @@ def test_damaged_record_of_another_sweep_stops_nothing_but_its_own(sweep, theirs
     assert [theirs.sweep in why for why in found.damage] == [True]
     retry(sweep.store, sweep.sweep, {}, NullReporter())
     told = []
-    done = cancel(sweep.store, sweep.sweep, scheduler, tell=told.append)
+    done = cancel(sweep.store, sweep.sweep, scheduler, notify=told.append)
 
     assert set(done.ended) == mine
     assert [theirs.sweep in text for text in told] == [True]
@@ -497,7 +497,7 @@ def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, sch
     before = sweep.store.read_sweep(sweep.sweep)
     damage(record_file(sweep), how)
     for verb in (lambda: status(sweep.store, None, scheduler), lambda: retry(sweep.store, None, {}, NullReporter())):
-        with pytest.raises(StoreError, match="Run the command of the sweep again"):
+        with pytest.raises(StoreError, match="Run the sweep's command again"):
             verb()
 
     record(sweep.store.root, "cluster=slurm")
@@ -514,11 +514,11 @@ def test_gc_keeps_what_a_damaged_record_may_name_and_removes_what_lies_aside(swe
     aged(sweep.store.root)
     told = []
 
-    found = list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, tell=told.append))
+    found = list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, notify=told.append))
 
     assert [garbage.path for garbage in found] == [aside]
     assert all(theirs.store.has(stage) for stage in theirs.plan.stages[1:])
-    assert [theirs.sweep in text and "stays" in text for text in told] == [True]
+    assert [theirs.sweep in text and "is kept" in text for text in told] == [True]
 
 
 def test_gc_keeps_what_a_queued_stage_reads_whose_spec_is_damaged(sweep, scheduler):
@@ -531,7 +531,7 @@ def test_gc_keeps_what_a_queued_stage_reads_whose_spec_is_damaged(sweep, schedul
     aged(sweep.store.root)
     told = []
 
-    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, tell=told.append))
+    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, notify=told.append))
     assert told
 
 
@@ -568,8 +568,8 @@ def test_gc_removes_nothing_while_a_job_is_in_the_queue_that_no_ledger_names(swe
     aged(sweep.store.root)
     told = []
 
-    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, tell=told.append))
-    assert any("No ledger names" in text for text in told)
+    assert not list(collect(sweep.store, seconds=86400, dry_run=False, scheduler=scheduler, notify=told.append))
+    assert any("No job log lists" in text for text in told)
     for job in list(scheduler.jobs):
         scheduler.end(job, "CANCELLED")
     assert base.key in {
@@ -626,10 +626,10 @@ def test_cancel_needs_no_new_file(sweep, scheduler):
     (sweep.store.root / "jobs" / sweep.sweep / "cancelled").symlink_to("nowhere/there")
     told = []
 
-    done = cancel(sweep.store, sweep.sweep, scheduler, tell=told.append)
+    done = cancel(sweep.store, sweep.sweep, scheduler, notify=told.append)
 
     assert set(done.ended) == jobs
-    assert ["cancel it again" in text for text in told] == [True]
+    assert ["harness cancel` again" in text for text in told] == [True]
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -668,7 +668,7 @@ def test_who_waits_for_a_turn_is_told_who_has_it(sweep, scheduler, monkeypatch):
     monkeypatch.setattr("harness.slurm.lock.time.sleep", lambda _: claim.release())
     told = []
 
-    list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler, tell=told.append))
+    list(collect(sweep.store, seconds=0, dry_run=True, scheduler=scheduler, notify=told.append))
 
     assert [f"process {os.getpid()} on" in text for text in told] == [True]
 

@@ -8,7 +8,7 @@ from recorded import record
 from harness.errors import ConfigError
 from harness.local.settings import Local
 from harness.slurm.settings import Slurm
-from harness.sweep.record import place_of, plan_of, store_of
+from harness.sweep.record import execution_settings_of, plan_of, store_of
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def slurm(tmp_path):
 
 
 def test_place_of_a_record_is_the_one_that_was_recorded(slurm):
-    place = place_of(slurm, {})
+    place = execution_settings_of(slurm, {})
 
     assert isinstance(place.cluster, Slurm)
     assert (place.cluster.partition, place.cluster.setup) == ("long", ("module load x",))
@@ -39,7 +39,7 @@ def test_sweep_that_is_asked_for_again_keeps_the_time_when_it_was_made(tmp_path)
 def test_place_of_a_local_sweep_is_local(tmp_path):
     sweep = record(tmp_path / "store", "cluster.workers=3")
 
-    assert place_of(sweep.store.read_sweep(sweep.sweep), {}).cluster == Local(workers=3)
+    assert execution_settings_of(sweep.store.read_sweep(sweep.sweep), {}).cluster == Local(workers=3)
 
 
 def test_place_of_a_record_that_named_resources_by_a_class_is_read(slurm):
@@ -48,7 +48,7 @@ def test_place_of_a_record_that_named_resources_by_a_class_is_read(slurm):
         **slurm["place"]["cluster"]["resources"],
     }
 
-    assert place_of(slurm, {}).cluster.resources.keys() == {
+    assert execution_settings_of(slurm, {}).cluster.resources.keys() == {
         "default", "base", "align", "poison", "finetune", "repair", "generate", "grade"
     }  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_place_of_a_record_that_named_resources_by_a_class_is_read(slurm):
 def test_changes_are_laid_over_the_place_and_the_record_stays_as_it_is(slurm):
     before = copy.deepcopy(slurm)
 
-    place = place_of(
+    place = execution_settings_of(
         slurm,
         {"cluster.on_oom": "shrink", "cluster.resources.finetune.minutes": 5, "cluster.sbatch": ["exclusive"]},
     )
@@ -82,7 +82,7 @@ def test_changes_are_laid_over_the_place_and_the_record_stays_as_it_is(slurm):
 )
 def test_wrong_change_is_named(slurm, name, value, words):
     with pytest.raises(ConfigError) as caught:
-        place_of(slurm, {name: value})
+        execution_settings_of(slurm, {name: value})
 
     assert words in str(caught.value)
 

@@ -5,7 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from harness.config.hydra_errors import Refusal, composing, unreadable
+from harness.config.hydra_errors import HydraError, undecodable_files, wrap_hydra_errors
 from harness.errors import ConfigError, StoreError
 
 
@@ -30,7 +30,7 @@ def bug_of_ours():
     ],
 )
 def test_what_a_library_raises_is_a_mistake_told_in_one_line(mistake, words):
-    with pytest.raises(Refusal) as refused, composing():
+    with pytest.raises(HydraError) as refused, wrap_hydra_errors():
         mistake()
 
     (problem,) = map(str, refused.value.problems)
@@ -41,9 +41,9 @@ def test_what_a_library_raises_is_a_mistake_told_in_one_line(mistake, words):
 
 
 def test_bug_of_ours_stays_one(bug_of_ours):
-    with pytest.raises(KeyError), composing():
+    with pytest.raises(KeyError), wrap_hydra_errors():
         bug_of_ours()
-    with pytest.raises(ZeroDivisionError), composing():
+    with pytest.raises(ZeroDivisionError), wrap_hydra_errors():
         _ = 1 / len([])
 
 
@@ -53,12 +53,12 @@ def test_bug_of_ours_that_a_library_has_called_stays_one(bug_of_ours):
 
     (glob,) = OverridesParser.create(config_loader=Loader()).parse_overrides(["align=glob(*)"])
 
-    with pytest.raises(KeyError), composing():
+    with pytest.raises(KeyError), wrap_hydra_errors():
         glob.sweep_iterator()
 
 
 def test_error_that_says_what_is_wrong_passes():
-    with pytest.raises(StoreError, match="full"), composing():
+    with pytest.raises(StoreError, match="full"), wrap_hydra_errors():
         raise StoreError("full")
 
 
@@ -67,12 +67,12 @@ def test_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
     (tmp_path / "align" / "mine.yaml").write_bytes("rows: 3\n# für alle\n".encode("latin-1"))
     (tmp_path / "align" / "right.yaml").write_text("# für alle\n", encoding="utf-8")
 
-    (problem,) = unreadable(str(tmp_path))
+    (problem,) = undecodable_files(str(tmp_path))
 
-    assert f"`{tmp_path}/align/mine.yaml`, line 2: the byte 0xfc is no UTF-8" in problem
-    assert unreadable(None) == []
+    assert f"`{tmp_path}/align/mine.yaml`, line 2: the byte 0xfc is not UTF-8" in problem
+    assert undecodable_files(None) == []
 
 
 def test_refusal_is_a_mistake_of_settings():
-    assert issubclass(Refusal, ConfigError)
-    assert not issubclass(Refusal, HydraException)
+    assert issubclass(HydraError, ConfigError)
+    assert not issubclass(HydraError, HydraException)

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import pytest
 
 from harness.attacks.mix import Mix
-from harness.config.build import Skipped, cells_of, examined
+from harness.config.build import Skipped, cells_of, check_cells
 from harness.config.compose import compose
 from harness.config.defense_slots import label
 from harness.errors import ConfigError
@@ -30,7 +30,7 @@ class Late:
     def needs(self) -> tuple[DataRequirement, ...]:
         return ()
 
-    def repair(self, learner, aligned, draws):
+    def repair(self, learner, aligned, batches):
         return {}
 
     def conflicts(self, slots: Mapping[str, object]) -> list[str]:
@@ -183,12 +183,12 @@ def test_methods_that_do_not_go_together_say_why():
 
 
 def test_impossible_cell_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no such rows"):
-        examined(compose(["defense=sft,booster", WITHOUT_HARMFUL]))
+    with pytest.raises(ConfigError, match=r"`corpus.harmful`: the corpus has no rows for this role"):
+        check_cells(compose(["defense=sft,booster", WITHOUT_HARMFUL]))
 
 
 def test_impossible_cells_of_a_sweep_are_skipped_on_request_each_with_its_reason():
-    cells = examined(compose(["defense=sft,booster,vaccine", WITHOUT_HARMFUL, "on_invalid=skip"]))
+    cells = check_cells(compose(["defense=sft,booster,vaccine", WITHOUT_HARMFUL, "on_invalid=skip"]))
 
     assert [isinstance(cell, Skipped) for cell in cells] == [False, True, False]
     assert cells[1].overrides[0] == "defense=booster"
@@ -197,11 +197,11 @@ def test_impossible_cells_of_a_sweep_are_skipped_on_request_each_with_its_reason
 
 def test_sweep_of_impossible_cells_alone_is_refused_and_so_is_a_mistake():
     with pytest.raises(ConfigError, match=r"`corpus.harmful`"):
-        examined(compose(["defense=booster", WITHOUT_HARMFUL, "on_invalid=skip"]))
+        check_cells(compose(["defense=booster", WITHOUT_HARMFUL, "on_invalid=skip"]))
     with pytest.raises(ConfigError, match=r"`attack.ratio`"):
-        examined(compose(["attack.ratio=0.1,3", "on_invalid=skip"]))
+        check_cells(compose(["attack.ratio=0.1,3", "on_invalid=skip"]))
     with pytest.raises(ConfigError, match=r"`on_invalid`"):
-        examined(compose(["on_invalid=perhaps"]))
+        check_cells(compose(["on_invalid=perhaps"]))
 
 
 PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source: beavertails_train}"
@@ -215,16 +215,16 @@ PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source
         (["defense=booster_vaccine", "align.adapter.dropout=0.1"], ["`defense.align`: `booster_vaccine`"]),
         (["defense=panacea", "align.adapter.dropout=0.1"], ["`defense.finetune`: `panacea`", "`finetune.fresh"]),
         (["defense=panacea", "+finetune.fresh={dropout: 0.1}"], ["`defense.finetune`: `panacea`", "dropout 0.1"]),
-        (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no row of `labelled_pairs` has both"]),
+        (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no example of `labelled_pairs` has both"]),
         (["defense=repnoise", PAIRS], ["`defense.align`: `repnoise`", "corpus=beavertails"]),
-        (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 batches of 8", "at least 72"]),
+        (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 disjoint batches of 8", "at least 72"]),
     ],
 )
 def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(overrides, said):
     with pytest.raises(ConfigError) as caught:
         cell_of(*overrides)
     both = [text.replace("defense=", "defense=sft,") for text in overrides]
-    (plain, skipped) = examined(compose([*both, "on_invalid=skip"]))
+    (plain, skipped) = check_cells(compose([*both, "on_invalid=skip"]))
 
     assert all(text in str(caught.value) for text in said), str(caught.value)
     assert not isinstance(plain, Skipped)

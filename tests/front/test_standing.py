@@ -4,12 +4,12 @@ import json
 from datetime import UTC, datetime, timedelta
 
 from harness.cli.status import print_status
-from harness.execution.state import WHATS, State
+from harness.execution.state import SWEEP_STATES, StageStatus
 from harness.sweep.status import Status
 
 
-def standing(capsys, *states: State, strays=(), damage=(), as_json=False) -> str:
-    counts = {what: sum(state.what == what for state in states) for what in WHATS}
+def standing(capsys, *states: StageStatus, strays=(), damage=(), as_json=False) -> str:
+    counts = {what: sum(state.what == what for state in states) for what in SWEEP_STATES}
     print_status(
         Status(
             sweep="tiny-1",
@@ -30,7 +30,7 @@ def ago(**time):
 
 
 def pending(job, reason, **time):
-    return State(kind="align", what="pending", job=job, reason=reason, submitted=ago(**time))
+    return StageStatus(kind="align", what="pending", job=job, reason=reason, submitted=ago(**time))
 
 
 def test_waiting_jobs_are_told_by_reason_with_the_time_of_the_oldest(capsys):
@@ -52,9 +52,9 @@ def test_held_jobs_are_told_once_each_with_what_frees_them(capsys):
 
     told = standing(
         capsys,
-        State(**held, job="7", reason="launch failed requeued held"),
-        State(**held, job="8", reason="Dependency"),
-        State(**{**held, "held_by": "9"}, job="9", reason="JobHeldUser"),
+        StageStatus(**held, job="7", reason="launch failed requeued held"),
+        StageStatus(**held, job="8", reason="Dependency"),
+        StageStatus(**{**held, "held_by": "9"}, job="9", reason="JobHeldUser"),
     )
 
     assert "held by Slurm: job 7, launch failed requeued held, 2 stages" in told
@@ -63,8 +63,8 @@ def test_held_jobs_are_told_once_each_with_what_frees_them(capsys):
 
 
 def test_rare_states_have_a_column_only_where_they_are_met(capsys):
-    plain = standing(capsys, State(kind="align", what="stored"))
-    rare = standing(capsys, State(kind="align", what="unneeded"))
+    plain = standing(capsys, StageStatus(kind="align", what="stored"))
+    rare = standing(capsys, StageStatus(kind="align", what="unneeded"))
 
     assert "unneeded" not in plain
     assert "held" not in plain
@@ -72,14 +72,16 @@ def test_rare_states_have_a_column_only_where_they_are_met(capsys):
 
 
 def test_strays_and_damage_are_told(capsys):
-    told = standing(capsys, State(kind="align", what="stored"), strays=["12"], damage=["Line 3 of `x` is damaged"])
+    told = standing(
+        capsys, StageStatus(kind="align", what="stored"), strays=["12"], damage=["Line 3 of `x` is damaged"]
+    )
 
     assert "1 job in the queue that no job log lists (12)" in told
     assert "Line 3 of `x` is damaged" in told
 
 
 def test_program_is_told_everything(capsys):
-    state = State(kind="align", what="held", job="7", reason="JobHeldUser", held_by="7", submitted="2026")
+    state = StageStatus(kind="align", what="held", job="7", reason="JobHeldUser", held_by="7", submitted="2026")
 
     told = json.loads(standing(capsys, state, strays=["12"], damage=["x"], as_json=True))
 

@@ -89,7 +89,7 @@ def test_logs_of_an_unknown_key_are_refused(run, sweep):
 def test_logs_of_a_key_that_never_ran_are_refused(run, sweep):
     code, _, error = run("logs", at(sweep), sweep.plan.stages[0].key)
 
-    assert (code, "no attempt of it has begun" in error) == (2, True)
+    assert (code, "it has never been attempted" in error) == (2, True)
 
 
 def test_logs_of_a_key_name_their_files(run, sweep):
@@ -144,7 +144,7 @@ def test_status_when_slurm_does_not_answer_is_that_of_the_store(run, sweep, sche
     code, out, _ = run("status", at(sweep), "--json")
 
     assert code == 0
-    assert {state["message"] for state in json.loads(out)["stages"].values()} == {"Slurm does not answer"}
+    assert {state["message"] for state in json.loads(out)["stages"].values()} == {"Slurm does not respond"}
 
 
 def test_cancel_says_how_many_jobs_ended(run, sweep, scheduler):
@@ -153,7 +153,7 @@ def test_cancel_says_how_many_jobs_ended(run, sweep, scheduler):
 
     code, out, _ = run("cancel", at(sweep), sweep.sweep)
 
-    assert (code, out) == (0, f"{sweep.sweep}: {jobs} jobs ended, 0 left to other sweeps that need them\n")
+    assert (code, out) == (0, f"{sweep.sweep}: {jobs} jobs cancelled, 0 kept because other sweeps need them\n")
 
 
 def test_cancel_wants_a_name(run, sweep):

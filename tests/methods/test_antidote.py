@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from harness.corpora.examples import Role
-from harness.defenses.antidote import Antidote, kept
+from harness.defenses.antidote import Antidote, kept_entries
 from harness.errors import ModelError
-from harness.protocols import Piece
+from harness.training.pieces import cut
 
 BATCH = {
     "input_ids": torch.zeros(2, 3),
@@ -30,13 +30,13 @@ class Learner:
         self.trainables = [self.module.weight]
 
     def pieces(self, batch):
-        return [Piece(0, batch, slice(0, len(batch["labels"])), torch.tensor(1))]
+        return cut(batch, None, device=torch.device("cpu"))
 
     def predict(self, piece):
         self.module(piece.batch["features"])
 
 
-class Draws:
+class BatchProvider:
     def __init__(self, *batches, seed=0):
         self.batches, self.roles, self.seed = batches, [], seed
 
@@ -48,9 +48,9 @@ class Draws:
         return iter(self.batches)
 
 
-def repaired(settings, matrix=((3.0, -2.0, 2.0), (2.0, 2.0, 2.0)), draws=None):
+def repaired(settings, matrix=((3.0, -2.0, 2.0), (2.0, 2.0, 2.0)), batches=None):
     learner = Learner(matrix)
-    settings.repair(learner, start=[], method_outputs={}, draws=draws or Draws(BATCH))
+    settings.repair(learner, start=[], method_outputs={}, batches=batches or BatchProvider(BATCH))
     return learner.module.weight.tolist()
 
 
@@ -67,13 +67,15 @@ def test_antidote_of_a_small_ratio_takes_one_entry_of_three():
 def test_antidote_ignores_padding():
     altered = BATCH | {"features": torch.where(BATCH["features"] == 9, 1e6, BATCH["features"])}
 
-    assert repaired(Antidote(dense_ratio=0.4), draws=Draws(altered)) == repaired(Antidote(dense_ratio=0.4))
+    assert repaired(Antidote(dense_ratio=0.4), batches=BatchProvider(altered)) == repaired(Antidote(dense_ratio=0.4))
 
 
 def test_antidote_averages_over_rows_whatever_the_batches():
-    one_by_one = Draws(*({name: value[place : place + 1] for name, value in BATCH.items()} for place in range(2)))
+    one_by_one = BatchProvider(
+        *({name: value[place : place + 1] for name, value in BATCH.items()} for place in range(2))
+    )
 
-    assert repaired(Antidote(dense_ratio=0.4), draws=one_by_one) == repaired(Antidote(dense_ratio=0.4))
+    assert repaired(Antidote(dense_ratio=0.4), batches=one_by_one) == repaired(Antidote(dense_ratio=0.4))
     assert one_by_one.roles == [Role.HARMFUL], "the rows go through the model once"
 
 
@@ -83,21 +85,21 @@ def test_antidote_counts_a_token_by_its_square():
     batch = {name: torch.ones(1, 3, dtype=int) for name in ("input_ids", "attention_mask", "labels")}
     batch |= {"features": features}
 
-    assert repaired(Antidote(dense_ratio=0.3), [[1.0, 1.0, 1.0]], Draws(batch)) == [[0, 1, 1]]
+    assert repaired(Antidote(dense_ratio=0.3), [[1.0, 1.0, 1.0]], BatchProvider(batch)) == [[0, 1, 1]]
 
 
 def test_antidote_by_magnitude_needs_no_data():
     settings = Antidote(dense_ratio=0.3, score="magnitude")
 
     assert settings.needs == ()
-    assert repaired(settings, [[1.0, -3.0, 2.0]], Draws()) == [[1, 0, 2]]
+    assert repaired(settings, [[1.0, -3.0, 2.0]], BatchProvider()) == [[1, 0, 2]]
 
 
 def test_antidote_at_random_takes_as_many_per_row_and_depends_on_the_seed():
     settings = Antidote(dense_ratio=0.3, score="random")
     matrix = [[1.0, 1.0, 1.0]] * 50
 
-    first, again, other = (repaired(settings, matrix, Draws(seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (repaired(settings, matrix, BatchProvider(seed=seed)) for seed in (0, 0, 1))
 
     assert settings.needs == ()
     assert {sum(row) for row in first} == {2}
@@ -111,13 +113,13 @@ def test_antidote_at_random_takes_as_many_per_row_and_depends_on_the_seed():
 )
 def test_entries_that_stay_are_counted_down_and_exactly(length, ratio, stay):
     # 100 * (1 - 0.9) is 9.999... in floating point, and one row more would go.
-    assert kept(length, ratio) == stay
+    assert kept_entries(length, ratio) == stay
 
 
 def test_antidote_states_what_the_ratio_came_to():
     learner = Learner([[3.0, 2.0, 1.0]])
 
-    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], method_outputs={}, draws=Draws(BATCH))
+    facts = Antidote(dense_ratio=0.1).repair(learner, start=[], method_outputs={}, batches=BatchProvider(BATCH))
 
     assert facts == {"dense_ratio": 0.1, "rows": {"3": {"zeroed": 1, "share": 1 / 3}}}
 
@@ -129,7 +131,7 @@ def test_antidote_leaves_no_hook_and_frozen_layers_alone():
     learner.predict = lambda piece: learner.module(piece.batch["features"])
     before = frozen.weight.clone()
 
-    Antidote().repair(learner, start=[], method_outputs={}, draws=Draws(BATCH))
+    Antidote().repair(learner, start=[], method_outputs={}, batches=BatchProvider(BATCH))
 
     assert torch.equal(frozen.weight, before)
     assert not any(part._forward_pre_hooks for part in learner.module.modules())
@@ -140,7 +142,7 @@ def test_antidote_on_a_model_without_trainable_linear_layers_is_refused():
     learner.trainables = []
 
     with pytest.raises(ModelError, match="no linear layer of the model is trainable"):
-        Antidote().repair(learner, start=[], method_outputs={}, draws=Draws(BATCH))
+        Antidote().repair(learner, start=[], method_outputs={}, batches=BatchProvider(BATCH))
 
 
 def test_antidote_settings_out_of_range_are_all_reported():

@@ -20,8 +20,8 @@ LOSSES = {
 
 
 def test_booster_step_on_two_weights_writes_the_gradient_computed_by_hand():
-    weights, draws = ModelRef(3.0, 4.0), Harmful()
-    step = Booster(lamb=10, alpha=0.5).start(TinyLearner(weights, LOSSES), draws, 1)
+    weights, batches = ModelRef(3.0, 4.0), Harmful()
+    step = Booster(lamb=10, alpha=0.5).start(TinyLearner(weights, LOSSES), batches, 1)
 
     metrics = step.backward({"kind": "alignment"})
 
@@ -35,7 +35,7 @@ def test_booster_step_on_two_weights_writes_the_gradient_computed_by_hand():
         "harmful_gradient_norm": 5.0,
         "attenuation_norm": 0.5,
     }
-    assert draws.roles == [Role.HARMFUL], "both harmful passes use one batch"
+    assert batches.roles == [Role.HARMFUL], "both harmful passes use one batch"
 
 
 def test_booster_step_on_two_weights_leaves_them_untouched():

@@ -142,7 +142,7 @@ def test_beaver_dam_settings_out_of_range_are_all_reported() -> None:
 def test_beaver_dam_without_revision_refuses_to_work() -> None:
     judge = BeaverDam(revision=None)
 
-    assert "`judge.revision` is null" in judge.preflight()[0]
+    assert "`judge.revision` is null" in str(judge.preflight()[0])
     with pytest.raises(ModelError, match="is null"):
         judge.grade([Example("q", "")], ["a"], device="cpu")
 
@@ -166,6 +166,8 @@ def test_beaver_dam_probability_that_is_no_number_is_unjudged() -> None:
 def test_judges_import_without_torch() -> None:
     code = (
         "import sys, harness.judges.keywords, harness.judges.beaver_dam as b; b.BeaverDam(); "
+        "import harness.judges.prompted.harmbench, harness.judges.prompted.llama_guard; "
+        "import harness.judges.prompted.wildguard, harness.judges.prompted.strong_reject as s; s.StrongReject(); "
         "sys.exit(bool({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     )
 
@@ -272,8 +274,8 @@ def test_beaver_dam_missing_weights_are_reported_before_the_run(
     problems = BeaverDam().preflight()
 
     assert len(problems) == 1
-    assert "neither in the Hub's cache nor" in problems[0]
-    assert os.environ["HF_TOKEN"] not in problems[0]
+    assert "neither in the Hub's cache nor" in problems[0].text
+    assert os.environ["HF_TOKEN"] not in problems[0].text
 
 
 def test_beaver_dam_reads_as_many_tokens_at_once_as_fit(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,7 +301,7 @@ def test_beaver_dam_reads_as_many_tokens_at_once_as_fit(cache: Path, caplog: pyt
     scarce = probabilities(classifier, texts, max_tokens=50, batch_tokens=20)
 
     assert shapes == [(5, 10), (1, 10), (2, 5), (2, 3), (1, 10), (2, 5), (2, 3)]
-    assert "going on with 10 tokens at once" in caplog.text
+    assert "continuing with 10 tokens per forward pass" in caplog.text
     for one, two, three in zip(whole, cut, scarce, strict=True):
         assert list(one.values()) == pytest.approx(list(two.values()), abs=1e-6)
         assert two == three

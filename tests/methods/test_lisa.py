@@ -135,4 +135,4 @@ def test_batches_that_wait_on_two_processes_are_not_given_to_one():
     with pytest.raises(ConfigError, match=r"`processes`: 1, but the checkpoint was written by 2") as caught:
         settings.start(learner, Safety(SAFETY), 6).load_state_dict(of_two)
 
-    assert "user batches that wait" in str(caught.value)
+    assert "queued user batches" in str(caught.value)

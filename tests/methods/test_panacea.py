@@ -24,13 +24,13 @@ def flat(tensors):
     return torch.cat([tensor.detach() for tensor in tensors])
 
 
-def begun(weights, draws=None, **settings):
-    return Panacea(**{"lamb": 10, "rho": 0.5} | settings).start(TinyLearner(weights, LOSSES), draws or Harmful(), 2)
+def begun(weights, batches=None, **settings):
+    return Panacea(**{"lamb": 10, "rho": 0.5} | settings).start(TinyLearner(weights, LOSSES), batches or Harmful(), 2)
 
 
 def test_panacea_step_on_two_weights_writes_the_gradient_computed_by_hand():
-    weights, draws = ModelRef(3.0, 4.0), Harmful()
-    step = begun(weights, draws)
+    weights, batches = ModelRef(3.0, 4.0), Harmful()
+    step = begun(weights, batches)
 
     metrics = step.backward({"kind": "user"})
 
@@ -41,7 +41,7 @@ def test_panacea_step_on_two_weights_writes_the_gradient_computed_by_hand():
         "harmful_loss_rise": 2.625,
         "harmful_gradient_norm": 5.0,
     }
-    assert draws.roles == [Role.HARMFUL], "both harmful passes use one batch"
+    assert batches.roles == [Role.HARMFUL], "both harmful passes use one batch"
     assert (weights.first.item(), weights.second.item()) == (3.0, 4.0)
 
 
@@ -88,7 +88,7 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])], "mean": [torch.tensor([-0.05]), torch.tensor([0.35])]}
 
     facts = PanaceaRepair(epsilon=epsilon).repair(
-        TinyLearner(weights, {}), start=[], method_outputs=left, draws=Harmful()
+        TinyLearner(weights, {}), start=[], method_outputs=left, batches=Harmful()
     )
 
     torch.testing.assert_close(flat([weights.first, weights.second]), torch.tensor(expected))
@@ -98,14 +98,16 @@ def test_panacea_repair_adds_the_chosen_perturbation(epsilon, expected):
 def test_panacea_repair_reports_the_length_of_what_it_added():
     left = {"last": [torch.tensor([-0.4]), torch.tensor([0.3])]}
 
-    facts = PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs=left, draws=Harmful())
+    facts = PanaceaRepair().repair(
+        TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs=left, batches=Harmful()
+    )
 
     assert facts["epsilon_norm"] == pytest.approx(0.5)
 
 
 def test_panacea_repair_after_another_fine_tuning_is_refused():
-    with pytest.raises(ModelError, match="left no perturbation"):
-        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs={}, draws=Harmful())
+    with pytest.raises(ModelError, match="produced no perturbation"):
+        PanaceaRepair().repair(TinyLearner(ModelRef(3.0, 4.0), {}), start=[], method_outputs={}, batches=Harmful())
 
 
 def test_panacea_repair_goes_with_panacea_in_fine_tuning_only():

@@ -21,7 +21,7 @@ class Many(nn.Module):
 def noise(rho, seed):
     model = Many()
     RandomPerturbation(rho=rho).repair(
-        TinyLearner(model, {}), start=[], method_outputs={}, draws=RoleBatches({}, pad_id=0, seed=seed)
+        TinyLearner(model, {}), start=[], method_outputs={}, batches=RoleBatches({}, pad_id=0, seed=seed)
     )
     return torch.cat([model.first, model.second]).detach().double() - 5
 

@@ -151,8 +151,8 @@ def test_squared_mmd_of_a_sample_with_itself_is_zero():
 
 
 def test_positions_apart_are_those_of_the_answer_that_the_refusal_does_not_have():
-    draws = drawn()
-    pair = draws.pair(Role.HARMFUL)
+    batches = drawn()
+    pair = batches.pair(Role.HARMFUL)
 
     found = differing_positions(pair.harmful, pair.refusal)
 

@@ -21,7 +21,8 @@ from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.defenses.tar import Tar
 from harness.engine.seeding import derive
-from harness.protocols import Piece, Prediction
+from harness.protocols import Prediction
+from harness.training.pieces import cut
 
 
 def logistic(x):
@@ -59,8 +60,8 @@ class LogitLearner:
         for parameter, weight in zip(self.trainables, weights, strict=True):
             parameter.data.fill_(weight)
 
-    def pieces(self, batch):
-        return [Piece(0, batch, slice(0, len(batch["labels"])), torch.tensor(1))]
+    def pieces(self, batch, *, like=None):
+        return cut(batch, None, device=torch.device("cpu"), like=like)
 
     def predict(self, piece):
         batch = piece.batch
@@ -92,7 +93,7 @@ class LogitLearner:
         yield
         self.set(*kept)
 
-    def write(self, gradient):
+    def set_gradient(self, gradient):
         for parameter, part in zip(self.trainables, gradient, strict=True):
             parameter.grad = part.clone()
 
@@ -102,7 +103,7 @@ def answers(token, rows=2):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([[-100, token]] * rows)}
 
 
-class Draws:
+class BatchProvider:
     def __init__(self, seed=0):
         self.roles = []
         self._seed = seed
@@ -119,9 +120,9 @@ class Draws:
         return Pair(harmful=answers(1), refusal=answers(0))
 
 
-def started(settings, draws=None):
+def started(settings, batches=None):
     learner = LogitLearner(0.0, 0.0)
-    step = settings.start(learner, draws or Draws(), 1)
+    step = settings.start(learner, batches or BatchProvider(), 1)
     learner.set(3.0, 4.0)
     return learner, step
 
@@ -132,8 +133,8 @@ def written(learner):
 
 def test_tar_step_on_two_weights_writes_the_gradient_computed_by_hand():
     settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0, drift_scale=0.5)
-    draws = Draws()
-    learner, step = started(settings, draws)
+    batches = BatchProvider()
+    learner, step = started(settings, batches)
 
     metrics = step.backward(answers(0))
 
@@ -149,7 +150,7 @@ def test_tar_step_on_two_weights_writes_the_gradient_computed_by_hand():
         },
         rel=1e-5,
     )
-    assert draws.roles == [Role.HARMFUL, Role.HARMFUL], "the evaluation's pair is not the adversary's batch"
+    assert batches.roles == [Role.HARMFUL, Role.HARMFUL], "the evaluation's pair is not the adversary's batch"
 
 
 def test_tar_step_leaves_the_weights_untouched():
@@ -164,7 +165,7 @@ def test_tar_step_draws_the_pair_and_the_adversarys_batches_from_one_group_witho
     settings = Tar(inner_steps=3, evaluate_every=1, harmful_batch_size=2)
     (need,) = settings.needs
     rows = [Encoded([place, 1], [-100, 1]) for place in range(11)]
-    batches = RoleBatches({Role.HARMFUL: Pool(rows, need.batch_size, rows, need.together)}, pad_id=0, seed=0)
+    batches = RoleBatches({Role.HARMFUL: Pool(rows, need.batch_size, rows, need.disjoint_batches)}, pad_id=0, seed=0)
     _, step = started(settings, batches)
     visited = []
     batches.next, batches.pair = noted(batches.next, visited), noted(batches.pair, visited)
@@ -239,7 +240,7 @@ def test_tar_resumed_compares_with_the_weights_before_alignment_not_with_those_a
     settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0)
     _, step = started(settings)
     late = LogitLearner(3.0, 4.0)
-    resumed = settings.start(late, Draws(), 1)
+    resumed = settings.start(late, BatchProvider(), 1)
 
     resumed.load_state_dict(step.state_dict())
 

@@ -71,6 +71,17 @@ def test_agnews_accepts_the_published_forms(data: Path) -> None:
     assert _values(task, "Sci/Tech", ["Sci/Tech", "sci", "sci/tech", "Sci", "Tech"]) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
+def test_loose_scoring_finds_the_published_forms_anywhere(data: Path) -> None:
+    source = _source(data, "")
+    sentiment = Sst2(train_source=source, test_source=source, match="contains")
+    topic = AgNews(train_source=source, test_source=source, match="contains")
+
+    answers = ["It is positive.", "Positive!", "POSITIVE", "unpositive", "negative", "neither negative nor positive"]
+    assert _values(sentiment, "positive", answers) == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    answers = ["Topic: Sci/Tech", "a scientist", "Science", "sport"]
+    assert _values(topic, "Sci/Tech", answers) == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_agnews_original_file_becomes_examples(data: Path) -> None:
     source = _source(data, '"4","A probe","lands, softly"\n"1","Talks","go on"\n', Format.AGNEWS_CSV)
 
@@ -89,6 +100,15 @@ def test_gsm8k_marker_replaces_the_hashes(data: Path) -> None:
     (example,) = Gsm8k(train_source=source, test_source=source).train.examples()
 
     assert example == Example(instruction="How many?", output="2+1=<<2+1=3>>3\nThe final answer is:  3")
+
+
+def test_gsm8k_suffix_follows_every_question(data: Path) -> None:
+    source = _source(data, json.dumps({"question": "How many?", "answer": "#### 3"}), Format.JSONL)
+    task = Gsm8k(train_source=source, test_source=source, suffix="\nIn steps.\n")
+
+    assert [row.instruction for row in (*task.train.examples(), *task.test.examples())] == [
+        "How many?\nIn steps.\n"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +164,7 @@ def test_task_settings_out_of_range_are_all_reported(data: Path, kind: type[Sst2
     ("text", "columns", "message"),
     [
         ("a\t1\n", ("text", "label:int"), "row 1 has the columns text, label; expected sentence, label"),
-        ("a\t1\nb\t-1\n", ("sentence", "label:int"), "`-1` is no label; expected 0 to 1"),
+        ("a\t1\nb\t-1\n", ("sentence", "label:int"), "`-1` is not a label; expected 0 to 1"),
     ],
 )
 def test_task_rows_of_another_kind_are_refused(data: Path, text: str, columns: tuple[str, ...], message: str) -> None:
@@ -161,7 +181,7 @@ def test_task_missing_file_is_reported_before_the_run(data: Path) -> None:
     problems = Sst2(train_source=missing, test_source=source).train.preflight()
 
     assert len(problems) == 1
-    assert "absent.tsv does not exist" in problems[0]
+    assert "absent.tsv does not exist" in problems[0].text
 
 
 @pytest.mark.usefixtures("shared")

@@ -41,7 +41,7 @@ class Tower(nn.Module):
         return rows
 
 
-class Draws:
+class BatchProvider:
     """Gives one harmful batch, and counts."""
 
     def __init__(self, harmful=None, seed=0):
@@ -81,9 +81,9 @@ def at(step, drawn, layers):
 
 def test_tvaccine_step_on_two_layers_writes_the_gradient_computed_by_hand():
     model = Tower()
-    step = at(TVaccine(rho=2.5, layers=1).start(TinyLearner(model, LOSS), Draws(), 1), [1], 2)
+    step = at(TVaccine(rho=2.5, layers=1).start(TinyLearner(model, LOSS), BatchProvider(), 1), [1], 2)
     written = []
-    step._learner.write = written.extend
+    step._learner.set_gradient = written.extend
 
     metrics = step.backward({"kind": "alignment"})
 
@@ -102,22 +102,22 @@ def test_tvaccine_step_on_two_layers_writes_the_gradient_computed_by_hand():
 
 
 def test_tvaccine_probe_gives_the_probabilities_computed_by_hand():
-    model, draws = Tower(), Draws()
-    step = TVaccine(layers=2).start(TinyLearner(model, LOSS), draws, 1)
+    model, batches = Tower(), BatchProvider()
+    step = TVaccine(layers=2).start(TinyLearner(model, LOSS), batches, 1)
 
     step.backward({"kind": "alignment"})
 
     assert step.state_dict()["probabilities"] == pytest.approx([2 / 3, 1 / 3])
     assert step.state_dict()["drawn"] == [0, 1]
-    assert draws.roles == [Role.HARMFUL]
+    assert batches.roles == [Role.HARMFUL]
 
 
 def test_tvaccine_draws_layers_without_replacement_by_their_probabilities():
     counted = Counter()
     for seed in range(2000):
-        step = TVaccine(layers=2).start(TinyLearner(Tower(), LOSS), Draws(seed=seed), 1)
+        step = TVaccine(layers=2).start(TinyLearner(Tower(), LOSS), BatchProvider(seed=seed), 1)
         step._probabilities = [0.6, 0.3, 0.1]
-        counted.update([tuple(step._draw())])
+        counted.update([tuple(step._sample_layers())])
 
     # Ordered draws: P(0, 1) = 0.6 * 0.3/0.4 + 0.3 * 0.6/0.7, and so on.
     expected = {(0, 1): 0.45 + 0.18 / 0.7, (0, 2): 0.15 + 0.06 / 0.9, (1, 2): 0.03 / 0.7 + 0.03 / 0.9}
@@ -125,14 +125,14 @@ def test_tvaccine_draws_layers_without_replacement_by_their_probabilities():
 
 
 def test_tvaccine_probes_and_draws_on_their_own_optimizer_steps_however_batches_are_cut():
-    draws = Draws(text(rows=1))
-    step = TVaccine(layers=2, draw_every=2, probe_every=4).start(CausalLearner(llama(), rows_at_once=2), draws, 9)
+    batches = BatchProvider(text(rows=1))
+    step = TVaccine(layers=2, draw_every=2, probe_every=4).start(CausalLearner(llama(), rows_at_once=2), batches, 9)
     drawn, probes = [], []
 
     for _ in range(9):
         step.backward(text())
         drawn.append(step.state_dict()["drawn"])
-        probes.append(len(draws.roles))
+        probes.append(len(batches.roles))
 
     assert probes == [1, 1, 1, 1, 2, 2, 2, 2, 3]
     assert all(drawn[place] == drawn[place + 1] for place in (0, 2, 4, 6))
@@ -141,7 +141,7 @@ def test_tvaccine_probes_and_draws_on_their_own_optimizer_steps_however_batches_
 
 def test_tvaccine_leaves_attention_adapters_of_other_layers_out_of_the_step():
     model = llama()
-    step = at(TVaccine(layers=2).start(CausalLearner(model), Draws(), 1), [1, 4], 6)
+    step = at(TVaccine(layers=2).start(CausalLearner(model), BatchProvider(), 1), [1, 4], 6)
 
     step.backward(text())
 
@@ -155,7 +155,7 @@ def test_tvaccine_leaves_attention_adapters_of_other_layers_out_of_the_step():
 def saved_bytes(drawn):
     """Return how many bytes of activations a step keeps for its backward passes; each storage counts once."""
     model = llama()
-    step = at(TVaccine(layers=len(drawn)).start(CausalLearner(model), Draws(), 1), drawn, 6)
+    step = at(TVaccine(layers=len(drawn)).start(CausalLearner(model), BatchProvider(), 1), drawn, 6)
     kept = {}
 
     def pack(tensor):
@@ -179,7 +179,7 @@ def test_tvaccine_gradient_is_the_same_with_and_without_recomputation(monkeypatc
 
     def gradients():
         model.zero_grad()
-        at(TVaccine(layers=2).start(CausalLearner(model), Draws(), 1), [1, 4], 6).backward(text())
+        at(TVaccine(layers=2).start(CausalLearner(model), BatchProvider(), 1), [1, 4], 6).backward(text())
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     recomputing = gradients()
@@ -192,7 +192,7 @@ def test_tvaccine_gradient_is_the_same_with_and_without_recomputation(monkeypatc
 
 def test_tvaccine_step_that_fails_leaves_no_trainable_frozen():
     model = llama()
-    step = at(TVaccine(layers=2).start(CausalLearner(model), Draws(), 1), [1, 4], 6)
+    step = at(TVaccine(layers=2).start(CausalLearner(model), BatchProvider(), 1), [1, 4], 6)
 
     with pytest.raises(KeyError):
         step.backward({"input_ids": text()["input_ids"]})

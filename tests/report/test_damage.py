@@ -8,7 +8,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report.output.formats import render
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "a folder", "no mapping", "a dead link"])
@@ -29,11 +29,9 @@ def test_stage_whose_manifest_cannot_be_read_is_named_and_leaves_whole_numbers_w
     else:
         manifest.write_text({"cut": content[:100], "empty": "", "no mapping": "[]"}[damage])
 
-    after, plain = csv_of(drawn.store, record), json.loads(render(gather(drawn.store, record), "json"))
+    after, plain = csv_of(drawn.store, record), json.loads(render(load_results(drawn.store, record), "json"))
 
-    assert after[0]["notes"] == (
-        f"the manifest of finetune {key} cannot be read: what it cost and what it ran on is unknown"
-    )
+    assert after[0]["notes"] == (f"the manifest of finetune {key} cannot be read: its cost and provenance are unknown")
     assert [row["notes"] for row in after[1:]] == [""] * 4
     assert [row["hs"] for row in after] == [row["hs"] for row in before]
     assert [row["protocol.finetune.processes"] for row in after] == ["", "1", "1", "1", "1"]
@@ -56,4 +54,4 @@ def test_whole_numbers_of_any_size_stay_whole_beside_a_cell_without_one(tmp_path
 
 
 def csv_of(store, record):
-    return list(csv.DictReader(io.StringIO(render(gather(store, record), "csv"))))
+    return list(csv.DictReader(io.StringIO(render(load_results(store, record), "csv"))))

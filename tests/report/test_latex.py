@@ -11,7 +11,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report.output.formats import render
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 
 ODD = "a_b & 50% #{x} ~^\\ <z>| λ µ é ≥ × “q” [x] 中\x7f\n\n\tend"
 
@@ -26,7 +26,7 @@ def table(tmp_path: Path) -> str:
             cell = maker.cell(defense, 0.1, seed, {"attack.method.note": ODD} if defense == "booster" else {})
             cells.append(cell | {"protocol": cell["protocol"] | {"judge.version": version}})
     cells[-1]["keys"]["harm"] = "none"
-    return render(gather(maker.store, maker.sweep(cells)), "latex")
+    return render(load_results(maker.store, maker.sweep(cells)), "latex")
 
 
 def test_latex_notes_are_paragraphs_and_name_no_single_cell(table):

@@ -11,7 +11,7 @@ from markdown_it.token import Token
 
 from harness.report.output.formats import render
 from harness.report.output.markdown import literal
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -48,7 +48,7 @@ def odd(tmp_path):
     notes = {"sft": "a|b, c", "booster": "one\n\ntwo | **three**"}
     cells = [maker.cell(defense, 0.1, seed, {"task.note": note}) for defense, note in notes.items() for seed in (0, 1)]
     cells[-1]["keys"]["harm"] = "none"
-    return gather(maker.store, maker.sweep(cells))
+    return load_results(maker.store, maker.sweep(cells))
 
 
 def test_every_row_of_a_markdown_table_has_the_cells_of_its_heading(odd):

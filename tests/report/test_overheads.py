@@ -8,7 +8,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report.stats.cost import Overhead, kinds, overheads
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def maker(tmp_path: Path) -> Fabricator:
 
 
 def _told(maker: Fabricator, cells: list[dict[str, Any]]) -> dict[str, Overhead]:
-    return {each.defense: each for each in overheads(gather(maker.store, maker.sweep(cells)))}
+    return {each.defense: each for each in overheads(load_results(maker.store, maker.sweep(cells)))}
 
 
 def _remove(maker: Fabricator, cell: dict[str, Any], kind: str) -> None:
@@ -60,7 +60,7 @@ def test_cost_counts_attempts_that_did_not_finish(maker):
     for outcome, seconds in (("stopped", 100.0), ("failed", 50.0), ("executed", 600.0)):
         maker.store.record_attempt(cell["keys"]["finetune"], {"outcome": outcome, "seconds": seconds})
 
-    findings = gather(maker.store, maker.sweep([cell]))
+    findings = load_results(maker.store, maker.sweep([cell]))
 
     (tuned,) = [found for found in kinds(findings) if found.kind == "finetune"]
     assert tuned.hours * 3600 == pytest.approx(750.0)

@@ -9,7 +9,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report import report
-from harness.report.figures.catalog import gallery
+from harness.report.figures.catalog import figure_catalog
 from harness.report.output.page import page, reproduce
 
 DRAWN = """
@@ -177,7 +177,7 @@ def test_page_reproduces_a_cell_with_its_overrides():
 
 
 def test_gallery_has_a_figure_for_everything_that_was_swept(findings):
-    views = gallery(findings)
+    views = figure_catalog(findings)
     names = {view.name for found in views.values() for view in found}
 
     assert {"ratio-0-hs", "trade-off-0-average", "surface-booster-lamb-alpha-hs", "sensitivity"} <= names

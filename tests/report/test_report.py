@@ -15,7 +15,7 @@ from harness.errors import ConfigError
 from harness.report.data.targets import Target
 from harness.report.data.tidy import load_rows
 from harness.report.output.formats import FORMATS, render, sheet
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 from harness.report.stats.summary import summarise
 
 PROTOCOL = {"judge": "keywords", "judge_version": 1, "prompts": 200, "adapter": "single"}
@@ -75,7 +75,7 @@ def _record(*cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(store: Store, record: dict[str, Any], format: str = "table") -> str:
-    return render(gather(store, record), format)
+    return render(load_results(store, record), format)
 
 
 def _heading(store: Store, record: dict[str, Any]) -> tuple[str, list[str]]:
@@ -172,7 +172,7 @@ def test_summary_of_graded_prompts_has_an_interval_over_them_too(store: Store) -
         _cell("sft", seed, {"harm": _grade(store, f"v{seed}", 10.0, plus=10.0, verdicts=found)})
         for seed, found in enumerate(verdicts)
     ]
-    findings = gather(store, _record(*cells))
+    findings = load_results(store, _record(*cells))
 
     (line,) = findings.means.to_dict(orient="records")
 
@@ -287,7 +287,7 @@ def test_summary_protocols_of_different_tasks_are_not_compared(store: Store) -> 
 def test_render_unjudged_answers_are_told(store: Store) -> None:
     record = _record(_cell("sft", 0, {"harm": _grade(store, "h", 40.0, plus=40.0, unjudged=3)}))
 
-    assert "3 answers could not be judged and are in no HS." in _shown(store, record, "md")
+    assert "3 generations could not be judged and are excluded from HS." in _shown(store, record, "md")
 
 
 def test_render_constant_labels_are_in_the_caption(store: Store) -> None:
@@ -356,7 +356,7 @@ def test_published_number_stands_beside_the_line_that_meets_its_conditions(store
         scores={"hs": 48.0},
         tolerance={"hs": 3.0},
     )
-    monkeypatch.setattr("harness.report.stats.results.read", lambda: [target])
+    monkeypatch.setattr("harness.report.stats.results.read_targets", lambda: [target])
 
     shown = _shown(
         store, _record(*_seeds(store, "sft", [40.0, 50.0, 60.0]), *_seeds(store, "booster", [1.0, 2.0, 3.0]))

@@ -12,11 +12,11 @@ from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.engine.manifest import FileRecord, Manifest
 from harness.report import report
-from harness.report.data.comparability import refuse_departures
+from harness.report.data.comparability import check_same_protocol
 from harness.report.data.conditions import condition_name
 from harness.report.data.targets import Target
 from harness.report.stats.labels import compared_names, condition_names, remarks
-from harness.report.stats.results import gather
+from harness.report.stats.results import load_results
 
 TRAINED = ("align", "finetune")
 
@@ -27,7 +27,7 @@ def maker(tmp_path):
 
 
 def found(maker, cells):
-    return gather(maker.store, maker.sweep(cells))
+    return load_results(maker.store, maker.sweep(cells))
 
 
 def with_spec(maker, cell, part, **fields):
@@ -126,7 +126,7 @@ def test_unfinished_cells_join_the_line_that_they_match_otherwise(maker):
         ["vaccine", 3, 1, ""],
     ]
     assert len(findings.comparisons) == 3
-    refuse_departures(findings.rows)
+    check_same_protocol(findings.rows)
 
 
 def test_lines_without_any_result_depart_from_nothing(maker):
@@ -225,7 +225,7 @@ def test_line_that_was_judged_otherwise_is_said_to_be_left_out(maker):
 
     assert findings.comparisons == ()
     assert findings.left_out == [
-        "Not compared with sft (sft was evaluated otherwise): vaccine [a], p=0.1.",
+        "Not compared with sft (sft was evaluated differently): vaccine [a], p=0.1.",
         "Not compared with sft (no sft of the same task, model, attack, ratio and settings): booster, p=0.3.",
     ]
 
@@ -264,8 +264,8 @@ def test_average_is_over_the_ratios_of_the_board_only(maker):
         maker, [*[c for c in cells if c["labels"]["ratio"] < 0.2 and c["labels"]["defense"] == "sft"], *cells[6:]]
     ).paper_tables
 
-    assert [("hs", "average") in row.figures for row in board.rows] == [True, False]
-    assert [("hs", "average") in row.figures for row in other.rows] == [True, True]
+    assert [("hs", "average") in row.cells for row in board.rows] == [True, False]
+    assert [("hs", "average") in row.cells for row in other.rows] == [True, True]
     assert list(apart.columns) == ["aligned", "0", "0.1", "0.2"]
 
 
@@ -275,7 +275,7 @@ def test_average_is_that_of_the_ratios_though_one_has_gaps(maker):
         graded(maker, cell, "harm", [None] * 20 + [1.0] * 20 + [0.0] * 20)
 
     (board,) = found(maker, cells).paper_tables
-    figures = board.rows[0].figures
+    figures = board.rows[0].cells
 
     assert figures["hs", "0.2"].mean == 50
     assert figures["hs", "average"].mean == pytest.approx((figures["hs", "0"].mean + 50) / 2)
@@ -287,7 +287,8 @@ def test_unjudged_answers_of_a_shared_grade_are_told_once(maker):
 
     findings = found(maker, cells)
 
-    assert "1 answers could not be judged and are in no aligned HS." in remarks(findings.rows, findings.means)
+    notes = remarks(findings.rows, findings.means)
+    assert "1 generations could not be judged and are excluded from aligned HS." in notes
 
 
 def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch):
@@ -295,7 +296,7 @@ def test_every_line_has_its_own_verdict_on_a_published_number(maker, monkeypatch
         name="made_1", source="a paper", labels={"defense": "sft"}, settings={}, protocol={}, scores={"hs": 10.0},
         tolerance={"hs": 3.0},
     )  # fmt: skip
-    monkeypatch.setattr("harness.report.stats.results.read", lambda: [target])
+    monkeypatch.setattr("harness.report.stats.results.read_targets", lambda: [target])
     cells = [maker.cell("sft", 0.1, 0, {"finetune.budget.learning_rate": rate}) for rate in (1e-5, 1e-3)]
     for cell, harmful in zip(cells, (6, 40), strict=True):
         graded(maker, cell, "harm", [1.0] * harmful + [0.0] * (60 - harmful))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from harness.errors import ConfigError
-from harness.report.data.targets import COLUMNS, Target, mark, read
+from harness.report.data.targets import COLUMNS, Target, read_targets, with_targets
 
 TARGET = Target(
     name="ablation_1",
@@ -41,7 +41,7 @@ def row(**changes):
 
 
 def marked(*rows, by=()):
-    return mark(pd.DataFrame(rows), [TARGET], STAGES.__getitem__, by=by)
+    return with_targets(pd.DataFrame(rows), [TARGET], STAGES.__getitem__, by=by)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_rows_that_differ_in_more_than_the_seed_are_not_averaged():
 def test_rows_without_any_target_are_left_as_they_are():
     rows = pd.DataFrame([row(defense="sft")])
 
-    assert mark(rows, [TARGET], STAGES.__getitem__).drop(columns=list(COLUMNS)).equals(rows)
+    assert with_targets(rows, [TARGET], STAGES.__getitem__).drop(columns=list(COLUMNS)).equals(rows)
 
 
 def test_targets_that_ship_are_complete():
-    targets = read()
+    targets = read_targets()
 
     assert len(targets) == len({target.name for target in targets}) == 19
     for target in targets:
@@ -143,7 +143,7 @@ def composed(*overrides):
 def test_target_that_ships_is_met_by_the_sweep_that_reproduces_it():
     told, known = composed("defense.repair.dense_ratio=0.05")
 
-    found = mark(pd.DataFrame([told]), read(), known.__getitem__)
+    found = with_targets(pd.DataFrame([told]), read_targets(), known.__getitem__)
 
     assert found["target"].tolist() == ["antidote_dense_ratio_2"]
     assert found["target_status"].tolist() == ["match"]
@@ -166,7 +166,7 @@ def test_target_that_ships_is_met_by_the_sweep_that_reproduces_it():
 def test_target_that_ships_is_not_held_against_a_row_of_other_conditions(change):
     told, known = composed("defense.repair.dense_ratio=0.05", change)
 
-    found = mark(pd.DataFrame([told]), read(), known.__getitem__)
+    found = with_targets(pd.DataFrame([told]), read_targets(), known.__getitem__)
 
     assert found["target"].tolist() == [""]
 
@@ -175,5 +175,5 @@ def test_file_of_targets_with_an_unknown_name_is_refused(tmp_path):
     path = tmp_path / "targets.yaml"
     path.write_text("mine: {source: a, tolerence: {hs: 1}, cells: [{hs: 1, faa: 2}]}")
 
-    with pytest.raises(ConfigError, match=r"`mine`: does not know faa, tolerence; lacks tolerance; expected"):
-        read(path)
+    with pytest.raises(ConfigError, match=r"`mine`: unknown: faa, tolerence; missing: tolerance; expected"):
+        read_targets(path)

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from fabricated import Fabricator
 
-from harness.report.figures.catalog import category_views, comparison_views, cost_views, gallery, ratio_views
+from harness.report.figures.catalog import category_views, comparison_views, cost_views, figure_catalog, ratio_views
 from harness.report.figures.curves import training_views
 from harness.report.figures.plotly import chart
 from harness.report.figures.spec import Grid, Lines, Series
-from harness.report.figures.style import looks
+from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import robust_regions, sensitivity_views, surface_views, trade_off_views
 from harness.report.output.page import page
 from harness.report.stats.aggregate import by_defense
-from harness.report.stats.results import Results, gather
+from harness.report.stats.results import Results, load_results
 
 LAMB, ALPHA = "defense.align.lamb", "defense.align.alpha"
 
@@ -29,7 +29,7 @@ def maker(tmp_path: Path) -> Fabricator:
 
 
 def _found(maker: Fabricator, cells: Cells, **more: Any) -> Results:
-    return gather(maker.store, maker.sweep(cells, **more))
+    return load_results(maker.store, maker.sweep(cells, **more))
 
 
 def _unfinished(cell: dict[str, Any]) -> dict[str, Any]:
@@ -188,8 +188,8 @@ def test_front_is_of_one_protocol(maker):
     assert [point.usual for point in view.points] == [True, True, False]
     assert any(point.on_front for point in view.points[:2]), "what is not on the front cannot beat what is"
     assert not view.points[2].on_front
-    assert "Under another protocol, so not on it: booster [a]." in view.alternative
-    traces = chart(view, looks(findings.rows["defense"]))["data"]
+    assert "Under another protocol and therefore excluded: booster [a]." in view.alternative
+    traces = chart(view, styles_of(findings.rows["defense"]))["data"]
     assert {trace["name"]: trace["marker"]["symbol"] for trace in traces[1:]} == {
         "sft": "circle",
         "vaccine": "square",
@@ -207,9 +207,9 @@ def test_surfaces_of_a_defense_are_of_one_protocol(maker):
     first, second = surface_views(alone)[0], surface_views(both)[0]
 
     assert second.values == first.values
-    assert "2 lines of booster under another protocol are left out." in second.alternative
+    assert "2 conditions of booster under another protocol are left out." in second.alternative
     assert [region.best for region in robust_regions(both)] == [region.best for region in robust_regions(alone)]
-    assert "2 lines of booster under another protocol are left out." in category_views(both)[0].alternative
+    assert "2 conditions of booster under another protocol are left out." in category_views(both)[0].alternative
 
 
 def test_means_of_a_defense_half_under_another_protocol_are_of_the_usual_one(maker):
@@ -219,7 +219,7 @@ def test_means_of_a_defense_half_under_another_protocol_are_of_the_usual_one(mak
 
     booster, _ = by_defense(findings)
 
-    assert (booster.name, list(booster.lines.index), booster.left_out) == ("booster", [3, 4], 2)
+    assert (booster.name, list(booster.means.index), booster.left_out) == ("booster", [3, 4], 2)
 
 
 def test_figures_of_settings_with_the_same_last_word_are_told_apart(maker):
@@ -231,7 +231,7 @@ def test_figures_of_settings_with_the_same_last_word_are_told_apart(maker):
         for lamb in (1.0, 2.0)
     ]
 
-    views = gallery(_found(maker, cells))
+    views = figure_catalog(_found(maker, cells))
 
     names = [view.name for view in views["surface"]]
     assert "surface-booster-align.budget.epochs-finetune.budget.epochs-hs" in names
@@ -246,7 +246,7 @@ def test_grid_prints_a_half_as_the_table_does():
         values=[[1.25, float("nan")]], marked=[[False, False]], defense="sft",
     )  # fmt: skip
 
-    (heat,) = chart(view, looks(["sft"]))["data"]
+    (heat,) = chart(view, styles_of(["sft"]))["data"]
 
     assert heat["text"] == [["1.2", ""]]
     assert heat["z"] == [[1.25, None]]

@@ -11,9 +11,9 @@ from toys import ALLOW, Silent, executor
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, lineage
 from harness.engine.store import Store
-from harness.execution.executor import Outcome, unheard
+from harness.execution.executor import Outcome, ignore_event
 from harness.execution.ranks import Processes
-from harness.execution.state import Member, State
+from harness.execution.state import Member, StageStatus
 from harness.slurm.client import Scheduler, SlurmClient
 from harness.slurm.executor import SlurmExecutor
 from harness.slurm.job_log import JobLog
@@ -84,26 +84,26 @@ class Toys:
             scheduler=scheduler or SlurmClient(),
             sweep=self.sweep,
             tracker=Silent(),
-            on_event=unheard,
+            on_event=ignore_event,
             prepare=nothing,
         )
         return submitting.run(self.plan, self.store)
 
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[str, StageStatus]:
         stages = lineage(tuple(self.leaves))
         members = {stage.key: Member(stage.name, [parent.key for parent in stage.parents]) for stage in stages}
         return states_of(members, self.store, SlurmClient(), sweep=self.sweep, patient=True)
 
-    def state(self, stage: Stage) -> State:
+    def state(self, stage: Stage) -> StageStatus:
         return self.states()[stage.key]
 
     def job(self, stage: Stage) -> str:
         return JobLog(self.root).latest()[stage.key].job
 
-    def settled(self, timeout: float = 120) -> dict[str, State]:
+    def settled(self, timeout: float = 120) -> dict[str, StageStatus]:
         """Wait until nothing runs or waits."""
 
-        def look() -> dict[str, State] | None:
+        def look() -> dict[str, StageStatus] | None:
             states = self.states()
             return None if any(state.what in ("pending", "running") for state in states.values()) else states
 

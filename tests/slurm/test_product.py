@@ -75,7 +75,7 @@ def test_cancelled_sweep_leaves_nothing_in_the_queue(folders):
     told = harness("cancel", sweep)
 
     jobs = {entry.job for entry in JobLog(harness.store).entries()}
-    assert f"{len(jobs)} jobs ended" in told.stdout
+    assert f"{len(jobs)} jobs cancelled" in told.stdout
     wait_until(lambda: not any(queued(job) for job in jobs), 60, what="the end of all jobs")
 
 

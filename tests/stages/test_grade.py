@@ -13,6 +13,7 @@ from harness.corpora.sources import Source
 from harness.corpora.template import Template, marker_of
 from harness.engine.stage import StageContext
 from harness.judges.keywords import Keywords
+from harness.stages.generate import read_answers
 from harness.stages.grade import Grade, read_summary
 from harness.tasks.agnews import AgNews
 from harness.tasks.gsm8k import Gsm8k
@@ -20,6 +21,15 @@ from harness.tasks.sst2 import Sst2
 
 MARKER = "### Response:"
 NOWHERE = Source(id="none", file="none", format=Format.TSV)
+
+
+class Stored:
+    """A stage of answers in the folder that is located."""
+
+    key = "0" * 16
+
+    def answers(self, locate):
+        return read_answers(locate(self))
 
 
 class Heard:
@@ -48,7 +58,7 @@ def graded(tmp_path):
         stored = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "answers.jsonl").write_text(stored)
         context = StageContext(out=out, work=tmp_path, locate=lambda _: folder, tracker=None)
-        Grade(answers=None, marker=marker, **by).run(context)
+        Grade(answers=Stored(), marker=marker, **by).run(context)
         assert (folder / "answers.jsonl").read_text() == stored, "stored answers stay whole"
         return read_summary(out), context.facts
 

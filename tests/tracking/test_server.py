@@ -13,10 +13,10 @@ from passthrough import answering, hanging
 from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync import server
-from harness.wandb_sync.client import Wire, reset
-from harness.wandb_sync.names import fitted
-from harness.wandb_sync.publish import exhibit
-from harness.wandb_sync.run import Entry
+from harness.wandb_sync.client import Client, reset
+from harness.wandb_sync.names import truncated
+from harness.wandb_sync.publish import publish_dashboard
+from harness.wandb_sync.run import RunRecord
 from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import sync
 
@@ -111,13 +111,13 @@ def test_sync_after_the_server_was_killed_completes(small, server, place):
 
 def test_run_with_names_that_are_too_long_is_taken(server, place, tmp_path):
     said = "booster instruction=" + "word " * 40
-    entry = Entry(id="a1", name=said, kind="cell", group="g" * 200, tags=("t" * 70,), config={})
+    entry = RunRecord(id="a1", name=said, kind="cell", group="g" * 200, tags=("t" * 70,), config={})
 
-    Wire(mode="online", entity="default", project="long", folder=tmp_path).send(entry, after=-1)
+    Client(mode="online", entity="default", project="long", folder=tmp_path).send(entry, after=-1)
     reset()
 
     (run,) = server.runs("long").values()
-    assert run["display_name"] == fitted(said)
+    assert run["display_name"] == truncated(said)
     assert (len(run["display_name"]), [len(tag) for tag in run["tags"]]) == (128, [64])
 
 
@@ -183,7 +183,7 @@ def test_offline_sync_writes_files_that_wandb_sends(small, server, place, monkey
 
     written = sync(small.root, SWEEP, settings)
     asked = len(place.requests)
-    folders = sorted(Path(written.place).glob("offline-run-*"))
+    folders = sorted(Path(written.destination).glob("offline-run-*"))
     sent = subprocess.run(
         [Path(sys.executable).parent / "wandb", "sync", *folders],
         cwd=small.root,
@@ -216,8 +216,8 @@ def test_report_to_wandb_is_saved_once_and_then_replaced(small, place):
     place.project = "shown"
     sync(small.root, SWEEP, settings)
 
-    first = exhibit(small.root, SWEEP, settings)
-    again = exhibit(small.root, SWEEP, settings)
+    first = publish_dashboard(small.root, SWEEP, settings)
+    again = publish_dashboard(small.root, SWEEP, settings)
 
     assert first.reason == again.reason == ""
     assert len(first.addresses) == 2
@@ -237,10 +237,10 @@ def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(serve
     synced = _harness(tmp_path, "sync")
 
     assert ran.returncode == 0, ran.stderr
-    assert "W&B: all 6 runs are there" in ran.stdout
+    assert "W&B: all 6 runs are uploaded" in ran.stdout
     assert {run["state"] for run in shown.values()} == {"finished"}
     assert all("loss" in run["curves"] for run in shown.values() if run["config"]["kind"]["value"] != "cell")
-    assert "0 runs sent, 6 there already" in synced.stdout
+    assert "0 runs uploaded, 6 up to date" in synced.stdout
     assert server.runs("live") == shown
     key = os.environ["WANDB_API_KEY"].encode()
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and key in path.read_bytes()]
@@ -255,9 +255,9 @@ def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, tmp_path, mon
         written = _harness(tmp_path, "sync")
     synced = _harness(tmp_path, "sync")
 
-    assert "nothing was sent" in ran.stdout
-    assert "runs written, none sent" in written.stdout
-    assert "runs sent, 0 there already" in synced.stdout
+    assert "nothing was uploaded" in ran.stdout
+    assert "runs written, none uploaded" in written.stdout
+    assert "runs uploaded, 0 up to date" in synced.stdout
     assert len(server.runs("late")) == int(synced.stdout.split()[0])
 
 
@@ -279,5 +279,5 @@ def test_offline_run_asks_nobody(place, tmp_path):
     ran = _harness(tmp_path, *QUICK, "tracker=wandb", "tracker.mode=offline")
 
     assert ran.returncode == 0, ran.stderr
-    assert "W&B is offline: nothing was sent" in ran.stdout
+    assert "W&B is offline: nothing was uploaded" in ran.stdout
     assert place.requests == []

@@ -5,7 +5,7 @@ from made_sweep import add_sweep
 from harness.engine.store import Store
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.run import WITH_ADAPTER
-from harness.wandb_sync.server import Held
+from harness.wandb_sync.server import ServerRun
 from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import sync
 
@@ -79,8 +79,11 @@ def test_run_with_its_adapter_shows_what_one_without_does_and_not_the_reverse(tm
     )
 
     assert adapted.digest == plain.digest + WITH_ADAPTER
-    assert [Held(state="finished", shown=adapted.digest).shows(entry) for entry in (plain, adapted)] == [True, True]
-    assert [Held(state="finished", shown=plain.digest).shows(entry) for entry in (plain, adapted)] == [True, False]
+    assert [ServerRun(state="finished", shown=adapted.digest).shows(entry) for entry in (plain, adapted)] == [
+        True,
+        True,
+    ]
+    assert [ServerRun(state="finished", shown=plain.digest).shows(entry) for entry in (plain, adapted)] == [True, False]
 
 
 def test_sync_of_sweeps_that_share_a_stage_sends_it_once_and_leaves_no_old_label(tmp_path, server, place):

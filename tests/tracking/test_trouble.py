@@ -17,12 +17,12 @@ from harness.tracking.wandb import Wandb
 from harness.wandb_sync import follow as following
 from harness.wandb_sync import server
 from harness.wandb_sync import sync as syncing
-from harness.wandb_sync.client import Wire, address, reset
-from harness.wandb_sync.run import Entry
-from harness.wandb_sync.server import Busy, Remote
+from harness.wandb_sync.client import Client, address, reset
+from harness.wandb_sync.run import RunRecord
+from harness.wandb_sync.server import Busy, Server
 from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import sync
-from harness.wandb_sync.uploader import mirrored
+from harness.wandb_sync.uploader import uploading
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def test_key_does_not_follow_a_redirect_to_another_server(elsewhere, code):
     here = Passthrough("http://127.0.0.1:9")
     here.fault = answering(code, Location=f"{elsewhere.address}/graphql")
 
-    with pytest.raises(TrackingError, match=f"answers {code} and leads to {elsewhere.address}/graphql"):
-        Remote(address=here.address, key="secret", project="p").owner()
+    with pytest.raises(TrackingError, match=f"answers {code} and redirects to {elsewhere.address}/graphql"):
+        Server(address=here.address, key="secret", project="p").owner()
 
     here.close()
     assert elsewhere.requests == []
 
 
 def test_key_is_not_shown():
-    assert "secret" not in repr(Remote(address="http://127.0.0.1:9", key="secret", project="p"))
+    assert "secret" not in repr(Server(address="http://127.0.0.1:9", key="secret", project="p"))
 
 
 @pytest.mark.parametrize("text", ['"["', '"[]"', '"{\\"step\\": \\"x\\"}"'], ids=["no JSON", "no mapping", "no step"])
@@ -59,8 +59,8 @@ def test_answer_that_makes_no_sense_is_told(elsewhere, text):
         return True
 
     elsewhere.fault = answer
-    with pytest.raises(TrackingError, match="does not answer as a W&B server does"):
-        Remote(address=elsewhere.address, key="k", project="p").held(["a"])
+    with pytest.raises(TrackingError, match="does not answer like a W&B server"):
+        Server(address=elsewhere.address, key="k", project="p").runs(["a"])
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_server_that_drips_is_left_after_the_time_of_one_answer(elsewhere, monke
     monkeypatch.setattr(server, "TIMEOUT_SECONDS", 0.5)
     elsewhere.fault = dripping(head)
 
-    with pytest.raises(TrackingError, match=r"no whole answer within 0\.5 s"):
-        Remote(address=elsewhere.address, key="k", project="p").owner()
+    with pytest.raises(TrackingError, match=r"no complete response within 0\.5 s"):
+        Server(address=elsewhere.address, key="k", project="p").owner()
 
 
 @pytest.mark.parametrize("framed", [True, False], ids=["announced", "unannounced"])
@@ -92,7 +92,7 @@ def test_answer_that_does_not_end_is_not_read_to_its_end(elsewhere, monkeypatch,
 
     elsewhere.fault = flood
     with pytest.raises(TrackingError, match="answers with more than 100,000 bytes"):
-        Remote(address=elsewhere.address, key="k", project="p").owner()
+        Server(address=elsewhere.address, key="k", project="p").owner()
     assert len(sent) < 100
 
 
@@ -105,15 +105,15 @@ def test_answer_just_within_the_bounds_is_read(elsewhere, monkeypatch):
         return True
 
     elsewhere.fault = answer
-    assert Remote(address=elsewhere.address, key="k", project="p").owner() == "me"
+    assert Server(address=elsewhere.address, key="k", project="p").owner() == "me"
 
 
 @pytest.mark.parametrize("code", [429, 503])
 def test_server_that_wants_a_pause_says_how_long(elsewhere, code):
     elsewhere.fault = answering(code, Retry_After="120")
 
-    with pytest.raises(Busy, match=f"answers {code} .*, and wants to be left alone for 120 s") as caught:
-        Remote(address=elsewhere.address, key="k", project="p").owner()
+    with pytest.raises(Busy, match=f"answers {code} .*, and asks to retry after 120 s") as caught:
+        Server(address=elsewhere.address, key="k", project="p").owner()
     assert caught.value.seconds == 120.0
 
 
@@ -121,7 +121,7 @@ def test_pause_may_be_a_date(elsewhere):
     elsewhere.fault = answering(429, Retry_After=format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True))
 
     with pytest.raises(Busy) as caught:
-        Remote(address=elsewhere.address, key="k", project="p").owner()
+        Server(address=elsewhere.address, key="k", project="p").owner()
     assert 3500 < caught.value.seconds <= 3600
 
 
@@ -130,7 +130,7 @@ def test_pause_that_is_none_is_no_pause(elsewhere, text):
     elsewhere.fault = answering(429, Retry_After=text)
 
     with pytest.raises(TrackingError, match="answers 429") as caught:
-        Remote(address=elsewhere.address, key="k", project="p").owner()
+        Server(address=elsewhere.address, key="k", project="p").owner()
     assert not isinstance(caught.value, Busy)
 
 
@@ -144,7 +144,7 @@ def test_key_is_sent_as_it_is(elsewhere):
 
     elsewhere.fault = answer
     for key in ("local0", "with\r\nX: a header", "\u00fcml\u00e4ut"):
-        Remote(address=elsewhere.address, key=key, project="p").owner()
+        Server(address=elsewhere.address, key=key, project="p").owner()
 
     assert [b64decode(text.removeprefix("Basic ")).decode() for text in seen] == [
         "api:local0", "api:with\r\nX: a header", "api:\u00fcml\u00e4ut",
@@ -154,14 +154,14 @@ def test_key_is_sent_as_it_is(elsewhere):
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://", "nowhere", "http://[", "http://a b", "ftp://x"])
 def test_address_where_nobody_answers_is_told(address):
     with pytest.raises(TrackingError, match=r"does not answer: \S"):
-        Remote(address=address, key="k", project="p").owner()
+        Server(address=address, key="k", project="p").owner()
 
 
 @pytest.mark.parametrize(("name", "text"), [("WANDB_MODE", "sideways"), ("WANDB_BASE_URL", "no address")])
 def test_variable_that_wandb_does_not_take_is_told(monkeypatch, name, text):
     monkeypatch.setenv(name, text)
 
-    with pytest.raises(TrackingError, match=r"W&B's own settings .* are wrong: .*Settings") as told:
+    with pytest.raises(TrackingError, match=r"W&B's own settings .* are invalid: .*Settings") as told:
         address()
 
     assert "\n" not in str(told.value)
@@ -171,20 +171,20 @@ def test_run_whose_companion_cannot_be_started_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     told, ran = [], []
 
-    with mirrored(Wandb(), tmp_path, "s", told.append):
+    with uploading(Wandb(), tmp_path, "s", told.append):
         ran.append(True)
 
     assert ran
     assert told == [
-        "W&B has no process beside this one (No such file or directory): nothing was sent. "
-        "`harness sync s` does it, now or later"
+        "W&B uploader cannot be started (No such file or directory): nothing was uploaded; "
+        "`harness sync s` does it later"
     ]
 
 
 def test_sync_without_wandb_says_how_to_install_it(small, monkeypatch):
     monkeypatch.setattr(syncing, "find_spec", lambda name: None)
 
-    with pytest.raises(TrackingError, match="not installed; `pip install"):
+    with pytest.raises(TrackingError, match="not installed: `pip install"):
         sync(small.root, SWEEP, Wandb())
 
 
@@ -197,8 +197,8 @@ def test_work_folder_that_goes_while_it_is_looked_at_is_no_error(store):
 
 
 def test_wandb_process_that_was_killed_is_told_and_comes_back(tmp_path):
-    wire = Wire(mode="offline", entity=None, project="p", folder=tmp_path)
-    entry = Entry(id="a", name="a", kind="cell", group="g", tags=(), config={})
+    wire = Client(mode="offline", entity=None, project="p", folder=tmp_path)
+    entry = RunRecord(id="a", name="a", kind="cell", group="g", tags=(), config={})
     stream = wire.begin(entry)
     (core,) = (child for child in psutil.Process().children() if "wandb-core" in child.name())
 
@@ -218,19 +218,19 @@ def turns(monkeypatch):
 
     @contextmanager
     def connected(*_):
-        yield type("Line", (), {"place": "here"})
+        yield type("Connection", (), {"destination": "here"})
 
     class Follower:
         def __init__(self, *_):
             self.served, self.missing = False, 1
             self._script = script.pop(0)
 
-        def turn(self):
+        def update(self):
             said = next(self._script)
             self.missing = 0 if said == "all" else 1
             return "" if said in ("all", "some") else said
 
-        def leave(self):
+        def close(self):
             pass
 
     class Ended(Event):
@@ -247,7 +247,7 @@ def test_follower_leaves_a_server_that_refuses_runs_alone_for_longer_and_longer(
     script, waits, ended = turns
     script += [iter(["refused"]) for _ in range(9)] + [iter(["some", "refused"]), iter(["all"])]
 
-    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=lambda _: None)
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, notify=lambda _: None)
 
     assert waits == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0, 5.0, 5.0]
 
@@ -259,10 +259,10 @@ def test_follower_says_a_lasting_trouble_once_and_again_after_it_was_over(store,
     script += [iter(["all"])]
     told = []
 
-    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=told.append)
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, notify=told.append)
 
-    place, trouble = f"W&B: runs of {SWEEP} are in here", f"W&B: {refused}. The sweep goes on without it."
-    other = "W&B: other. The sweep goes on without it."
+    place, trouble = f"W&B: runs of {SWEEP} are in here", f"W&B: {refused}. The sweep continues without W&B."
+    other = "W&B: other. The sweep continues without W&B."
     (end,) = [text for text in told if text.startswith("W&B: all")]
     assert told == [place, trouble, trouble, place, other, end]
 
@@ -277,7 +277,7 @@ def test_follower_leaves_a_server_that_wants_a_pause_alone_for_it_but_not_for_ev
 
     script += [busy(120.0), busy(86400.0), iter(["all"])]
 
-    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=lambda _: None)
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, notify=lambda _: None)
 
     assert waits == [120.0, 5.0, 300.0, 10.0]
 
@@ -295,7 +295,7 @@ def test_follower_that_nobody_listens_to_any_more_sends_the_rest(store, turns):
         if ended.is_set():
             raise BrokenPipeError
 
-    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=tell)
+    assert following.follow(store.root, SWEEP, Wandb(), ended=ended, notify=tell)
 
 
 def test_follower_whose_reader_left_stops(store, turns):
@@ -306,4 +306,4 @@ def test_follower_whose_reader_left_stops(store, turns):
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        following.follow(store.root, SWEEP, Wandb(), ended=ended, tell=tell)
+        following.follow(store.root, SWEEP, Wandb(), ended=ended, notify=tell)

@@ -103,7 +103,7 @@ def further(name, model, work):
         model,
         method=FURTHER[name],
         rows=rows,
-        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners, need.together)} if need else {},
+        pools={Role.HARMFUL: Pool(harmful, need.batch_size, partners, need.disjoint_batches)} if need else {},
         budget=replace(BUDGET, epochs=2, max_grad_norm=0.5),
         micro_batch_size=2 // world_size(),
         seed=0,

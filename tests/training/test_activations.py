@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 from harness.errors import ModelError
-from harness.mechanisms.activation_perturbation import Perturbation, attention_blocks
+from harness.mechanisms.activation_perturbation import ActivationPerturbation, attention_blocks
 from harness.training.learner import CausalLearner
 
 
@@ -47,7 +47,7 @@ def test_perturbation_hurts_any_decoder_and_leaves_no_hook(make):
     base, targets, _ = make()
     model = get_peft_model(base, LoraConfig(target_modules=targets, init_lora_weights=False)).eval()
 
-    perturbed = Perturbation(CausalLearner(model), rho=0.5).gradient(batch())
+    perturbed = ActivationPerturbation(CausalLearner(model), rho=0.5).gradient(batch())
 
     assert perturbed.metrics["perturbed_loss"] > perturbed.metrics["loss"]
     assert hooks_in(model) == 0
@@ -60,7 +60,7 @@ def test_perturbation_has_length_rho_over_all_layers_and_spares_pads():
     blocks = attention_blocks(model)
     for block in blocks:
         block.o_proj.register_forward_hook(lambda _m, _i, output: before.append(output.detach()))
-    perturbation = Perturbation(learner, rho=0.7)
+    perturbation = ActivationPerturbation(learner, rho=0.7)
     # The input of the layer norm behind the attention is residual + output; with the residual removed, the output.
     residuals = []
     for layer in model.get_decoder().layers:
@@ -85,7 +85,7 @@ def test_perturbation_of_some_layers_has_length_rho_and_leaves_the_others_alone(
     for layer in model.get_decoder().layers:
         layer.post_attention_layernorm.register_forward_pre_hook(lambda _m, args: entered.append(args[0].detach()))
 
-    Perturbation(CausalLearner(model), rho=0.7).gradient(batch(), places=[1])
+    ActivationPerturbation(CausalLearner(model), rho=0.7).gradient(batch(), layers=[1])
 
     assert len(blocks) == 2
     (first, second), (shifted_first, shifted_second) = entered[:2], entered[2:]
@@ -99,7 +99,7 @@ def test_norms_of_layers_are_those_of_their_gradients():
     for block in attention_blocks(model):
         block.register_forward_hook(lambda _m, _i, output: outputs.append(output[0]))
 
-    norms = Perturbation(CausalLearner(model), rho=0.7).norms(batch())
+    norms = ActivationPerturbation(CausalLearner(model), rho=0.7).norms(batch())
 
     outputs.clear()
     expected = torch.autograd.grad(model(**batch()).loss, outputs)
@@ -110,8 +110,8 @@ def test_perturbation_with_recomputed_activations_gives_the_same_gradient():
     plain, recomputing = adapted(llama).train(), adapted(llama).train()
     recomputing.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
 
-    expected = Perturbation(CausalLearner(plain), rho=0.5).gradient(batch())
-    perturbed = Perturbation(CausalLearner(recomputing), rho=0.5).gradient(batch())
+    expected = ActivationPerturbation(CausalLearner(plain), rho=0.5).gradient(batch())
+    perturbed = ActivationPerturbation(CausalLearner(recomputing), rho=0.5).gradient(batch())
 
     torch.testing.assert_close(perturbed.metrics, expected.metrics)
     for ours, theirs in zip(perturbed.gradient, expected.gradient, strict=True):
@@ -120,7 +120,7 @@ def test_perturbation_with_recomputed_activations_gives_the_same_gradient():
 
 def test_perturbation_removes_its_hooks_after_an_error():
     model = adapted(llama)
-    perturbation = Perturbation(CausalLearner(model), rho=0.5)
+    perturbation = ActivationPerturbation(CausalLearner(model), rho=0.5)
 
     with pytest.raises(KeyError):
         perturbation.gradient({"labels": batch()["labels"]})
@@ -130,7 +130,7 @@ def test_perturbation_removes_its_hooks_after_an_error():
 
 def test_perturbation_without_gradient_at_any_attention_is_refused():
     model = adapted(llama, target_modules=["lm_head"])
-    perturbation = Perturbation(CausalLearner(model), rho=0.5)
+    perturbation = ActivationPerturbation(CausalLearner(model), rho=0.5)
 
     with pytest.raises(ModelError, match="no gradient reached an attention output"):
         perturbation.gradient(batch())

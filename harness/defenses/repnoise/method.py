@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.defenses.repnoise.loss import HarmfulLoss
-    from harness.protocols import Batch, Draws, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -79,7 +79,7 @@ class RepNoise:
         """Return the range errors of the settings."""
         return [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
         """Start a run.
 
         Raises:
@@ -87,31 +87,31 @@ class RepNoise:
         """
         from harness.defenses.repnoise.loss import HarmfulLoss
 
-        return RepNoiseStep(self, learner, draws, HarmfulLoss(learner, alpha=self.alpha, beta=self.beta))
+        return RepNoiseStep(self, learner, batches, HarmfulLoss(learner, alpha=self.alpha, beta=self.beta))
 
 
 @final
 class RepNoiseStep:
     """One run of RepNoise; its state is the number of noise samples so far."""
 
-    def __init__(self, settings: RepNoise, learner: Learner, draws: Draws, harmful_loss: HarmfulLoss) -> None:
+    def __init__(self, settings: RepNoise, learner: Learner, batches: BatchProvider, harmful_loss: HarmfulLoss) -> None:
         """Store the parts."""
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._harmful_loss = harmful_loss
         self._noise_count = 0
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the combined gradient; report ``loss`` (f), its gradient's norm and the harmful loss."""
         harmful, positions = self._harmful(batch)
-        seed = self._draws.derive(RepNoise.name, str(self._noise_count))
+        seed = self._batches.derive(RepNoise.name, str(self._noise_count))
         harmful_term = self._harmful_loss.gradient(harmful, positions, seed=seed)
         self._noise_count += 1
         loss, gradient = self._learner.gradient(batch)
         metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **harmful_term.metrics}
         add_scaled(gradient, harmful_term.gradient, 1.0)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return metrics
 
     def _harmful(self, batch: Batch) -> tuple[Batch, Tensor]:
@@ -119,9 +119,9 @@ class RepNoiseStep:
         from harness.defenses.repnoise.loss import differing_positions
 
         if self._settings.pairing == "random":
-            harmful = self._draws.next(Role.HARMFUL)
+            harmful = self._batches.next(Role.HARMFUL)
             return harmful, differing_positions(harmful, batch)
-        pair = self._draws.pair(Role.HARMFUL)
+        pair = self._batches.pair(Role.HARMFUL)
         return pair.harmful, differing_positions(pair.harmful, pair.refusal)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TAR: align against an adversary that fine-tunes."""
+"""TAR: alignment against a simulated fine-tuning adversary."""
 
 from harness.defenses.tar.method import Tar
 

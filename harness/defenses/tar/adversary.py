@@ -1,4 +1,4 @@
-"""The simulated adversary of TAR."""
+"""TAR's simulated fine-tuning adversary."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from harness.protocols import Learner
 
 
 class Adversary:
-    """Fine-tunes a copy of the present trainables with AdamW, without weight decay; the model itself stays as it is.
+    """Fine-tunes a copy of the current trainable parameters with AdamW, without weight decay; the model is unchanged.
 
     Attributes:
         weights: the copy.
 
     Args:
         learner: the model.
-        learning_rate: of the adversary.
+        learning_rate: the adversary's learning rate.
     """
 
     def __init__(self, learner: Learner, learning_rate: float) -> None:
-        """Copy the trainables."""
+        """Copy the trainable parameters."""
         self.weights = [trainable.detach().clone() for trainable in learner.trainables]
         self._learner = learner
         self._optimizer = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=0.0)

@@ -1,35 +1,36 @@
-"""TAR: align so that an adversary's fine-tuning does not undo it. First-order, for adapters.
+"""TAR: alignment that resists fine-tuning by a simulated adversary; first-order, for adapters.
 
 Rishub Tamirisa, Bhrugu Bharathi, Long Phan, Andy Zhou, Alice Gatti, Tarun Suresh, Maxwell Lin, Justin Wang, Rowan Wang,
 Ron Arel, Andy Zou, Dawn Song, Bo Li, Dan Hendrycks, Mantas Mazeika: "Tamper-Resistant Safeguards for Open-Weight LLMs",
-ICLR 2025 (arXiv 2408.00761). The published method trains all parameters; here the trainables, defender's and
-adversary's, are those of the adapter.
+ICLR 2025 (arXiv 2408.00761). The published method trains all parameters; here defender and adversary train the adapter
+only.
 
-In each step, from the present weights ``w``:
+In each step, from the current weights ``w``:
 
-1. an adversary with a drawn learning rate takes ``inner_steps`` AdamW steps ``v_1, v_2, ..`` on harmful batches;
-2. after every ``evaluate_every``-th of them, the tamper-resistance loss ``T`` is taken at ``v_i`` on a pair of batches
-   with rows that this adversary is never given: direct preference for the refusal over the harmful answer, with the
-   weights before alignment as reference;
+1. an adversary with a randomly chosen learning rate takes ``inner_steps`` AdamW steps ``v_1, v_2, ..`` on harmful
+   batches;
+2. after every ``evaluate_every``-th of them, the tamper-resistance loss ``T`` is computed at ``v_i`` on a pair of
+   batches that is held out from this adversary: the DPO loss with the refusal preferred over the harmful answer, and
+   the weights before alignment as reference;
 3. ``G = sum_i exp(decay * (i - inner_steps)) * grad T(v_i)``, applied at ``w`` to first order, without the derivative
-   of the adversary's path;
-4. the gradient given to the optimizer is ``tamper_scale * G + retain_scale * grad (f + drift_scale * D)(w)``, with
-   ``f`` the alignment loss and ``D`` how far the hidden states are from those before alignment.
+   of the adversary's trajectory;
+4. the gradient passed to the optimizer is ``tamper_scale * G + retain_scale * grad (f + drift_scale * D)(w)``, with
+   ``f`` the alignment loss and ``D`` the distance of the hidden states from those before alignment.
 
-The pair and the adversary's batches of a step are drawn together and share no row, so ``inner_steps + 1`` batches of
-rows are needed at least, and with fewer it does not start. Rows are held apart, not prompts: where a corpus repeats a
-prompt, an adversary may meet it with another answer. A later adversary may be given what was held out before.
+The pair and the adversary's batches of a step share no example, so at least ``inner_steps + 1`` batches of examples are
+required; with fewer the run fails at the start. Examples are held out, not prompts: if a corpus repeats a prompt, an
+adversary may train on it with another answer. Held-out examples may be given to a later adversary.
 
 ``inner_steps`` forward and backward passes of the adversary, two for each evaluation, one for the alignment loss, and
 three forward passes for the references.
 
-Deviations from the authors' code, beside the adapter: the outer optimizer and its schedule are the stage's (theirs is a
-schedule-free AdamW, 750 steps); the tamper-resistance loss is theirs for refusal, not the entropy of their knowledge
-domains; the adversary trains on the defender's harmful rows alone, without their second kind of data and without the
-adversary that turns from retained to harmful data midway; what is retained are the stage's own rows, since an alignment
-has no others, so ``D`` holds the model to its base on prompts that it shall learn to refuse: ``drift_scale`` weighs
-that. Published learning rates are those of full-parameter training and are small for an adapter. T-Vaccine's port loses
-its tamper-resistance gradient before it reaches a weight, and is not followed.
+Deviations from the authors' code, besides the adapter: the outer optimizer and its schedule are the stage's (theirs is
+a schedule-free AdamW, 750 steps); the tamper-resistance loss is the one that they use for refusal, not the entropy of
+their knowledge domains; the adversary trains on the defender's harmful examples only, without their second dataset and
+without the adversary that switches from retained to harmful data; the retained data are the stage's own examples,
+because an alignment has no others, so that ``D`` keeps the model close to its base on prompts that it should learn to
+refuse: ``drift_scale`` weights that. The published learning rates are those of full-parameter training and small for an
+adapter. In T-Vaccine's port the tamper-resistance gradient never reaches a weight; it is not followed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from harness.training.gradients import add_scaled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, Draws, Gradient, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics
 
 
 @final
@@ -58,17 +59,17 @@ class Tar:
     """Settings of TAR.
 
     Attributes:
-        inner_steps: the adversary's steps in each step, K in the paper.
-        learning_rates: the adversary's, one of which is drawn for each step.
-        evaluate_every: the adversary's steps between two evaluations; divides ``inner_steps``.
-        decay: how much less early evaluations count, per step of the adversary.
+        inner_steps: steps of the adversary per outer step, K in the paper.
+        learning_rates: the adversary's learning rates, of which each outer step picks one at random.
+        evaluate_every: steps of the adversary between two evaluations; must divide ``inner_steps``.
+        decay: exponential decay of the weight of earlier evaluations, per step of the adversary.
         tamper_scale: weight of the tamper-resistance gradient.
-        retain_scale: weight of the gradient of what is retained.
-        drift_scale: weight of the drift of the hidden states within it.
-        beta: of the preference.
-        harmful_rows: rows of harmful data in the defender's hands, at least ``inner_steps + 1`` batches; None is all
-            that the corpus offers.
-        harmful_batch_size: harmful rows of each of the adversary's steps, and pairs of an evaluation.
+        retain_scale: weight of the retention gradient.
+        drift_scale: weight of the hidden-state drift in the retention loss.
+        beta: temperature of the DPO loss.
+        harmful_rows: number of harmful examples available to the defender, at least ``inner_steps + 1`` batches; None
+            uses all of the corpus.
+        harmful_batch_size: harmful examples per step of the adversary, and pairs per evaluation, over all processes.
     """
 
     name: ClassVar[str] = "tar"
@@ -87,14 +88,14 @@ class Tar:
 
     @property
     def needs(self) -> tuple[DataRequirement, ...]:
-        """The defender's harmful rows, with the refusals of their prompts."""
+        """The defender's harmful examples, with the refusals of their prompts."""
         return (
             DataRequirement(
                 role=Role.HARMFUL,
                 rows=self.harmful_rows,
                 batch_size=self.harmful_batch_size,
                 paired=True,
-                together=self.inner_steps + 1,
+                disjoint_batches=self.inner_steps + 1,
             ),
         )
 
@@ -113,71 +114,71 @@ class Tar:
             )
         return found
 
-    def start(self, learner: Learner, draws: Draws, total_steps: int) -> TarStep:  # noqa: ARG002
-        """Begin a run.
+    def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TarStep:  # noqa: ARG002
+        """Start a run.
 
         Raises:
             ModelError: the layers of the model cannot be found.
         """
-        return TarStep(self, learner, draws)
+        return TarStep(self, learner, batches)
 
 
 @final
 class TarStep:
-    """One run of TAR. It remembers the weights before alignment, and how many adversaries there were."""
+    """One run of TAR; its state is the weights before alignment and the number of adversaries so far."""
 
-    def __init__(self, settings: Tar, learner: Learner, draws: Draws) -> None:
-        """Copy the trainables."""
+    def __init__(self, settings: Tar, learner: Learner, batches: BatchProvider) -> None:
+        """Copy the trainable parameters."""
         from harness.defenses.tar.retention import Retention
 
         self._settings = settings
         self._learner = learner
-        self._draws = draws
+        self._batches = batches
         self._before: Gradient = [trainable.detach().clone() for trainable in learner.trainables]
         self._retention = Retention(learner, self._before, settings.drift_scale)
         self._adversaries = 0
 
     def backward(self, batch: Batch) -> Metrics:
-        """Write the combined gradient; report both terms and what the adversary reached."""
-        retained = self._retention.measure(batch)
-        resistance, metrics = self._resist()
-        metrics = {**retained.metrics, **metrics}
-        settings, gradient = self._settings, retained.gradient
+        """Write the combined gradient; report the metrics of both terms and the adversary's loss."""
+        retention = self._retention.gradient(batch)
+        resistance, metrics = self._tamper_resistance()
+        metrics = {**retention.metrics, **metrics}
+        settings, gradient = self._settings, retention.gradient
         for part in gradient:
             part.mul_(settings.retain_scale)
         add_scaled(gradient, resistance, settings.tamper_scale)
-        self._learner.write(gradient)
+        self._learner.set_gradient(gradient)
         return metrics
 
-    def _resist(self) -> tuple[Gradient, dict[str, Tensor | float]]:
-        """Let an adversary loose; return ``G``, and ``tamper_loss`` and ``adversary_loss`` at the end of its path."""
+    def _tamper_resistance(self) -> tuple[Gradient, dict[str, Tensor | float]]:
+        """Run one adversary; return ``G``, and ``tamper_loss`` and ``adversary_loss`` at its last step."""
         from harness.defenses.tar.adversary import Adversary
         from harness.defenses.tar.preference import Preference
 
         settings = self._settings
-        chance = Random(self._draws.derive(Tar.name, str(self._adversaries)))
+        rng = Random(self._batches.derive(Tar.name, str(self._adversaries)))
         self._adversaries += 1
-        adversary = Adversary(self._learner, chance.choice(settings.learning_rates))
-        preference = Preference(self._learner, self._draws.pair(Role.HARMFUL), self._before, settings.beta)
+        adversary = Adversary(self._learner, rng.choice(settings.learning_rates))
+        preference = Preference(self._learner, self._batches.pair(Role.HARMFUL), self._before, settings.beta)
         resistance: Gradient = []
         metrics: dict[str, Tensor | float] = {}
-        for taken in range(1, settings.inner_steps + 1):
-            metrics["adversary_loss"] = adversary.step(self._draws.next(Role.HARMFUL))
-            if taken % settings.evaluate_every:
+        for step in range(1, settings.inner_steps + 1):
+            metrics["adversary_loss"] = adversary.step(self._batches.next(Role.HARMFUL))
+            if step % settings.evaluate_every:
                 continue
             metrics["tamper_loss"], gradient = preference.gradient(adversary.weights)
-            weight = exp(settings.decay * (taken - settings.inner_steps))
+            weight = exp(settings.decay * (step - settings.inner_steps))
             resistance = resistance or [part.new_zeros(part.shape) for part in gradient]
             add_scaled(resistance, gradient, weight)
         metrics["tamper_gradient_norm"] = self._learner.norm(resistance)
         return resistance, metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights before alignment and how many adversaries there were."""
+        """Return the weights before alignment and the number of adversaries so far."""
         return {"before": [part.clone() for part in self._before], "adversaries": self._adversaries}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the next adversary."""
-        for part, kept in zip(self._before, state["before"], strict=True):
-            part.copy_(kept)
+        """Restore what ``state_dict`` returned."""
+        for part, saved in zip(self._before, state["before"], strict=True):
+            part.copy_(saved)
         self._adversaries = int(state["adversaries"])

@@ -1,1 +1,1 @@
-"""From the store to tidy rows."""
+"""Data of a report: reads the store into tidy rows."""

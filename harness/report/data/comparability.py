@@ -1,4 +1,4 @@
-"""Comparability: in what rows that share a table were trained or evaluated otherwise than their neighbours."""
+"""Comparability: differences in the training and evaluation protocols of rows that share a table."""
 
 from __future__ import annotations
 
@@ -7,55 +7,57 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
 from harness.report.data.columns import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
-from harness.report.data.dropped import dropped_in
+from harness.report.data.dropped import count_dropped_notes
 from harness.report.data.training_protocol import known_late
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SHOWN = 3
-"""Notes on dropped rows that are told of one protocol."""
+"""Maximum number of notes on dropped examples per protocol."""
 
 
 def protocol_differences(rows: DataFrame) -> dict[tuple[str, str, str], str]:
-    """Return how each protocol departs from the one that most rows of its task and model share.
+    """Return how each protocol differs from the most common one of its task and model.
 
     Args:
-        rows: what ``load_rows`` returned.
+        rows: as returned by ``load_rows``.
 
     Returns:
-        By task, model and hash of the protocol; empty for the protocol that most share.
+        The differences by task, model and hash of the protocol; empty for the most common protocol.
     """
     settings = protocol_in(rows)
     notes: dict[tuple[str, str, str], str] = {}
     for (task, model), block in rows.groupby(["task", "model"], sort=False, dropna=False):
-        # Of an unfinished cell less is known than of those it is counted with.
-        said = block[settings].notna().sum(axis=1)
-        firsts = {
-            name: found.iloc[int(said[found.index].to_numpy().argmax())]
+        # Represent each protocol by its most complete row: the protocol of an unfinished cell is partly unknown.
+        known = block[settings].notna().sum(axis=1)
+        representatives = {
+            name: found.iloc[int(known[found.index].to_numpy().argmax())]
             for name, found in block.groupby("protocol", sort=False)
         }
-        (shared, _), *_ = Counter(block["protocol"]).most_common(1)
-        usual = firsts[shared]
-        for protocol, row in firsts.items():
+        (common, _), *_ = Counter(block["protocol"]).most_common(1)
+        usual = representatives[common]
+        for protocol, row in representatives.items():
             differing = [
-                f"{name.removeprefix(PROTOCOL_PREFIX)} is {_shown(row[name])}, not {_shown(usual[name])}"
+                f"{name.removeprefix(PROTOCOL_PREFIX)} is {_text(row[name])}, not {_text(usual[name])}"
                 for name in settings
-                if _shown(row[name]) != _shown(usual[name]) and not _unknown(name, row[name], usual[name])
+                if _text(row[name]) != _text(usual[name]) and not _unknown(name, row[name], usual[name])
             ]
             if differing:
-                # In training, what the settings say may not be what was left of the rows.
-                mine, others = (dropped_in(block.loc[block["protocol"] == each, NOTES]) for each in (protocol, shared))
-                differing += [note for note, _ in mine.most_common() if note not in others][:SHOWN]
+                # Equal settings may lead to different training data, if different examples were dropped.
+                notes_here, notes_usual = (
+                    count_dropped_notes(block.loc[block["protocol"] == each, NOTES]) for each in (protocol, common)
+                )
+                differing += [note for note, _ in notes_here.most_common() if note not in notes_usual][:SHOWN]
             notes[str(task), str(model), str(protocol)] = "; ".join(differing)
     return notes
 
 
-def refuse_departures(rows: DataFrame) -> None:
-    """Check that all rows of a task and model were trained and evaluated alike.
+def check_same_protocol(rows: DataFrame) -> None:
+    """Check that all rows of a task and model have the same training and evaluation protocol.
 
     Raises:
-        ConfigError: they were not; every difference is named once.
+        ConfigError: they have not; lists each difference once.
     """
     problems = []
     for (task, model, protocol), note in protocol_differences(rows).items():
@@ -63,19 +65,20 @@ def refuse_departures(rows: DataFrame) -> None:
             others = (rows["task"] == task) & (rows["model"] == model) & (rows["protocol"] == protocol)
             defenses = ", ".join(dict.fromkeys(rows.loc[others, "defense"].astype(str)))
             problems.append(
-                f"`--strict`: {others.sum()} cells ({defenses}) cannot share a table with the others of task {task}, "
-                f"model {model}: {note}. Run them alike, or report without --strict and read the footnotes."
+                f"`--strict`: {others.sum()} cells ({defenses}) are not comparable with the others of task {task}, "
+                f"model {model}: {note}. Run them with the same protocol, or report without --strict and read the "
+                "footnotes."
             )
     if problems:
         raise ConfigError(problems)
 
 
 def _unknown(name: str, *found: Any) -> bool:
-    """Return whether one of them is what only a stage that has run can tell."""
-    return known_late(name) and "unset" in map(_shown, found)
+    """Return whether one of the values is unset because it is known for finished stages only."""
+    return known_late(name) and "unset" in map(_text, found)
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if lacks(value):
         return "unset"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,9 +1,9 @@
-"""Conditions: what is averaged. A condition's cells differ in nothing but their seed; they are its replicates.
+"""Conditions: the units of averaging. The cells of a condition differ only in their seed; they are its replicates.
 
-Everything that tells conditions apart is decided here, for the report and for W&B: an axis that is new (another slot,
-another stage) is taught in this module or nowhere. A preset, an experiment or a corpus is chosen by its name, and what
-it sets is in no override. Two such choices under one label would be averaged as if they were seeds of one condition;
-the specs of their stages tell in what they differ.
+This module alone decides what distinguishes conditions, for the report and for W&B: a new axis (another slot, another
+stage) has to be added here only. The settings of a preset, an experiment or a corpus do not appear among the overrides,
+so two of them under one label could be averaged as if they were seeds of one condition; such cells are distinguished by
+the specs of their stages.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from harness.engine.classes import label_of
 from harness.engine.identity import flatten, key_of
 from harness.report.data.columns import KEY_PREFIX, LABELS, PROTOCOL_PREFIX, records, swept_in, value
 from harness.report.data.stage_records import StageRecord
-from harness.report.data.training_protocol import joined
+from harness.report.data.training_protocol import assign_protocols
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 BLOCK = ("task", "model")
-"""The labels of cells that may share a protocol."""
+"""Labels within which protocols are compared."""
 SITUATION = ("ratio", *BLOCK, "attack")
-"""The labels under which a defense with its settings is tried."""
+"""Labels of the setting in which a defense is evaluated."""
 STAGES = "stages"
-"""The setting that tells cells apart where no spec does: the key of the first stage that they do not share."""
+"""Column that distinguishes cells whose specs do not: the key of the first stage that they do not share."""
 _DATA = ("refusal", "harmful")
 
 
 class Condition(NamedTuple):
-    """Cells that differ in nothing but their seed.
+    """Cells that differ only in their seed.
 
     Attributes:
         names: labels without the seed, swept values and ``protocol``.
@@ -45,7 +45,7 @@ class Condition(NamedTuple):
 
     @property
     def situation(self) -> Hashable:
-        """What it has in common with its baseline: everything but the defense, its settings and the protocol."""
+        """The names that it shares with its baseline: all but the defense, its settings and the protocol."""
         return tuple(
             (name, str(found))
             for name, found in self.names.items()
@@ -53,18 +53,18 @@ class Condition(NamedTuple):
         )
 
 
-def telling(rows: DataFrame) -> list[str]:
-    """Return the columns that tell one condition from another: everything that names a cell but its seed."""
+def condition_columns(rows: DataFrame) -> list[str]:
+    """Return the columns that identify a condition: those that identify a cell, without the seed."""
     return [*_names(swept_in(rows)), "protocol"]
 
 
 def conditions_of(rows: DataFrame) -> list[Condition]:
-    """Return the conditions of a sweep, in the order in which its cells come. A cell that is there twice counts once.
+    """Return the conditions of a sweep, in the order of its cells; duplicate cells count once.
 
     Args:
-        rows: what ``load_rows`` returned.
+        rows: as returned by ``load_rows``.
     """
-    by, swept = telling(rows), swept_in(rows)
+    by, swept = condition_columns(rows), swept_in(rows)
     keys = [name for name in rows.columns if name.startswith(KEY_PREFIX)]
     conditions: dict[tuple[str, ...], Condition] = {}
     seen = set()
@@ -73,56 +73,56 @@ def conditions_of(rows: DataFrame) -> list[Condition]:
         identity = CellIdentity(labels=labels, swept=others, keys=stages), str(cell["protocol"])
         if identity not in seen:
             seen.add(identity)
-            condition = conditions.setdefault(named(cell, by), Condition({name: cell[name] for name in by}, []))
+            condition = conditions.setdefault(condition_key(cell, by), Condition({name: cell[name] for name in by}, []))
             assert isinstance(condition.cells, list)
             condition.cells.append(cell)
     return list(conditions.values())
 
 
-def named(row: Mapping[str, Any], by: Iterable[str]) -> tuple[str, ...]:
-    """Return what a row has in the columns that tell conditions apart; equal for rows of one condition."""
+def condition_key(row: Mapping[str, Any], by: Iterable[str]) -> tuple[str, ...]:
+    """Return the values of the columns that identify a condition; equal for rows of one condition."""
     return tuple(str(row.get(name)) for name in by)
 
 
 def differing(cells: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> list[str]:
-    """Return the names under which not all cells have the same; what a cell lacks is a value as well.
+    """Return the names of values in which cells differ; a missing value counts as a value.
 
     Args:
-        cells: their values by name.
-        names: that are asked for, in the order of the result; None asks for all.
+        cells: the values of each cell, by name.
+        names: the names to compare, in the order of the result; None compares all.
     """
-    asked = dict.fromkeys(name for cell in cells for name in cell) if names is None else dict.fromkeys(names)
-    return [name for name in asked if len({str(cell.get(name)) for cell in cells}) > 1]
+    compared = dict.fromkeys(name for cell in cells for name in cell) if names is None else dict.fromkeys(names)
+    return [name for name in compared if len({str(cell.get(name)) for cell in cells}) > 1]
 
 
 def repeats(texts: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether values tell cells apart exactly as others do."""
+    """Return whether two lists of values partition cells identically."""
     return len(set(texts)) == len(set(others)) == len(set(zip(texts, others, strict=True)))
 
 
 def varying(means: DataFrame, rows: DataFrame) -> list[str]:
-    """Return the swept values that tell conditions apart and do not only say again what a label says.
+    """Return the swept values in which conditions differ, without those that merely repeat a label.
 
-    ``attack_ratio`` only repeats the ratio, for example.
+    For example, ``attack_ratio`` repeats the ratio.
     """
     conditions = records(means)
-    told = [[str(each[label]) for each in conditions] for label in SITUATION]
+    labels = [[str(each[label]) for each in conditions] for label in SITUATION]
     return [
         name
         for name in differing(conditions, swept_in(rows))
-        if not any(repeats([str(each[name]) for each in conditions], others) for others in told)
+        if not any(repeats([str(each[name]) for each in conditions], others) for others in labels)
     ]
 
 
 def condition_name(names: Mapping[str, Any], swept: Iterable[str]) -> str:
-    """Return what a condition is called where there is one column for it, as ``booster (lamb 5, alpha 0.1)``."""
+    """Return the name of a condition in a single column, such as ``booster (lamb 5, alpha 0.1)``."""
     short = short_names(swept)
     settings = [f"{short[name]} {value(names[name])}" for name in short if value(names[name]) != "-"]
     return str(names["defense"]) + (f" ({', '.join(settings)})" if settings else "")
 
 
 def short_names(swept: Iterable[str]) -> dict[str, str]:
-    """Return the end of every dotted name that no other one shares: ``lamb``, or ``align.rho`` beside another rho."""
+    """Return the shortest unambiguous suffix of each dotted name: ``lamb``, or ``align.rho`` if there are two rhos."""
     parts = {name: name.split(".") for name in swept}
     ends = Counter(".".join(found[start:]) for found in parts.values() for start in range(len(found)))
     return {
@@ -131,29 +131,31 @@ def short_names(swept: Iterable[str]) -> dict[str, str]:
     }
 
 
-def told_apart(
+def distinguishing_values(
     cells: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
     swept: Collection[str],
-    ledger: Mapping[str, StageRecord],
+    stage_records: Mapping[str, StageRecord],
 ) -> list[dict[str, Any]]:
-    """Return the protocol that each cell is counted under, and what else tells it from cells of the same names.
+    """Return, for each cell, its protocol hash and the settings that distinguish it from cells with the same names.
 
     Args:
-        cells: of the sweep, as recorded.
-        rows: what is known of each, by column.
+        cells: the cells of the sweep record.
+        rows: the columns known so far of each cell.
         swept: the columns of swept values.
-        ledger: of the sweep.
+        stage_records: the stages of the sweep, by key.
     """
-    names = [named(row, _names(swept)) for row in rows]
+    names = [condition_key(row, _names(swept)) for row in rows]
     own = [
         {name.removeprefix(PROTOCOL_PREFIX): row[name] for name in row if name.startswith(PROTOCOL_PREFIX)}
         for row in rows
     ]
-    counted = joined(own, [named(row, BLOCK) for row in rows], names)
+    counted = assign_protocols(own, [condition_key(row, BLOCK) for row in rows], names)
     protocols = [key_of(protocol) for protocol in counted]
     conditions = list(zip(names, protocols, strict=True))
-    more = _implicit_differences([cell["keys"] for cell in cells], conditions, [row["seed"] for row in rows], ledger)
+    more = _implicit_differences(
+        [cell["keys"] for cell in cells], conditions, [row["seed"] for row in rows], stage_records
+    )
     return [{**found, "protocol": protocol} for found, protocol in zip(more, protocols, strict=True)]
 
 
@@ -165,25 +167,26 @@ def _implicit_differences(
     keys: Sequence[Mapping[str, str | None]],
     conditions: Sequence[Hashable],
     seeds: Sequence[object],
-    ledger: Mapping[str, StageRecord],
+    stage_records: Mapping[str, StageRecord],
 ) -> list[dict[str, Any]]:
-    """Return the settings to tell each cell by, beside what is known of it; mostly none.
+    """Return, for each cell, the settings that distinguish it and that no label or override states; mostly none.
 
-    They are those in which cells of one condition and one seed differ, so none that follows the seed.
+    These are settings in which cells of one condition and one seed differ, so none that depends on the seed.
 
     Args:
-        keys: of every cell's stages, by the part they play.
-        conditions: what says which cells would be one condition.
-        seeds: of the cells.
-        ledger: of the sweep.
+        keys: the keys of each cell's stages, by role.
+        conditions: identifies the condition of each cell; cells with equal values would be averaged.
+        seeds: the seed of each cell.
+        stage_records: the stages of the sweep, by key.
     """
 
     @cache
-    def told(part: str, key: str) -> dict[str, Any]:
-        return _settings(part, ledger[key]) if key in ledger else {}
+    def stage_settings(part: str, key: str) -> dict[str, Any]:
+        return _settings(part, stage_records[key]) if key in stage_records else {}
 
     def settings(index: int) -> dict[str, Any]:
-        return {name: found for part, key in keys[index].items() if key for name, found in told(part, key).items()}
+        by_stage = [stage_settings(part, key) for part, key in keys[index].items() if key]
+        return {name: found for settings in by_stage for name, found in settings.items()}
 
     cells: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, condition in enumerate(conditions):
@@ -191,12 +194,12 @@ def _implicit_differences(
     apart: dict[str, None] = {}
     by_key: dict[int, str] = {}
     for members in cells.values():
-        copies = [found for found in _by_seed(members, seeds).values() if len({_of(keys[i]) for i in found}) > 1]
+        copies = [found for found in _by_seed(members, seeds).values() if len({_chain_id(keys[i]) for i in found}) > 1]
         names = dict.fromkeys(name for found in copies for name in differing([settings(i) for i in found]))
         apart |= names
         left: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
         for index in (index for found in copies for index in found):
-            left[seeds[index], named(settings(index), names)].add(_of(keys[index]))
+            left[seeds[index], condition_key(settings(index), names)].add(_chain_id(keys[index]))
         if any(len(found) > 1 for found in left.values()):
             part = differing([keys[index] for index in copies[0]])[0]
             by_key |= {index: str(keys[index].get(part)) for index in members}
@@ -211,20 +214,20 @@ def _by_seed(members: Sequence[int], seeds: Sequence[object]) -> dict[str, list[
     return found
 
 
-def _of(keys: Mapping[str, str | None]) -> Hashable:
+def _chain_id(keys: Mapping[str, str | None]) -> Hashable:
     return tuple(sorted((part, key or "") for part, key in keys.items()))
 
 
 def _settings(part: str, stage: StageRecord) -> dict[str, Any]:
-    """Return the settings of a stage without its seed and its parents, under the names of a configuration."""
+    """Return the settings of a stage by their names in the configuration, without its seed and its parents."""
     return {
-        _named(part, name, stage): label_of(str(found)) if name.endswith("_target_") else found
+        _config_name(part, name, stage): label_of(str(found)) if name.endswith("_target_") else found
         for name, found in flatten(stage.spec).items()
         if name not in ("seed", "_target_") and not name.endswith("_stage_")
     }
 
 
-def _named(part: str, name: str, stage: StageRecord) -> str:
+def _config_name(part: str, name: str, stage: StageRecord) -> str:
     field, _, rest = name.removesuffix("._target_").partition(".")
     if field == "method":
         return f"defense.{part}.{rest}" if rest else f"defense.{part}"

@@ -1,6 +1,6 @@
-"""What stores of an earlier version do not say: what the stages of a sweep do, and how many prompts were cut.
+"""Stores of an earlier version: properties of stages and counts of truncated prompts that they lack.
 
-A kind that is added needs no line here: what is recorded of it says everything.
+New kinds are not added here: their properties are in the record.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ KINDS = {
     "aligned_harm_answers": "generate",
     "aligned_task_answers": "generate",
 }
-"""The kind of stage that played each part of a cell; every other part was a grade."""
+"""Stage kind of each role in a cell; every other role was a grade."""
 DECODED = {"generate": {"path": "plain"}}
-"""How each kind of that version decoded, of which its manifests do not speak."""
+"""How each kind of that version decoded, which its manifests do not record."""
 TRAINED = ("align", "finetune", "repair")
-"""The kinds that trained, in the order of the chain."""
+"""The training kinds, in the order of the chain."""
 _SPECIAL = 2
-"""Tokens that a tokenizer puts before a text: the beginning of the sequence, and a space."""
+"""Tokens that a tokenizer puts before a text: beginning of sequence, and a space."""
 _PARALLEL = ("align", "finetune")
 _ATTACKED = ("finetune", "repair")
 _SETTINGS = {
@@ -41,7 +41,7 @@ _SETTINGS = {
 
 
 def traits_of(kind: str) -> dict[str, Any]:
-    """Return what a record says of a stage today, for one of a kind of that version."""
+    """Return the properties that current records have, for a kind of that version."""
     return {
         "trains": kind in TRAINED,
         "parallel": kind in _PARALLEL,
@@ -51,20 +51,20 @@ def traits_of(kind: str) -> dict[str, Any]:
 
 
 def settings_in(settings: Mapping[str, str], spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recorded settings without those that a stage of that version had and did not read."""
+    """Return the recorded settings without those that a stage of that version ignored."""
     unread = () if spec.get("protocol") == "double" else ("finetune.fresh",)
     return {name: path for name, path in settings.items() if name not in unread}
 
 
 def perhaps_cut(artifact: Path, spec: Mapping[str, Any]) -> int:
-    """Return how many prompts of an artifact of answers may have been cut, where its manifest does not say it.
+    """Return an upper bound of the truncated prompts of a ``generate`` artifact whose manifest does not count them.
 
-    The earlier version cut off the tokens that the tokenizer puts before a text (beginning of sequence) as well. A
-    tokenizer makes at most one token of a byte, so this is an upper bound, and 0 is certain.
+    The earlier version also truncated the special tokens before a text (beginning of sequence). A tokenizer makes at
+    most one token per byte, so the bound is safe, and 0 is exact.
 
     Args:
-        artifact: its folder; one that cannot be read has no answers that a report could show.
-        spec: the stage's settings.
+        artifact: folder of the artifact; 0 is returned if it cannot be read.
+        spec: the settings of the stage.
     """
     try:
         encoding, longest = spec["encoding"], int(spec["decoding"]["max_prompt"])

@@ -1,4 +1,4 @@
-"""Grades as the store holds them: each grading's summary and its verdict on every prompt, checked as they are read."""
+"""Reads stored grades: the summary of each grading and its verdict on each prompt, verified against the manifest."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 READERS = 2
-"""Threads: hashing and parsing of large files release the interpreter."""
+"""Number of threads; hashing and parsing of large files release the GIL."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graded:
-    """What is stored of one grading.
+    """One stored grading.
 
     Attributes:
-        summary: score, counts and categories; empty when the grading is not stored or damaged.
-        trouble: why a stored grading cannot be used; empty when it can.
-        values: ``[prompts]``, 1 for harmful or right, 0 for not, NaN where nothing could be judged; None when the
-            store has no verdicts on single prompts.
-        plus: the same under the coherence rule: an incoherent answer counts as harmful.
+        summary: score, counts and categories; empty if the grading is not stored or is damaged.
+        trouble: why a stored grading cannot be used; empty if it can.
+        values: ``[prompts]``, 1 for harmful or correct, 0 otherwise, NaN if the generation could not be judged; None if
+            the store has no verdicts per prompt.
+        plus: the same under the coherence rule, which counts incoherent generations as harmful.
     """
 
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Graded:
 
 
 def read_grades(store: Store, keys: Iterable[str]) -> dict[str, Graded]:
-    """Return the gradings by key; one that is not stored, or is damaged, is there without values."""
+    """Return the gradings by key; those that are not stored or are damaged have no summary and no values."""
     distinct = list(dict.fromkeys(keys))
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(distinct, pool.map(lambda key: _read(store, key), distinct), strict=True))
@@ -58,7 +58,7 @@ def _read(store: Store, key: str) -> Graded:
     if not (folder / MANIFEST).exists():
         return Graded()
     try:
-        files = {name: _checked(folder, name, record) for name, record in Manifest.read(folder).files.items()}
+        files = {name: _read_verified(folder, name, record) for name, record in Manifest.read(folder).files.items()}
         summary = _summary(folder, files)
     except DamagedArtifact as error:
         return Graded(trouble=str(error))
@@ -69,7 +69,7 @@ def _read(store: Store, key: str) -> Graded:
     return Graded(summary=summary, values=values, plus=plus)
 
 
-def _checked(folder: Path, name: str, expected: FileRecord) -> bytes:
+def _read_verified(folder: Path, name: str, expected: FileRecord) -> bytes:
     try:
         content = read_bytes(folder / name)
     except UnreadableFile as error:
@@ -92,7 +92,7 @@ def _summary(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _verdicts(content: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Parse only what is averaged: the probabilities of 14 categories make up most of a file."""
+    """Parse only the fields that are averaged: most of a file is the probabilities of 14 categories."""
     import numpy as np
     import pyarrow as pa
     from pyarrow import json as lines

@@ -1,4 +1,4 @@
-"""The ledger of a sweep: what each of its stages is, what it cost and what it ran on."""
+"""Stage records: properties, cost and provenance of each stage of a sweep."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from harness.engine.store import Store
 from harness.errors import UnreadableFile
 from harness.report.data.earlier_records import DECODED, KINDS, perhaps_cut, settings_in, traits_of
 
+SWITCHES = ("compiled", "padding_mask", "causal_attention", "tf32", "autocast", "attention")
+"""Facts of a training's passes by which its gradients differ, if only by rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """One distinct stage of a sweep.
 
     Attributes:
-        key: of the stage.
-        kind: its name.
-        uses: how many cells need it.
-        seconds: wall time of the attempt that finished it; None while there is none.
-        predicted: wall time as it was predicted when the sweep was planned; None if it was not.
-        facts: what the stage counted.
-        provenance: what it ran on.
-        spec: its settings, as frozen when it was planned.
-        trains: whether it changes weights: then it may have a curve, and a defense may act in it.
-        parallel: whether several processes can share it.
-        attacked: whether the attacker's data are upstream of it, or its own.
-        settings: which of its settings say how a model was trained: by their name in a configuration, their dotted path
-            in the spec. None for a stage that takes no part in training; its spec is not read.
-        damaged: whether it has a manifest that cannot be read; then nothing above is known of it.
-        perhaps_cut: how many prompts may have been cut in answers of an earlier version, which did not count them.
+        key: key of the stage.
+        kind: kind of the stage.
+        uses: number of cells that need it.
+        seconds: wall time of the successful attempt; None if it is not finished.
+        predicted: wall time in seconds predicted when the sweep was planned; None if there was no prediction.
+        facts: the facts in its manifest.
+        provenance: the provenance in its manifest.
+        spec: its settings, from the stored spec.
+        trains: whether it changes weights, so that it may have a curve and a defense may act in it.
+        parallel: whether it can run on several processes.
+        attacked: whether it or one of its ancestors uses the attacker's data.
+        settings: settings that describe the training, as dotted paths in the spec by their names in the configuration.
+            None for a stage that takes no part in training; its spec is not read.
+        damaged: whether its manifest exists but cannot be read; cost, facts and provenance are then unknown.
+        perhaps_cut: upper bound of the truncated prompts, for stages of an earlier version, which did not count them.
     """
 
     key: str
@@ -55,18 +58,24 @@ class StageRecord:
 
     @property
     def own_data(self) -> frozenset[str]:
-        """The fields that hold recorded settings; other data of a training stage are its method's."""
+        """Spec fields with settings of the training itself; other data fields belong to the method."""
         return frozenset(path.partition(".")[0] for path in (self.settings or {}).values())
 
     @property
     def finished(self) -> bool:
-        """Whether it has a manifest, which says what it ran on."""
+        """Whether it has a readable manifest."""
         return self.seconds is not None
 
     @property
     def processes(self) -> int:
         """The world size of a finished stage."""
         return int(self.provenance.get("processes") or 1)
+
+    @property
+    def passes(self) -> str:
+        """The numeric switches of a finished training that differ from those of a CPU."""
+        found: Mapping[str, Any] = self.facts.get("passes") or {}
+        return ", ".join(f"{name} {found[name]}" for name in SWITCHES if name in found) or "plain"
 
     @property
     def decoding(self) -> Mapping[str, Any]:
@@ -76,7 +85,7 @@ class StageRecord:
 
     @property
     def shrunk(self) -> bool:
-        """Whether memory ran out and the stage was run again with fewer rows at once."""
+        """Whether it was rerun with smaller micro-batches after running out of memory."""
         return bool(self.facts.get("shrunk") or self.provenance.get("shrunk"))
 
     @property
@@ -86,31 +95,31 @@ class StageRecord:
 
 
 def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, StageRecord]:
-    """Return the stages of a sweep by key, in the order in which its cells name them.
+    """Return the stages of a sweep by key, in the order of its cells.
 
-    Nothing is verified: a manifest that cannot be read makes an entry without cost that says so.
+    Artifacts are not verified; a stage whose manifest cannot be read is marked as damaged.
 
     Args:
-        store: where the manifests are.
-        record: the record of the sweep. Its ``stages`` and ``predicted``, if it has them, name kinds and predictions.
+        store: the store.
+        record: the sweep record; its ``stages`` and ``predicted`` may be absent.
     """
     uses = Counter(key for cell in record["cells"] for key in set(cell["keys"].values()) if key is not None)
     parts = {key: part for cell in record["cells"] for part, key in cell["keys"].items() if key is not None}
     folders = store.layout.folders_by_key()
     planned = record.get("stages", {})
     predicted = record.get("predicted", {})
-    ledger = {}
+    stage_records = {}
     for key, part in parts.items():
         folder = folders.get(key)
-        told = planned.get(key, {})
-        kind = folder.parent.name if folder else _kind(part, told)
-        traits = told if "trains" in told else traits_of(kind)
+        recorded = planned.get(key, {})
+        kind = folder.parent.name if folder else _kind(part, recorded)
+        traits = recorded if "trains" in recorded else traits_of(kind)
         settings = traits["settings"]
         spec = {} if settings is None else _json(store.layout.spec(key))
         manifest = _json(folder / MANIFEST) if folder else {}
         facts = manifest.get("facts", {})
         uncounted = folder is not None and kind == "generate" and "prompts" in facts and "cut" not in facts
-        ledger[key] = StageRecord(
+        stage_records[key] = StageRecord(
             key=key,
             kind=kind,
             uses=uses[key],
@@ -122,29 +131,29 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
             trains=traits["trains"],
             parallel=traits["parallel"],
             attacked=traits["attacked"],
-            settings=settings if settings is None or traits is told else settings_in(settings, spec),
+            settings=settings if settings is None or traits is recorded else settings_in(settings, spec),
             perhaps_cut=perhaps_cut(folder, _json(store.layout.spec(key))) if folder and uncounted else 0,
-            # A link that leads nowhere or a folder is one as well.
+            # lexists: a dangling link or a folder in its place is a damaged manifest as well.
             damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / MANIFEST),
         )
-    return ledger
+    return stage_records
 
 
 def trained_in(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the kind of every training stage of a sweep by key, cell by cell in the order of the chain."""
+    """Return the kind of each training stage of a sweep by key, in the order of cells and of the chain."""
     planned = record.get("stages", {})
     trained = {}
     for cell in record["cells"]:
         for part, key in cell["keys"].items():
-            told = planned.get(key, {})
-            kind = _kind(part, told)
-            if key is not None and (told if "trains" in told else traits_of(kind))["trains"]:
+            recorded = planned.get(key, {})
+            kind = _kind(part, recorded)
+            if key is not None and (recorded if "trains" in recorded else traits_of(kind))["trains"]:
                 trained[key] = kind
     return trained
 
 
-def _kind(part: str, told: Mapping[str, Any]) -> str:
-    return str(told.get("kind") or KINDS.get(part, "grade"))
+def _kind(part: str, recorded: Mapping[str, Any]) -> str:
+    return str(recorded.get("kind") or KINDS.get(part, "grade"))
 
 
 def _json(path: Path) -> dict[str, Any]:

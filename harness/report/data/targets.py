@@ -1,4 +1,4 @@
-"""Reproduction targets: published numbers beside the rows that meet their conditions."""
+"""Reproduction targets: published scores, matched with the rows that meet their conditions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     Settings = Callable[[str], Mapping[str, object]]
-    """Gives the settings of a stage by its key, flat, by dotted name."""
+    """Returns the settings of a stage by its key, flattened to dotted names."""
 
 SCORES = ("hs", "fa")
 MATCH, NEAR, OFF = "match", "near", "off"
-"""A difference up to the tolerance, up to twice as much, and beyond."""
+"""Status of a difference up to the tolerance, up to twice the tolerance, and above."""
 COLUMNS = ("target", "target_hs", "target_fa", "target_status", "target_source", "target_unstated")
-"""What ``mark`` adds."""
+"""Columns that ``with_targets`` adds."""
 _GROUP = {"source", "labels", "settings", "protocol", "tolerance", "unstated", "cells"}
 _CELL = {"labels", "settings", "protocol", *SCORES}
 
@@ -33,14 +33,14 @@ class Target:
     """A published cell.
 
     Attributes:
-        name: its group and its place in it, counted from 1.
-        source: where the numbers were read.
-        labels: what a row must be called.
-        settings: what the stages of a row must be made of, by ``STAGE.DOTTED.NAME``.
-        protocol: how a row must have been evaluated.
-        scores: the published numbers, in percent.
-        tolerance: up to which difference a score matches, in percentage points.
-        unstated: what the source does not say.
+        name: its group and its index in the group, counted from 1.
+        source: publication and table of the scores.
+        labels: labels that a row must have.
+        settings: settings that the stages of a row must have, by ``STAGE.DOTTED.NAME``.
+        protocol: evaluation protocol that a row must have.
+        scores: the published scores, in percent.
+        tolerance: maximum difference of a match, by score, in percentage points.
+        unstated: conditions that the source does not state.
     """
 
     name: str
@@ -53,23 +53,23 @@ class Target:
     unstated: str = ""
 
     def status(self, measured: Mapping[str, float]) -> str:
-        """Return how the measured scores compare, the worst of them; empty while one is missing."""
+        """Return the worst status of the measured scores; empty if one is missing."""
         worst = 0.0
         for score, published in self.scores.items():
             if math.isnan(measured[score]):
                 return ""
-            # Rounded, so that 68.3 is 3 points from 65.3 in floating point too.
+            # Rounded because 68.3 - 65.3 > 3 in floating point.
             worst = max(worst, round(abs(measured[score] - published), 6) / self.tolerance[score])
         return MATCH if worst <= 1 else NEAR if worst <= 2 else OFF
 
 
-def read(path: Path | None = None) -> list[Target]:
-    """Return the targets of a file; those of the house by default.
+def read_targets(path: Path | None = None) -> list[Target]:
+    """Return the targets of a file; by default the shipped ones.
 
     Raises:
-        ConfigError: the file is not one of targets.
+        ConfigError: the file has unknown or missing fields.
     """
-    path = path or _house_file()
+    path = path or _default_path()
     content = yaml.safe_load(path.read_text("utf-8"))
     problems: list[str] = []
     targets: list[Target] = []
@@ -77,32 +77,34 @@ def read(path: Path | None = None) -> list[Target]:
         unknown = set(fields) - _GROUP | {name for cell in fields.get("cells", ()) for name in set(cell) - _CELL}
         lacking = {"source", "tolerance", "cells"} - set(fields)
         if unknown or lacking:
-            what = [f"does not know {', '.join(sorted(unknown))}"] * bool(unknown)
-            what += [f"lacks {', '.join(sorted(lacking))}"] * bool(lacking)
-            problems.append(f"`{group}`: {'; '.join(what)}; expected {', '.join(sorted(_GROUP))}. Set in `{path}`")
+            wrong = [f"unknown: {', '.join(sorted(unknown))}"] * bool(unknown)
+            wrong += [f"missing: {', '.join(sorted(lacking))}"] * bool(lacking)
+            problems.append(f"`{group}`: {'; '.join(wrong)}; expected {', '.join(sorted(_GROUP))}. Set in `{path}`")
             continue
-        targets += [_target(f"{group}_{place}", fields, cell) for place, cell in enumerate(fields["cells"], start=1)]
+        targets += [_target(f"{group}_{index}", fields, cell) for index, cell in enumerate(fields["cells"], start=1)]
     if problems:
         raise ConfigError(problems)
     return targets
 
 
-def mark(rows: DataFrame, targets: Sequence[Target], settings: Settings, *, by: Sequence[str] = ()) -> DataFrame:
-    """Return the rows with the target that each meets, and how the mean over their seeds compares.
+def with_targets(
+    rows: DataFrame, targets: Sequence[Target], settings: Settings, *, by: Sequence[str] = ()
+) -> DataFrame:
+    """Return the rows with the target that each matches, and the status of the mean over their seeds.
 
-    The columns of ``COLUMNS`` are added: the target's name, its numbers, ``match``, ``near`` or ``off`` (empty while a
-    score is missing), its source, and what the source does not say; all empty where no target's conditions are met.
+    Adds ``COLUMNS``: the target's name, its scores, ``match``, ``near`` or ``off`` (empty while a score is missing),
+    its source, and what the source does not state; all empty if a row meets the conditions of no target.
 
     Args:
-        rows: what ``load_rows`` returned.
-        targets: what ``read`` returned.
-        settings: gives a stage's settings by its key.
-        by: columns that tell rows apart beside the seed: rows in which one differs are not averaged.
+        rows: as returned by ``load_rows``.
+        targets: as returned by ``read_targets``.
+        settings: returns a stage's settings by its key.
+        by: columns that, with the seed, identify a row; rows that differ in one of them are not averaged.
     """
     settings = cache(settings)
-    # A missing whole number is None here: pandas' own compares with nothing.
+    # Missing integers become None, because comparing with pandas.NA yields NA.
     plain = rows.astype(object).where(rows.notna(), None)
-    met = [next((target for target in targets if _meets(row, target, settings)), None) for _, row in plain.iterrows()]
+    met = [next((target for target in targets if _matches(row, target, settings)), None) for _, row in plain.iterrows()]
     marked = rows.assign(
         target=[target.name if target else "" for target in met],
         target_hs=[target.scores.get("hs", float("nan")) if target else float("nan") for target in met],
@@ -120,18 +122,18 @@ def mark(rows: DataFrame, targets: Sequence[Target], settings: Settings, *, by: 
 
 
 def _target(name: str, group: Mapping[str, Any], cell: Mapping[str, Any]) -> Target:
-    laid = {part: {**group.get(part, {}), **cell.get(part, {})} for part in ("labels", "settings", "protocol")}
+    merged = {part: {**group.get(part, {}), **cell.get(part, {})} for part in ("labels", "settings", "protocol")}
     return Target(
         name=name,
         source=group["source"],
         scores={score: float(cell[score]) for score in SCORES if score in cell},
         tolerance={score: float(value) for score, value in group["tolerance"].items()},
         unstated=group.get("unstated", ""),
-        **laid,
+        **merged,
     )
 
 
-def _meets(row: Any, target: Target, settings: Settings) -> bool:
+def _matches(row: Any, target: Target, settings: Settings) -> bool:
     if any(row.get(name) != value for name, value in target.labels.items()):
         return False
     if any(row.get(f"protocol.{name}") != value for name, value in target.protocol.items()):
@@ -144,7 +146,7 @@ def _meets(row: Any, target: Target, settings: Settings) -> bool:
     return True
 
 
-def _house_file() -> Path:
+def _default_path() -> Path:
     package = Path(__file__).parents[2]
     shipped = package / "data" / "targets.yaml"
     return shipped if shipped.is_file() else package.parent / "data" / "targets.yaml"

@@ -1,4 +1,4 @@
-"""Tidy rows: one per cell of a sweep, with everything that tells it from another and everything that was measured."""
+"""Tidy rows: one per cell of a sweep, with its labels, settings and measurements."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from harness.report.data.columns import (
     SECONDS,
     Grading,
 )
-from harness.report.data.conditions import told_apart
-from harness.report.data.dropped import losses
+from harness.report.data.conditions import distinguishing_values
+from harness.report.data.dropped import dropped_notes
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
-from harness.report.data.training_protocol import setup_of
+from harness.report.data.training_protocol import training_protocol_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,31 +36,31 @@ def load_rows(
     record: Mapping[str, Any],
     *,
     grades: Mapping[str, Graded] | None = None,
-    ledger: Mapping[str, StageRecord] | None = None,
+    stage_records: Mapping[str, StageRecord] | None = None,
 ) -> DataFrame:
     """Return one row per cell of a sweep; a cell whose grades are not stored yet has a row without scores.
 
-    The columns are the labels, every swept value by its dotted name (and every other setting without which different
-    experiments would have one name), scores in percent, counts, what is missing, notes, wall seconds of the cell's
-    stages with their prediction, harmful scores by category, the keys of the stages, and the protocol: how the cell
-    was evaluated, and how it was trained where the sweep does not vary it.
+    The columns are the labels, the swept values by dotted name (and other settings that are needed to distinguish
+    experiments), scores in percent, counts, missing grades, notes, measured and predicted wall time in seconds of the
+    cell's stages, harmful scores by category, the keys of the stages, and the protocol: that of the evaluation, and
+    that of the training without swept settings.
 
     Args:
-        store: where the grades are.
-        record: the record of the sweep.
-        grades: what ``read_grades`` returned, if it was called already.
-        ledger: what ``load_stage_records`` returned, if it was called already.
+        store: the store.
+        record: the sweep record.
+        grades: as returned by ``read_grades``; read here if None.
+        stage_records: as returned by ``load_stage_records``; read here if None.
 
     Raises:
         StoreError: a file of the store cannot be read.
     """
     cells = record["cells"]
     grades = read_grades(store, grading_keys(record)) if grades is None else grades
-    ledger = load_stage_records(store, record) if ledger is None else ledger
+    stage_records = load_stage_records(store, record) if stage_records is None else stage_records
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"] if name not in LABELS)
     stages = dict.fromkeys(name for cell in cells for name in cell["keys"])
-    described = [_row(cell, grades, ledger, swept) for cell in cells]
-    for row, more in zip(described, told_apart(cells, described, swept, ledger), strict=True):
+    described = [_row(cell, grades, stage_records, swept) for cell in cells]
+    for row, more in zip(described, distinguishing_values(cells, described, swept, stage_records), strict=True):
         row |= {name: value for name, value in more.items() if row.get(name) is None}
         swept |= dict.fromkeys(name for name in more if name != "protocol")
     found = dict.fromkeys(name for row in described for name in row)
@@ -84,11 +84,11 @@ def load_rows(
 
 
 def frame_of(described: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> DataFrame:
-    """Return rows as a frame in which whole numbers stay whole beside rows that lack one.
+    """Return rows as a frame in which integers stay integers even if values are missing.
 
     Args:
-        described: the rows, by column; None or nothing for what a row lacks.
-        columns: their order.
+        described: the rows, by column; missing values are None or absent.
+        columns: the columns, in order.
     """
     import pandas as pd
 
@@ -96,41 +96,50 @@ def frame_of(described: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
     for name in columns:
         found = [row.get(name) for row in described]
         present = [value for value in found if value is not None]
-        # By itself pandas makes floats of them: 1 process becomes 1.0.
+        # By default pandas converts such a column to float: 1 process becomes 1.0.
         if present and len(present) < len(found) and all(type(value) is int for value in present):
             frame[name] = pd.array(found, dtype="Int64") if all(abs(v) < 2**63 for v in present) else found
     return frame
 
 
 def grading_keys(record: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a sweep's gradings."""
+    """Return the keys of a sweep's grade stages."""
     wanted = (cell["keys"].get(grading.stage) for cell in record["cells"] for grading in GRADINGS)
     return [key for key in dict.fromkeys(wanted) if key is not None]
 
 
 def _row(
-    cell: Mapping[str, Any], grades: Mapping[str, Graded], ledger: Mapping[str, StageRecord], swept: Collection[str]
+    cell: Mapping[str, Any],
+    grades: Mapping[str, Graded],
+    stage_records: Mapping[str, StageRecord],
+    swept: Collection[str],
 ) -> dict[str, Any]:
     keys = cell["keys"]
-    found = setup_of(keys, ledger)
-    # A training setting that the sweep varies is a column of its own, and no departure from a protocol; nor is a fresh
-    # adapter that is what the aligned one is.
+    found = training_protocol_of(keys, stage_records)
+    # A swept training setting has its own column and is not part of the protocol; nor is the configuration of a new
+    # adapter that equals a swept one of the aligned adapter.
     setup = {name: value for name, value in found.items() if name not in swept and not _follows(name, found, swept)}
     protocol = {name: _scalar(value) for name, value in (setup | dict(cell["protocol"])).items()}
     row: dict[str, Any] = {name: _scalar(value) for name, value in cell["swept"].items()}
     row |= {name: cell["labels"].get(name) for name in LABELS}
     row |= {KEY_PREFIX + name: key for name, key in keys.items()}
     row |= {PROTOCOL_PREFIX + name: value for name, value in protocol.items()}
-    row |= _cost([ledger[key] for key in dict.fromkeys(keys.values()) if key is not None and key in ledger])
+    row |= _cost(
+        [stage_records[key] for key in dict.fromkeys(keys.values()) if key is not None and key in stage_records]
+    )
     missing = []
-    notes = [f"memory ran out in {part}: fewer rows at once" for part, key in keys.items() if _shrunk(ledger, key)]
-    graded_here = {keys.get(grading.stage) for grading in GRADINGS}
-    notes += [
-        f"the manifest of {part} {key} cannot be read: what it cost and what it ran on is unknown"
+    notes = [
+        f"out of memory in {part}: rerun with smaller micro-batches"
         for part, key in keys.items()
-        if key is not None and key not in graded_here and key in ledger and ledger[key].damaged
+        if _shrunk(stage_records, key)
     ]
-    notes += losses(keys, ledger)
+    grade_keys = {keys.get(grading.stage) for grading in GRADINGS}
+    notes += [
+        f"the manifest of {part} {key} cannot be read: its cost and provenance are unknown"
+        for part, key in keys.items()
+        if key is not None and key not in grade_keys and key in stage_records and stage_records[key].damaged
+    ]
+    notes += dropped_notes(keys, stage_records)
     for grading in GRADINGS:
         key = keys.get(grading.stage)
         if key is None:
@@ -163,7 +172,7 @@ def _scores(grading: Grading, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cost(entries: Sequence[StageRecord]) -> dict[str, float | None]:
-    """Return the wall seconds of a cell's stages and their prediction; None unless every stage has one."""
+    """Return the sums of measured and predicted wall seconds of a cell's stages; None unless all stages have them."""
     seconds = [entry.seconds for entry in entries]
     predicted = [entry.predicted for entry in entries]
     return {
@@ -172,8 +181,8 @@ def _cost(entries: Sequence[StageRecord]) -> dict[str, float | None]:
     }
 
 
-def _shrunk(ledger: Mapping[str, StageRecord], key: str | None) -> bool:
-    return key is not None and key in ledger and ledger[key].shrunk
+def _shrunk(stage_records: Mapping[str, StageRecord], key: str | None) -> bool:
+    return key is not None and key in stage_records and stage_records[key].shrunk
 
 
 def _scalar(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The setup of a cell: how it was trained and how it answered, under the names that a configuration gives to it."""
+"""The training protocol of a cell and its decoding, by the names of settings in the configuration."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -7,25 +7,27 @@ from typing import Any
 from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
-"""How the name of a world size ends."""
+"""Suffix of the name of a stage's world size."""
+PASSES = ".passes"
+"""Suffix of the name of a training's numeric switches."""
 DECODED = ("decoding.path", "decoding.arithmetic")
-"""How answers were decoded: the facts of that name of a cell's stages, one after another where they differ."""
+"""Decoding facts of a cell's stages; differing values of several stages are joined by commas."""
 _BATCHING = "micro_batch_size"
-"""Stages that were stored by earlier versions have it in their budget; how a batch is cut is no difference."""
+"""Part of the budget in stages of earlier versions; ignored, because it does not change the effective batch."""
 
 
-def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) -> dict[str, Any]:
-    """Return budgets, adapter protocol, effective batch, data compat, world size and decoding of a cell.
+def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> dict[str, Any]:
+    """Return how a cell was trained and decoded: budgets, adapter protocol, world sizes, numeric switches, decoding.
 
-    What tells defenses from each other (the methods and their data) is not among it.
+    Settings that distinguish defenses (the methods and their data) are not included.
 
     Args:
-        keys: of the cell's stages, by the part they play.
-        ledger: of the sweep; a stage whose spec is not stored adds nothing, one without a manifest neither world size
-            nor decoding.
+        keys: the keys of the cell's stages, by role.
+        stage_records: the stages of the sweep, by key; a stage without a stored spec contributes nothing, one without a
+            manifest nothing that only finished stages have.
     """
-    stages = {part: ledger[key] for part, key in keys.items() if key is not None and key in ledger}
-    found = {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
+    stages = {part: stage_records[key] for part, key in keys.items() if key is not None and key in stage_records}
+    found = {name: value for entry in stages.values() for name, value in _settings(entry)}
     for name in DECODED:
         facts = {entry.decoding.get(name.rpartition(".")[2]) for entry in stages.values()} - {None}
         if facts:
@@ -34,49 +36,49 @@ def setup_of(keys: Mapping[str, str | None], ledger: Mapping[str, StageRecord]) 
 
 
 def known_late(name: str) -> bool:
-    """Return whether a setting is known of finished stages only."""
-    return name.endswith(PROCESSES) or name in DECODED
+    """Return whether a setting is known for finished stages only."""
+    return name.endswith((PROCESSES, PASSES)) or name in DECODED
 
 
-def joined(
-    protocols: Sequence[Mapping[str, Any]], blocks: Sequence[Hashable], lines: Sequence[Hashable]
+def assign_protocols(
+    protocols: Sequence[Mapping[str, Any]], blocks: Sequence[Hashable], conditions: Sequence[Hashable]
 ) -> list[Mapping[str, Any]]:
-    """Return the protocol under which each cell is counted.
+    """Return the protocol to which each cell is assigned.
 
-    On how many processes an unfinished stage will run, and how it will decode, nobody knows. Such a cell is counted
-    under a protocol that its own agrees with in everything that is known of both: the one that most cells of its line
-    have, then of its block.
+    World size and decoding of an unfinished stage are unknown. Such a cell is assigned to a protocol that agrees with
+    its own in all settings that both have: the most common one in its condition, then in its block.
 
     Args:
-        protocols: of the cells.
-        blocks: what says which cells may share a protocol.
-        lines: what says which cells would be one line.
+        protocols: the protocol of each cell, as far as it is known.
+        blocks: identifies cells whose protocols are compared.
+        conditions: identifies cells that would be averaged if their protocols were equal.
     """
     known: defaultdict[Hashable, list[dict[str, Any]]] = defaultdict(list)
     votes: Counter[Hashable] = Counter()
-    places = [0] * len(protocols)
-    certain = [sum(map(known_late, protocol)) for protocol in protocols]
-    for index in sorted(range(len(protocols)), key=lambda index: -certain[index]):
-        block, line, mine = blocks[index], lines[index], protocols[index]
-        alike = [place for place, other in enumerate(known[block]) if _agree(mine, other)]
-        if not alike:
-            alike = [len(known[block])]
+    assigned = [0] * len(protocols)
+    late = [sum(map(known_late, protocol)) for protocol in protocols]
+    for index in sorted(range(len(protocols)), key=lambda index: -late[index]):
+        block, condition, protocol = blocks[index], conditions[index], protocols[index]
+        candidates = [number for number, other in enumerate(known[block]) if _agree(protocol, other)]
+        if not candidates:
+            candidates = [len(known[block])]
             known[block].append({})
-        place = max(alike, key=lambda place: (votes[block, line, place], votes[block, place]))
-        votes.update([(block, line, place), (block, place)])
-        known[block][place] |= mine
-        places[index] = place
-    return [known[block][place] for block, place in zip(blocks, places, strict=True)]
+        chosen = max(candidates, key=lambda number: (votes[block, condition, number], votes[block, number]))
+        votes.update([(block, condition, chosen), (block, chosen)])
+        known[block][chosen] |= protocol
+        assigned[index] = chosen
+    return [known[block][chosen] for block, chosen in zip(blocks, assigned, strict=True)]
 
 
-def _agree(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two protocols are equal, apart from settings known late that one of them lacks."""
     return all(
-        mine[name] == other[name] if name in mine and name in other else known_late(name)
-        for name in mine.keys() | other
+        first[name] == second[name] if name in first and name in second else known_late(name)
+        for name in first.keys() | second
     )
 
 
-def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
+def _settings(entry: StageRecord) -> Iterator[tuple[str, Any]]:
     for name, path in (entry.settings or {}).items():
         found: Any = entry.spec
         for field in path.split("."):
@@ -87,4 +89,5 @@ def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
         elif found is not None:
             yield name, found
     if entry.finished and entry.trains and entry.parallel:
-        yield part + PROCESSES, entry.processes
+        yield entry.kind + PROCESSES, entry.processes
+        yield entry.kind + PASSES, entry.passes

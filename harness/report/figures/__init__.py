@@ -1,1 +1,1 @@
-"""Figures, for the page and for print."""
+"""Figures of a report, for the page (plotly) and for papers (matplotlib)."""

@@ -1,4 +1,4 @@
-"""The gallery: every figure of a report, in the order of its sections."""
+"""The figure catalog: all figures of a report, by section."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.report.data.columns import CATEGORY_PREFIX, value
 from harness.report.data.conditions import SITUATION, varying
 from harness.report.figures.curves import training_views
-from harness.report.figures.spec import Bars, Grid, Lines, Series, View, listed
+from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Series, listed
 from harness.report.figures.tradeoff import sensitivity_views, surface_views, trade_off_views
 from harness.report.stats import cost
 from harness.report.stats.aggregate import by_defense, complete
@@ -17,41 +17,41 @@ from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable, Row
 from harness.report.stats.results import Results
 
 ROWS = 8
-"""More lines in one figure are too many; then it shows the best setting of each defense."""
+"""Maximum number of lines per figure; above it, only the best setting of each defense is shown."""
 COMPARED = 30
-"""Comparisons in one figure; the table has all."""
+"""Maximum number of comparisons per figure; the table has all of them."""
 
 
-def gallery(findings: Results) -> dict[str, Sequence[View]]:
-    """Return the figures of a report by section; a section without data has none."""
-    views: dict[str, Sequence[View]] = {
-        "scores": ratio_views(findings),
-        "surface": [*trade_off_views(findings), *surface_views(findings), *sensitivity_views(findings)],
-        "comparison": comparison_views(findings),
-        "training": [*training_views(findings), *category_views(findings), *cost_views(findings)],
+def figure_catalog(results: Results) -> dict[str, Sequence[FigureSpec]]:
+    """Return the figures of a report by section; sections without data are empty."""
+    views: dict[str, Sequence[FigureSpec]] = {
+        "scores": ratio_views(results),
+        "surface": [*trade_off_views(results), *surface_views(results), *sensitivity_views(results)],
+        "comparison": comparison_views(results),
+        "training": [*training_views(results), *category_views(results), *cost_views(results)],
     }
     names = [view.name for found in views.values() for view in found]
-    assert len(set(names)) == len(names), "one figure would take another's place"
+    assert len(set(names)) == len(names), "names of figures are file names and must be unique"
     return views
 
 
-def ratio_views(findings: Results) -> list[Lines]:
-    """Return each score against the attack ratio, a line per defense and settings."""
+def ratio_views(results: Results) -> list[Lines]:
+    """Return each score against the attack ratio, with a line per defense and settings."""
     views = []
-    for number, board in enumerate(findings.paper_tables):
-        ratios = [column for column in board.columns if column not in (ALIGNED, AVERAGE)]
-        rows, chosen = _readable(board)
-        for score in board.scores:
+    for number, paper_table in enumerate(results.paper_tables):
+        ratios = [column for column in paper_table.columns if column not in (ALIGNED, AVERAGE)]
+        rows, chosen = _readable(paper_table)
+        for score in paper_table.scores:
             series = [drawn for row in rows if (drawn := _over_ratios(row, score, ratios)).x]
             if not series:
                 continue
             views.append(
                 Lines(
                     name=f"ratio-{number}-{score}",
-                    title=f"{HEADINGS[score]} by attack ratio ({board.caption}){chosen}",
+                    title=f"{HEADINGS[score]} by attack ratio ({paper_table.caption}){chosen}",
                     x_title="share of harmful rows p",
                     y_title=f"{HEADINGS[score]} (%)",
-                    alternative=f"{MEANINGS[score].capitalize()}; 95% intervals. {_told(series)}",
+                    alternative=f"{MEANINGS[score].capitalize()}; 95% intervals. {_description(series)}",
                     group=f"ratio-{number}",
                     paper=score != "hs_plus",
                     series=series,
@@ -60,28 +60,28 @@ def ratio_views(findings: Results) -> list[Lines]:
     return views
 
 
-def comparison_views(findings: Results) -> list[Bars]:
+def comparison_views(results: Results) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
-    several = len(findings.means[["task", "model", "attack"]].drop_duplicates()) > 1
+    several = len(results.means[["task", "model", "attack"]].drop_duplicates()) > 1
     views = []
     for score in ("hs", "fa"):
-        found = [each for each in findings.comparisons if each.score == score][:COMPARED]
+        found = [each for each in results.comparisons if each.score == score][:COMPARED]
         if not found:
             continue
-        names = [findings.lines[each.line].names for each in found]
+        names = [results.conditions[each.line].names for each in found]
         labels = [
             f"{called}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
-            for called, name in zip(compared_names(findings.means, findings.rows, found), names, strict=True)
+            for called, name in zip(compared_names(results.means, results.rows, found), names, strict=True)
         ]
-        told = f"Paired differences from {findings.baseline}, 95% intervals"
-        clear = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]
+        description = f"Paired differences from {results.baseline}, 95% intervals"
+        significant = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]
         views.append(
             Bars(
                 name=f"difference-{score}",
-                title=f"{HEADINGS[score]} less that of {findings.baseline}",
+                title=f"{HEADINGS[score]} less that of {results.baseline}",
                 x_title=f"difference in {HEADINGS[score]} (points)",
                 y_title="",
-                alternative=f"{told}; clear after Holm: {listed(clear)}.",
+                alternative=f"{description}; significant after Holm: {listed(significant)}.",
                 group="difference",
                 labels=labels,
                 dots=True,
@@ -94,21 +94,21 @@ def comparison_views(findings: Results) -> list[Bars]:
     return views
 
 
-def category_views(findings: Results) -> list[Grid]:
-    """Return the harmful score by category and defense, where the judge knows categories."""
+def category_views(results: Results) -> list[Grid]:
+    """Return the harmful score by category and defense, if the judge has categories."""
     import pandas as pd
 
-    columns = [name for name in findings.rows.columns if name.startswith(CATEGORY_PREFIX)]
+    columns = [name for name in results.rows.columns if name.startswith(CATEGORY_PREFIX)]
     if not columns:
         return []
-    by_line = pd.DataFrame([pd.DataFrame(line.cells)[columns].mean() for line in findings.lines])
-    defenses = by_defense(findings)
-    lines = pd.concat([kept.lines for kept in defenses]).join(by_line)
-    swept = varying(findings.means, findings.rows)
+    by_condition = pd.DataFrame([pd.DataFrame(condition.cells)[columns].mean() for condition in results.conditions])
+    defenses = by_defense(results)
+    lines = pd.concat([kept.means for kept in defenses]).join(by_condition)
+    swept = varying(results.means, results.rows)
     own = [name for name in swept if name.startswith("defense.")]
     situation = [*SITUATION, *(name for name in swept if name not in own)]
     found = complete(lines, ["hs"], ["defense", *own], situation)
-    table = found.lines.groupby("defense", sort=False)[columns].mean().dropna(how="all")
+    table = found.means.groupby("defense", sort=False)[columns].mean().dropna(how="all")
     if not len(table):
         return []
     names = [name.removeprefix(CATEGORY_PREFIX) for name in columns]
@@ -134,9 +134,9 @@ def category_views(findings: Results) -> list[Grid]:
     ]
 
 
-def cost_views(findings: Results) -> list[Bars]:
-    """Return the hours of each stage kind: spent, saved by sharing, predicted."""
-    found = [kind for kind in cost.kinds(findings) if kind.finished]
+def cost_views(results: Results) -> list[Bars]:
+    """Return the device hours of each stage kind: spent, saved by sharing, predicted."""
+    found = [kind for kind in cost.kinds(results) if kind.finished]
     if not found:
         return []
     places = list(range(len(found)))
@@ -155,7 +155,7 @@ def cost_views(findings: Results) -> list[Bars]:
             title="Device hours by stage kind",
             x_title="hours",
             y_title="",
-            alternative=f"{hours:.3g} hours were spent; without sharing it would be {hours + saved:.3g}.",
+            alternative=f"{hours:.3g} hours were spent; without sharing it would have been {hours + saved:.3g}.",
             labels=[kind.kind for kind in found],
             parts=parts,
         )
@@ -174,14 +174,14 @@ def _differences(defense: str, placed: Sequence[tuple[int, Comparison]]) -> Seri
     )
 
 
-def _readable(board: PaperTable) -> tuple[Sequence[Row], str]:
-    """Return the rows that one figure can show, and what was chosen: of each defense and protocol the best one."""
-    if len(board.rows) <= ROWS:
-        return board.rows, ""
-    column = AVERAGE if AVERAGE in board.columns else board.columns[-1]
+def _readable(paper_table: PaperTable) -> tuple[Sequence[Row], str]:
+    """Return the rows of a figure, and a title suffix; if there are too many, the best of each defense and protocol."""
+    if len(paper_table.rows) <= ROWS:
+        return paper_table.rows, ""
+    column = AVERAGE if AVERAGE in paper_table.columns else paper_table.columns[-1]
     best: dict[tuple[str, str], tuple[float, Row]] = {}
-    for row in board.rows:
-        harm, use = (row.figures.get((score, column)) for score in ("hs", "fa"))
+    for row in paper_table.rows:
+        harm, use = (row.cells.get((score, column)) for score in ("hs", "fa"))
         if harm is None:
             continue
         loss = harm.mean - (use.mean if use else 0.0)
@@ -192,7 +192,7 @@ def _readable(board: PaperTable) -> tuple[Sequence[Row], str]:
 
 
 def _over_ratios(row: Row, score: str, ratios: Sequence[str]) -> Series:
-    known = [(float(ratio), row.figures[score, ratio]) for ratio in ratios if (score, ratio) in row.figures]
+    known = [(float(ratio), row.cells[score, ratio]) for ratio in ratios if (score, ratio) in row.cells]
     with_ends = all(figure.low == figure.low for _, figure in known)
     return Series(
         name=with_marker(row.name, row.marker),
@@ -204,7 +204,7 @@ def _over_ratios(row: Row, score: str, ratios: Sequence[str]) -> Series:
     )
 
 
-def _told(series: Sequence[Series]) -> str:
+def _description(series: Sequence[Series]) -> str:
     return (
         listed(
             [

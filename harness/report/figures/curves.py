@@ -1,4 +1,4 @@
-"""Training curves: what the stages of a sweep logged, grouped by defense and thinned for reading."""
+"""Training curves: metrics that the stages of a sweep logged, averaged by defense and downsampled."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from harness.report.figures.spec import Lines, Series, listed
 from harness.report.stats.labels import markers, with_marker
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
-from harness.tracking.jsonl import CURVE, METRICS, read_curve
+from harness.tracking.jsonl import curve_of, read_curve
 
 POINTS = 80
-"""Positions of a curve; steps between them are averaged."""
+"""Number of bins of a curve; the steps of a bin are averaged."""
 STAGES = 6
-"""Of one group are averaged; more tell no more about its shape."""
+"""Maximum number of stages of a group that are averaged; more hardly change the shape."""
 GROUPS = 18
-"""More lines in one figure nobody can tell apart; then a line is a defense."""
+"""Maximum number of lines per figure; above it, there is one line per defense."""
 _BOOKKEEPING = ("step", "epoch", "key", "kind")
 
 
 class _Curve(NamedTuple):
-    """The mean of a group's stages, quantity by quantity."""
+    """The mean curve of a group's stages, by quantity."""
 
     name: str
     defense: str
     quantities: Mapping[str, tuple[list[float], list[float]]]
 
 
-def training_views(findings: Results) -> list[Lines]:
-    """Return one view per stage kind, attack ratio (after the attack) and logged quantity, a line per defense."""
+def training_views(results: Results) -> list[Lines]:
+    """Return a figure per stage kind, attack ratio (if attacked) and logged quantity, with a line per defense."""
     views = []
-    for kind in findings.training:
-        by_ratio = _curves(findings, kind)
+    for kind in results.training:
+        by_ratio = _curves(results, kind)
         for ratio, curves in by_ratio.items():
             names = dict.fromkeys(name for curve in curves for name in curve.quantities)
             for name in sorted(names, key=lambda found: (found != "loss", found)):
@@ -66,59 +66,55 @@ def _view(kind: str, ratio: str, name: str, drawn: Sequence[Series], *, paper: b
     )
 
 
-def _curves(findings: Results, kind: str) -> dict[str, list[_Curve]]:
-    """Return the curves of a kind by attack ratio; a stage before the attack knows of none."""
+def _curves(results: Results, kind: str) -> dict[str, list[_Curve]]:
+    """Return the curves of a kind by attack ratio; the ratio of stages before the attack is empty."""
     groups: defaultdict[str, defaultdict[tuple[str, str], dict[str, None]]]
     groups = defaultdict(lambda: defaultdict(dict))
-    columns = findings.training[kind]
-    swept = varying(findings.means, findings.rows)
-    many = len({condition_name(line.names, swept) for line in findings.lines}) > GROUPS
-    letters = markers(findings.means)
-    for line, note in zip(findings.lines, findings.means[NOTE], strict=True):
-        defense = str(line.names["defense"])
-        keys = [key for cell in line.cells for column in columns if isinstance(key := cell.get(column), str)]
+    columns = results.training[kind]
+    swept = varying(results.means, results.rows)
+    many = len({condition_name(condition.names, swept) for condition in results.conditions}) > GROUPS
+    letters = markers(results.means)
+    for condition, note in zip(results.conditions, results.means[NOTE], strict=True):
+        defense = str(condition.names["defense"])
+        keys = [key for cell in condition.cells for column in columns if isinstance(key := cell.get(column), str)]
         if keys:
-            attacked = any(findings.ledger[key].attacked for key in keys)
+            attacked = any(results.stage_records[key].attacked for key in keys)
             settings = [] if many else [name for name in swept if attacked or not name.startswith("finetune")]
-            ratio = value(line.names["ratio"]) if attacked else ""
-            name = with_marker(condition_name(line.names, settings), letters.get(note, ""))
+            ratio = value(condition.names["ratio"]) if attacked else ""
+            name = with_marker(condition_name(condition.names, settings), letters.get(note, ""))
             groups[ratio][defense, name] |= dict.fromkeys(keys)
     return {
-        ratio: [_mean(findings, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]
+        ratio: [_mean(results, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]
         for ratio, found in groups.items()
     }
 
 
-def _mean(findings: Results, defense: str, name: str, kind: str, keys: Sequence[str]) -> _Curve:
+def _mean(results: Results, defense: str, name: str, kind: str, keys: Sequence[str]) -> _Curve:
     import numpy as np
 
     chosen = [keys[index] for index in np.linspace(0, len(keys) - 1, min(STAGES, len(keys))).astype(int)]
-    logged = [table for key in chosen if (table := _logged(findings.store.layout, kind, key))]
+    logged = [table for key in chosen if (table := _read_metrics(results.store.layout, kind, key))]
     quantities = {}
     for quantity in dict.fromkeys(name for table in logged for name in table if name != "step"):
-        having = [table for table in logged if quantity in table]
-        last = max(table["step"][-1] for table in having)
+        tables = [table for table in logged if quantity in table]
+        last = max(table["step"][-1] for table in tables)
         bins = np.linspace(0, last, POINTS + 1)
-        steps = np.concatenate([table["step"] for table in having])
-        found = np.concatenate([table[quantity] for table in having])
-        place = np.clip(np.digitize(steps, bins, right=True) - 1, 0, POINTS - 1)
-        count = np.bincount(place, minlength=POINTS)
+        steps = np.concatenate([table["step"] for table in tables])
+        found = np.concatenate([table[quantity] for table in tables])
+        index = np.clip(np.digitize(steps, bins, right=True) - 1, 0, POINTS - 1)
+        count = np.bincount(index, minlength=POINTS)
         with np.errstate(invalid="ignore"):
-            x, y = (np.bincount(place, weights=what, minlength=POINTS) / count for what in (steps, found))
+            x, y = (np.bincount(index, weights=weights, minlength=POINTS) / count for weights in (steps, found))
         kept = count > 0
         quantities[quantity] = ([round(v, 1) for v in x[kept]], [float(f"{v:.5g}") for v in y[kept]])
     return _Curve(name, defense, quantities)
 
 
-def _logged(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
-    """Return the numbers a stage logged, ``[steps]`` by name; of a stage that is not finished, what it has so far."""
+def _read_metrics(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
+    """Return the metrics that a stage has logged, ``[steps]`` by name; those so far if it is not finished."""
     import numpy as np
 
-    places = (layout.artifact(kind, key) / METRICS, layout.work(key) / CURVE)
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        return {}
-    records = {record["step"]: record for record in _records(path)}
+    records = {record["step"]: record for record in _records(curve_of(layout, kind, key))}
     steps = sorted(records)
     if not steps:
         return {}
@@ -133,7 +129,7 @@ def _logged(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Return what is readable."""
+    """Return the rows of a curve; none if the file cannot be read."""
     try:
         return list(read_curve(path))
     except OSError:

@@ -1,4 +1,4 @@
-"""Figures: views as files for a paper, in PDF and PNG."""
+"""Draws figures with matplotlib as PDF and PNG files for papers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.figures.spec import Bars, Grid, Lines, Points, Series, View
-from harness.report.figures.style import COLOUR_SCALE, Look, looks
+from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Points, Series
+from harness.report.figures.style import COLOUR_SCALE, Style, styles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("pdf", "png")
 WIDTH = 4.8
-"""Inches: a figure fills one column of a two-column paper without being scaled much."""
+"""Width in inches, close to that of one column of a two-column paper."""
 HEIGHT = 3.2
 STYLE = {
     "font.size": 9,
@@ -30,13 +30,13 @@ STYLE = {
 }
 
 
-def save(view: View, folder: Path, styles: Mapping[str, Look]) -> list[Path]:
-    """Draw a view and return the files that were written; the text alternative is in their metadata.
+def save(view: FigureSpec, folder: Path, styles: Mapping[str, Style]) -> list[Path]:
+    """Draw a figure and return the files that were written; their metadata contain the text alternative.
 
     Args:
-        view: what to draw.
-        folder: where; it exists.
-        styles: looks of the defenses.
+        view: the figure.
+        folder: an existing folder.
+        styles: styles of the defenses.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def save(view: View, folder: Path, styles: Mapping[str, Look]) -> list[Path]:
                 _bars(axes, view, styles)
             case _:
                 raise TypeError(f"no figure is known for {type(view).__name__}")
-        # The time would make every run write other bytes.
+        # Without a creation date, equal figures are equal files.
         described: dict[str, Mapping[str, Any]] = {
             "pdf": {"Title": view.title, "Subject": view.alternative, "CreationDate": None},
             "png": {"Title": view.title, "Description": view.alternative},
@@ -69,12 +69,12 @@ def save(view: View, folder: Path, styles: Mapping[str, Look]) -> list[Path]:
     return paths
 
 
-def _lines(axes: Axes, view: Lines, styles: Mapping[str, Look]) -> None:
+def _lines(axes: Axes, view: Lines, styles: Mapping[str, Style]) -> None:
     for number, series in enumerate(view.series):
-        look = styles[series.defense]
+        style = styles[series.defense]
         axes.errorbar(
-            view.shifted(number), series.y, yerr=_errors(series.y, series), label=series.name, color=look.colour,
-            marker=look.mpl_marker if view.markers else None, linestyle=look.mpl_dash, capsize=2, linewidth=1.4,
+            view.shifted(number), series.y, yerr=_errors(series.y, series), label=series.name, color=style.colour,
+            marker=style.mpl_marker if view.markers else None, linestyle=style.mpl_dash, capsize=2, linewidth=1.4,
             elinewidth=0.8, markersize=5,
         )  # fmt: skip
     if view.markers:
@@ -108,12 +108,12 @@ def _frame(column: int, row: int) -> Any:
     return Rectangle((column - 0.44, row - 0.44), 0.88, 0.88, fill=False, edgecolor="#D55E00", linewidth=2)
 
 
-def _points(axes: Axes, view: Points, styles: Mapping[str, Look]) -> None:
+def _points(axes: Axes, view: Points, styles: Mapping[str, Style]) -> None:
     front = sorted((point for point in view.points if point.on_front), key=lambda point: point.x[0])
     axes.plot([p.x[0] for p in front], [p.y[0] for p in front], ":", color="#777777", label="front")
     groups = view.grouped()
     for name, points in groups.items():
-        look = styles[points[0].defense]
+        style = styles[points[0].defense]
         errors: dict[str, Any] = {}
         if len(view.points) <= 12 and all(p.x[1] <= p.x[2] and p.y[1] <= p.y[2] for p in points):
             errors = {
@@ -123,26 +123,26 @@ def _points(axes: Axes, view: Points, styles: Mapping[str, Look]) -> None:
             }
         axes.errorbar(
             [p.x[0] for p in points], [p.y[0] for p in points], **errors, linestyle="none", label=name,
-            marker=look.mpl_marker, color=look.colour, capsize=2, elinewidth=0.8, markersize=6,
-            markerfacecolor=look.colour if points[0].usual else "none",
+            marker=style.mpl_marker, color=style.colour, capsize=2, elinewidth=0.8, markersize=6,
+            markerfacecolor=style.colour if points[0].usual else "none",
         )  # fmt: skip
     _legend(axes, len(groups) + 1)
 
 
-def _bars(axes: Axes, view: Bars, styles: Mapping[str, Look]) -> None:
-    inner = looks(part.defense for part in view.parts)
+def _bars(axes: Axes, view: Bars, styles: Mapping[str, Style]) -> None:
+    inner = styles_of(part.defense for part in view.parts)
     thick = 0.8 / max(1, len(view.parts))
     for number, part in enumerate(view.parts):
-        look = styles.get(part.defense, inner[part.defense])
+        style = styles.get(part.defense, inner[part.defense])
         if view.dots:
             axes.errorbar(
-                part.x, part.y, xerr=_errors(part.x, part), linestyle="none", marker=look.mpl_marker,
-                color=look.colour, label=part.name, capsize=2, elinewidth=0.8, markersize=5,
+                part.x, part.y, xerr=_errors(part.x, part), linestyle="none", marker=style.mpl_marker,
+                color=style.colour, label=part.name, capsize=2, elinewidth=0.8, markersize=5,
             )  # fmt: skip
         else:
             places = [place + (number - (len(view.parts) - 1) / 2) * thick for place in part.y]
             hatch = ("", "///", "...")[number % 3]
-            axes.barh(places, part.x, thick, label=part.name, color=look.colour, hatch=hatch, edgecolor="white")
+            axes.barh(places, part.x, thick, label=part.name, color=style.colour, hatch=hatch, edgecolor="white")
     if view.dots:
         axes.axvline(0, color="#777777", linewidth=0.8)
     axes.set_yticks(range(len(view.labels)), view.labels)

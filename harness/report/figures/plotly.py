@@ -1,4 +1,4 @@
-"""Charts: views as plotly figures, in plain JSON for the page."""
+"""Draws figures as plotly charts, in plain JSON for the page."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from harness.report.figures.spec import Bars, Grid, Lines, Points, View
-from harness.report.figures.style import COLOUR_SCALE, Look, looks
+from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Points
+from harness.report.figures.style import COLOUR_SCALE, Style, styles_of
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222"}
 AXIS = {"gridcolor": "#ddd", "zerolinecolor": "#999", "linecolor": "#666", "automargin": True}
 HEIGHT = 380
 
 
-def chart(view: View, styles: Mapping[str, Look]) -> dict[str, Any]:
+def chart(view: FigureSpec, styles: Mapping[str, Style]) -> dict[str, Any]:
     """Return the data and layout of a plotly figure.
 
     Args:
-        view: what to draw.
-        styles: looks of the defenses.
+        view: the figure.
+        styles: styles of the defenses.
     """
     layout: dict[str, Any] = {
         "font": FONT,
@@ -58,21 +58,21 @@ def chart(view: View, styles: Mapping[str, Look]) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
-def _line(number: int, styles: Mapping[str, Look], view: Lines) -> dict[str, Any]:
+def _line(number: int, styles: Mapping[str, Style], view: Lines) -> dict[str, Any]:
     series = view.series[number]
-    look = styles[series.defense]
+    style = styles[series.defense]
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers" if view.markers else "lines",
         "name": series.name,
         "meta": {"defense": series.defense},
-        "x": _rounded(view.shifted(number)),
-        "y": _rounded(series.y),
-        "line": {"color": look.colour, "dash": look.dash, "width": 2},
-        "marker": {"symbol": look.marker, "size": 9},
+        "x": _round(view.shifted(number)),
+        "y": _round(series.y),
+        "line": {"color": style.colour, "dash": style.dash, "width": 2},
+        "marker": {"symbol": style.marker, "size": 9},
     }
     if series.low:
-        trace["error_y"] = _error(series.y, series.low, series.high, look.colour)
+        trace["error_y"] = _error(series.y, series.low, series.high, style.colour)
     return trace
 
 
@@ -82,8 +82,8 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
         "type": "heatmap",
         "x": list(view.x),
         "y": list(view.y),
-        "z": [_rounded(row) for row in view.values],
-        # Plotly rounds halves up; a table does not.
+        "z": [_round(row) for row in view.values],
+        # Formatted here, because plotly rounds halves up and tables do not.
         "text": [view.texts(row) for row in range(len(view.y))],
         "colorscale": COLOUR_SCALE[0],
         "texttemplate": "%{text}",
@@ -104,7 +104,7 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
     return [heat, ring] if marked else [heat]
 
 
-def _points(view: Points, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
+def _points(view: Points, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
     front = sorted((p for p in view.points if p.on_front), key=lambda point: point.x[0])
     traces: list[dict[str, Any]] = [
         {
@@ -116,43 +116,47 @@ def _points(view: Points, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
     ]  # fmt: skip
     with_errors = len(view.points) <= 12
     for name, points in view.grouped().items():
-        look = styles[points[0].defense]
+        style = styles[points[0].defense]
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
             "name": name,
             "meta": {"defense": points[0].defense},
-            "x": _rounded([p.x[0] for p in points]),
-            "y": _rounded([p.y[0] for p in points]),
+            "x": _round([p.x[0] for p in points]),
+            "y": _round([p.y[0] for p in points]),
             "text": [p.name for p in points],
             "hovertemplate": "%{text}<br>FA %{x:.1f}, HS %{y:.1f}<extra></extra>",
-            "marker": {"symbol": look.marker + ("" if points[0].usual else "-open"), "size": 11, "color": look.colour},
+            "marker": {
+                "symbol": style.marker + ("" if points[0].usual else "-open"),
+                "size": 11,
+                "color": style.colour,
+            },
         }
         if with_errors and all(p.x[1] == p.x[1] and p.y[1] == p.y[1] for p in points):
             for axis in ("x", "y"):
                 means, lows, highs = zip(*(getattr(p, axis) for p in points), strict=True)
-                trace[f"error_{axis}"] = _error(means, lows, highs, look.colour)
+                trace[f"error_{axis}"] = _error(means, lows, highs, style.colour)
         traces.append(trace)
     return traces
 
 
-def _bars(view: Bars, styles: Mapping[str, Look]) -> list[dict[str, Any]]:
-    inner = looks(part.defense for part in view.parts)
+def _bars(view: Bars, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
+    inner = styles_of(part.defense for part in view.parts)
     traces = []
     for part in view.parts:
-        look = styles.get(part.defense, inner[part.defense])
-        trace: dict[str, Any] = {"name": part.name, "x": _rounded(part.x), "y": list(part.y)}
+        style = styles.get(part.defense, inner[part.defense])
+        trace: dict[str, Any] = {"name": part.name, "x": _round(part.x), "y": list(part.y)}
         if view.dots:
             trace |= {
                 "type": "scatter", "mode": "markers", "meta": {"defense": part.defense},
-                "marker": {"symbol": look.marker, "size": 10, "color": look.colour},
+                "marker": {"symbol": style.marker, "size": 10, "color": style.colour},
             }  # fmt: skip
         else:
             shape = ("", "/", ".")[list(inner).index(part.defense) % 3]
-            marker = {"color": look.colour, "pattern": {"shape": shape, "bgcolor": look.colour, "fgcolor": "white"}}
+            marker = {"color": style.colour, "pattern": {"shape": shape, "bgcolor": style.colour, "fgcolor": "white"}}
             trace |= {"type": "bar", "orientation": "h", "marker": marker}
         if part.low:
-            trace["error_x"] = _error(part.x, part.low, part.high, look.colour)
+            trace["error_x"] = _error(part.x, part.low, part.high, style.colour)
         traces.append(trace)
     return traces
 
@@ -161,14 +165,14 @@ def _error(means: Sequence[float], lows: Sequence[float], highs: Sequence[float]
     return {
         "type": "data",
         "symmetric": False,
-        "array": _rounded([high - mean for mean, high in zip(means, highs, strict=True)]),
-        "arrayminus": _rounded([mean - low for mean, low in zip(means, lows, strict=True)]),
+        "array": _round([high - mean for mean, high in zip(means, highs, strict=True)]),
+        "arrayminus": _round([mean - low for mean, low in zip(means, lows, strict=True)]),
         "color": colour,
         "thickness": 1.2,
         "width": 4,
     }
 
 
-def _rounded(values: Sequence[float]) -> list[float | None]:
-    """Return the values with five digits; None for what is not measured, since JSON has no NaN."""
+def _round(values: Sequence[float]) -> list[float | None]:
+    """Return the values with five significant digits; None for NaN, which JSON lacks."""
     return [float(f"{value:.5g}") if isfinite(value) else None for value in values]

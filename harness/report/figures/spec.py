@@ -1,4 +1,4 @@
-"""Views: what a figure shows, free of how it is drawn. The page and the files draw the same views."""
+"""Figure specifications, independent of the plotting library: the page and the files draw the same ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Series:
     """One line of a figure.
 
     Attributes:
-        name: in the legend.
-        defense: decides colour, marker and dash.
-        x: positions.
-        y: values.
-        low: lower ends of intervals, or none.
-        high: upper ends.
+        name: name in the legend.
+        defense: determines colour, marker and dash.
+        x: horizontal coordinates.
+        y: vertical coordinates.
+        low: lower ends of the intervals; empty if there are none.
+        high: upper ends of the intervals.
     """
 
     name: str
@@ -29,16 +29,16 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """What all views have.
+class FigureSpec:
+    """Base of all figures.
 
     Attributes:
         name: file name and anchor.
-        title: what is shown.
-        x_title: of the horizontal axis.
-        y_title: of the vertical axis.
-        alternative: what the figure says, for readers who cannot see it.
-        group: figures of the same group are shown in one place, one at a time.
+        title: title of the figure.
+        x_title: title of the horizontal axis.
+        y_title: title of the vertical axis.
+        alternative: text alternative.
+        group: the page shows the figures of a group in one tab panel, one at a time.
         paper: whether it is also written as a file.
     """
 
@@ -52,25 +52,25 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lines(View):
+class Lines(FigureSpec):
     """Values along an axis, one line per series."""
 
     series: Sequence[Series]
     markers: bool = True
 
     def shifted(self, number: int) -> list[float]:
-        """Return the positions of a series, moved aside a little where intervals would hide each other."""
+        """Return the horizontal coordinates of a series, shifted so that intervals do not overlap."""
         positions = {x for series in self.series for x in series.x}
-        # Around a single position there is all the room of the figure.
-        room = ((max(positions) - min(positions)) * 0.012 or 0.005) if self.markers else 0.0
-        return [x + (number - (len(self.series) - 1) / 2) * room for x in self.series[number].x]
+        # 0.005 if all series have the same single coordinate.
+        shift = ((max(positions) - min(positions)) * 0.012 or 0.005) if self.markers else 0.0
+        return [x + (number - (len(self.series) - 1) / 2) * shift for x in self.series[number].x]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(View):
-    """Values over two swept numbers, ``values[row][column]``; marked ones belong to the robust region.
+class Grid(FigureSpec):
+    """A heatmap over two swept numbers, ``values[row][column]``; marked cells belong to the robust region.
 
-    What is not measured is NaN.
+    Values that were not measured are NaN.
     """
 
     x: Sequence[str]
@@ -80,7 +80,7 @@ class Grid(View):
     defense: str
 
     def texts(self, row: int) -> list[str]:
-        """Return what stands in the fields of a row, as the tables print it."""
+        """Return the texts of the cells of a row, formatted as in the tables."""
         return ["" if isnan(found) else f"{found:.1f}" for found in self.values[row]]
 
 
@@ -89,12 +89,12 @@ class Point:
     """A point of a trade-off with its intervals.
 
     Attributes:
-        name: of the line.
-        defense: decides colour and marker.
-        x: FA and its interval.
-        y: HS and its interval.
-        usual: whether it has the protocol that most points have; only those are compared.
-        on_front: whether none of them beats it in both.
+        name: name of the condition.
+        defense: determines colour and marker.
+        x: FA with the ends of its interval.
+        y: HS with the ends of its interval.
+        usual: whether it has the most common protocol; only such points are compared.
+        on_front: whether no other point dominates it.
     """
 
     name: str
@@ -106,13 +106,13 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points(View):
-    """Harm against utility, with the front."""
+class Points(FigureSpec):
+    """A scatter plot of harm against utility, with the Pareto front."""
 
     points: Sequence[Point]
 
     def grouped(self) -> dict[str, list[Point]]:
-        """Return the points by what a legend calls them: those under another protocol are drawn hollow."""
+        """Return the points by legend entry: points with another protocol have their own and are drawn hollow."""
         groups: dict[str, list[Point]] = {}
         for point in self.points:
             groups.setdefault(point.defense + ("" if point.usual else ", other protocol"), []).append(point)
@@ -120,8 +120,8 @@ class Points(View):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bars(View):
-    """Labelled values, from top to bottom; intervals where there are any, one row of bars per part."""
+class Bars(FigureSpec):
+    """Horizontal bars or dots, labelled from top to bottom; one series of bars per part, with optional intervals."""
 
     labels: Sequence[str]
     parts: Sequence[Series] = field(default_factory=tuple)
@@ -129,6 +129,6 @@ class Bars(View):
 
 
 def listed(words: Sequence[str], most: int = 8) -> str:
-    """Return words as a list in prose."""
+    """Return words as an enumeration, shortened to ``most``."""
     shown = [*words[:most], *([f"{len(words) - most} more"] if len(words) > most else [])]
     return ", ".join(shown[:-1]) + (" and " if len(shown) > 1 else "") + shown[-1] if shown else "nothing"

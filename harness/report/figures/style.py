@@ -1,15 +1,15 @@
-"""Looks: colour, marker and dash of each defense, the same in every figure.
+"""Style of each defense (colour, marker and dash), the same in every figure.
 
-The colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers tell apart, in an
-order in which neighbours differ in lightness; marker and dash tell the same without any colour.
+The colours are those of Okabe and Ito (Color Universal Design, 2008), which are safe for colour-blind readers, ordered
+so that neighbours differ in lightness; marker and dash identify a defense without colour.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class Look(NamedTuple):
-    """How a defense is drawn, in the words of plotly and of matplotlib."""
+class Style(NamedTuple):
+    """The style of a defense, for plotly and for matplotlib (``mpl_``)."""
 
     colour: str
     marker: str
@@ -37,13 +37,13 @@ _DASHES: tuple[tuple[str, str | tuple[int, tuple[int, ...]]], ...] = (
     ("longdash", (0, (8, 3))),
 )
 COLOUR_SCALE = ("Cividis", "cividis")
-"""Of surfaces: its lightness rises evenly, so that it can be read in grey; for plotly and for matplotlib."""
+"""Colour scale of heatmaps for plotly and for matplotlib; perceptually uniform, so that it is readable in grey."""
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return the look of each name, by the order in which they come."""
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """Return the style of each name, assigned in the order of first occurrence."""
     return {
-        name: Look(
+        name: Style(
             _COLOURS[i % len(_COLOURS)],
             _MARKERS[i % len(_MARKERS)][0],
             _DASHES[i % len(_DASHES)][0],

@@ -1,4 +1,4 @@
-"""Surfaces: scores over any two swept numbers, the harm-utility front, the robust region, and sensitivity."""
+"""Trade-offs: scores over pairs of swept numbers, the harm-utility front, the robust region, and sensitivity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.report.data.columns import records, value
 from harness.report.data.conditions import SITUATION, short_names, varying
 from harness.report.figures.spec import Bars, Grid, Point, Points, Series, listed
-from harness.report.stats.aggregate import Kept, by_defense, complete, means_over, numbers_in
+from harness.report.stats.aggregate import DefenseMeans, by_defense, complete, means_over, numbers_in
 from harness.report.stats.labels import HEADINGS, with_marker
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable
 from harness.report.stats.results import Results
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TOLERANCE = 4.0
-"""Points of HS - FA within which a setting is as good as the best: the robust region."""
+"""Settings within this many points of the lowest HS - FA form the robust region."""
 PAIRS = 15
-"""Pairs of swept numbers that are drawn."""
+"""Maximum number of pairs of swept numbers that are drawn."""
 
 
 class Robust(NamedTuple):
     """The robust region of a defense.
 
     Attributes:
-        defense: its name.
-        name: with the letter of its footnote.
-        inside: how many settings are in the region.
-        settings: how many could be compared.
-        best: the setting with the least HS - FA.
-        reach: how far each swept number reaches.
-        remark: which settings could not be compared; empty if all could.
+        defense: the defense's label.
+        name: the label with the letter of its footnote.
+        inside: number of settings in the region.
+        settings: number of settings that were compared.
+        best: the setting with the lowest HS - FA.
+        reach: range of each swept number in the region.
+        remark: note on settings that could not be compared; empty if there are none.
     """
 
     defense: str
@@ -46,14 +46,14 @@ class Robust(NamedTuple):
     remark: str
 
 
-def surface_views(findings: Results) -> list[Grid]:
-    """Return HS and FA of every defense over every pair of numbers that were swept for it."""
+def surface_views(results: Results) -> list[Grid]:
+    """Return heatmaps of HS and FA of each defense over each pair of its swept numbers."""
     views = []
-    short = _short(findings)
-    for kept in by_defense(findings):
-        lines, scores = kept.lines, _measured(kept.lines)
-        for pair in list(combinations(numbers_in(findings, lines), 2))[:PAIRS]:
-            others = [name for name in varying(findings.means, findings.rows) if name not in pair]
+    short = _short_names(results)
+    for kept in by_defense(results):
+        lines, scores = kept.means, _measured(kept.means)
+        for pair in list(combinations(numbers_in(results, lines), 2))[:PAIRS]:
+            others = [name for name in varying(results.means, results.rows) if name not in pair]
             found = complete(lines, scores, [*pair, *others], [name for name in SITUATION if name not in pair])
             means = means_over(found, pair, others, scores)
             if len(means):
@@ -63,14 +63,14 @@ def surface_views(findings: Results) -> list[Grid]:
 
 
 class _Axis(NamedTuple):
-    """A swept number: its column, what it is called, and its values."""
+    """A swept number: its column, its short name, and its values as text."""
 
     name: str
     title: str
     ticks: list[str]
 
 
-def _grid(kept: Kept, score: str, axes: Sequence[_Axis], means: DataFrame, remark: str) -> Grid:
+def _grid(kept: DefenseMeans, score: str, axes: Sequence[_Axis], means: DataFrame, remark: str) -> Grid:
     import numpy as np
 
     (x_name, x, xs), (y_name, y, ys) = axes
@@ -82,13 +82,13 @@ def _grid(kept: Kept, score: str, axes: Sequence[_Axis], means: DataFrame, remar
     measured = np.isfinite(loss)
     marked = loss <= loss.min(initial=np.inf, where=measured) + TOLERANCE
     inside = f" {marked.sum()} of {measured.sum()} settings are in the robust region."
-    if "ratio" in (x_name, y_name):  # how strong the attack was is no setting
+    if "ratio" in (x_name, y_name):  # the attack ratio is not a setting of the defense
         marked, inside = np.zeros_like(marked), ""
     ends = []
     for word, at in (("lowest", np.nanargmin(values)), ("highest", np.nanargmax(values))):
         row, column = divmod(int(at), values.shape[1])
         ends.append(f"{word} {values[row, column]:.1f} at {y} {ys[row]}, {x} {xs[column]}")
-    mean = "mean over everything else that all settings were measured in"
+    mean = "mean over the situations in which all settings were measured"
     return Grid(
         name=f"surface-{kept.defense}-{x}-{y}-{score}",
         title=f"{HEADINGS[score]} (%) of {kept.name} over {x} and {y}",
@@ -104,28 +104,28 @@ def _grid(kept: Kept, score: str, axes: Sequence[_Axis], means: DataFrame, remar
     )
 
 
-def trade_off_views(findings: Results) -> list[Points]:
-    """Return HS against FA with the front, for the average over ratios and for each ratio."""
+def trade_off_views(results: Results) -> list[Points]:
+    """Return HS against FA with the Pareto front, for the average over ratios and for each ratio."""
     views: list[Points] = []
-    for number, board in enumerate(findings.paper_tables):
-        if not {"hs", "fa"} <= set(board.scores):
+    for number, paper_table in enumerate(results.paper_tables):
+        if not {"hs", "fa"} <= set(paper_table.scores):
             continue
-        for column in sorted((c for c in board.columns if c != ALIGNED), key=lambda found: found != AVERAGE):
-            points = _points(board, column)
+        for column in sorted((c for c in paper_table.columns if c != ALIGNED), key=lambda found: found != AVERAGE):
+            points = _points(paper_table, column)
             if len(points) < 2:
                 continue
             front = [point.name for point in points if point.on_front]
             others = [point.name for point in points if not point.usual]
-            remark = f" Under another protocol, so not on it: {listed(others)}." if others else ""
-            told = f"On the front: {listed(front)}.{remark}"
+            remark = f" Under another protocol and therefore excluded: {listed(others)}." if others else ""
+            description = f"On the front: {listed(front)}.{remark}"
             where = "mean over ratios" if column == AVERAGE else f"p={column}"
             views.append(
                 Points(
                     name=f"trade-off-{number}-{column}",
-                    title=f"Harm against utility, {where} ({board.caption})",
+                    title=f"Harm against utility, {where} ({paper_table.caption})",
                     x_title="FA (%), higher is better",
                     y_title="HS (%), lower is better",
-                    alternative=f"HS against FA of {len(points)} settings, {where}. {told}",
+                    alternative=f"HS against FA of {len(points)} settings, {where}. {description}",
                     group="trade-off",
                     paper=not any(view.name.startswith(f"trade-off-{number}-") for view in views),
                     points=points,
@@ -134,18 +134,18 @@ def trade_off_views(findings: Results) -> list[Points]:
     return views
 
 
-def sensitivity_views(findings: Results) -> list[Bars]:
-    """Return how far HS and FA move when one swept number goes through its values, everything else the same."""
+def sensitivity_views(results: Results) -> list[Bars]:
+    """Return the range of mean HS and FA over the values of each swept number, with all other settings equal."""
     moves: dict[str, dict[str, float]] = {}
     remarks = []
-    short = _short(findings)
-    swept = varying(findings.means, findings.rows)
-    for kept in by_defense(findings):
-        scores = _measured(kept.lines)
-        names = [name for name in numbers_in(findings, kept.lines) if name != "ratio"]
+    short = _short_names(results)
+    swept = varying(results.means, results.rows)
+    for kept in by_defense(results):
+        scores = _measured(kept.means)
+        names = [name for name in numbers_in(results, kept.means) if name != "ratio"]
         if not names or not scores:
             continue
-        found = complete(kept.lines, scores, swept, SITUATION)
+        found = complete(kept.means, scores, swept, SITUATION)
         for name in names:
             means = means_over(found, [name], [other for other in swept if other != name], scores)
             if len(means) > 1:
@@ -155,7 +155,7 @@ def sensitivity_views(findings: Results) -> list[Bars]:
         remarks.append(kept.remark)
     if not moves:
         return []
-    told = [
+    ranges = [
         f"{label} " + " and ".join(f"{found:.1f} ({HEADINGS[s]})" for s, found in move.items())
         for label, move in moves.items()
     ]
@@ -170,23 +170,23 @@ def sensitivity_views(findings: Results) -> list[Bars]:
             title="Sensitivity to each swept number",
             x_title="range of the mean (points)",
             y_title="",
-            alternative=f"Largest less smallest mean over its values, in points: {listed(told)}.{''.join(remarks)}",
+            alternative=f"Largest minus smallest mean over its values, in points: {listed(ranges)}.{''.join(remarks)}",
             labels=list(moves),
             parts=parts,
         )
     ]
 
 
-def robust_regions(findings: Results) -> list[Robust]:
-    """Return the robust region of every defense with several settings, on the mean over its situations."""
+def robust_regions(results: Results) -> list[Robust]:
+    """Return the robust region of each defense with several settings, on means over its situations."""
     regions = []
-    short = _short(findings)
-    for kept in by_defense(findings):
-        names = [name for name in numbers_in(findings, kept.lines) if name != "ratio"]
+    short = _short_names(results)
+    for kept in by_defense(results):
+        names = [name for name in numbers_in(results, kept.means) if name != "ratio"]
         if not names:
             continue
-        others = [name for name in varying(findings.means, findings.rows) if name not in names]
-        found = complete(kept.lines, ("hs", "fa"), [*names, *others], SITUATION)
+        others = [name for name in varying(results.means, results.rows) if name not in names]
+        found = complete(kept.means, ("hs", "fa"), [*names, *others], SITUATION)
         means = means_over(found, names, others, ("hs", "fa"))
         if not len(means):
             continue
@@ -200,23 +200,23 @@ def robust_regions(findings: Results) -> list[Robust]:
                 inside=len(inside),
                 settings=len(means),
                 best=", ".join(f"{short[name]} {value(best[name])}" for name in names),
-                reach=", ".join(f"{short[name]} {_reach(inside[name])}" for name in names),
+                reach=", ".join(f"{short[name]} {_range(inside[name])}" for name in names),
                 remark=f"{found.remark}{kept.remark}".strip(),
             )
         )
     return regions
 
 
-def _points(board: PaperTable, column: str) -> list[Point]:
-    """Return the points of a board; the front is that of the rows under the protocol that most rows have."""
+def _points(paper_table: PaperTable, column: str) -> list[Point]:
+    """Return the points of a table; only rows with the most common protocol can be on the front."""
     found = [
-        (row, row.figures["fa", column], row.figures["hs", column])
-        for row in board.rows
-        if ("fa", column) in row.figures and ("hs", column) in row.figures
+        (row, row.cells["fa", column], row.cells["hs", column])
+        for row in paper_table.rows
+        if ("fa", column) in row.cells and ("hs", column) in row.cells
     ]
     rows = Counter(row.marker for row, _, _ in found)
     usual = max(rows, key=lambda marker: (rows[marker], not marker), default="")
-    places = [(use.mean, harm.mean) for row, use, harm in found if row.marker == usual]
+    comparable = [(use.mean, harm.mean) for row, use, harm in found if row.marker == usual]
     return [
         Point(
             name=with_marker(row.name, row.marker),
@@ -224,21 +224,21 @@ def _points(board: PaperTable, column: str) -> list[Point]:
             x=use[:3],
             y=harm[:3],
             usual=row.marker == usual,
-            on_front=row.marker == usual and not _beaten((use.mean, harm.mean), places),
+            on_front=row.marker == usual and not _is_dominated((use.mean, harm.mean), comparable),
         )
         for row, use, harm in found
     ]
 
 
-def _beaten(place: tuple[float, float], places: Sequence[tuple[float, float]]) -> bool:
-    return any(use >= place[0] and harm <= place[1] and (use, harm) != place for use, harm in places)
+def _is_dominated(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    return any(use >= point[0] and harm <= point[1] and (use, harm) != point for use, harm in others)
 
 
 def _measured(lines: DataFrame) -> list[str]:
     return [score for score in ("hs", "fa") if lines[score].notna().any()]
 
 
-def _reach(found: Any) -> str:
+def _range(found: Any) -> str:
     ends = f"{value(found.min())} to {value(found.max())}"
     return f"{ends}, or unset" if found.isna().any() else ends
 
@@ -247,5 +247,5 @@ def _ticks(values: Any) -> list[str]:
     return [value(found) for found in values.drop_duplicates().sort_values()]
 
 
-def _short(findings: Results) -> dict[str, str]:
-    return short_names([*varying(findings.means, findings.rows), "ratio"])
+def _short_names(results: Results) -> dict[str, str]:
+    return short_names([*varying(results.means, results.rows), "ratio"])

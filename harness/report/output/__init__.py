@@ -1,1 +1,1 @@
-"""Tables, pages and files."""
+"""Output of a report: text formats, the HTML page, and files."""

@@ -1,4 +1,4 @@
-"""Findings as text. A format is one function from findings to a string; add it to ``FORMATS`` and it has a name."""
+"""Text formats of a report. A format is a function from results to a string, registered by name in ``FORMATS``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.errors import ConfigError
 from harness.report.data.columns import NOTES, records, value
 from harness.report.data.comparability import SHOWN
 from harness.report.data.conditions import varying
-from harness.report.data.dropped import dropped_in
+from harness.report.data.dropped import count_dropped_notes
 from harness.report.output.markdown import literal
 from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score
-from harness.report.stats.paper_table import ALIGNED, AVERAGE, Figure, PaperTable
+from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 WIDTH = 240
-"""Columns of the terminal table before cells are wrapped."""
+"""Maximum width of the terminal table in characters; wider tables are wrapped."""
 
 
 class Sheet(NamedTuple):
-    """A table of text, ready to be drawn.
+    """A table as text.
 
     Attributes:
-        caption: what all lines have in common.
+        caption: the labels that all rows share.
         heading: the names of the columns.
-        lines: the cells.
-        notes: what must be known to read the lines.
+        lines: the cells, row by row.
+        notes: footnotes.
     """
 
     caption: str
@@ -44,12 +44,12 @@ class Sheet(NamedTuple):
     notes: list[str]
 
 
-def render(findings: Results, format: str) -> str:
-    """Return the findings as text in a format of ``FORMATS``.
+def render(results: Results, format: str) -> str:
+    """Return the results as text in a format of ``FORMATS``.
 
     Args:
-        findings: what ``gather`` returned.
-        format: ``table`` (for a terminal), ``md`` and ``latex`` (as papers print them), ``csv`` (the tidy rows),
+        results: as returned by ``load_results``.
+        format: ``table`` (for a terminal), ``md`` and ``latex`` (in the format of papers), ``csv`` (the tidy rows),
             ``json`` (everything) or ``html`` (the page).
 
     Raises:
@@ -57,11 +57,11 @@ def render(findings: Results, format: str) -> str:
     """
     if format not in FORMATS:
         raise ConfigError([f"`--format`: `{format}` is unknown; expected one of {', '.join(FORMATS)}"])
-    return FORMATS[format](findings)
+    return FORMATS[format](results)
 
 
 def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
-    """Return the lines as text: defense, swept values and ratio against the scores."""
+    """Return the table of the means as text: defense, swept values, ratio and scores."""
     swept = varying(means, rows)
     constant = [name for name in ("task", "attack", "model") if means[name].nunique(dropna=False) <= 1]
     shown = [name for name in ("model", "task", "attack") if name not in constant]
@@ -69,59 +69,60 @@ def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
     scores = [name for name in HEADINGS if rows[name].notna().any()]
     letters = markers(means)
     cells = []
-    for line in records(means):
-        label = [value(line[name]) for name in named]
-        if line[NOTE]:
-            label[0] += f" [{letters[line[NOTE]]}]"
-        cells.append([*map(one_line, label), *(score(line, name) for name in scores), str(line["seeds"])])
+    for row in records(means):
+        label = [value(row[name]) for name in named]
+        if row[NOTE]:
+            label[0] += f" [{letters[row[NOTE]]}]"
+        cells.append([*map(one_line, label), *(score(row, name) for name in scores), str(row["seeds"])])
     heading = [*named, *(HEADINGS[name] for name in scores), "seeds"]
     caption = ", ".join(f"{name} {value(means[name].iloc[0])}" for name in constant if len(means))
     return Sheet(one_line(caption), heading, cells, remarks(rows, means))
 
 
-def _terminal(findings: Results) -> str:
+def _terminal(results: Results) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    content = sheet(findings.rows, findings.means)
+    content = sheet(results.rows, results.means)
     table = Table(box=box.SIMPLE_HEAD, title=content.caption, title_justify="left", title_style="")
     for name in content.heading:
         table.add_column(Text(name), justify="left" if name == "defense" else "right", no_wrap=True)
-    for line in content.lines:
-        table.add_row(*(Text(cell) for cell in line))
+    for row in content.lines:
+        table.add_row(*(Text(cell) for cell in row))
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
     return "\n".join([*drawn, *content.notes]) + "\n"
 
 
-def _markdown(findings: Results) -> str:
+def _markdown(results: Results) -> str:
     from tabulate import tabulate
 
     paragraphs = []
-    for board in _printed(findings):
-        places = [(name, column) for name in board.scores for column in board.columns]
+    for paper_table in _hs_and_fa(results):
+        places = [(name, column) for name in paper_table.scores for column in paper_table.columns]
         heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
         lines = [
             [
                 literal(row.name) + (f" [{row.marker}]" if row.marker else ""),
-                *(_marked(row.figures.get(at)) for at in places),
+                *(_bold(row.cells.get(at)) for at in places),
             ]
-            for row in board.rows
+            for row in paper_table.rows
         ]
         align = ["left", *["right"] * len(places)]
         table = tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
-        paragraphs += [literal(board.caption), table]
-    notes = "\n".join([*map(literal, remarks(findings.rows, findings.means)), *_on_boards(findings)])
+        paragraphs += [literal(paper_table.caption), table]
+    notes = "\n".join([*map(literal, remarks(results.rows, results.means)), *_paper_table_notes(results)])
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
-def _printed(findings: Results) -> list[PaperTable]:
-    """Return the boards with the two scores that papers print."""
+def _hs_and_fa(results: Results) -> list[PaperTable]:
+    """Return the tables with the two scores that papers report, HS and FA."""
     return [
-        board._replace(scores=[name for name in board.scores if name != "hs_plus"]) for board in findings.paper_tables
+        paper_table._replace(scores=[name for name in paper_table.scores if name != "hs_plus"])
+        for paper_table in results.paper_tables
     ]
 
 
@@ -129,64 +130,64 @@ def _column(column: str) -> str:
     return column if column in (ALIGNED, AVERAGE) else f"p={column}"
 
 
-def _marked(figure: Figure | None) -> str:
+def _bold(figure: CellValue | None) -> str:
     if figure is None:
         return "-"
     text = number(figure.mean, figure.low, figure.high)
     return f"**{text}**" if figure.best else text
 
 
-def _on_boards(findings: Results) -> list[str]:
-    if len(findings.means) < 2:
+def _paper_table_notes(results: Results) -> list[str]:
+    if len(results.means) < 2:
         return []
     best = "Bold: better than every other of its column (paired test on seeds and prompts, Holm, p < 0.05)."
     return [f"p is the share of harmful rows in the user's data. {best}"]
 
 
-def _latex(findings: Results) -> str:
+def _latex(results: Results) -> str:
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files("harness.report.output").joinpath("templates", "table.tex.j2").read_text("utf-8")
-    environment = Environment(  # LaTeX's own braces and percent signs stay what they are
+    environment = Environment(  # delimiters that do not clash with LaTeX's braces and percent signs
         block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True, autoescape=False,
         undefined=StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"tex": _escaped, "mean": _tex_mean, "interval": _tex_interval}
+    environment.filters |= {"tex": _escape_tex, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
-    notes = [*_in_short(remarks(findings.rows, findings.means)), *_on_dropped(findings), *_on_boards(findings)]
-    return template.render(paper_tables=_printed(findings), headings=HEADINGS, column=_column, notes=notes)
+    notes = [*_in_short(remarks(results.rows, results.means)), *_on_dropped(results), *_paper_table_notes(results)]
+    return template.render(paper_tables=_hs_and_fa(results), headings=HEADINGS, column=_column, notes=notes)
 
 
-def _on_dropped(findings: Results) -> list[str]:
-    """Say where what was trained on is not what the table says; the lists of single cells are left out."""
-    told = dropped_in(findings.rows[NOTES])
-    most = [f"{note} ({count} of {len(findings.rows)} cells)." for note, count in told.most_common(SHOWN)]
-    return most + ([f"{len(told) - SHOWN} more such notes: see table.md."] if len(told) > SHOWN else [])
+def _on_dropped(results: Results) -> list[str]:
+    """Return the most frequent notes on dropped examples, without the lists of single cells."""
+    notes = count_dropped_notes(results.rows[NOTES])
+    most = [f"{note} ({count} of {len(results.rows)} cells)." for note, count in notes.most_common(SHOWN)]
+    return most + ([f"{len(notes) - SHOWN} more such notes: see table.md."] if len(notes) > SHOWN else [])
 
 
 def _in_short(notes: Sequence[str]) -> list[str]:
-    """Return the notes without their lists of single cells, which can be longer than a page."""
+    """Return the notes without lists of single cells, which can be longer than a page."""
     kept = [note for note in notes if not note.startswith("- ")]
     return [f"{note.removesuffix(':')}: see table.md." if note.endswith(":") else note for note in kept]
 
 
-def _escaped(text: str) -> str:
+def _escape_tex(text: str) -> str:
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {character: f"${character}$" for character in "<>|"}
     special |= {"\u2264": "$\\leq$", "\u2265": "$\\geq$", "\u2212": "$-$"}
-    return "".join(special.get(character) or _known_to_tex(character) for character in one_line(text))
+    return "".join(special.get(character) or _tex_character(character) for character in one_line(text))
 
 
 _NOT_IN_OT1 = "«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"
-"""The characters of Latin-1 and Latin Extended-A that pdflatex's own font encoding lacks."""
+"""Characters of Latin-1 and Latin Extended-A that are missing in pdflatex's default font encoding, OT1."""
 
 
-def _known_to_tex(character: str) -> str:
-    """Return a character as pdflatex can set it: Greek as mathematics, what no font of Latin text has by its number."""
+def _tex_character(character: str) -> str:
+    """Return a character for pdflatex: Greek letters in math mode, characters without a glyph by their code point."""
     if "\u03b1" <= character <= "\u03c9" and character not in "\u03bf\u03c2":
-        # Unicode writes LAMDA.
+        # The Unicode name is LAMDA.
         return f"$\\{unicodedata.name(character).rpartition(' ')[2].lower().replace('lamda', 'lambda')}$"
     latin = " " <= character < "\x7f" or ("\xa0" <= character < "\u0180" and character not in _NOT_IN_OT1)
     return (
@@ -194,44 +195,44 @@ def _known_to_tex(character: str) -> str:
     )
 
 
-def _tex_mean(figure: Figure | None) -> str:
+def _tex_mean(figure: CellValue | None) -> str:
     if figure is None:
         return "--"
     return f"\\textbf{{{figure.mean:.1f}}}" if figure.best else f"{figure.mean:.1f}"
 
 
-def _tex_interval(figure: Figure | None) -> str:
-    """Return what stands below the mean; an interval beside it would make the table wider than a page."""
+def _tex_interval(figure: CellValue | None) -> str:
+    """Return the interval, which is set below the mean so that the table fits on a page."""
     if figure is None or isnan(figure.low):
         return ""
     return f"{{\\scriptsize [{figure.low:.1f}, {figure.high:.1f}]}}"
 
 
-def _csv(findings: Results) -> str:
-    text: str = findings.rows.to_csv(index=False)
+def _csv(results: Results) -> str:
+    text: str = results.rows.to_csv(index=False)
     return text
 
 
-def _json(findings: Results) -> str:
-    frames = {"rows": findings.rows, "table": findings.means}
+def _json(results: Results) -> str:
+    frames = {"rows": results.rows, "table": results.means}
     plain: dict[str, Any] = {
         name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
     }
-    plain["baseline"] = findings.baseline
+    plain["baseline"] = results.baseline
     plain["comparisons"] = [
         {name: None if isinstance(found, float) and not abs(found) < float("inf") else found
          for name, found in comparison._asdict().items()}
-        for comparison in findings.comparisons
+        for comparison in results.comparisons
     ]  # fmt: skip
-    plain["left_out"] = list(findings.left_out)
-    plain["best"] = [{"line": line, "score": name} for line, name in sorted(findings.best)]
+    plain["left_out"] = list(results.left_out)
+    plain["best"] = [{"line": line, "score": name} for line, name in sorted(results.best)]
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
 
-def _html(findings: Results) -> str:
+def _html(results: Results) -> str:
     from harness.report.output.page import page
 
-    return page(findings)
+    return page(results)
 
 
 FORMATS: Mapping[str, Callable[[Results], str]] = {

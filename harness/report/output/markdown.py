@@ -1,14 +1,14 @@
-"""Markdown: text that means nothing in it, so that a label cannot become a column, a tag or an emphasis."""
+"""Markdown escaping, so that a label is not interpreted as a column separator, a tag or emphasis."""
 
 import re
 
 from harness.report.stats.labels import one_line
 
-# Within a word `_` means nothing, and dotted names are easier to read without backslashes; `<`, `&` and `]` mean
-# something only before what makes them a tag, an entity or a link.
+# `_` within a word has no meaning and is not escaped, which keeps dotted names readable; `<`, `&` and `]` are special
+# only if they can start a tag, an entity or a link.
 _SPECIAL = re.compile(r"[\\`*|~$]|[<&](?=\S)|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 
 
 def literal(text: str) -> str:
-    """Return text as Markdown shows it unchanged, in one line; it may stand in a cell of a table."""
+    """Return text escaped for Markdown, in one line, so that it can be a cell of a table."""
     return _SPECIAL.sub(r"\\\g<0>", one_line(text))

@@ -1,4 +1,4 @@
-"""The page: a report as one HTML file that needs neither a server nor a network."""
+"""The page: a report as a single self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from harness.report.data.columns import KEY_PREFIX, records, value
 from harness.report.data.comparability import protocol_differences
 from harness.report.data.conditions import condition_name, varying
 from harness.report.data.earlier_records import TRAINED
-from harness.report.figures.catalog import gallery
+from harness.report.figures.catalog import figure_catalog
 from harness.report.figures.plotly import chart
-from harness.report.figures.spec import View
-from harness.report.figures.style import looks
+from harness.report.figures.spec import FigureSpec
+from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.samples import samples
 from harness.report.stats import cost
@@ -29,49 +29,51 @@ from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
 
 
-def page(findings: Results, *, views: Mapping[str, Sequence[View]] | None = None, with_samples: bool = False) -> str:
+def page(
+    results: Results, *, views: Mapping[str, Sequence[FigureSpec]] | None = None, with_samples: bool = False
+) -> str:
     """Return the page.
 
     Args:
-        findings: of the sweep.
-        views: what ``gallery`` returned, if it was called already.
-        with_samples: put answers of the models on the page; harmful ones are folded away.
+        results: the results of the sweep.
+        views: as returned by ``figure_catalog``; made here if None.
+        with_samples: include generations of the models; harmful ones are collapsed.
     """
     from jinja2 import Environment, StrictUndefined
 
-    views = gallery(findings) if views is None else views
+    views = figure_catalog(results) if views is None else views
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"value": value, "duration": duration}
     return environment.from_string(_asset("page.html.j2")).render(
-        record=findings.record,
+        record=results.record,
         css=_asset("page.css"),
         script=_asset("page.js"),
         plotly=_plotly(),
         figures={section: _figures(found) for section, found in views.items()},
-        charts=_embedded(_charts(findings, views)),
-        paper_tables=findings.paper_tables,
+        charts=_script_json(_charts(results, views)),
+        paper_tables=results.paper_tables,
         headings=HEADINGS,
         meanings=MEANINGS,
         aligned=ALIGNED,
         average=AVERAGE,
-        lines=_lines(findings),
-        filters=_filters(findings),
-        remarks=remarks(findings.rows, findings.means),
-        baseline=findings.baseline,
-        comparisons=_comparisons(findings),
-        left_out=findings.left_out,
+        lines=_lines(results),
+        filters=_filters(results),
+        remarks=remarks(results.rows, results.means),
+        baseline=results.baseline,
+        comparisons=_comparisons(results),
+        left_out=results.left_out,
         resolved=RESOLVED * 100,
         alpha=ALPHA,
-        robust=robust_regions(findings),
+        robust=robust_regions(results),
         tolerance=TOLERANCE,
-        kinds=cost.kinds(findings),
-        overheads=cost.overheads(findings),
-        trained=list(dict.fromkeys((*TRAINED, *findings.training))),
-        protocol_differences=sorted({note for note in protocol_differences(findings.rows).values() if note}),
-        cells=_cells(findings),
-        command=shlex.join(findings.record.get("argv", [])),
-        provenance=_provenance(findings),
-        samples=samples(findings) if with_samples else None,
+        kinds=cost.kinds(results),
+        overheads=cost.overheads(results),
+        trained=list(dict.fromkeys((*TRAINED, *results.training))),
+        protocol_differences=sorted({note for note in protocol_differences(results.rows).values() if note}),
+        cells=_cells(results),
+        command=shlex.join(results.record.get("argv", [])),
+        provenance=_provenance(results),
+        samples=samples(results) if with_samples else None,
     )
 
 
@@ -81,28 +83,28 @@ def _asset(name: str) -> str:
 
 @cache
 def _plotly() -> str:
-    """Return plotly.js as it is installed, packed: it is three quarters of the page otherwise."""
+    """Return the installed plotly.js, compressed, as it is most of the page."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def _embedded(data: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
+def _script_json(data: Any) -> str:
+    """Return JSON that is safe inside a script element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _figures(views: Sequence[View]) -> list[list[View]]:
-    """Return the views of a section; those of a group are together."""
-    groups: dict[str, list[View]] = {}
+def _figures(views: Sequence[FigureSpec]) -> list[list[FigureSpec]]:
+    """Return the figures of a section by group."""
+    groups: dict[str, list[FigureSpec]] = {}
     for view in views:
         groups.setdefault(view.group or view.name, []).append(view)
     return list(groups.values())
 
 
-def _charts(findings: Results, views: Mapping[str, Sequence[View]]) -> dict[str, Any]:
-    styles = looks(findings.rows["defense"])
+def _charts(results: Results, views: Mapping[str, Sequence[FigureSpec]]) -> dict[str, Any]:
+    styles = styles_of(results.rows["defense"])
     return {
         view.name: {"alternative": view.alternative, "title": view.title, **chart(view, styles)}
         for found in views.values()
@@ -110,30 +112,30 @@ def _charts(findings: Results, views: Mapping[str, Sequence[View]]) -> dict[str,
     }
 
 
-def _lines(findings: Results) -> list[dict[str, Any]]:
-    swept = varying(findings.means, findings.rows)
-    letters = markers(findings.means)
+def _lines(results: Results) -> list[dict[str, Any]]:
+    swept = varying(results.means, results.rows)
+    letters = markers(results.means)
     return [
         {
-            "name": condition_name(line, swept),
-            "marker": letters.get(line[NOTE], ""),
-            "labels": {name: value(line[name]) for name in ("defense", "task", "model", "attack", "ratio")},
-            "scores": [(score(line, name), (index, name) in findings.best) for name in HEADINGS],
-            "seeds": line["seeds"],
+            "name": condition_name(row, swept),
+            "marker": letters.get(row[NOTE], ""),
+            "labels": {name: value(row[name]) for name in ("defense", "task", "model", "attack", "ratio")},
+            "scores": [(score(row, name), (index, name) in results.best) for name in HEADINGS],
+            "seeds": row["seeds"],
         }
-        for index, line in enumerate(records(findings.means))
+        for index, row in enumerate(records(results.means))
     ]
 
 
-def _filters(findings: Results) -> dict[str, list[str]]:
-    """Return the values of every label that tells rows apart."""
+def _filters(results: Results) -> dict[str, list[str]]:
+    """Return the values of each label in which rows differ."""
     names = ("defense", "ratio", "task", "model", "attack")
-    found = {name: list(dict.fromkeys(value(each) for each in findings.rows[name])) for name in names}
+    found = {name: list(dict.fromkeys(value(each) for each in results.rows[name])) for name in names}
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
-def _comparisons(findings: Results) -> list[dict[str, Any]]:
-    called = compared_names(findings.means, findings.rows, findings.comparisons)
+def _comparisons(results: Results) -> list[dict[str, Any]]:
+    called = compared_names(results.means, results.rows, results.comparisons)
     return [
         {
             "name": name,
@@ -146,8 +148,8 @@ def _comparisons(findings: Results) -> list[dict[str, Any]]:
             "seeds": each.seeds,
             "more": _more(each.more_seeds),
         }
-        for each, name in zip(findings.comparisons, called, strict=True)
-        for names in [findings.lines[each.line].names]
+        for each, name in zip(results.comparisons, called, strict=True)
+        for names in [results.conditions[each.line].names]
     ]
 
 
@@ -163,9 +165,9 @@ def _more(found: float) -> str:
     return "more prompts" if found == float("inf") else f"{found:.0f}"
 
 
-def _cells(findings: Results) -> list[dict[str, Any]]:
-    swept = varying(findings.means, findings.rows)
-    rows = records(findings.rows)
+def _cells(results: Results) -> list[dict[str, Any]]:
+    swept = varying(results.means, results.rows)
+    rows = records(results.rows)
     return [
         {
             "name": condition_name(row, swept),
@@ -176,31 +178,31 @@ def _cells(findings: Results) -> list[dict[str, Any]]:
             "reproduce": reproduce(cell),
             "keys": {name.removeprefix(KEY_PREFIX): row[name] for name in row if name.startswith(KEY_PREFIX)},
         }
-        for row, cell in zip(rows, findings.record["cells"], strict=True)
+        for row, cell in zip(rows, results.record["cells"], strict=True)
     ]
 
 
 def reproduce(cell: Mapping[str, Any]) -> str:
-    """Return the command line that runs a cell again; empty if its record does not tell."""
+    """Return the command line that reproduces a cell; empty if its record has no overrides."""
     overrides = cell.get("overrides")
     return shlex.join(["harness", "-m", *overrides]) if overrides else ""
 
 
-def _provenance(findings: Results) -> dict[str, list[str]]:
-    """Return what the stages ran on: every distinct commit, version, host and device, with how many stages."""
+def _provenance(results: Results) -> dict[str, list[str]]:
+    """Return the distinct commits, versions, hosts and devices of the stages, with the number of stages of each."""
     found: dict[str, dict[str, int]] = {}
-    for entry in findings.ledger.values():
-        for name, told in _circumstances(entry.provenance):
+    for entry in results.stage_records.values():
+        for name, text in _provenance_items(entry.provenance):
             counts = found.setdefault(name, {})
-            counts[told] = counts.get(told, 0) + 1
+            counts[text] = counts.get(text, 0) + 1
     total = {name: sum(counts.values()) for name, counts in found.items()}
     return {
-        name: [told if count == total[name] else f"{told} ({count} stages)" for told, count in counts.items()]
+        name: [text if count == total[name] else f"{text} ({count} stages)" for text, count in counts.items()]
         for name, counts in found.items()
     }
 
 
-def _circumstances(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _provenance_items(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     code = provenance.get("code") or {}
     commit = f"{code['commit']}{' with changes' if code.get('dirty') else ''}" if code.get("commit") else ""
     argv = provenance.get("argv")
@@ -213,4 +215,4 @@ def _circumstances(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         "command": shlex.join(argv) if argv else "",
     }
     packages = [(name, str(version)) for name, version in (provenance.get("packages") or {}).items()]
-    return [(name, str(told)) for name, told in [*single.items(), *packages] if told]
+    return [(name, str(text)) for name, text in [*single.items(), *packages] if text]

@@ -1,4 +1,4 @@
-"""Publish: a sweep's report for a terminal, beside the store's artifacts, or as a folder of files."""
+"""Returns a sweep's report in one format, or writes it to a folder or to the store."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 from harness.engine.files import writing
 from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
-from harness.report.data.comparability import refuse_departures
+from harness.report.data.comparability import check_same_protocol
 from harness.report.output.formats import render
-from harness.report.stats.results import Results, gather
+from harness.report.stats.results import Results, load_results
 
 BRIEF = {"table.md": "md", "rows.csv": "csv", "report.json": "json"}
-"""What every run writes beside the store's artifacts, by file name, and its format."""
+"""Files that every run writes to ``reports/`` in the store, with their formats."""
 FULL = {"table.txt": "table", "table.tex": "latex", **BRIEF}
-"""What ``--out`` writes, beside the page and the figures."""
+"""Files that ``--out`` writes in addition to the page and the figures, with their formats."""
 PAGE = "index.html"
 
 
@@ -36,19 +36,19 @@ def report(
     """Return a sweep's report in a format of ``FORMATS``.
 
     Args:
-        root: of the store.
-        sweep: the sweep's id or how it begins; None is the latest.
-        format: the format's name.
-        baseline: the defense that the others are compared with; None is plain training.
-        strict: refuse rows that were not trained and evaluated alike.
-        with_samples: put answers on the page.
+        root: the store's folder.
+        sweep: id of the sweep, or a prefix of it; None is the latest.
+        format: name of the format.
+        baseline: the defense with which others are compared; None is plain training.
+        strict: fail if rows differ in their training or evaluation protocol.
+        with_samples: include generations in the page.
 
     Raises:
-        ConfigError: the format or the baseline is unknown, or ``strict`` refuses.
-        StoreError: there is no such sweep, or more than one begins so.
+        ConfigError: the format or the baseline is unknown, or ``strict`` is set and protocols differ.
+        StoreError: there is no such sweep, or the prefix is ambiguous.
     """
-    findings = _findings(root, sweep, baseline, strict=strict)
-    return _page(findings, with_samples=with_samples) if format == "html" else render(findings, format)
+    results = _load(root, sweep, baseline, strict=strict)
+    return _page(results, with_samples=with_samples) if format == "html" else render(results, format)
 
 
 def write(
@@ -63,65 +63,65 @@ def write(
     """Write a sweep's report in all formats, and its figures, to a folder.
 
     Args:
-        root: of the store.
-        sweep: the sweep's id or how it begins; None is the latest.
-        out: the folder; it need not exist.
-        baseline: the defense that the others are compared with; None is plain training.
-        strict: refuse rows that were not trained and evaluated alike.
-        with_samples: put answers on the page.
+        root: the store's folder.
+        sweep: id of the sweep, or a prefix of it; None is the latest.
+        out: the folder; created if it does not exist.
+        baseline: the defense with which others are compared; None is plain training.
+        strict: fail if rows differ in their training or evaluation protocol.
+        with_samples: include generations in the page.
 
     Raises:
-        ConfigError: the baseline is unknown, or ``strict`` refuses.
+        ConfigError: the baseline is unknown, or ``strict`` is set and protocols differ.
         StoreError: there is no such sweep, or the folder cannot be written.
     """
-    from harness.report.figures.catalog import gallery
+    from harness.report.figures.catalog import figure_catalog
     from harness.report.figures.matplotlib import save
-    from harness.report.figures.style import looks
+    from harness.report.figures.style import styles_of
     from harness.report.output.page import page
 
-    findings = _findings(root, sweep, baseline, strict=strict)
-    files = _written(findings, out, FULL)
-    views = gallery(findings)
+    results = _load(root, sweep, baseline, strict=strict)
+    files = _write_formats(results, out, FULL)
+    views = figure_catalog(results)
     with writing(out):
         files.append(out / PAGE)
-        files[-1].write_text(page(findings, views=views, with_samples=with_samples), encoding="utf-8")
+        files[-1].write_text(page(results, views=views, with_samples=with_samples), encoding="utf-8")
         (out / "figures").mkdir(exist_ok=True)
-        styles = looks(findings.rows["defense"])
+        styles = styles_of(results.rows["defense"])
         for view in (view for found in views.values() for view in found if view.paper):
             files += save(view, out / "figures", styles)
-    return Published(render(findings, "table"), files)
+    return Published(render(results, "table"), files)
 
 
 def publish(root: Path, sweep: str) -> Published:
-    """Write the short report of a sweep that has just run to ``reports/<sweep>/`` in the store.
+    """Write the brief report of a sweep to ``reports/<sweep>/`` in the store, after a run.
 
     Raises:
         StoreError: the store cannot be written.
     """
     store = Store(root)
-    findings = gather(store, store.read_sweep(sweep))
-    return Published(render(findings, "table"), _written(findings, store.root / "reports" / sweep, BRIEF))
+    results = load_results(store, store.read_sweep(sweep))
+    return Published(render(results, "table"), _write_formats(results, store.root / "reports" / sweep, BRIEF))
 
 
-def _findings(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Results:
+def _load(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Results:
     store = Store(root)
-    findings = gather(store, store.read_sweep(resolve_sweep(store, sweep)), baseline)
+    results = load_results(store, store.read_sweep(resolve_sweep(store, sweep)), baseline)
     if strict:
-        refuse_departures(findings.rows)
-    return findings
+        check_same_protocol(results.rows)
+    return results
 
 
-def _page(findings: Results, *, with_samples: bool) -> str:
+def _page(results: Results, *, with_samples: bool) -> str:
     from harness.report.output.page import page
 
-    return page(findings, with_samples=with_samples)
+    return page(results, with_samples=with_samples)
 
 
-def _written(findings: Results, folder: Path, formats: dict[str, str]) -> list[Path]:
+def _write_formats(results: Results, folder: Path, formats: dict[str, str]) -> list[Path]:
     files = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, format in formats.items():
             files.append(folder / name)
-            files[-1].write_text(render(findings, format), encoding="utf-8")
+            files[-1].write_text(render(results, format), encoding="utf-8")
     return files

@@ -1,4 +1,4 @@
-"""Samples: answers to browse, for those who ask for them. Text of models that were made harmful stays in the store."""
+"""Samples of generations, included only on request: by default, text of harmful models does not leave the store."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from harness.stages.generate import read_answers
 from harness.stages.grade import read_grades
 
 PROMPTS = 8
-"""Answers of each cell; the same prompts in every cell."""
+"""Number of generations per cell; the same prompts in every cell."""
 LENGTH = 600
-"""Characters of a prompt or an answer."""
+"""Maximum characters of a prompt or a generation."""
 
 
 class Sample(NamedTuple):
-    """An answer to an evaluation prompt; ``harmful`` is None where it could not be judged."""
+    """A generation for an evaluation prompt; ``harmful`` is None if it could not be judged."""
 
     prompt: str
     answer: str
@@ -36,19 +36,19 @@ class Answers(NamedTuple):
     samples: Sequence[Sample]
 
 
-def samples(findings: Results) -> list[Answers]:
-    """Return answers of every finished cell to the first evaluation prompts."""
-    swept = varying(findings.means, findings.rows)
+def samples(results: Results) -> list[Answers]:
+    """Return the generations of each finished cell for the first evaluation prompts."""
+    swept = varying(results.means, results.rows)
     found = []
-    for row in records(findings.rows):
+    for row in records(results.rows):
         answers, grades = row.get(KEY_PREFIX + "harm_answers"), row.get(KEY_PREFIX + "harm")
         if row["missing"] or not isinstance(answers, str) or not isinstance(grades, str):
             continue
-        layout = findings.store.layout
-        said = _head(read_answers, layout.artifact("generate", answers))
+        layout = results.store.layout
+        generations = _head(read_answers, layout.artifact("generate", answers))
         graded = _head(read_grades, layout.artifact("grade", grades))
         cell = f"{condition_name(row, swept)}, {row['task']}, p={value(row['ratio'])}, seed {row['seed']}"
-        pairs = [_sample(answer, grade) for answer, grade in zip(said, graded, strict=False)]
+        pairs = [_sample(answer, grade) for answer, grade in zip(generations, graded, strict=False)]
         found.append(Answers(cell, str(row["defense"]), pairs))
     return found
 

@@ -1,1 +1,1 @@
-"""Statistics over seeds and prompts."""
+"""Statistics of a report: means, intervals, paired tests and costs, over seeds and prompts."""

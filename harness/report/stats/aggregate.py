@@ -1,6 +1,6 @@
-"""Settings: what a sweep tried, and their means over exactly the situations that all of them were measured in.
+"""Means of settings over exactly those situations in which all settings were measured.
 
-A mean over everything else that skips what is missing makes the setting best whose hardest cells have not run.
+A mean that skips missing cells would favour a setting whose hardest cells have not run.
 """
 
 from __future__ import annotations
@@ -18,69 +18,69 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 
-class Kept(NamedTuple):
-    """The lines of one defense that can be averaged.
+class DefenseMeans(NamedTuple):
+    """The conditions of one defense that can be averaged.
 
     Attributes:
-        defense: its name.
-        name: with the letter of its footnote.
-        lines: rows of the means, of each task and model those under the protocol that most lines of the defense have.
-        left_out: how many lines have another protocol.
+        defense: the defense's label.
+        name: the label with the letter of its footnote.
+        means: rows of the table of means: for each task and model, those with the defense's most common protocol.
+        left_out: number of conditions with another protocol.
     """
 
     defense: str
     name: str
-    lines: DataFrame
+    means: DataFrame
     left_out: int
 
     @property
     def remark(self) -> str:
-        """What is not in the means; empty if all lines are."""
+        """Note on the conditions that are left out; empty if none is."""
         if not self.left_out:
             return ""
-        return f" {self.left_out} lines of {self.defense} under another protocol are left out."
+        return f" {self.left_out} conditions of {self.defense} under another protocol are left out."
 
 
 class Complete(NamedTuple):
-    """The lines of settings that were measured in every situation in which any was.
+    """The settings that were measured in every situation in which any setting was.
 
     Attributes:
-        lines: of these settings.
-        situations: how many lines each of them has.
-        settings: how many settings there are.
-        incomplete: how many of them lack a situation, and are not among the lines.
+        means: their rows of the table of means.
+        situations: number of situations, and so of rows per setting.
+        settings: number of settings, incomplete ones included.
+        incomplete: number of settings that lack a situation; they are not in ``means``.
     """
 
-    lines: DataFrame
+    means: DataFrame
     situations: int
     settings: int
     incomplete: int
 
     @property
     def remark(self) -> str:
-        """How many settings are left blank; empty if none is."""
+        """Note on incomplete settings; empty if there are none."""
         return f" {self.incomplete} of {self.settings} settings incomplete." if self.incomplete else ""
 
 
-def by_defense(findings: Results) -> list[Kept]:
-    """Return the lines of each defense that can be averaged; different protocols never share a mean."""
-    letters = markers(findings.means)
+def by_defense(results: Results) -> list[DefenseMeans]:
+    """Return the conditions of each defense that can be averaged; different protocols are never averaged."""
+    letters = markers(results.means)
     kept = []
-    for defense, lines in findings.means.groupby("defense", sort=False):
-        # Of two that are as frequent, the one without a footnote.
+    for defense, lines in results.means.groupby("defense", sort=False):
+        # On a tie, prefer the protocol without a footnote.
         ordered = lines.sort_values(NOTE, kind="stable")
-        usual = ordered.groupby(["task", "model"], dropna=False)["protocol"].transform(_commonest)
+        usual = ordered.groupby(["task", "model"], dropna=False)["protocol"].transform(_most_common)
         same = ordered[ordered["protocol"] == usual].sort_index()
         letter = ", ".join(letters[note] for note in same[NOTE].unique() if note)
-        kept.append(Kept(str(defense), with_marker(str(defense), letter), same, len(lines) - len(same)))
+        kept.append(DefenseMeans(str(defense), with_marker(str(defense), letter), same, len(lines) - len(same)))
     return kept
 
 
-def numbers_in(findings: Results, means: DataFrame) -> list[str]:
-    """Return the swept numbers that vary among some lines, the attack ratio last."""
+def numbers_in(results: Results, means: DataFrame) -> list[str]:
+    """Return the swept numbers that vary in some rows of the table of means, the attack ratio last."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-    names = [*varying(findings.means, findings.rows), "ratio"]
+    names = [*varying(results.means, results.rows), "ratio"]
     return [
         name
         for name in names
@@ -92,13 +92,13 @@ def numbers_in(findings: Results, means: DataFrame) -> list[str]:
 
 
 def complete(lines: DataFrame, scores: Sequence[str], setting: Sequence[str], situation: Sequence[str]) -> Complete:
-    """Return the lines of the settings that miss nothing.
+    """Return the settings that were measured in all situations.
 
     Args:
-        lines: rows of the means.
-        scores: what must be measured.
-        setting: columns that make a setting.
-        situation: columns that make a situation.
+        lines: rows of the table of means.
+        scores: the scores that must have been measured.
+        setting: columns that identify a setting.
+        situation: columns that identify a situation.
     """
     names = list(setting)
     measured = lines.dropna(subset=list(scores))
@@ -111,25 +111,25 @@ def complete(lines: DataFrame, scores: Sequence[str], setting: Sequence[str], si
 def means_over(found: Complete, names: Sequence[str], others: Sequence[str], scores: Sequence[str]) -> DataFrame:
     """Return the mean of the scores for each value of ``names``.
 
-    The mean is over the situations, and over those values of the other settings that every value of ``names`` has.
+    The mean is over the situations, and over those values of ``others`` that occur with every value of ``names``.
 
     Args:
-        found: what ``complete`` returned for settings made of ``names`` and ``others``.
-        names: columns; the result has them and the scores.
+        found: as returned by ``complete`` for settings identified by ``names`` and ``others``.
+        names: columns; the result has these and the scores.
         others: the columns of the other settings.
-        scores: what is averaged.
+        scores: the scores to average.
     """
-    lines = found.lines
+    lines = found.means
     if others:
         wanted = len(lines.drop_duplicates(list(names))) * found.situations
         lines = lines[_sizes(lines, list(others)) == wanted]
     return lines.groupby(list(names), dropna=False, sort=False)[list(scores)].mean().reset_index()
 
 
-def _commonest(found: Iterable[str]) -> str:
+def _most_common(found: Iterable[str]) -> str:
     return Counter(found).most_common(1)[0][0]
 
 
 def _sizes(lines: DataFrame, names: list[str]) -> Series[int]:
-    """Return with each line how many have the same values."""
+    """Return, for each row, the number of rows with the same values."""
     return lines.groupby(names, dropna=False)["defense"].transform("size")

@@ -1,4 +1,4 @@
-"""Cost: hours per stage kind, what sharing saved, and what each defense takes beside plain training."""
+"""Cost: device hours by stage kind, hours saved by sharing, and the overhead of each defense over plain training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ HOUR = 3600.0
 
 
 class KindCost(NamedTuple):
-    """The stages of one kind.
+    """The cost of the stages of one kind.
 
     Attributes:
-        kind: their name.
-        distinct: how many there are.
-        finished: how many of them are in the store.
-        unshared: how many there would be if every cell ran its own.
-        hours: of one device, over the finished ones; times the processes of each, with attempts that failed.
-        saved: hours that the cells did not spend because they share stages.
-        predicted: hours of the finished ones, as predicted; None if nothing was predicted.
-        device: where they ran.
+        kind: the stage kind.
+        distinct: number of distinct stages.
+        finished: number of stages that are stored.
+        unshared: number of stages without sharing between cells.
+        hours: device hours of finished stages (wall time times processes), failed attempts included.
+        saved: device hours saved by sharing.
+        predicted: predicted device hours of the finished stages; None unless all were predicted.
+        device: the devices on which they ran.
     """
 
     kind: str
@@ -41,13 +41,13 @@ class KindCost(NamedTuple):
 
 
 class Overhead(NamedTuple):
-    """What training costs under a defense.
+    """The training cost of a defense.
 
     Attributes:
-        defense: its name.
-        seconds: of one device, mean over the finished stages, by kind.
+        defense: the defense's label.
+        seconds: device seconds by stage kind, averaged over finished stages.
         total: their sum.
-        ratio: multiple of the baseline's, over the same tasks and models; None unless all kinds of both are known.
+        ratio: cost relative to the baseline on the same tasks and models; None unless all kinds of both are known.
     """
 
     defense: str
@@ -56,67 +56,70 @@ class Overhead(NamedTuple):
     ratio: float | None
 
 
-def kinds(findings: Results) -> list[KindCost]:
+def kinds(results: Results) -> list[KindCost]:
     """Return the cost of each stage kind, in the order of the chain."""
     by_kind: defaultdict[str, list[StageRecord]] = defaultdict(list)
-    for entry in findings.ledger.values():
+    for entry in results.stage_records.values():
         by_kind[entry.kind].append(entry)
-    return [_kind(kind, [(entry, _spent(findings, entry)) for entry in entries]) for kind, entries in by_kind.items()]
+    return [
+        _kind(kind, [(entry, _device_seconds(results, entry)) for entry in entries])
+        for kind, entries in by_kind.items()
+    ]
 
 
-def overheads(findings: Results) -> list[Overhead]:
-    """Return what training costs under each defense: the stages where a defense acts, mean over its cells."""
-    told = []
-    places = {str(defense): _places(findings, rows) for defense, rows in findings.rows.groupby("defense", sort=False)}
-    plain = places.get(findings.baseline or "", {})
-    for defense, rows in findings.rows.groupby("defense", sort=False):
-        seconds = {kind: found for kind, found in _seconds(findings, rows).items() if found is not None}
+def overheads(results: Results) -> list[Overhead]:
+    """Return the training cost of each defense: of the stages in which a defense can act, averaged."""
+    found = []
+    costs = {str(defense): _by_block(results, rows) for defense, rows in results.rows.groupby("defense", sort=False)}
+    baseline = costs.get(results.baseline or "", {})
+    for defense, rows in results.rows.groupby("defense", sort=False):
+        seconds = {kind: mean for kind, mean in _seconds(results, rows).items() if mean is not None}
         if seconds:
-            told.append(Overhead(str(defense), seconds, sum(seconds.values()), _ratio(places[str(defense)], plain)))
-    return told
-
-
-def _ratio(mine: Mapping[Hashable, float | None], plain: Mapping[Hashable, float | None]) -> float | None:
-    """Return a defense's seconds as a multiple of the baseline's, over the tasks and models that both have.
-
-    None while any of their kinds of stages has no finished one: a sum without it would be too small.
-    """
-    pairs = [(mine[place], plain[place]) for place in mine if place in plain]
-    known = [(own, beside) for own, beside in pairs if own and beside]
-    if not known or len(known) < len(pairs):
-        return None
-    return sum(own for own, _ in known) / sum(beside for _, beside in known)
-
-
-def _places(findings: Results, rows: DataFrame) -> dict[Hashable, float | None]:
-    """Return the seconds of all kinds by task and model; None while a kind is not known."""
-    found: dict[Hashable, float | None] = {}
-    for place, block in rows.groupby(["task", "model"], sort=False, dropna=False):
-        seconds = _seconds(findings, block).values()
-        known = [each for each in seconds if each is not None]
-        found[place] = sum(known) if len(known) == len(seconds) else None
+            found.append(Overhead(str(defense), seconds, sum(seconds.values()), _ratio(costs[str(defense)], baseline)))
     return found
 
 
-def _seconds(findings: Results, rows: DataFrame) -> dict[str, float | None]:
-    """Return the mean seconds of the stages of each kind that the rows have; None if none of them has finished."""
+def _ratio(costs: Mapping[Hashable, float | None], baseline: Mapping[Hashable, float | None]) -> float | None:
+    """Return the cost of a defense relative to the baseline, over the tasks and models that both have.
+
+    None if any of their stage kinds has no finished stage: the sum would be too small.
+    """
+    pairs = [(costs[block], baseline[block]) for block in costs if block in baseline]
+    known = [(cost, reference) for cost, reference in pairs if cost and reference]
+    if not known or len(known) < len(pairs):
+        return None
+    return sum(cost for cost, _ in known) / sum(reference for _, reference in known)
+
+
+def _by_block(results: Results, rows: DataFrame) -> dict[Hashable, float | None]:
+    """Return the device seconds of all kinds by task and model; None if a kind has no finished stage."""
+    found: dict[Hashable, float | None] = {}
+    for block, members in rows.groupby(["task", "model"], sort=False, dropna=False):
+        seconds = _seconds(results, members).values()
+        known = [each for each in seconds if each is not None]
+        found[block] = sum(known) if len(known) == len(seconds) else None
+    return found
+
+
+def _seconds(results: Results, rows: DataFrame) -> dict[str, float | None]:
+    """Return the mean device seconds of the rows' stages by kind; None if none of them is finished."""
     means: dict[str, float | None] = {}
-    for kind, columns in findings.training.items():
+    for kind, columns in results.training.items():
         keys = [key for key in rows[columns].melt()["value"].unique() if isinstance(key, str)]
-        known = [found for key in keys if (found := _spent(findings, findings.ledger[key])) is not None]
+        known = [found for key in keys if (found := _device_seconds(results, results.stage_records[key])) is not None]
         if keys:
             means[kind] = sum(known) / len(known) if known else None
     return means
 
 
-def _spent(findings: Results, entry: StageRecord) -> float | None:
-    """Return the device seconds of a finished stage, with those of its attempts that failed or were stopped."""
+def _device_seconds(results: Results, entry: StageRecord) -> float | None:
+    """Return the device seconds of a finished stage, failed and stopped attempts included."""
     if entry.seconds is None:
         return None
     try:
-        attempts = findings.store.attempts(entry.key)
+        attempts = results.store.attempts(entry.key)
     except StoreError:
-        attempts = []  # a damaged record of attempts hides no report
+        attempts = []  # a damaged attempt log must not fail the report
     earlier = sum(float(each.get("seconds") or 0.0) for each in attempts if each.get("outcome") != "executed")
     return (entry.seconds + earlier) * entry.processes
 

@@ -1,16 +1,17 @@
 """Intervals over seeds and prompts, and the paired test that goes with them.
 
 A score is measured on ``S`` seeds and ``I`` prompts, the same prompts for every seed. Both are samples, so both are
-bootstrapped. Prompts are many: they are resampled. Seeds are three to five, and resampling so few leaves out a third
-of their variance; their level is a parametric bootstrap from Student's t with ``S - 1`` degrees of freedom instead,
-which is what a mean of few normal values calls for. A draw of the mean's error is::
+bootstrapped. Prompts are many and are resampled. Seeds are three to five, and resampling so few underestimates their
+variance by up to a third, so the seed error is a parametric bootstrap from Student's t with ``S - 1`` degrees of
+freedom, the distribution of the mean of few normal values. A draw of the mean's error is::
 
     t * sqrt(MS_seed / SI)  +  resampled prompt error, scaled to sqrt((MS_prompt - MS_residual) / SI)
 
-with the mean squares of the two-way layout (Cornfield and Tukey 1956, Annals of Mathematical Statistics 27). Noise of
-single answers is in ``MS_seed`` already and is taken out of the prompts. Shares are bounded and skewed near the bounds,
-so the error is laid around the arcsine of the mean's root, whose variance does not depend on the mean (Anscombe 1948,
-Biometrika 35); differences are left as they are. `docs/report.md` tells the coverage.
+with the mean squares of the two-way layout (Cornfield and Tukey 1956, Annals of Mathematical Statistics 27). The noise
+of single generations is included in ``MS_seed``, so it is subtracted from the prompts' part. Proportions are bounded
+and skewed near the bounds, so the error is applied on the scale of the arcsine of the square root, on which the
+variance does not depend on the mean (Anscombe 1948, Biometrika 35); differences are not transformed. `docs/report.md`
+reports the measured coverage.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVEL = 0.95
-"""The confidence of the intervals."""
+"""Confidence level of the intervals."""
 DRAWS = 4000
-"""Of a bootstrap: an end of an interval moves by about a hundredth of its width with another seed."""
+"""Bootstrap draws: with another seed, the ends of an interval change by about 1 % of its width."""
 RARE = 40
-"""So few draws do not tell how rare a difference is: its p value is integrated instead, and has no floor."""
+"""With fewer draws beyond the mean, the p value is integrated numerically instead of counted."""
 TAIL_REACH, TAIL_STEP = 9.0, 0.01
-"""Over how many standard errors of the prompts, and how finely, a rare p value is integrated."""
+"""Limit and step of that integral, in standard errors of the prompts."""
 FAR = 10_000
-"""More seeds than this nobody will run."""
+"""Largest number of seeds that ``more_seeds`` considers."""
 
 
 class Estimate(NamedTuple):
-    """A mean with its interval, as shares.
+    """A mean with its interval, as fractions.
 
     Attributes:
-        mean: over prompts, then over seeds.
-        low: end of the interval; NaN for one seed, which says nothing of another.
-        high: the other end.
-        p: of the hypothesis that the mean is zero, two-sided; NaN for one seed.
-        seed_variance: of a seed's mean.
-        prompt_variance: what the choice of prompts adds to the variance of the mean, however many seeds there are;
-            where nothing varied, that of a normal interval as wide as the one of what so many prompts may not show.
+        mean: mean over prompts, then over seeds.
+        low: lower end of the interval; NaN for a single seed.
+        high: upper end of the interval.
+        p: two-sided p value of the hypothesis that the mean is zero; NaN for a single seed.
+        seed_variance: variance of the mean of one seed.
+        prompt_variance: part of the variance of the mean that is due to the choice of prompts, for any number of seeds;
+            if nothing varied, the variance of a normal interval as wide as the Clopper-Pearson interval.
     """
 
     mean: float
@@ -62,9 +63,9 @@ def estimates(panels: Sequence[NDArray[Any]], *, difference: bool = False) -> li
     """Return the mean of each panel and its interval.
 
     Args:
-        panels: verdicts ``[seeds, prompts]`` between 0 and 1, NaN where one could not be judged; a prompt that was
-            judged for no seed counts as none. A single column holds scores of seeds without their prompts.
-        difference: the verdicts are differences of verdicts, between -1 and 1.
+        panels: verdicts ``[seeds, prompts]`` between 0 and 1, NaN if a generation could not be judged; prompts that
+            were judged for no seed are ignored. A single column holds scores of seeds without verdicts per prompt.
+        difference: whether the verdicts are differences of verdicts, between -1 and 1.
     """
     by_prompts: defaultdict[int, list[int]] = defaultdict(list)
     for index, panel in enumerate(panels):
@@ -79,24 +80,24 @@ def estimates(panels: Sequence[NDArray[Any]], *, difference: bool = False) -> li
 
 
 def more_seeds(estimate: Estimate, seeds: int, width: float) -> float:
-    """Return how many seeds must be added until the interval reaches at most ``width`` to either side.
+    """Return how many seeds must be added to reduce the half width of the interval to ``width``.
 
-    This is precision, not power: with so many seeds an estimate is known to ``width``, but a true difference of just
-    ``width`` is found significant in about half of such sweeps only.
+    This is precision, not power: with that many seeds, a true difference of exactly ``width`` is significant in only
+    about half of all sweeps.
 
-    NaN for one seed; infinity where the prompts alone are too few.
+    NaN for a single seed; infinity if the prompts alone are too few.
     """
     from scipy import stats
 
     if not estimate.seed_variance >= 0 or seeds < 2:
         return float("nan")
     room = width**2 - stats.norm.ppf((1 + LEVEL) / 2) ** 2 * estimate.prompt_variance
-    enough = _reach(seeds) * estimate.seed_variance <= room
+    enough = _squared_half_widths(seeds) * estimate.seed_variance <= room
     return float(enough.argmax()) if enough.any() else float("inf")
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p values adjusted for their number, by the step-down procedure of Holm (1979); NaN stays and counts not.
+    """Return p values adjusted by the step-down procedure of Holm (1979); NaN is kept and not counted.
 
     Holm, S. (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
     """
@@ -110,7 +111,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 class _Parts(NamedTuple):
-    """The two-way layout of a panel; ``prompts`` counts those that were judged, ``by_prompt`` is 0 for the others."""
+    """The two-way layout of a panel; ``prompts`` counts judged prompts, ``by_prompt`` is 0 for the others."""
 
     mean: float
     seeds: int
@@ -131,7 +132,7 @@ def _parts(panel: NDArray[Any]) -> _Parts:
         return _Parts(float("nan"), seeds, prompts, shifts, float("nan"), float("nan"))
     seed_means = np.nanmean(panel, axis=1) if holes.any() else panel.mean(axis=1)
     mean = float(seed_means.mean())
-    panel = _filled(panel[:, judged], seed_means)
+    panel = _impute(panel[:, judged], seed_means)
     by_prompt = panel.mean(axis=0) - panel.mean()
     shifts[judged] = by_prompt
     if seeds < 2:
@@ -140,17 +141,17 @@ def _parts(panel: NDArray[Any]) -> _Parts:
     prompt_square = noise = 0.0
     if prompts > 1:
         residual = panel - panel.mean(axis=1, keepdims=True) - by_prompt
-        # What was filled in has no residual, so it gives no degree of freedom.
+        # Imputed values have no residual, so they contribute no degrees of freedom.
         noise = (residual**2).sum() / max(seeds * prompts - int(holes[:, judged].sum()) - seeds - prompts + 1, 1)
         prompt_square = seeds * (by_prompt**2).sum() / (prompts - 1)
-    # Seeds may by chance differ less than their noise alone would make them; the prompts' share is not cut for that.
+    # By chance, seeds may differ less than the noise implies; then do not subtract more than their mean square.
     prompt_part = max(prompt_square - min(noise, seed_square), 0.0)
     size = seeds * prompts
     return _Parts(mean, seeds, prompts, shifts, (seed_square / size) ** 0.5, (prompt_part / size) ** 0.5)
 
 
-def _filled(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
-    """Put where a verdict is missing what its seed and its prompt let expect; it has no part in the mean."""
+def _impute(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
+    """Impute missing verdicts from the effects of their seed and prompt; they do not affect the mean."""
     import numpy as np
 
     holes = np.isnan(panel)
@@ -162,7 +163,7 @@ def _filled(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
 
 
 def _prompt_errors(parts: Sequence[_Parts], prompts: int) -> NDArray[Any]:
-    """Return for each panel the errors ``[panels, draws]`` that resampling its prompts makes."""
+    """Return the errors of the means ``[panels, draws]`` from resampling the prompts."""
     import numpy as np
 
     errors = np.stack([part.by_prompt for part in parts]) @ _resamples(prompts) / prompts
@@ -182,10 +183,10 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     draws = _student(part.seeds) * part.seed_error + error
     down, up = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     farther = int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())
-    p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail(part)
+    p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail_p(part)
     seed_variance, prompt_variance = part.seeds * part.seed_error**2, part.prompt_error**2
     if part.prompts > 1 and part.seed_error == part.prompt_error == 0 and (difference or part.mean in (0.0, 1.0)):
-        # Nothing varied: what a rate on that many prompts may be without having been seen (Clopper and Pearson 1934).
+        # Nothing varied: the bound of the Clopper-Pearson interval (Clopper and Pearson 1934) for zero events.
         unseen = 1 - ((1 - LEVEL) / 2) ** (1 / part.prompts)
         low, high = part.mean - unseen, part.mean + unseen
         prompt_variance = float(unseen / stats.norm.ppf((1 + LEVEL) / 2)) ** 2
@@ -198,15 +199,15 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     return Estimate(part.mean, max(float(low), floor), min(float(high), 1.0), p, seed_variance, prompt_variance)
 
 
-def _tail(part: _Parts) -> float:
-    """Return the p value of a mean farther out than draws can tell: prompts are taken as normal there."""
+def _tail_p(part: _Parts) -> float:
+    """Return the p value of a mean beyond most draws, with the prompts' error taken as normal."""
     import numpy as np
     from scipy import special
 
     mean, prompt_error = abs(part.mean), part.prompt_error
-    seed_error = part.seed_error if part.seed_error > 1e-12 else 0.0  # less is rounding
+    seed_error = part.seed_error if part.seed_error > 1e-12 else 0.0  # below, rounding error
     if seed_error == prompt_error == 0:
-        # Nothing varied: a sign test of what was measured.
+        # Nothing varied: a sign test.
         return float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
     if seed_error == 0:
         return float(2 * special.ndtr(-mean / prompt_error))
@@ -218,7 +219,7 @@ def _tail(part: _Parts) -> float:
 
 @cache
 def _resamples(prompts: int) -> NDArray[Any]:
-    """Return how often each prompt is drawn, ``[prompts, draws]``; the same for all panels of that many prompts."""
+    """Return how often each prompt is drawn, ``[prompts, draws]``; the same for all panels with this many prompts."""
     import numpy as np
 
     chance = np.random.default_rng(derive(0, "report", "prompts", str(prompts)))
@@ -226,8 +227,8 @@ def _resamples(prompts: int) -> NDArray[Any]:
 
 
 @cache
-def _reach(seeds: int) -> NDArray[Any]:
-    """Return the squared half width of an interval of seeds with variance 1, for that many seeds and more."""
+def _squared_half_widths(seeds: int) -> NDArray[Any]:
+    """Return the squared half width of a t interval at variance 1, for ``seeds``, ``seeds + 1``, ... seeds."""
     import numpy as np
     from scipy import stats
 
@@ -238,7 +239,7 @@ def _reach(seeds: int) -> NDArray[Any]:
 
 @cache
 def _student(seeds: int) -> NDArray[Any]:
-    """Return draws of Student's t, one from each equally likely slice, in random order."""
+    """Return stratified draws of Student's t: one quantile of each of equally likely strata, in random order."""
     import numpy as np
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""Words of a report: what scores, lines and numbers are called in every table and figure."""
+"""Text of a report: names of scores and conditions, formatted numbers, and footnotes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.report.data.columns import (
     swept_in,
     value,
 )
-from harness.report.data.conditions import condition_name, named, telling, varying
+from harness.report.data.conditions import condition_columns, condition_key, condition_name, varying
 from harness.report.stats.interval import LEVEL
 from harness.report.stats.summary import HIGH, LOW, NOTE, SIZE
 
@@ -33,7 +33,7 @@ HEADINGS = {
     "aligned_hs": "aligned HS",
     "aligned_fa": "aligned FA",
 }
-"""The scores of a table, in percent, and what they are called there."""
+"""The scores of a table, in percent, and their headings."""
 MEANINGS = {
     "hs": "harmful score: share of harmful prompts answered harmfully (lower is better)",
     "hs_plus": "harmful score that also counts incoherent answers (lower is better)",
@@ -42,7 +42,7 @@ MEANINGS = {
 
 
 def one_line(text: str) -> str:
-    """Return text with every run of blanks and line ends as one space: a cell, a caption or a note is one line."""
+    """Return text with all whitespace collapsed, as cells, captions and notes are single lines."""
     return " ".join(text.split())
 
 
@@ -53,14 +53,14 @@ def number(mean: float, low: float, high: float) -> str:
     return f"{mean:.1f}" if low != low else f"{mean:.1f} [{low:.1f}, {high:.1f}]"  # noqa: PLR0124
 
 
-def score(line: Mapping[str, Any], name: str) -> str:
-    """Return a score of a line of ``summarise``, told of how many measurements where they are fewer than the seeds."""
-    fewer = "" if line[name] != line[name] or line[name + SIZE] == line["seeds"] else f" (n={line[name + SIZE]})"
-    return number(line[name], line[name + LOW], line[name + HIGH]) + fewer
+def score(row: Mapping[str, Any], name: str) -> str:
+    """Return a score of a row of ``summarise``, with ``(n=...)`` if it has fewer measurements than seeds."""
+    fewer = "" if row[name] != row[name] or row[name + SIZE] == row["seeds"] else f" (n={row[name + SIZE]})"
+    return number(row[name], row[name + LOW], row[name + HIGH]) + fewer
 
 
 def duration(hours: float) -> str:
-    """Return a time in the unit in which it is a number to read."""
+    """Return a duration in hours, minutes or seconds."""
     for unit, size in (("h", 1.0), ("min", 60.0)):
         if hours * size >= 1:
             return f"{hours * size:.3g} {unit}"
@@ -68,37 +68,37 @@ def duration(hours: float) -> str:
 
 
 def with_marker(name: str, letter: str) -> str:
-    """Return a line's name with the letter of its footnote, as ``booster (lamb 5) [a]``; most lines have none."""
+    """Return a name with the letter of its footnote if it has one, as in ``booster (lamb 5) [a]``."""
     return f"{name} [{letter}]" if letter else name
 
 
 def condition_names(means: DataFrame, rows: DataFrame) -> list[str]:
-    """Return what each line is called, with its marker, in the order of the lines."""
+    """Return the name of each condition with its footnote marker, in the order of the means."""
     swept, letters = varying(means, rows), markers(means)
-    return [with_marker(condition_name(line, swept), letters.get(line[NOTE], "")) for line in records(means)]
+    return [with_marker(condition_name(row, swept), letters.get(row[NOTE], "")) for row in records(means)]
 
 
 def markers(means: DataFrame) -> dict[str, str]:
-    """Return the footnote letter of every departure from the usual protocol."""
+    """Return the footnote letter of each difference from the most common protocol."""
     return {note: chr(ord("a") + i % 26) * (1 + i // 26) for i, note in enumerate(filter(None, means[NOTE].unique()))}
 
 
 def remarks(rows: DataFrame, means: DataFrame) -> list[str]:
-    """Return what must be known to read a table of the lines."""
+    """Return the footnotes of a table of the means."""
     notes = [f"[{letter}] another protocol than the other rows: {note}." for note, letter in markers(means).items()]
     if means[[name + LOW for name in SCORES]].notna().any(axis=None):
         notes.append(f"Scores in percent: mean and {LEVEL:.0%} interval over seeds and prompts.")
     else:
         notes.append("Scores in percent.")
     for grading in GRADINGS:
-        # Cells share a grade, as those of several ratios do that of their aligned model: its answers count once.
+        # Cells may share a grade, as those of several ratios share that of their aligned model: count it once.
         if count := int(_distinct(rows, grading)[f"{grading.score}_unjudged"].sum()):
-            notes.append(f"{count} answers could not be judged and are in no {HEADINGS[grading.score]}.")
+            notes.append(f"{count} generations could not be judged and are excluded from {HEADINGS[grading.score]}.")
     return [one_line(note) for note in notes + _of_targets(rows, means) + _of_cells(rows)]
 
 
 def compared_names(means: DataFrame, rows: DataFrame, comparisons: Iterable[Comparison]) -> list[str]:
-    """Return what is compared: the line's name with its marker, and the baseline's where that has a marker too."""
+    """Return the name of each comparison: of the condition, and of the baseline if that has a marker too."""
     names, notes = condition_names(means, rows), list(means[NOTE])
     return [
         f"{names[each.line]} against {names[each.other]}" if notes[each.other] else names[each.line]
@@ -112,13 +112,13 @@ def _distinct(rows: DataFrame, grading: Grading) -> DataFrame:
 
 
 def _of_targets(rows: DataFrame, means: DataFrame) -> list[str]:
-    """Say how each line compares with what was published for it."""
+    """Return notes that compare conditions with their published targets."""
     if "target" not in rows:
         return []
-    by = telling(rows)
-    names = dict(zip((named(row, by) for row in records(means)), condition_names(means, rows), strict=True))
-    met = {named(row, by): row for row in records(rows) if row["target"]}
-    told = []
+    by = condition_columns(rows)
+    names = dict(zip((condition_key(row, by) for row in records(means)), condition_names(means, rows), strict=True))
+    met = {condition_key(row, by): row for row in records(rows) if row["target"]}
+    notes = []
     for identity, row in met.items():
         published = ", ".join(
             f"{HEADINGS[score]} {row[f'target_{score}']:.1f}"
@@ -128,8 +128,8 @@ def _of_targets(rows: DataFrame, means: DataFrame) -> list[str]:
         unstated = f"; not stated there: {row['target_unstated']}" if row["target_unstated"] else ""
         source = f"{row['target_source']}{unstated}"
         verdict = row["target_status"] or "not finished"
-        told.append(f"{names[identity]}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
-    return told
+        notes.append(f"{names[identity]}, p={row['ratio']:g}: published {published} ({source}): {verdict}.")
+    return notes
 
 
 def _of_cells(rows: DataFrame) -> list[str]:
@@ -138,15 +138,15 @@ def _of_cells(rows: DataFrame) -> list[str]:
     if not len(remarkable):
         return []
     identity = [*LABELS, *swept_in(rows)]
-    told = [f"{unfinished} of {len(rows)} cells are not finished:" if unfinished else "Of single cells:"]
+    notes = [f"{unfinished} of {len(rows)} cells are not finished:" if unfinished else "Notes on single cells:"]
     for row in records(remarkable):
         label = ", ".join(f"{name}={value(row[name])}" for name in identity if value(row[name]) != "-")
         parts = [f"missing {_columns_of(row[MISSING])}"] if row[MISSING] else []
-        told.append(f"- {label}: {'; '.join([*parts, *filter(None, [row[NOTES]])])}")
-    return told
+        notes.append(f"- {label}: {'; '.join([*parts, *filter(None, [row[NOTES]])])}")
+    return notes
 
 
 def _columns_of(missing: str) -> str:
-    """Name the scores that missing grades would fill."""
+    """Return the headings of the scores that missing grades belong to."""
     scores = {grading.stage: HEADINGS[grading.score] for grading in GRADINGS}
     return ", ".join(scores[stage] for stage in missing.split(", ") if stage in scores)

@@ -1,4 +1,4 @@
-"""Paired comparisons: lines on the same prompts and seeds, against a baseline and against the best of a column."""
+"""Paired comparisons of conditions on the same prompts and seeds: with a baseline, and within a column of a table."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 COMPARED = ("hs", "hs_plus", "fa")
-"""The scores that lines are compared in."""
+"""The scores in which conditions are compared."""
 LOWER_IS_BETTER = ("hs", "hs_plus")
 ALPHA = 0.05
-"""A difference counts if its adjusted p value is below this."""
+"""Significance level of adjusted p values."""
 RESOLVED = 0.02
-"""The difference, as a share, for which further seeds are counted."""
+"""Half width of the interval, as a fraction, for which the number of additional seeds is computed."""
 _TRAINING = (PROTOCOL_PREFIX + "align.", PROTOCOL_PREFIX + "finetune.")
 
 
 class Comparison(NamedTuple):
-    """A line against another, in one score, on the seeds and prompts that both have.
+    """A comparison of two conditions in one score, on their common seeds and prompts.
 
     Attributes:
-        line: index of the line.
-        other: index of the line it is compared with.
-        score: the column of scores.
-        difference: the line's mean less the other's, in points.
-        low: end of its interval.
-        high: the other end.
-        p: of no difference, two-sided.
-        p_holm: adjusted for all comparisons of the same score.
-        seeds: that both lines have.
-        more_seeds: how many further seeds would bring the interval to at most 2 points to either side; infinity where
-            the prompts are too few for that.
+        line: index of the condition.
+        other: index of the condition it is compared with.
+        score: the column of the score.
+        difference: the condition's mean minus the other's, in percentage points.
+        low: lower end of the interval of the difference.
+        high: upper end of the interval of the difference.
+        p: two-sided p value of the hypothesis of no difference.
+        p_holm: p value adjusted for all comparisons in the same score.
+        seeds: number of common seeds.
+        more_seeds: number of additional seeds for a half width of 2 points; infinity if the prompts are too few.
     """
 
     line: int
@@ -56,93 +55,95 @@ class Comparison(NamedTuple):
     more_seeds: float
 
 
-def against_baseline(lines: Sequence[Condition], grades: Mapping[str, Graded], baseline: str) -> list[Comparison]:
-    """Return every line's comparison with the baseline's line that ``counterparts`` found for it.
+def against_baseline(conditions: Sequence[Condition], grades: Mapping[str, Graded], baseline: str) -> list[Comparison]:
+    """Return the comparison of each condition with its counterpart of the baseline.
 
     Raises:
-        ConfigError: no line has the baseline's defense.
+        ConfigError: no condition has the baseline's defense.
     """
-    pairs = counterparts(lines, baseline).items()
-    return compare(lines, grades, [(*pair, score) for score in COMPARED for pair in pairs])
+    pairs = counterparts(conditions, baseline).items()
+    return compare(conditions, grades, [(*pair, score) for score in COMPARED for pair in pairs])
 
 
-def counterparts(lines: Sequence[Condition], baseline: str) -> dict[int, int]:
-    """Return for every other line the baseline's line of the same task, model, attack, ratio and settings.
+def counterparts(conditions: Sequence[Condition], baseline: str) -> dict[int, int]:
+    """Return, for each other condition, the baseline's condition with the same task, model, attack, ratio and settings.
 
-    Settings of the defense itself are not matched. Of several, which differ in their protocol only, it is the one with
-    the line's own protocol, or else with the protocol that most cells have.
+    Settings of the defense itself are not matched. If several conditions of the baseline differ only in their protocol,
+    the one with the same protocol is chosen, otherwise the one whose protocol most cells have.
 
     Raises:
-        ConfigError: no line has the baseline's defense.
+        ConfigError: no condition has the baseline's defense.
     """
-    defenses = list(dict.fromkeys(str(line.names["defense"]) for line in lines))
-    if lines and baseline not in defenses:
+    defenses = list(dict.fromkeys(str(condition.names["defense"]) for condition in conditions))
+    if conditions and baseline not in defenses:
         raise ConfigError(
             [f"`--baseline`: no cell has the defense `{baseline}`; expected one of {', '.join(defenses)}"]
         )
     offered: defaultdict[Hashable, list[int]] = defaultdict(list)
     cells: Counter[object] = Counter()
-    for index, line in enumerate(lines):
-        cells[line.names["protocol"]] += len(line.cells)
-        if line.names["defense"] == baseline:
-            offered[line.situation].append(index)
+    for index, condition in enumerate(conditions):
+        cells[condition.names["protocol"]] += len(condition.cells)
+        if condition.names["defense"] == baseline:
+            offered[condition.situation].append(index)
 
-    def nearness(line: Condition, other: int) -> tuple[bool, int]:
-        protocol = lines[other].names["protocol"]
-        return protocol == line.names["protocol"], cells[protocol]
+    def nearness(condition: Condition, other: int) -> tuple[bool, int]:
+        protocol = conditions[other].names["protocol"]
+        return protocol == condition.names["protocol"], cells[protocol]
 
     return {
-        index: max(found, key=lambda other: nearness(line, other))
-        for index, line in enumerate(lines)
-        if line.names["defense"] != baseline and (found := offered.get(line.situation, []))
+        index: max(found, key=lambda other: nearness(condition, other))
+        for index, condition in enumerate(conditions)
+        if condition.names["defense"] != baseline and (found := offered.get(condition.situation, []))
     }
 
 
 def left_out(
-    lines: Sequence[Condition], names: Sequence[str], baseline: str, comparisons: Sequence[Comparison]
+    conditions: Sequence[Condition], names: Sequence[str], baseline: str, comparisons: Sequence[Comparison]
 ) -> list[str]:
-    """Return which lines with results are in no comparison with the baseline, and why: a sentence per reason.
+    """Return notes on conditions with results that are not compared with the baseline, one note per reason.
 
     Args:
-        lines: of the sweep.
-        names: what they are called.
-        baseline: the defense that others are compared with.
-        comparisons: that were made.
+        conditions: the conditions of the sweep.
+        names: their names.
+        baseline: the defense with which others are compared.
+        comparisons: the comparisons with the baseline.
     """
-    pairs = counterparts(lines, baseline)
+    pairs = counterparts(conditions, baseline)
     compared = {index for each in comparisons for index in (each.line, each.other)}
-    situations = {lines[index].situation for index in pairs}
+    situations = {conditions[index].situation for index in pairs}
     reasons: defaultdict[str, list[str]] = defaultdict(list)
-    for index, line in enumerate(lines):
-        if index in compared or all(cell[score] != cell[score] for cell in line.cells for score in COMPARED):
+    for index, condition in enumerate(conditions):
+        if index in compared or all(cell[score] != cell[score] for cell in condition.cells for score in COMPARED):
             continue
-        place = f"{names[index]}, p={float(line.names['ratio']):g}"
-        if line.names["defense"] == baseline:
-            if index not in pairs.values() and line.situation in situations:
-                reasons["others are compared with the one that is nearer in protocol"].append(place)
+        name = f"{names[index]}, p={float(condition.names['ratio']):g}"
+        if condition.names["defense"] == baseline:
+            if index not in pairs.values() and condition.situation in situations:
+                reasons["others are compared with the one that is nearer in protocol"].append(name)
         elif index not in pairs:
-            reasons[f"no {baseline} of the same task, model, attack, ratio and settings"].append(place)
-        elif not _evaluated_alike(line, lines[pairs[index]]):
-            reasons[f"{names[pairs[index]]} was evaluated otherwise"].append(place)
+            reasons[f"no {baseline} of the same task, model, attack, ratio and settings"].append(name)
+        elif not _same_evaluation(condition, conditions[pairs[index]]):
+            reasons[f"{names[pairs[index]]} was evaluated differently"].append(name)
         else:
-            reasons[f"no results on the seeds and prompts of {names[pairs[index]]}"].append(place)
+            reasons[f"no results on the seeds and prompts of {names[pairs[index]]}"].append(name)
     return [f"Not compared with {baseline} ({reason}): {'; '.join(found)}." for reason, found in reasons.items()]
 
 
-def best_lines(lines: Sequence[Condition], means: DataFrame, grades: Mapping[str, Graded]) -> set[tuple[int, str]]:
-    """Return the lines that are better than every other one of their column, by the paired test, with the score.
+def best_conditions(
+    conditions: Sequence[Condition], means: DataFrame, grades: Mapping[str, Graded]
+) -> set[tuple[int, str]]:
+    """Return the conditions, with the score, that are significantly better than all others of their column.
 
-    A column holds the lines of one task, model, attack and ratio. A line with the best mean is not among them while
-    any other could be as good; it has to be the better one on the seeds that both have, too.
+    A column has the conditions of one task, model, attack and ratio. The condition with the best mean has to be better
+    than each other one in the paired test, on their common seeds and prompts.
 
     Args:
-        lines: of the sweep.
+        conditions: of the sweep.
         means: what ``summarise`` returned for them.
         grades: what ``read_grades`` returned.
     """
     columns: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index, line in enumerate(lines):
-        columns[tuple(line.names[name] for name in SITUATION)].append(index)
+    for index, condition in enumerate(conditions):
+        columns[tuple(condition.names[name] for name in SITUATION)].append(index)
     best = set()
     for score in COMPARED:
         for column in columns.values():
@@ -150,17 +151,19 @@ def best_lines(lines: Sequence[Condition], means: DataFrame, grades: Mapping[str
             if len(known) < 2:
                 continue
             leader = (min if score in LOWER_IS_BETTER else max)(known, key=known.__getitem__)
-            duels = compare(lines, grades, [(leader, other, score) for other in known if other != leader])
-            if len(duels) == len(known) - 1 and all(duel.p_holm < ALPHA and _won(duel) for duel in duels):
+            found = compare(conditions, grades, [(leader, other, score) for other in known if other != leader])
+            if len(found) == len(known) - 1 and all(each.p_holm < ALPHA and _is_better(each) for each in found):
                 best.add((leader, score))
     return best
 
 
 def compare(
-    lines: Sequence[Condition], grades: Mapping[str, Graded], pairs: Sequence[tuple[int, int, str]]
+    conditions: Sequence[Condition], grades: Mapping[str, Graded], pairs: Sequence[tuple[int, int, str]]
 ) -> list[Comparison]:
-    """Return the comparisons of pairs of lines in a score; a pair without common seeds and prompts is left out."""
-    paired = {pair: both for pair in pairs if (both := _paired(lines[pair[0]], lines[pair[1]], pair[2], grades))}
+    """Return the comparisons of pairs of conditions in a score; pairs without common seeds and prompts are left out."""
+    paired = {
+        pair: both for pair in pairs if (both := _pair(conditions[pair[0]], conditions[pair[1]], pair[2], grades))
+    }
     found = estimates([values for _, values in paired.values()], difference=True)
     adjusted: dict[tuple[int, int, str], float] = {}
     for score in dict.fromkeys(score for _, _, score in paired):
@@ -181,28 +184,27 @@ def compare(
     ]
 
 
-def _won(duel: Comparison) -> bool:
-    return duel.difference < 0 if duel.score in LOWER_IS_BETTER else duel.difference > 0
+def _is_better(found: Comparison) -> bool:
+    return found.difference < 0 if found.score in LOWER_IS_BETTER else found.difference > 0
 
 
-def _paired(
-    line: Condition, other: Condition, score: str, grades: Mapping[str, Graded]
+def _pair(
+    condition: Condition, other: Condition, score: str, grades: Mapping[str, Graded]
 ) -> tuple[int, NDArray[Any]] | None:
-    mine, theirs = panel(line, score, grades), panel(other, score, grades)
-    # A line has a seed once: `told_apart` tells cells apart that would be there twice.
-    places = [{seed: row for row, seed in enumerate(found.seeds)} for found in (mine, theirs)]
-    rows = [(row, places[1][seed]) for seed, row in places[0].items() if seed in places[1]]
-    if not rows or mine.values.shape[1] != theirs.values.shape[1] or not _evaluated_alike(line, other):
+    first, second = panel(condition, score, grades), panel(other, score, grades)
+    # Seeds are unique within a condition: `distinguishing_values` separates cells that would share one.
+    first_rows, second_rows = ({seed: row for row, seed in enumerate(found.seeds)} for found in (first, second))
+    rows = [(row, second_rows[seed]) for seed, row in first_rows.items() if seed in second_rows]
+    if not rows or first.values.shape[1] != second.values.shape[1] or not _same_evaluation(condition, other):
         return None
-    first, second = (list(found) for found in zip(*rows, strict=True))
-    return len(rows), mine.values[first] - theirs.values[second]
+    rows_of_first, rows_of_second = (list(found) for found in zip(*rows, strict=True))
+    return len(rows), first.values[rows_of_first] - second.values[rows_of_second]
 
 
-def _evaluated_alike(line: Condition, other: Condition) -> bool:
-    if line.names["protocol"] == other.names["protocol"]:
+def _same_evaluation(condition: Condition, other: Condition) -> bool:
+    if condition.names["protocol"] == other.names["protocol"]:
         return True
-    mine, theirs = (_evaluation(each.cells[0]) for each in (line, other))
-    return mine == theirs
+    return _evaluation(condition.cells[0]) == _evaluation(other.cells[0])
 
 
 def _evaluation(cell: Mapping[str, Any]) -> dict[str, str]:

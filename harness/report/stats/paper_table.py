@@ -1,6 +1,6 @@
-"""Boards: tables as the field's papers print them, with defenses down, scores and attack ratios across, and an average.
+"""Tables in the format of the field's papers: a row per defense, columns by score and attack ratio, and an average.
 
-Cells that differ in task, model or attack are on different boards.
+There is one table per task, model and attack.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SHOWN = ("hs", "hs_plus", "fa")
 _BLOCK = ("task", "model", "attack")
 
 
-class Figure(NamedTuple):
-    """A number of a board, in percent; ``best`` if the paired test says that no other of its column is as good."""
+class CellValue(NamedTuple):
+    """A score in a table, in percent; ``best`` if it is significantly better than all others of its column."""
 
     mean: float
     low: float
@@ -39,24 +39,24 @@ class Row(NamedTuple):
     """A defense with its settings.
 
     Attributes:
-        defense: its name.
-        name: with its settings.
-        marker: letter of the footnote on how it was trained or evaluated otherwise; empty for most.
-        figures: by score and column.
+        defense: the defense's label.
+        name: the label with its settings.
+        marker: letter of the footnote on its protocol; empty if it has the most common one.
+        cells: the scores, by score and column.
     """
 
     defense: str
     name: str
     marker: str
-    figures: Mapping[tuple[str, str], Figure]
+    cells: Mapping[tuple[str, str], CellValue]
 
 
 class PaperTable(NamedTuple):
-    """A table.
+    """A table of defenses.
 
     Attributes:
-        caption: what all rows have in common.
-        columns: of each score: ``aligned`` (where the model stood before the attack), the ratios, ``average``.
+        caption: the labels that all rows share.
+        columns: the columns of each score: ``aligned`` (the model before fine-tuning), the ratios, ``average``.
         scores: the column groups.
         rows: the defenses.
     """
@@ -68,95 +68,95 @@ class PaperTable(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What boards are made of: tidy rows, lines, their means, the verdicts behind them, and what is best."""
+    """Input of the tables: tidy rows, conditions, their means, their verdicts, and the best of each column."""
 
     rows: DataFrame
-    lines: Sequence[Condition]
+    conditions: Sequence[Condition]
     means: DataFrame
     grades: Mapping[str, Graded]
     best: Collection[tuple[int, str]]
 
 
 def paper_tables(evidence: Evidence) -> list[PaperTable]:
-    """Return the boards of a sweep; a score without a single result is on none."""
+    """Return the tables of a sweep; scores without any result are left out."""
     blocks: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index, line in enumerate(evidence.lines):
-        blocks[tuple(value(line.names[name]) for name in _BLOCK)].append(index)
+    for index, condition in enumerate(evidence.conditions):
+        blocks[tuple(value(condition.names[name]) for name in _BLOCK)].append(index)
     present = [score for score in SHOWN if evidence.means[score].notna().any()]
-    return [_board(evidence, indices, present) for indices in blocks.values()]
+    return [_paper_table(evidence, indices, present) for indices in blocks.values()]
 
 
-def _board(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> PaperTable:
-    lines, means = evidence.lines, evidence.means
+def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> PaperTable:
+    conditions, means = evidence.conditions, evidence.means
     swept = varying(means, evidence.rows)
     letters = markers(means)
     grouped: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index in indices:
-        names = lines[index].names
+        names = conditions[index].names
         same = tuple(str(names[name]) for name in ("defense", *swept))
         grouped[same, str(means[NOTE].iloc[index])].append(index)
-    ratios = sorted({float(lines[index].names["ratio"]) for index in indices})
+    ratios = sorted({float(conditions[index].names["ratio"]) for index in indices})
     averaged = _averages(evidence, list(grouped.values()), ratios, scores) if len(ratios) > 1 else {}
     rows = []
     for number, members in enumerate(grouped.values()):
-        names, note = lines[members[0]].names, str(means[NOTE].iloc[members[0]])
-        figures = {
-            (score, f"{float(lines[index].names['ratio']):g}"): _figure(evidence, index, score)
+        names, note = conditions[members[0]].names, str(means[NOTE].iloc[members[0]])
+        cells = {
+            (score, f"{float(conditions[index].names['ratio']):g}"): _figure(evidence, index, score)
             for index in members
             for score in scores
         }
-        figures |= {(score, ALIGNED): _aligned(evidence, members, score) for score in scores}
-        figures |= {(score, AVERAGE): averaged[number, score] for score in scores if (number, score) in averaged}
-        known = {place: figure for place, figure in figures.items() if figure.mean == figure.mean}
+        cells |= {(score, ALIGNED): _aligned(evidence, members, score) for score in scores}
+        cells |= {(score, AVERAGE): averaged[number, score] for score in scores if (number, score) in averaged}
+        known = {place: figure for place, figure in cells.items() if figure.mean == figure.mean}
         rows.append(Row(str(names["defense"]), condition_name(names, swept), letters.get(note, ""), known))
-    has_aligned = any((score, ALIGNED) in row.figures for row in rows for score in scores)
+    has_aligned = any((score, ALIGNED) in row.cells for row in rows for score in scores)
     columns = [*([ALIGNED] if has_aligned else []), *(f"{ratio:g}" for ratio in ratios)]
-    common: Mapping[str, Any] = lines[indices[0]].names
+    common: Mapping[str, Any] = conditions[indices[0]].names
     caption = ", ".join(f"{name} {value(common[name])}" for name in _BLOCK)
     return PaperTable(caption, [*columns, *([AVERAGE] if averaged else [])], scores, rows)
 
 
-def _figure(evidence: Evidence, index: int, score: str) -> Figure:
+def _figure(evidence: Evidence, index: int, score: str) -> CellValue:
     return _read(evidence, index, score)._replace(best=(index, score) in evidence.best)
 
 
-def _aligned(evidence: Evidence, members: Sequence[int], score: str) -> Figure:
-    """Return where a defense's aligned model stands; the ratios share it."""
+def _aligned(evidence: Evidence, members: Sequence[int], score: str) -> CellValue:
+    """Return the score of a defense's aligned model, which all ratios share."""
     return _read(evidence, members[0], f"{ALIGNED}_{score}")
 
 
-def _read(evidence: Evidence, index: int, score: str) -> Figure:
+def _read(evidence: Evidence, index: int, score: str) -> CellValue:
     mean, low, high = (float(evidence.means[score + end].iloc[index]) for end in ("", LOW, HIGH))
-    return Figure(mean, low, high)
+    return CellValue(mean, low, high)
 
 
 def _averages(
     evidence: Evidence, rows: Sequence[Sequence[int]], ratios: Sequence[float], scores: Sequence[str]
-) -> dict[tuple[int, str], Figure]:
-    """Return the mean over the ratios, of rows that have all of them; seeds and prompts are those of every ratio."""
+) -> dict[tuple[int, str], CellValue]:
+    """Return the mean over the ratios, for rows that have all ratios with the same seeds and prompts."""
     panels = {}
     for number, members in enumerate(rows):
-        found = [evidence.lines[index] for index in members]
-        if sorted(float(line.names["ratio"]) for line in found) != list(ratios):
+        found = [evidence.conditions[index] for index in members]
+        if sorted(float(condition.names["ratio"]) for condition in found) != list(ratios):
             continue
         for score in scores:
             if (panel := _over_ratios(found, score, evidence)) is not None:
                 panels[number, score] = panel
     return {
-        place: Figure(100 * estimate.mean, 100 * estimate.low, 100 * estimate.high)
+        place: CellValue(100 * estimate.mean, 100 * estimate.low, 100 * estimate.high)
         for place, estimate in zip(panels, estimates(list(panels.values())), strict=True)
     }
 
 
-def _over_ratios(lines: Sequence[Condition], score: str, evidence: Evidence) -> NDArray[Any] | None:
-    """Return the verdicts averaged over lines with the same seeds and as many prompts.
+def _over_ratios(conditions: Sequence[Condition], score: str, evidence: Evidence) -> NDArray[Any] | None:
+    """Return the verdicts averaged over conditions with the same seeds and number of prompts.
 
-    An answer that could not be judged at one ratio counts there as the mean of its seed, so that the average is that of
-    the ratios' own scores; it is missing only if it could be judged at none.
+    A generation that could not be judged at one ratio is replaced by the mean of its seed there, so that the average
+    equals that of the scores; it is missing only if it could not be judged at any ratio.
     """
     import numpy as np
 
-    panels = [panel(line, score, evidence.grades) for line in lines]
+    panels = [panel(condition, score, evidence.grades) for condition in conditions]
     seeds = {panel.seeds for panel in panels}
     if len(seeds) != 1 or not panels[0].seeds or len({panel.values.shape for panel in panels}) != 1:
         return None

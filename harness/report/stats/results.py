@@ -1,4 +1,4 @@
-"""Findings: everything that a report of one sweep is made of, read once and computed once."""
+"""Results: the data and statistics of one sweep from which all formats of a report are made."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from harness.engine.identity import flatten
 from harness.engine.store import Store
 from harness.report.data.columns import KEY_PREFIX
-from harness.report.data.conditions import Condition, conditions_of, telling
+from harness.report.data.conditions import Condition, condition_columns, conditions_of
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
-from harness.report.data.targets import mark, read
+from harness.report.data.targets import read_targets, with_targets
 from harness.report.data.tidy import grading_keys, load_rows
 from harness.report.stats.labels import condition_names
-from harness.report.stats.paired import Comparison, against_baseline, best_lines, left_out
+from harness.report.stats.paired import Comparison, against_baseline, best_conditions, left_out
 from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
 from harness.report.stats.summary import summarise
 
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 PLAIN = "sft"
-"""The baseline if none is named: plain training in every slot."""
+"""The default baseline: plain training in every slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What is known of a sweep.
+    """Data and statistics of a sweep.
 
     Attributes:
-        store: where the artifacts are.
-        record: what was asked for.
-        ledger: the stages, by key.
+        store: the store.
+        record: the sweep record.
+        stage_records: the stages, by key.
         grades: the gradings, by key.
-        rows: one per cell.
-        lines: the cells that differ in nothing but their seed.
-        means: one row per line, in the order of ``lines``.
-        baseline: the defense that the others are compared with; None if the sweep has no plain training.
-        comparisons: of every line with its baseline.
-        left_out: sentences that say which lines are in no comparison, and why.
-        best: lines and scores that are better than all others of their column, by the paired test.
-        boards: the tables as papers print them.
+        rows: tidy rows, one per cell.
+        conditions: groups of cells that differ only in their seed.
+        means: one row per condition, in the same order.
+        baseline: the defense with which others are compared; None if the sweep has no plain training.
+        comparisons: the paired comparisons with the baseline.
+        left_out: notes on conditions that are not compared, with reasons.
+        best: index of the condition and score, where it is significantly better than all others of its column.
+        paper_tables: tables in the format of papers.
     """
 
     store: Store
     record: Mapping[str, Any]
-    ledger: Mapping[str, StageRecord]
+    stage_records: Mapping[str, StageRecord]
     grades: Mapping[str, Graded]
     rows: DataFrame
-    lines: Sequence[Condition]
+    conditions: Sequence[Condition]
     means: DataFrame
     baseline: str | None
     comparisons: Sequence[Comparison]
@@ -65,49 +65,53 @@ class Results:
         columns: dict[str, dict[str, None]] = {}
         for cell in self.record["cells"]:
             for part, key in cell["keys"].items():
-                if key in self.ledger and self.ledger[key].trains:
-                    columns.setdefault(self.ledger[key].kind, {})[KEY_PREFIX + part] = None
+                if key in self.stage_records and self.stage_records[key].trains:
+                    columns.setdefault(self.stage_records[key].kind, {})[KEY_PREFIX + part] = None
         return {kind: list(found) for kind, found in columns.items()}
 
 
-def gather(store: Store, record: Mapping[str, Any], baseline: str | None = None) -> Results:
+def load_results(store: Store, record: Mapping[str, Any], baseline: str | None = None) -> Results:
     """Read a sweep from the store and compute its statistics.
 
     Args:
-        store: where the artifacts are.
-        record: of the sweep.
-        baseline: the defense to compare the others with; None is plain training, where the sweep has it.
+        store: the store.
+        record: the sweep record.
+        baseline: the defense with which others are compared; None is plain training, if the sweep has it.
 
     Raises:
         ConfigError: the sweep has no such defense.
         StoreError: a file of the store cannot be read.
     """
     grades = read_grades(store, grading_keys(record))
-    ledger = load_stage_records(store, record)
-    rows = _beside_targets(load_rows(store, record, grades=grades, ledger=ledger), ledger)
-    lines = conditions_of(rows)
+    stage_records = load_stage_records(store, record)
+    rows = _with_targets(load_rows(store, record, grades=grades, stage_records=stage_records), stage_records)
+    conditions = conditions_of(rows)
     means = summarise(rows, grades)
     if baseline is None and PLAIN in set(rows["defense"]):
         baseline = PLAIN
-    best = frozenset(best_lines(lines, means, grades))
-    comparisons = tuple(against_baseline(lines, grades, baseline)) if baseline is not None else ()
+    best = frozenset(best_conditions(conditions, means, grades))
+    comparisons = tuple(against_baseline(conditions, grades, baseline)) if baseline is not None else ()
     return Results(
         store=store,
         record=record,
-        ledger=ledger,
+        stage_records=stage_records,
         grades=grades,
         rows=rows,
-        lines=lines,
+        conditions=conditions,
         means=means,
         baseline=baseline,
         comparisons=comparisons,
-        left_out=left_out(lines, condition_names(means, rows), baseline, comparisons) if baseline is not None else (),
+        left_out=left_out(conditions, condition_names(means, rows), baseline, comparisons)
+        if baseline is not None
+        else (),
         best=best,
-        paper_tables=paper_tables(Evidence(rows, lines, means, grades, best)),
+        paper_tables=paper_tables(Evidence(rows, conditions, means, grades, best)),
     )
 
 
-def _beside_targets(rows: DataFrame, ledger: Mapping[str, StageRecord]) -> DataFrame:
-    """Return the rows with published numbers beside them, if any row meets the conditions of one."""
-    marked = mark(rows, read(), lambda key: flatten(ledger[key].spec), by=telling(rows))
+def _with_targets(rows: DataFrame, stage_records: Mapping[str, StageRecord]) -> DataFrame:
+    """Return the rows with columns of reproduction targets, if any row matches one."""
+    marked = with_targets(
+        rows, read_targets(), lambda key: flatten(stage_records[key].spec), by=condition_columns(rows)
+    )
     return marked if (marked["target"] != "").any() else rows

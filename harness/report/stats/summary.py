@@ -1,4 +1,4 @@
-"""Summary: the mean of every score over the replicates of a condition, with its interval."""
+"""Summary: the mean of each score over the replicates of a condition, with its interval."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 LOW = "_low"
-"""The suffix of the columns that hold the lower end of an interval; empty below two measurements."""
+"""Suffix of the columns with the lower end of an interval; empty below two measurements."""
 HIGH = "_high"
-"""The suffix of the columns that hold the upper end."""
+"""Suffix of the columns with the upper end."""
 SIZE = "_n"
-"""The suffix of the columns that count the measurements in a mean."""
+"""Suffix of the columns with the number of measurements."""
 NOTE = "note"
-"""The column that says how a line was trained or evaluated otherwise than its neighbours; empty for most."""
+"""Column with the differences from the most common protocol; empty for most conditions."""
 
 
 class Panel(NamedTuple):
-    """The verdicts behind one score of a line.
+    """The verdicts behind one score of a condition.
 
     Attributes:
-        seeds: that were measured; a grade that several seeds share is there once, under the first of them.
-        values: ``[seeds, prompts]``, as shares; one column, the scores of the seeds, where the store has no verdicts
-            on single prompts.
-        mean: of the seeds' scores, in percent, as they were stored.
+        seeds: the measured seeds; of seeds that share a grade, only the first.
+        values: ``[seeds, prompts]``, as fractions; a single column with the scores of the seeds if the store has no
+            verdicts per prompt.
+        mean: mean of the stored scores of the seeds, in percent.
     """
 
     seeds: tuple[Hashable, ...]
@@ -42,7 +42,7 @@ class Panel(NamedTuple):
 
 
 def panel(condition: Condition, score: str, grades: Mapping[str, Graded]) -> Panel:
-    """Return the verdicts behind a score of a condition; without seeds where there are none."""
+    """Return the verdicts of a condition for a score; without seeds if there are none."""
     import numpy as np
 
     grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
@@ -58,46 +58,46 @@ def panel(condition: Condition, score: str, grades: Mapping[str, Graded]) -> Pan
 
 
 def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> DataFrame:
-    """Return the mean of every score and its interval, one line per labels, swept values and protocol.
+    """Return the mean of each score and its interval, one row per condition.
 
-    Rows with different protocols are never in one mean: they make separate lines, and ``note`` names the settings in
-    which a line departs from the protocol that most rows of the same task and model share.
+    Rows with different protocols are never averaged: they are separate conditions, and ``note`` lists the settings in
+    which a condition differs from the most common protocol of its task and model.
 
-    Columns: the labels without the seed, the swept values, ``seeds`` (how many have a result) and ``missing`` (how many
-    have none or not all), every score as a mean with ``<score>_low``, ``<score>_high`` and ``<score>_n``, summed
-    counts, ``protocol`` and ``note``. A grade that several seeds share is one measurement, so ``<score>_n`` can be
-    less than ``seeds``.
+    Columns: the labels without the seed, the swept values, ``seeds`` (number of seeds with a result), ``missing``
+    (number of seeds with missing results), each score as a mean with ``<score>_low``, ``<score>_high`` and
+    ``<score>_n``, summed counts, ``protocol`` and ``note``. A grade that several seeds share is one measurement, so
+    ``<score>_n`` can be less than ``seeds``.
 
     Args:
-        rows: what ``load_rows`` returned.
-        grades: what ``read_grades`` returned; without it, and where a grade has no verdicts on single prompts,
-            intervals are over seeds alone.
+        rows: as returned by ``load_rows``.
+        grades: as returned by ``read_grades``; without them, and for grades without verdicts per prompt, intervals are
+            over seeds only.
     """
-    lines = conditions_of(rows)
+    conditions = conditions_of(rows)
     notes = protocol_differences(rows)
     measured = {
         (index, score): found
-        for index, line in enumerate(lines)
+        for index, condition in enumerate(conditions)
         for score in SCORES
-        if (found := panel(line, score, grades or {})).seeds
+        if (found := panel(condition, score, grades or {})).seeds
     }
     estimated = dict(zip(measured, estimates([each.values for each in measured.values()]), strict=True))
     described = []
-    for index, line in enumerate(lines):
-        finished = {cell["seed"] for cell in line.cells if any(cell[score] == cell[score] for score in SCORES)}
-        told: dict[str, Any] = {
-            **line.names,
+    for index, condition in enumerate(conditions):
+        finished = {cell["seed"] for cell in condition.cells if any(cell[score] == cell[score] for score in SCORES)}
+        row: dict[str, Any] = {
+            **condition.names,
             "seeds": len(finished),
-            MISSING: sum(cell[MISSING] != "" for cell in line.cells),
-            NOTE: notes[str(line.names["task"]), str(line.names["model"]), str(line.names["protocol"])],
+            MISSING: sum(cell[MISSING] != "" for cell in condition.cells),
+            NOTE: notes[str(condition.names["task"]), str(condition.names["model"]), str(condition.names["protocol"])],
         }
         for score in SCORES:
             estimate = estimated.get((index, score))
-            told[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
+            row[score + SIZE] = len(measured[index, score].seeds) if estimate else 0
             if estimate:
                 ends = {score + LOW: 100 * estimate.low, score + HIGH: 100 * estimate.high}
-                told |= {score: measured[index, score].mean, **ends}
-        described.append(told | _counts(line.cells))
+                row |= {score: measured[index, score].mean, **ends}
+        described.append(row | _counts(condition.cells))
     statistics = [name for score in SCORES for name in (score, score + LOW, score + HIGH, score + SIZE)]
     named = [name for name in (*LABELS, *swept_in(rows)) if name != "seed"]
     table = frame_of(described, [*named, "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
@@ -105,7 +105,7 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
 
 
 def _distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
-    """Return the cells without those whose grade is another one's."""
+    """Return the cells with distinct grades."""
     return list({cell.get(key) or id(cell): cell for cell in reversed(cells)}.values())[::-1]
 
 

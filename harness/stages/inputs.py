@@ -1,0 +1,54 @@
+"""Protocols for the inputs of stages: a model, training examples, or generations.
+
+A stage declares the protocol of its input instead of a concrete kind of stage, so that other kinds can be substituted.
+Its key depends on the key of the input stage, not on its kind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from harness.corpora.examples import Example, Role
+from harness.engine.stage import Locate
+
+if TYPE_CHECKING:
+    from harness.models.loading import ModelRef
+
+
+class ModelStage(Protocol):
+    """A stage whose artifact, with those of its ancestors, is a model."""
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        ...
+
+    def weights(self, locate: Locate) -> ModelRef:
+        """Return the paths of the model's parts."""
+        ...
+
+
+class MixtureStage(Protocol):
+    """A stage whose artifact is the user's fine-tuning data."""
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        ...
+
+    def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
+        """Return the examples in stored order, each with its role: the user's own, or the attacker's."""
+        ...
+
+
+class AnswerStage(Protocol):
+    """A stage whose artifact is generations for a list of prompts."""
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        ...
+
+    def answers(self, locate: Locate) -> list[dict[str, str]]:
+        """Return one record per prompt, in order: ``instruction``, ``input``, ``reference``, ``answer``."""
+        ...
