@@ -87,7 +87,6 @@ class RoleBatches:
         pools: the examples and batch size of every role that a method samples.
         pad_id: the padding token.
         seed: the root seed.
-        device: device of the batches.
         rank: of this process.
         world_size: number of processes.
 
@@ -102,7 +101,6 @@ class RoleBatches:
         *,
         pad_id: int,
         seed: int,
-        device: str | torch.device = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -133,7 +131,6 @@ class RoleBatches:
         self._pools = dict(pools)
         self._pad_id = pad_id
         self._seed = seed
-        self._device = device
         self._rank = rank
         self._world_size = world_size
         self._drawn = dict.fromkeys(pools, 0)
@@ -158,8 +155,7 @@ class RoleBatches:
         rows = sorted(pool.rows, key=lambda row: len(row.input_ids), reverse=True)[self._rank :: self._world_size]
         share = max(1, pool.batch_size // self._world_size)
         for start in range(0, len(rows), share):
-            batch = collate(rows[start : start + share], self._pad_id)
-            yield {name: tensor.to(self._device) for name, tensor in batch.items()}
+            yield collate(rows[start : start + share], self._pad_id)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches that each role has yielded."""
@@ -170,8 +166,7 @@ class RoleBatches:
         self._drawn = {role: int(state["drawn"][role.value]) for role in self._pools}
 
     def _batch(self, rows: Sequence[Encoded], indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        batch = collate([rows[index] for index in indices], self._pad_id)
-        return {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return collate([rows[index] for index in indices], self._pad_id)
 
     def _advance(self, role: Role) -> list[int]:
         """Return this process's indices of the next batch, and advance the counter."""

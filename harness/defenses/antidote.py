@@ -140,8 +140,7 @@ def input_norms(learner: Learner, layers: list[Linear], batches: BatchProvider) 
     with torch.no_grad():
         for batch in batches.every(Role.HARMFUL):
             for piece in learner.pieces(batch):
-                positions = piece.of(batch["attention_mask"]).flatten().nonzero().squeeze(1)
-                with _accumulating(layers, squares, positions):
+                with _accumulating(layers, squares, piece.where(batch["attention_mask"])):
                     learner.predict(piece)
             rows += len(batch["input_ids"])
     return [(total / rows).sqrt() for total in squares]

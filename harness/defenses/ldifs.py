@@ -95,15 +95,14 @@ class LDIFSStep:
         """Write the gradient of the penalized loss; report the user's ``loss``, the penalty and the layers in it."""
         import torch
 
-        from harness.training.distributed import all_reduce_sum
+        from harness.training.distributed import all_reduce_sum, total_on_device
         from harness.training.pieces import first_pass
 
         pieces = self._learner.pieces(batch)
         forward: Callable[[Piece], ForwardResult] = self._forward
         weight = 0.5 * self._settings.rho
         if self._settings.distance == "mean":
-            rows = _tokens(batch).any(1).sum()
-            all_reduce_sum(rows)
+            rows = total_on_device(int(_tokens(batch).any(1).sum()), pieces[0].positions.device)
             weights = torch.full((len(self._blocks),), weight, device=rows.device) / rows.clamp(min=1)
         else:
             results, forward = first_pass(pieces, self._forward)

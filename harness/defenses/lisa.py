@@ -116,7 +116,7 @@ class LisaStep:
         """Return the phase, both reference weights and the queued batches of every process, by rank."""
         from harness.training.distributed import all_gather
 
-        own = [{name: tensor.cpu() for name, tensor in batch.items()} for batch in self._queue]
+        own = [dict(batch) for batch in self._queue]
         return {
             "aligning": self._aligning,
             "alignment": self._references[True].state_dict(),
@@ -165,5 +165,4 @@ class LisaStep:
         self._queue.append(batch)
         if self._aligning:
             return self._batches.next(Role.REFUSAL)
-        # Batches restored from a checkpoint are on the CPU.
-        return {name: tensor.to(batch[name].device) for name, tensor in self._queue.popleft().items()}
+        return self._queue.popleft()

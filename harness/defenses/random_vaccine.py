@@ -95,7 +95,7 @@ class RandomVaccineStep:
         def shift(layer: int, output: Tensor) -> Tensor:
             # Sampled at the first block, whose output has the width; for the whole batch, because of its global norm.
             if not sampled:
-                sampled.append(self._perturbation(batch, output.shape[-1]))
+                sampled.append(self._perturbation(batch, output))
             return output + current.of(sampled[0].layers[layer]).to(output.dtype)
 
         def perturbed(piece: Piece) -> tuple[Tensor]:
@@ -109,11 +109,12 @@ class RandomVaccineStep:
         self._learner.set_gradient(gradient)
         return {"loss": loss, "perturbation_norm": sampled[0].norm}
 
-    def _perturbation(self, batch: Batch, width: int) -> Noise:
+    def _perturbation(self, batch: Batch, output: Tensor) -> Noise:
         from harness.mechanisms.row_noise import gaussian, global_norm, real_positions
 
         seed = derive(self._seed, str(self._count))
-        noise = gaussian(real_positions(batch), layers=len(self._blocks), width=width, seed=seed)
+        positions, layers = real_positions(batch), len(self._blocks)
+        noise = gaussian(positions, layers=layers, width=output.shape[-1], seed=seed, device=output.device)
         norm = global_norm(noise)
         factor = self._settings.rho / norm if self._settings.scale == "norm" else self._settings.rho**0.5
         return Noise(noise * factor, norm * factor)

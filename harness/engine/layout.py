@@ -7,7 +7,7 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
 FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
-"""Folders created in every writable store; ``jobs`` and ``damaged`` are created on demand."""
+"""Folders created in every writable store; ``jobs``, ``compiled`` and ``damaged`` are created on demand."""
 
 
 class StoreLayout:
@@ -92,6 +92,11 @@ class StoreLayout:
     def jobs(self) -> Path:
         """The folder of submissions: ``jobs/SWEEP/SUBMISSION/`` with scripts, logs and the job log."""
         return self.root / "jobs"
+
+    @property
+    def compiled(self) -> Path:
+        """The compiler's cache, ``compiled/USER_ID/``, shared by all jobs of a user; it can be deleted at any time."""
+        return self.root / "compiled"
 
     @property
     def damaged(self) -> Path:

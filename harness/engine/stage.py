@@ -48,6 +48,7 @@ class StageContext:
         stop: returns whether the stage should save its state in ``work`` and raise ``Stopped``; polled between steps.
         micro_batch_size: examples per forward pass in each process during training; None is the whole share of a batch.
         shrink: power of two by which micro-batches are divided, to use less memory than the settings ask for.
+        compiled: the compiler's cache, shared by all jobs of the store; None uses the compiler's own folder.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class StageContext:
     stop: Callable[[], bool] = never
     micro_batch_size: int | None = None
     shrink: int = 1
+    compiled: Path | None = None
 
     def input(self, stage: "Stage") -> Path:
         """Return the verified artifact folder of an ancestor."""

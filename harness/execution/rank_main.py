@@ -43,6 +43,7 @@ def _run(args: RankArgs, rank: int, facts: dict[str, Any]) -> None:
                 out=args.out,
                 work=args.work,
                 locate=store.path,
+                compiled=store.layout.compiled,
                 tracker=tracker,
                 device=_local_device(args.device),
                 facts=facts,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.corpora.encode import IGNORED
+from harness.corpora.transfer import on_device
 from harness.engine.seeding import derive
 from harness.training.distributed import all_reduce_sum, rank, world_size
 
@@ -18,20 +19,23 @@ def real_positions(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["attention_mask"].bool() & supervised
 
 
-def gaussian(positions: Tensor, *, layers: int, width: int, seed: int) -> Tensor:
+def gaussian(positions: Tensor, *, layers: int, width: int, seed: int, device: torch.device) -> Tensor:
     """Sample independent standard normals, ``[layers, batch, time, width]``; zero outside ``positions``.
 
     Args:
-        positions: the mask of positions with noise, ``[batch, time]``; this process's share of the global batch.
+        positions: the mask of positions with noise, ``[batch, time]``, on the CPU; this process's share of the batch.
         layers: number of noise vectors per position.
         width: size of a noise vector.
         seed: of the global batch; each of its examples has its own generator.
+        device: where to sample. Devices of different kinds give different numbers for the same seed.
     """
-    noise = torch.zeros((layers, *positions.shape, width), device=positions.device)
-    rng = torch.Generator(device=positions.device)
+    noise = torch.zeros((layers, *positions.shape, width), device=device)
+    rng = torch.Generator(device=device)
     for row, mask in enumerate(positions):
         rng.manual_seed(derive(seed, str(rank() + row * world_size())))
-        noise[:, row, mask] = torch.randn((layers, int(mask.sum()), width), generator=rng, device=positions.device)
+        where = mask.nonzero().squeeze(1)
+        sampled = torch.randn((layers, len(where), width), generator=rng, device=device)
+        noise[:, row].index_copy_(1, on_device(where, device), sampled)
     return noise
 
 

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from harness.protocols.attacks import Attack, AttackContext, Victim
-from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Piece, Prediction, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
+from harness.protocols.piece import Piece
 from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, Task
 
 if TYPE_CHECKING:

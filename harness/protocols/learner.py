@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from torch.nn import Module, Parameter
 
     from harness.corpora.batches import Pair
+    from harness.protocols.piece import Piece
 
     Batch = Mapping[str, Tensor]
-    """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``."""
+    """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``,
+    right-padded. A batch is on the CPU; its micro-batches are on the model's device."""
     Gradient = list[Tensor]
     """One float32 tensor per trainable parameter, in the order of ``Learner.trainables``."""
     Metrics = Mapping[str, Tensor | float]
@@ -58,29 +60,6 @@ class DataRequirement:
     aligned: bool = False
 
 
-class Piece(NamedTuple):
-    """A micro-batch: the part of a process's share of a batch that goes through the model at once.
-
-    Attributes:
-        number: its index among the micro-batches of the share, counted from 0.
-        batch: its examples, padded to the longest of them.
-        rows: their indices in the share. Empty if other processes have more micro-batches than this one: ``batch`` is
-            then one example without supervised positions, which contributes zero.
-        positions: number of supervised positions of the global batch, over all micro-batches and processes.
-    """
-
-    number: int
-    batch: Batch
-    rows: slice
-    positions: Tensor
-
-    def of(self, whole: Tensor) -> Tensor:
-        """Return the micro-batch's slice of a tensor ``[batch, time, ...]`` of the whole share."""
-        rows, time = self.batch["labels"].shape
-        part = whole[self.rows, :time]
-        return part if len(part) else whole.new_zeros((rows, time, *whole.shape[2:]))
-
-
 class Prediction(NamedTuple):
     """The model's output at the supervised positions of a micro-batch.
 
@@ -107,7 +86,7 @@ class BatchProvider(Protocol):
         ...
 
     def next(self, role: Role) -> Batch:
-        """Return the next batch of a role declared in ``needs``, on the model's device."""
+        """Return the next batch of a role declared in ``needs``."""
         ...
 
     def every(self, role: Role) -> Iterator[Batch]:
@@ -142,8 +121,12 @@ class Learner(Protocol):
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
         ...
 
-    def pieces(self, batch: Batch) -> Sequence[Piece]:
-        """Split a batch into micro-batches, the same number on every process; a collective call."""
+    def pieces(self, batch: Batch, *, like: Sequence[Piece] | None = None) -> Sequence[Piece]:
+        """Split a batch into micro-batches, the same number on every process; a collective call.
+
+        A batch that is split is sorted by length first. With ``like``, the micro-batches of another batch whose
+        examples correspond to those of this one, it is split into the same ``rows``.
+        """
         ...
 
     def predict(self, piece: Piece) -> Prediction:

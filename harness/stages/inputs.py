@@ -1,7 +1,7 @@
-"""What a stage may take as input, whatever kind of stage makes it: a model, training examples, or answers.
+"""Protocols for the inputs of stages: a model, training examples, or generations.
 
-A stage that reads one of these names the protocol, not a kind, so that another kind can stand in its place. The keys of
-its readers do not depend on the kind, only on the key of the stage that they are given.
+A stage declares the protocol of its input instead of a concrete kind of stage, so that other kinds can be substituted.
+Its key depends on the key of the input stage, not on its kind.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class ModelStage(Protocol):
         ...
 
     def weights(self, locate: Locate) -> ModelRef:
-        """Return where the parts of the model are."""
+        """Return the paths of the model's parts."""
         ...
 
 
 class MixtureStage(Protocol):
-    """A stage whose artifact is what a user fine-tunes on."""
+    """A stage whose artifact is the user's fine-tuning data."""
 
     @property
     def key(self) -> str:
@@ -37,12 +37,12 @@ class MixtureStage(Protocol):
         ...
 
     def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
-        """Return the examples in training order, each with its role: the user's own, or the attacker's."""
+        """Return the examples in stored order, each with its role: the user's own, or the attacker's."""
         ...
 
 
 class AnswerStage(Protocol):
-    """A stage whose artifact is answers to prompts."""
+    """A stage whose artifact is generations for a list of prompts."""
 
     @property
     def key(self) -> str:
@@ -50,5 +50,5 @@ class AnswerStage(Protocol):
         ...
 
     def answers(self, locate: Locate) -> list[dict[str, str]]:
-        """Return one row for each prompt, in order: ``instruction``, ``input``, ``reference``, ``answer``."""
+        """Return one record per prompt, in order: ``instruction``, ``input``, ``reference``, ``answer``."""
         ...

@@ -83,7 +83,7 @@ class Repair(Stage):
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]
             outputs = method_outputs.read(ctx.input(self.tuned), loaded.model, ctx.device)
-            batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed, device=ctx.device)
+            batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
             ctx.facts["change"] = changes(learner, before, start)

@@ -50,7 +50,8 @@ def fit(
     ``tally``); ``final``, the last record of the metrics; ``micro_batch_size``, if batches were split; ``shrunk``, if
     the micro-batch was reduced after running out of memory; ``lost_in_merge``, for each adapter merged into the base
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
-    discarded checkpoint (training then resumed from an earlier one or started over).
+    discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
+    by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``).
 
     Args:
         ctx: the stage's context.
@@ -68,11 +69,14 @@ def fit(
         DataError: examples that the training needs are missing, or none is left after encoding.
     """
     from harness.models import adapter
+    from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
     from harness.training.checkpoint import discarded
     from harness.training.distributed import leave
     from harness.training.trainer import train
 
+    if ctx.compiled is not None and not ctx.device.startswith("cpu"):
+        use_cache(ctx.compiled)
     sharded = ctx.sharding == "fsdp"
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
@@ -108,6 +112,8 @@ def fit(
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
+    if report.passes:
+        ctx.facts["passes"] = dict(report.passes)
     record_micro_batch(ctx, report.rows_at_once)
     if ctx.rank == 0:
         _write_history(ctx.out, report)

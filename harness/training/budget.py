@@ -20,9 +20,13 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """The dtype of the forward pass. Trainable parameters, gradients and the loss are always float32."""
+    """The dtype of the forward pass. Trainable parameters, gradients and the loss are always float32.
+
+    ``TF32`` is float32 whose matrix products a GPU takes with 10 bits of mantissa; a CPU has none and takes float32.
+    """
 
     FLOAT32 = "float32"
+    TF32 = "tf32"
     BFLOAT16 = "bfloat16"
 
 

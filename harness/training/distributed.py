@@ -25,6 +25,13 @@ def all_reduce_sum(*tensors: torch.Tensor) -> None:
         dist.all_reduce(tensor)
 
 
+def total_on_device(number: int, device: torch.device) -> torch.Tensor:
+    """Return the sum of a number over the processes, a scalar on the device that the host need not wait for."""
+    total = torch.full((), number, dtype=torch.int64, device=device)
+    all_reduce_sum(total)
+    return total
+
+
 def broadcast_numbers(numbers: Sequence[int], device: torch.device) -> list[int]:
     """Return rank 0's numbers on every process."""
     if world_size() == 1:

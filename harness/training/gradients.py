@@ -28,7 +28,7 @@ def refuse_dropout(module: Module, method: str) -> None:
     Raises:
         ModelError: the model applies dropout.
     """
-    found = _dropout(module)
+    found = dropout_in(module)
     if found:
         raise ModelError(
             f"dropout is active in {found}; {method} compares two gradients on one batch, which requires dropout 0 in "
@@ -36,7 +36,7 @@ def refuse_dropout(module: Module, method: str) -> None:
         )
 
 
-def _dropout(module: Module) -> str:
+def dropout_in(module: Module) -> str:
     """Return the first module with a positive dropout rate (a dropout layer or an attention), or an empty string."""
     for name, part in module.named_modules():
         is_layer = type(part).__name__.startswith(("Dropout", "AlphaDropout", "FeatureAlphaDropout"))

@@ -10,7 +10,7 @@ communication, however the batch was split.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.functional import cross_entropy
 
-from harness.corpora.encode import IGNORED
 from harness.errors import ModelError
 from harness.protocols import Piece, Prediction
 from harness.training.budget import Precision
 from harness.training.distributed import all_reduce_sum
+from harness.training.passes import Passes
 from harness.training.pieces import cut
 
 
@@ -36,13 +36,19 @@ class CausalLearner:
         model: a causal language model without DDP or FSDP wrapper (a PEFT model is allowed), on its device.
         precision: the dtype of the forward pass.
         rows_at_once: the micro-batch size; None puts the whole batch through the model at once.
+        passes: how the forward passes run; None is plainly, on a GPU without the padding mask.
 
     Raises:
         ModelError: no parameter is trainable, a trainable one is not float32, or the model has no output embeddings.
     """
 
     def __init__(
-        self, model: Module, *, precision: Precision = Precision.FLOAT32, rows_at_once: int | None = None
+        self,
+        model: Module,
+        *,
+        precision: Precision = Precision.FLOAT32,
+        rows_at_once: int | None = None,
+        passes: Passes | None = None,
     ) -> None:
         """Collect the trainable parameters and the language-model head."""
         trainables = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -54,7 +60,9 @@ class CausalLearner:
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())
+        self._device = self._trainables[0].device
         self._rows = rows_at_once
+        self._passes = passes or Passes(padding_mask=self._device.type == "cpu")
         self._autocast = precision is Precision.BFLOAT16
 
     @property
@@ -73,14 +81,14 @@ class CausalLearner:
         A trainable that the loss does not depend on has a gradient of zeros.
 
         Args:
-            batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, time]``, right padded.
+            batch: ``input_ids``, ``attention_mask`` and ``labels``, each ``[batch, time]``, right-padded, on the CPU.
         """
         (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
         return loss, gradient
 
-    def pieces(self, batch: Mapping[str, Tensor]) -> list[Piece]:
+    def pieces(self, batch: Mapping[str, Tensor], *, like: Sequence[Piece] | None = None) -> list[Piece]:
         """Split a batch into micro-batches, the same number on every process; a collective call."""
-        return cut(batch, self._rows)
+        return cut(batch, self._rows, device=self._device, width=self._passes.width, like=like)
 
     def loss(self, piece: Piece) -> Tensor:
         """Return a micro-batch's contribution to the mean loss over the supervised positions of the global batch."""
@@ -88,9 +96,7 @@ class CausalLearner:
 
     def predict(self, piece: Piece) -> Prediction:
         """Run the model on a micro-batch; only the supervised positions go through the language-model head."""
-        targets = piece.batch["labels"][:, 1:]
-        supervised = targets != IGNORED
-        return Prediction(self._logits(piece.batch, supervised), targets[supervised], piece.positions)
+        return Prediction(self._logits(piece), piece.targets, piece.positions)
 
     def accumulate(
         self, pieces: Sequence[Piece], shares: Callable[[Piece], tuple[Tensor, ...]]
@@ -162,32 +168,32 @@ class CausalLearner:
         for parameter, part in zip(self._trainables, gradient, strict=True):
             parameter.grad = None if part is None else part.clone()
 
-    def _logits(self, batch: Mapping[str, Tensor], supervised: Tensor) -> Tensor:
+    def _logits(self, piece: Piece) -> Tensor:
         """Return the logits of the supervised positions, ``[positions, vocabulary]``.
 
         The other positions never reach the head, which for large vocabularies takes most of the time and memory of a
         step. The selection is made in front of the head, so whatever the model does to its logits (soft-capping) still
         applies.
         """
-        indices = torch.nn.functional.pad(supervised, (0, 1)).flatten().nonzero().squeeze(1)
 
         def select(_module: Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden, *rest = inputs
-            return (hidden.flatten(0, -2).index_select(0, indices), *rest)
+            return (hidden.flatten(0, -2).index_select(0, piece.supervised), *rest)
 
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self._autocast else nullcontext()
+        mask = piece.batch["attention_mask"] if self._passes.padding_mask else None
         handle = self._head.register_forward_pre_hook(select)
         try:
-            with torch.autocast(indices.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-                output = self._model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                )
+            with autocast:
+                output = self._model(input_ids=piece.batch["input_ids"], attention_mask=mask, use_cache=False)
         finally:
             handle.remove()
         logits: Tensor = output.logits
-        if logits.dim() != 2 or len(logits) != len(indices):
+        if logits.dim() != 2 or len(logits) != len(piece.supervised):
             raise ModelError(
-                f"{type(self._model).__name__} returned logits of shape {list(logits.shape)} for {len(indices)} "
-                "supervised positions; expected `[positions, vocabulary]`, computed by its output embeddings"
+                f"{type(self._model).__name__} returned logits of shape {list(logits.shape)} for "
+                f"{len(piece.supervised)} supervised positions; expected `[positions, vocabulary]`, computed by its "
+                "output embeddings"
             )
         return logits
 

@@ -28,8 +28,12 @@ class Meter:
         """Return the means since the last call, and reset."""
         if not self._sums:
             return {}
-        sums = torch.stack([total.cpu() for total in self._sums.values()]).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
+        sums: dict[str, float] = {}
+        for device in {total.device for total in self._sums.values()}:
+            names = [name for name, total in self._sums.items() if total.device == device]
+            # One transfer for all of them.
+            sums |= zip(names, torch.stack([self._sums[name] for name in names]).tolist(), strict=True)
+        means = {name: sums[name] / self._counts[name] for name in self._sums}
         self._sums, self._counts = {}, {}
         return means
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.corpora.encode import IGNORED
+from harness.corpora.transfer import on_device
 from harness.errors import ModelError
 from harness.protocols import Piece
 from harness.training.distributed import all_reduce_sum, rank, world_size
@@ -43,37 +44,102 @@ def rows_at_once(share: int, asked: int | None, shrink: int) -> int | None:
     return size // shrink if size // shrink < share else None
 
 
-def cut(batch: Mapping[str, Tensor], most: int | None) -> list[Piece]:
+def cut(
+    batch: Mapping[str, Tensor],
+    most: int | None,
+    *,
+    device: torch.device,
+    width: Callable[[int], int] = int,
+    like: Sequence[Piece] | None = None,
+) -> list[Piece]:
     """Split a batch into micro-batches, the same number on every process; a collective call.
+
+    A batch that is split is sorted by length first, so that the examples of a micro-batch need little padding. The
+    order of a sum of floating-point numbers changes by it, and nothing else.
 
     Args:
         batch: this process's share, at least one example; ``input_ids``, ``attention_mask`` and ``labels``, each
-            ``[batch, time]``, right-padded.
+            ``[batch, time]``, right-padded, on the CPU.
         most: the micro-batch size; None does not split.
+        device: where the micro-batches are put.
+        width: to which length a micro-batch with a given longest example is padded.
+        like: split as these pieces of another batch are.
     """
-    labels = batch["labels"]
+    # A batch on another device is brought back once; everything about its positions is computed on the host.
+    host = {name: tensor.cpu() for name, tensor in batch.items()}
+    labels = host["labels"]
     count = len(labels)
+    supervised = int((labels[:, 1:] != IGNORED).sum())
     own = 1 if most is None else ceil(count / most)
-    counts = torch.zeros(1 + world_size(), dtype=torch.int64, device=labels.device)
-    counts[0] = (labels[:, 1:] != IGNORED).sum()
-    counts[1 + rank()] = own
-    all_reduce_sum(counts)
-    positions = counts[0]
-    total = own if most is None or world_size() == 1 else int(counts[1:].max())
-    if most is None or total == 1:
-        return [Piece(0, batch, slice(0, count), positions)]
-    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    positions, total = _exchanged(supervised, own, agree=most is not None and like is None, device=device)
+    lengths = host["attention_mask"].sum(dim=1).tolist()
+    if like is not None:
+        groups = [piece.rows for piece in like]
+    elif most is None or total == 1:
+        groups = [tuple(range(count))]
+    else:
+        order = sorted(range(count), key=lambda row: -lengths[row])
+        groups = [tuple(order[number * most : (number + 1) * most]) for number in range(total)]
     pieces = []
-    for number in range(total):
-        rows = slice(number * most, min((number + 1) * most, count))
-        if number < own:
-            time = max(lengths[rows])
-            part = {name: tensor[rows, :time] for name, tensor in batch.items()}
-        else:
-            part = {name: tensor[:1, :1] for name, tensor in batch.items()}
-            part["labels"] = torch.full_like(part["labels"], IGNORED)
-        pieces.append(Piece(number, part, rows, positions))
+    for number, rows in enumerate(groups):
+        part = _part(host, rows, int(max(lengths[row] for row in rows)) if len(groups) > 1 and rows else None)
+        pieces.append(_piece(number, part, rows, positions=positions, device=device, width=width))
     return pieces
+
+
+def _exchanged(supervised: int, own: int, *, agree: bool, device: torch.device) -> tuple[Tensor, int]:
+    """Return the supervised positions of all processes, on the device, and the largest number of pieces of any."""
+    if world_size() == 1:
+        return torch.full((), supervised, dtype=torch.int64, device=device), own
+    counts = torch.zeros(1 + world_size(), dtype=torch.int64)
+    counts[0], counts[1 + rank()] = supervised, own
+    counts = on_device(counts, device)
+    all_reduce_sum(counts)
+    # Reading the number of pieces waits for the device; it is needed only where batches are split.
+    return counts[0], int(counts[1:].max()) if agree else own
+
+
+def _part(host: Mapping[str, Tensor], rows: tuple[int, ...], time: int | None) -> dict[str, Tensor]:
+    """Return some examples of a batch, cut off after ``time`` tokens; without any, one that is not supervised."""
+    if not rows:
+        part = {name: tensor[:1, :1] for name, tensor in host.items()}
+        return {**part, "labels": torch.full_like(part["labels"], IGNORED)}
+    if time is None:
+        return dict(host)
+    return {name: tensor[list(rows), :time] for name, tensor in host.items()}
+
+
+def _piece(
+    number: int,
+    part: Mapping[str, Tensor],
+    rows: tuple[int, ...],
+    *,
+    positions: Tensor,
+    device: torch.device,
+    width: Callable[[int], int],
+) -> Piece:
+    time = part["labels"].shape[1]
+    gap = width(time) - time
+    if gap > 0:
+        part = {name: _longer(tensor, gap, IGNORED if name == "labels" else 0) for name, tensor in part.items()}
+    targets = part["labels"][:, 1:]
+    mask = targets != IGNORED
+    # The last position predicts nothing.
+    indices = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero().squeeze(1)
+    return Piece(
+        number=number,
+        batch={name: on_device(tensor, device) for name, tensor in part.items()},
+        rows=rows,
+        positions=positions,
+        supervised=on_device(indices, device),
+        targets=on_device(targets[mask], device),
+        counts=tuple(mask.sum(dim=1).tolist()),
+    )
+
+
+def _longer(tensor: Tensor, gap: int, fill: int) -> Tensor:
+    """Return a tensor ``[rows, time, ...]`` with ``gap`` more positions."""
+    return torch.cat([tensor, tensor.new_full((len(tensor), gap, *tensor.shape[2:]), fill)], dim=1)
 
 
 def first_pass(pieces: Sequence[Piece], forward: Callable[[Piece], T]) -> tuple[list[T], Callable[[Piece], T]]:

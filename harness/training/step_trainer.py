@@ -50,6 +50,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         """Store the parts; ``options`` are passed on to ``Trainer``."""
         super().__init__(**options)
+        # Otherwise ``Trainer`` counts the labels of every batch and waits for the device to take the number.
+        self.model_accepts_loss_kwargs = False
         self._step = step
         self._learner = learner
         self._order = order
@@ -64,8 +66,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Let the method write its gradient to ``.grad``; the returned loss is unused."""
         self._learner.steps_taken = self.state.global_step
-        batch = {name: tensor.to(self.args.device) for name, tensor in inputs.items()}
-        self._meter.add(self._step.backward(batch))
+        self._meter.add(self._step.backward(inputs))
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
+from harness.training.passes import passes_on, usual_rows
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
 from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
@@ -52,6 +54,7 @@ class TrainReport:
             ``grad_norm`` (of the combined gradient before clipping, at the entry's step), ``clip_factor`` (the factor
             applied by clipping) and the method's metrics, averaged over the interval.
         rows_at_once: the micro-batch size of each process; None if batches were not split.
+        passes: numeric switches of the forward passes that differ from those of a CPU; empty on one.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -59,6 +62,7 @@ class TrainReport:
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
     rows_at_once: int | None
+    passes: Mapping[str, Any] = field(default_factory=dict)
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -128,15 +132,16 @@ def train(
         else:
             model.to(arguments.device)
         model.train()
-        learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch)
-        batches = RoleBatches(
-            drawn,
-            pad_id=pad_id,
-            seed=seed,
-            device=arguments.device,
-            rank=rank(),
-            world_size=world_size(),
+        passes = passes_on(
+            model,
+            arguments.device.type,
+            precision=budget.precision,
+            longest=_longest(rows, drawn),
+            rows=usual_rows(_own_sizes(budget, drawn), micro_batch),
+            sharded=sharded,
         )
+        learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch, passes=passes)
+        batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
@@ -161,15 +166,29 @@ def train(
         checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with passes.running(model, arguments.device.type):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [dict(row) for row in trainer.state.log_history]
     return TrainReport(
         steps=trainer.state.global_step,
         metrics=history[-1],
         history=history,
         rows_at_once=micro_batch,
+        passes=passes.facts(),
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
+
+
+def _longest(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
+    """Return the most tokens that an example of the run has."""
+    everything = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
+    return max(len(row.input_ids) for row in everything)
+
+
+def _own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
+    """Return how many examples of full batches this process receives."""
+    sizes = [budget.batch_size, *(pool.batch_size for pool in pools.values())]
+    return {math.ceil((size - rank()) / world_size()) for size in sizes}
 
 
 def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:

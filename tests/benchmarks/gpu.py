@@ -25,6 +25,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -35,13 +36,14 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.utils import logging as transformers_logging
 
-from harness.corpora.batches import Pool, RoleBatches
+from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.examples import Role
 from harness.defenses.booster import Booster
 from harness.defenses.vaccine import Vaccine
 from harness.generation.answers import Path
 from harness.generation.decoding import Decoding
 from harness.generation.transformers import answer
+from harness.training.budget import Precision
 from harness.training.learner import CausalLearner
 
 PEAK_TFLOPS = {
@@ -82,15 +84,16 @@ def measured_pass(bench: Bench, models: Models) -> dict[str, Any]:
     """Measure one forward and backward pass of the learner, and of the library with its own loss."""
     load = bench.load
     rows = rows_of(models.shape.vocabulary, rows=load.rows, length=load.length, shortest=1.0, seed=1)
-    batch = on_device(rows, bench.device)
-    learner = CausalLearner(models.ours, precision=bench.precision)
+    batch, own = on_device(rows, bench.device), collate(rows, pad_id=0)
+    passes = bench.passes(models.ours, load.rows, load.length)
+    learner = CausalLearner(models.ours, precision=bench.precision, passes=passes)
 
     def eager() -> None:
         models.plain.zero_grad()
         loss_of(models.plain, batch, bench.precision).backward()
 
-    with bench.peak() as gib:
-        ours, theirs = bench.medians(lambda: learner.gradient(batch), eager)
+    with bench.peak() as gib, passes.running(models.ours, bench.device):
+        ours, theirs = bench.medians(lambda: learner.gradient(own), eager)
         highest = gib()
     flops = 4 * parameters(models.ours) * load.rows * load.length
     return {
@@ -108,20 +111,34 @@ def measured_step(
     bench: Bench, models: Models, method: Booster | Vaccine, reference: Callable[..., list[Tensor]]
 ) -> dict[str, Any]:
     """Measure a whole step of a method next to the same from plain passes."""
+    passes = bench.passes(models.ours, bench.load.rows, bench.load.length)
+    learner = CausalLearner(models.ours, precision=bench.precision, passes=passes)
+    with passes.running(models.ours, bench.device):
+        return compared_step(bench, models, method, reference, learner)
+
+
+def compared_step(
+    bench: Bench,
+    models: Models,
+    method: Booster | Vaccine,
+    reference: Callable[..., list[Tensor]],
+    learner: CausalLearner,
+) -> dict[str, Any]:
+    """Measure a step of a learner and of plain passes by turns."""
     load, plain = bench.load, models.plain
-    learner = CausalLearner(models.ours, precision=bench.precision)
     made = [
         rows_of(models.shape.vocabulary, rows=load.rows, length=load.length, shortest=0.6, seed=seed) for seed in (2, 3)
     ]
     own, harmful = (on_device(rows, bench.device) for rows in made)
+    batch = collate(made[0], pad_id=0)
     pools = {Role.HARMFUL: Pool(made[1], load.rows)}
-    batches = RoleBatches(pools, pad_id=0, seed=0, device=bench.device)
+    batches = RoleBatches(pools, pad_id=0, seed=0)
     step = method.start(learner, batches, 1000)
 
     def theirs() -> list[Tensor]:
         return reference(method, plain, own, harmful, bench.precision)
 
-    step.backward(own)
+    step.backward(batch)
     apart = distance([weight.grad for weight in learner.trainables], theirs())
     optimizers = [torch.optim.AdamW(weights, lr=1e-5) for weights in (learner.trainables, trainables(plain))]
 
@@ -131,7 +148,7 @@ def measured_step(
         optimizer.zero_grad()
 
     def our_step() -> None:
-        step.backward(own)
+        step.backward(batch)
         finish(learner.trainables, optimizers[0])
 
     def their_step() -> None:
@@ -214,12 +231,14 @@ def _answered(
 def measured_small(bench: Bench) -> list[dict[str, Any]]:
     """Measure passes of a small model in float32, by rows."""
     load, shape = bench.load, SHAPES[bench.load.small]
-    learner = CausalLearner(bench.model(shape, torch.float32))
+    model = bench.model(shape, torch.float32)
     found = []
     for rows in load.small_rows:
         made = rows_of(shape.vocabulary, rows=rows, length=load.small_length, shortest=1.0, seed=5)
-        batch = on_device(made, bench.device)
-        (seconds,) = bench.medians(lambda batch=batch: learner.gradient(batch))
+        passes = bench.passes(model, rows, load.small_length, Precision.FLOAT32)
+        learner = CausalLearner(model, passes=passes)
+        with passes.running(model, bench.device):
+            (seconds,) = bench.medians(partial(learner.gradient, collate(made, pad_id=0)))
         found.append({"rows": rows, "length": load.small_length, "seconds": seconds})
     return found
 

@@ -19,6 +19,7 @@ from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoded
 from harness.models.adapter import Lora, attach
 from harness.training.budget import Precision
+from harness.training.passes import Passes, passes_on
 
 
 class Shape(NamedTuple):
@@ -93,6 +94,10 @@ class Bench:
                 if ".lora_B." in name:
                     parameter.normal_(std=0.02)
         return model
+
+    def passes(self, model: Module, rows: int, longest: int, precision: Precision | None = None) -> Passes:
+        """Return how training takes its passes on this device."""
+        return passes_on(model, self.device, precision=precision or self.precision, longest=longest, rows={rows})
 
     def wait(self) -> None:
         if self.device == "cuda":

@@ -31,6 +31,7 @@ from harness.protocols import ComparesPasses
 from harness.training.budget import Budget
 from harness.training.distributed import rank, world_size
 from harness.training.learner import CausalLearner
+from harness.training.passes import Passes
 from harness.training.plain import PlainStep
 from harness.training.trainer import train
 
@@ -209,14 +210,15 @@ def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(
     assert report == expected
 
 
-def stepped(name, rows_at_once):
+def stepped(name, rows_at_once, passes=None):
     """Return the gradients and the metrics of two steps on five rows, with a step of gradient descent in between.
 
     Several processes share the rows; the optimizer's sense of scale, which forgives a gradient that is wrong by a
     factor and blows up the rounding of one near zero, is left out.
     """
     model, (method, pools) = build(), prepared(name)
-    learner = CausalLearner(model, rows_at_once=rows_at_once)
+    passes = passes or Passes()
+    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes)
     with torch.no_grad():
         # Adapter factors that are not zero: every term of a method has a gradient.
         for parameter in learner.trainables:
@@ -227,7 +229,8 @@ def stepped(name, rows_at_once):
     for place in range(2):
         learner.steps_taken = place
         batch = collate(rows(5, seed=7 + place)[rank() :: world_size()], 0)
-        metrics.append({key: float(value) for key, value in step.backward(batch).items()})
+        with passes.running(model, "cpu"):
+            metrics.append({key: float(value) for key, value in step.backward(batch).items()})
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
         gradients.append(torch.cat([part.flatten() for part in parts]))
         with torch.no_grad():

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from fake_scheduler import prepared, within_job
-from toys import ALLOW, Add, Number, Silent, chain, run, runs, wait_for
+from toys import ALLOW, Add, Number, Silent, Tune, chain, run, runs, wait_for
 
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
@@ -48,6 +48,17 @@ def test_lines_run_in_order_after_a_pickle(store, root):
     assert runs(root).total() == 4
     assert store.attempts(leaf.key)[-1]["job"] == "5_1"
     assert store.attempts(leaf.key)[-1]["node"] == "node1"
+
+
+def test_lines_of_a_packed_job_load_their_base_once(store):
+    number = Number(value=0.0)
+    tuned = [Tune(parent=number, amount=amount) for amount in (1, 2, 3)]
+    job = job_of(store, [number, tuned[0]], [tuned[1]], [tuned[2]])
+
+    with within_job("5_1"):
+        job()
+
+    assert [store.manifest(stage.key).facts["loaded"] for stage in tuned] == [True, False, False]
 
 
 def test_failure_stops_what_needs_it_and_nothing_else(store, root):

@@ -215,9 +215,9 @@ PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source
         (["defense=booster_vaccine", "align.adapter.dropout=0.1"], ["`defense.align`: `booster_vaccine`"]),
         (["defense=panacea", "align.adapter.dropout=0.1"], ["`defense.finetune`: `panacea`", "`finetune.fresh"]),
         (["defense=panacea", "+finetune.fresh={dropout: 0.1}"], ["`defense.finetune`: `panacea`", "dropout 0.1"]),
-        (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no row of `labelled_pairs` has both"]),
+        (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no example of `labelled_pairs` has both"]),
         (["defense=repnoise", PAIRS], ["`defense.align`: `repnoise`", "corpus=beavertails"]),
-        (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 batches of 8", "at least 72"]),
+        (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 disjoint batches of 8", "at least 72"]),
     ],
 )
 def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(overrides, said):

@@ -13,6 +13,7 @@ from harness.defenses.random_vaccine import RandomVaccine
 from harness.mechanisms import row_noise
 from harness.mechanisms.row_noise import gaussian, real_positions
 
+CPU = torch.device("cpu")
 ROWS = torch.tensor([[[3.0], [4.0]]])
 LOSSES = {"alignment": lambda model: half_square(model(ROWS))}
 BATCH = {"kind": "alignment", "attention_mask": torch.ones(1, 2), "labels": torch.tensor([[-100, 1]])}
@@ -72,7 +73,7 @@ def test_gaussian_noise_is_standard_normal_where_there_is_text_and_nowhere_else(
     positions[1, 20:] = False
     positions[2] = False
 
-    drawn = gaussian(positions, layers=3, width=16, seed=1)
+    drawn = gaussian(positions, layers=3, width=16, seed=1, device=CPU)
 
     inside = drawn[:, positions]
     assert drawn.shape == (3, 8, 30, 16)
@@ -85,11 +86,13 @@ def test_gaussian_noise_is_standard_normal_where_there_is_text_and_nowhere_else(
 def test_gaussian_noise_of_a_row_does_not_depend_on_how_rows_are_shared_or_padded(monkeypatch):
     positions = torch.ones(5, 7, dtype=torch.bool)
     positions[3, 4:] = False
-    whole = gaussian(positions, layers=2, width=3, seed=1)
+    whole = gaussian(positions, layers=2, width=3, seed=1, device=CPU)
     monkeypatch.setattr(row_noise, "world_size", lambda: 2)
     monkeypatch.setattr(row_noise, "rank", lambda: 1)
 
-    share = gaussian(torch.nn.functional.pad(positions[1::2], (0, 2)), layers=2, width=3, seed=1)
+    share = gaussian(
+        torch.nn.functional.pad(positions[1::2], (0, 2)), layers=2, width=3, seed=1, device=torch.device("cpu")
+    )
 
     assert torch.equal(share[:, :, :7], whole[:, 1::2])
 

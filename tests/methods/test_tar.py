@@ -21,7 +21,8 @@ from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.defenses.tar import Tar
 from harness.engine.seeding import derive
-from harness.protocols import Piece, Prediction
+from harness.protocols import Prediction
+from harness.training.pieces import cut
 
 
 def logistic(x):
@@ -59,8 +60,8 @@ class LogitLearner:
         for parameter, weight in zip(self.trainables, weights, strict=True):
             parameter.data.fill_(weight)
 
-    def pieces(self, batch):
-        return [Piece(0, batch, slice(0, len(batch["labels"])), torch.tensor(1))]
+    def pieces(self, batch, *, like=None):
+        return cut(batch, None, device=torch.device("cpu"), like=like)
 
     def predict(self, piece):
         batch = piece.batch

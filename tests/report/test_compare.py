@@ -132,7 +132,24 @@ def test_answers_that_were_decoded_otherwise_are_footnotes_and_strict_refuses(ma
     assert "decoding.path is plain, not slots" in text
     assert "decoding.arithmetic" not in text
     assert "batch" not in text
-    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) cannot share .*decoding.path is plain, not slots"):
+    with pytest.raises(
+        ConfigError, match=r"1 cells \(vaccine\) are not comparable .*decoding.path is plain, not slots"
+    ):
+        report(maker.store.root, None, "table", strict=True)
+
+
+def test_training_with_other_numeric_switches_is_a_footnote_and_strict_refuses(maker):
+    cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
+    maker.sweep(cells)
+    path = maker.store.root / "artifacts" / "finetune" / cells[-1]["keys"]["finetune"] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["passes"] = {"compiled": "inductor", "tf32": False, "lengths": [8], "not_compiled": ""}
+    path.write_text(json.dumps(manifest))
+
+    text = report(maker.store.root, None, "table")
+
+    assert "finetune.passes is compiled inductor, tf32 False, not plain" in text
+    with pytest.raises(ConfigError, match=r"1 cells \(vaccine\) are not comparable .*compiled inductor"):
         report(maker.store.root, None, "table", strict=True)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness.corpora.encode import IGNORED
+from harness.corpora.transfer import on_device
 from harness.defenses.repnoise.mmd import DifferentiableGather, squared_mmd
 from harness.mechanisms.row_noise import gaussian, real_positions
 from harness.models.decoder import final_norm, kept_input, kept_outputs, layers, mlp_blocks
@@ -86,7 +87,7 @@ class HarmfulLoss:
 
         Args:
             harmful: this process's share of the batch.
-            positions: ``m``, ``[batch, time]``; an example without any is excluded.
+            positions: ``m``, ``[batch, time]``, on the CPU; an example without any is excluded.
             seed: of the noise for this batch.
         """
         supervised = {**harmful, "labels": harmful["input_ids"].masked_fill(~positions, IGNORED)}
@@ -124,7 +125,9 @@ class HarmfulLoss:
         final = mean_loss(prediction)
         # The hidden state of the last layer is not in the list: the model's own logits give its loss.
         states = [*first, *(hidden[layer] for layer in below)]
-        sums = [self._loss_of(state[:, :-1][positions[:, 1:]], prediction.targets) for state in states]
+        sums = [
+            self._loss_of(state.flatten(0, 1).index_select(0, piece.supervised), prediction.targets) for state in states
+        ]
         mean = (final + torch.stack(sums).sum() / prediction.positions.clamp(min=1)) / (len(sums) + 1)
         return ForwardResult(final, mean, [features[layer].float() * positions[:, :, None] for layer in features])
 
@@ -140,15 +143,15 @@ class HarmfulLoss:
         The gradient is that of ``beta`` times the mean with respect to this process's features ``H_l * m``,
         ``[batch, time, hidden]`` for each layer.
         """
-        rows = positions.any(dim=1)
-        gather = DifferentiableGather(int(rows.sum()), positions.shape[1], positions.device)
-        width = results[0].features[0].shape[-1]
-        noise = gaussian(positions, layers=len(self._mlps), width=width, seed=seed)
+        device, width = results[0].features[0].device, results[0].features[0].shape[-1]
+        rows = positions.any(dim=1).nonzero().squeeze(1)
+        gather = DifferentiableGather(len(rows), positions.shape[1], device)
+        rows = on_device(rows, device)
+        noise = gaussian(positions, layers=len(self._mlps), width=width, seed=seed, device=device)
         features = [torch.zeros_like(noise[layer]) for layer in range(len(self._mlps))]
         for piece, result in zip(pieces, results, strict=True):
             for whole, part in zip(features, result.features, strict=True):
-                own = piece.of(whole)
-                own.copy_(part.detach())
+                piece.put(whole, part.detach())
         distances = [
             squared_mmd(gather(own.requires_grad_()[rows]), gather(other[rows]))
             for own, other in zip(features, noise, strict=True)

@@ -47,9 +47,12 @@ class DifferentiableGather:
 
     def __init__(self, rows: int, length: int, device: torch.device) -> None:
         """Exchange the number and the length of every process's examples; a collective call."""
-        sizes = torch.zeros((world_size(), 2), dtype=torch.int64, device=device)
+        sizes = torch.zeros((world_size(), 2), dtype=torch.int64)
         sizes[rank()] = torch.tensor([rows, length])
-        all_reduce_sum(sizes)
+        if world_size() > 1:
+            everyones = sizes.to(device)
+            all_reduce_sum(everyones)
+            sizes = everyones.cpu()
         self._before = int(sizes[: rank(), 0].sum())
         self._length = int(sizes[:, 1].max())
         self.rows = int(sizes[:, 0].sum())

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from harness.corpora.batches import Pair
-from harness.corpora.encode import IGNORED
 from harness.protocols import Learner, Piece
-from harness.training.distributed import all_reduce_sum
+from harness.training.distributed import total_on_device
 
 
 class Preference:
@@ -34,10 +33,9 @@ class Preference:
         """Compute the reference margins, with one forward pass per batch."""
         self._learner = learner
         self._beta = beta
-        self._rows = torch.tensor(len(pair.refusal["labels"]), device=pair.refusal["labels"].device)
-        all_reduce_sum(self._rows)
         self._chosen = learner.pieces(pair.refusal)
-        self._rejected = learner.pieces(pair.harmful)
+        self._rejected = learner.pieces(pair.harmful, like=self._chosen)
+        self._rows = total_on_device(len(pair.refusal["labels"]), self._chosen[0].positions.device)
         with learner.with_weights(reference), torch.no_grad():
             self._reference = [self._margins(piece) for piece in self._chosen]
 
@@ -47,7 +45,7 @@ class Preference:
         def share(piece: Piece) -> tuple[Tensor]:
             losses = -logsigmoid(self._beta * (self._margins(piece) - self._reference[piece.number]))
             # The filler example of an empty micro-batch has no loss.
-            return (losses[: piece.rows.stop - piece.rows.start].sum() / self._rows,)
+            return (losses[: len(piece.rows)].sum() / self._rows,)
 
         with self._learner.with_weights(weights):
             (loss,), gradient = self._learner.accumulate(self._chosen, share)
@@ -61,5 +59,4 @@ class Preference:
         """Return the log-probability of each example's answer, ``[batch]``."""
         prediction = self._learner.predict(piece)
         terms = -cross_entropy(prediction.logits.float(), prediction.targets, reduction="none")
-        tokens = (piece.batch["labels"][:, 1:] != IGNORED).sum(dim=1).tolist()
-        return torch.stack([row.sum() for row in torch.split(terms, tokens)])
+        return torch.stack([row.sum() for row in torch.split(terms, list(piece.counts))])

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.mechanisms.row_noise import real_positions
 from harness.models.decoder import kept_outputs, layers
 from harness.protocols import Learner, Piece
-from harness.training.distributed import all_reduce_sum
+from harness.training.distributed import total_on_device
 
 
 class RetentionGradient(NamedTuple):
@@ -48,21 +48,27 @@ class Retention:
 
     def gradient(self, batch: Mapping[str, Tensor]) -> RetentionGradient:
         """Return the gradient, with a forward pass at the reference and both passes at the current weights."""
-        count = real_positions(batch).sum()
-        all_reduce_sum(count)
+        real = real_positions(batch)
+        pieces = self._learner.pieces(batch)
+        count = total_on_device(int(real.sum()), pieces[0].positions.device)
 
         def shares(piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
             with self._learner.with_weights(self._reference), torch.no_grad(), kept_outputs(self._layers) as before:
                 self._learner.predict(piece)
             with kept_outputs(self._layers) as after:
                 loss = self._learner.loss(piece)
-            positions = real_positions(piece.batch)
+            positions = piece.where(real)
             distances = [
-                torch.linalg.vector_norm((after[layer] - before[layer])[positions].float(), dim=-1).sum()
+                torch.linalg.vector_norm(_at(positions, after[layer] - before[layer]).float(), dim=-1).sum()
                 for layer in self._layers
             ]
             drift = torch.stack(distances).mean() / count.clamp(min=1)
             return loss + self._drift_scale * drift, loss, drift
 
-        (_, loss, drift), gradient = self._learner.accumulate(self._learner.pieces(batch), shares)
+        (_, loss, drift), gradient = self._learner.accumulate(pieces, shares)
         return RetentionGradient(gradient, {"loss": loss, "drift": drift})
+
+
+def _at(positions: Tensor, states: Tensor) -> Tensor:
+    """Return ``[batch, time, hidden]`` at some positions, ``[positions, hidden]``."""
+    return states.flatten(0, 1).index_select(0, positions)

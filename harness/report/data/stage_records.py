@@ -15,6 +15,9 @@ from harness.engine.store import Store
 from harness.errors import UnreadableFile
 from harness.report.data.earlier_records import DECODED, KINDS, perhaps_cut, settings_in, traits_of
 
+SWITCHES = ("compiled", "padding_mask", "causal_attention", "tf32", "autocast", "attention")
+"""Facts of a training's passes by which its gradients differ, if only by rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
@@ -67,6 +70,12 @@ class StageRecord:
     def processes(self) -> int:
         """The world size of a finished stage."""
         return int(self.provenance.get("processes") or 1)
+
+    @property
+    def passes(self) -> str:
+        """The numeric switches of a finished training that differ from those of a CPU."""
+        found: Mapping[str, Any] = self.facts.get("passes") or {}
+        return ", ".join(f"{name} {found[name]}" for name in SWITCHES if name in found) or "plain"
 
     @property
     def decoding(self) -> Mapping[str, Any]:

@@ -8,6 +8,8 @@ from harness.report.data.stage_records import StageRecord
 
 PROCESSES = ".processes"
 """Suffix of the name of a stage's world size."""
+PASSES = ".passes"
+"""Suffix of the name of a training's numeric switches."""
 DECODED = ("decoding.path", "decoding.arithmetic")
 """Decoding facts of a cell's stages; differing values of several stages are joined by commas."""
 _BATCHING = "micro_batch_size"
@@ -15,14 +17,14 @@ _BATCHING = "micro_batch_size"
 
 
 def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> dict[str, Any]:
-    """Return budgets, adapter protocol, effective batch, data compat, world size and decoding of a cell.
+    """Return how a cell was trained and decoded: budgets, adapter protocol, world sizes, numeric switches, decoding.
 
     Settings that distinguish defenses (the methods and their data) are not included.
 
     Args:
         keys: the keys of the cell's stages, by role.
         stage_records: the stages of the sweep, by key; a stage without a stored spec contributes nothing, one without a
-            manifest neither world size nor decoding.
+            manifest nothing that only finished stages have.
     """
     stages = {part: stage_records[key] for part, key in keys.items() if key is not None and key in stage_records}
     found = {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
@@ -35,7 +37,7 @@ def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[
 
 def known_late(name: str) -> bool:
     """Return whether a setting is known for finished stages only."""
-    return name.endswith(PROCESSES) or name in DECODED
+    return name.endswith((PROCESSES, PASSES)) or name in DECODED
 
 
 def assign_protocols(
@@ -88,3 +90,4 @@ def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
             yield name, found
     if entry.finished and entry.trains and entry.parallel:
         yield part + PROCESSES, entry.processes
+        yield part + PASSES, entry.passes

@@ -1,0 +1,127 @@
+"""How often the host waits for the device in a step of each method, counted on the meta device.
+
+Its tensors have shapes and no values, so whatever needs a value on the host is seen: it is counted, and given zeros.
+"""
+
+import math
+
+import pytest
+import torch
+from test_train_methods import CUTTABLE, build, prepared, rows
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from harness.corpora.batches import RoleBatches, collate
+from harness.mechanisms import row_noise
+from harness.training.learner import CausalLearner
+from harness.training.meter import Meter
+from harness.training.passes import Passes
+from harness.training.plain import PlainStep
+
+META = torch.device("meta")
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::unique_consecutive",
+    "aten::equal",
+}
+INDEXING = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+"""Operators whose result, or its shape, the host has to be told."""
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts the operators that wait for the meta device, and answers with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        on_meta = any(each.device == META for each in inputs)
+        if name == "aten::_to_copy" and "device" in kwargs:
+            target = torch.device(kwargs["device"])
+            if on_meta and target.type == "cpu":
+                self.seen.append("copy to the host")
+                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+            if not on_meta and target == META and not kwargs.get("non_blocking"):
+                self.seen.append("copy from the host that waits")
+        elif name == "aten::copy_" and len({each.device for each in inputs}) == 2:
+            self.seen.append("copy between host and device")
+        elif on_meta and name in WAITING:
+            self.seen.append(name)
+            return torch.zeros((), dtype=args[0].dtype).item()
+        elif on_meta and name in INDEXING and any(each is not None and each.dtype == torch.bool for each in args[1]):
+            self.seen.append("index with a mask")
+        return func(*args, **kwargs)
+
+
+def noise_without_a_generator(positions, *, layers, width, seed, device):
+    """Stand in for ``gaussian``: the meta device has no generators."""
+    return torch.empty((layers, *positions.shape, width), device=device)
+
+
+def waits_of(name, rows_at_once, monkeypatch):
+    """Return what the host waits for in the second step of a method; probes and anchors belong to the first."""
+    monkeypatch.setattr(row_noise, "gaussian", noise_without_a_generator)
+    monkeypatch.setattr("harness.defenses.repnoise.loss.gaussian", noise_without_a_generator)
+    method, pools = prepared(name)
+    model, passes = build().to(META), Passes(padding_mask=False, causal_attention=True)
+    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes)
+    draws = RoleBatches(pools, pad_id=0, seed=3)
+    step = method.start(learner, draws, 9) if method else PlainStep(learner)
+    meter = Meter()
+    for place in range(2):
+        learner.steps_taken = place
+        with passes.running(model, "meta"), HostWaits() as waits:
+            meter.add(step.backward(collate(rows(5, seed=7 + place), 0)))
+    return waits.seen
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 2])
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_step_of_a_method_never_waits_for_the_device(name, rows_at_once, monkeypatch):
+    assert waits_of(name, rows_at_once, monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda tensor: tensor.sum().item(),
+        lambda tensor: bool(tensor.any()),
+        lambda tensor: tensor.tolist(),
+        lambda tensor: tensor.cpu(),
+        lambda tensor: tensor.copy_(torch.zeros(3)),
+        lambda tensor: torch.zeros(3).to(tensor.device),
+        lambda tensor: torch.equal(tensor, tensor),
+    ],
+)
+def test_what_makes_the_host_wait_is_counted(wait):
+    with HostWaits() as waits:
+        wait(torch.zeros(3, device=META))
+
+    assert len(waits.seen) == 1
+
+
+@pytest.mark.parametrize("select", [lambda tensor: tensor[tensor > 0], torch.nonzero])
+def test_selection_by_values_is_counted(select):
+    with HostWaits() as waits, pytest.raises((RuntimeError, AttributeError, TypeError)):
+        raise TypeError(select(torch.zeros(3, device=META)))
+
+    assert len(waits.seen) == 1
+
+
+def test_logging_reads_the_device_once():
+    meter = Meter()
+    for _ in range(3):
+        meter.add({"loss": torch.zeros((), device=META), "norm": torch.zeros((), device=META), "rows": 4.0})
+
+    with HostWaits() as waits:
+        means = meter.take()
+
+    assert waits.seen == ["copy to the host"]
+    assert means["rows"] == 4
+    assert math.isclose(means["loss"], 0)

@@ -1,0 +1,181 @@
+"""The passes of a GPU (compiled layers, bucketed lengths, no padding mask) give every method the plain gradients."""
+
+import os
+from functools import cache
+
+import pytest
+import torch
+from test_train_methods import CUTTABLE, assert_same_steps, build, stepped, whole_steps
+from torch._dynamo.backends.debugging import aot_eager
+
+from harness.models.attention import needs_no_mask
+from harness.models.compiled import compiled_layers, use_cache
+from harness.models.decoder import attention_blocks, layers, outputs
+from harness.training.budget import Precision
+from harness.training.learner import CausalLearner
+from harness.training.passes import Passes, buckets, passes_on, usual_rows
+
+SHORTER = Passes(padding_mask=False, causal_attention=True, lengths=(5, 20))
+"""One bucket shorter than most micro-batches, one longer than all."""
+
+
+class Compiler:
+    """Stands in for a compiler: runs the graph with PyTorch's operators, and counts what it is given."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, module, inputs):
+        self.graphs += 1
+        return aot_eager(module, inputs)
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 2])
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_padding_to_buckets_without_a_mask_changes_gradients_by_rounding_only(name, rows_at_once):
+    assert_same_steps(stepped(name, rows_at_once, SHORTER), whole_steps(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_compiled_layers_change_gradients_by_rounding_only(name):
+    compiler = Compiler()
+    passes = Passes(
+        padding_mask=False, causal_attention=True, lengths=(20,), backend=compiler, compiled_rows=range(100)
+    )
+
+    assert_same_steps(stepped(name, None, passes), whole_steps(name))
+    assert compiler.graphs
+
+
+def gradient(model, shape, **options):
+    ids = torch.arange(shape[0] * shape[1]).reshape(shape) % 50
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    return CausalLearner(model, **options).gradient(batch)[1]
+
+
+@cache
+def counted():
+    """Return how many graphs are compiled for what, one after another."""
+    model, compiler, found = build(), Compiler(), {}
+    torch._dynamo.reset()
+    blocks = dict(enumerate(attention_blocks(model)))
+    with compiled_layers(model, compiler, {3}):
+        for what, shape in {"first": (3, 8), "again": (3, 8), "other length": (3, 16), "other rows": (2, 8)}.items():
+            before = compiler.graphs
+            gradient(model, shape)
+            found[what] = compiler.graphs - before
+        before = compiler.graphs
+        with outputs(blocks, lambda _, output: output * 2):
+            found["hooked gradient"] = gradient(model, (3, 8))
+        found["hooked"] = compiler.graphs - before
+    with outputs(blocks, lambda _, output: output * 2):
+        found["plain hooked gradient"] = gradient(model, (3, 8))
+    return found
+
+
+def test_layers_share_one_piece_of_code_and_nothing_is_compiled_twice():
+    found = counted()
+
+    # The input of the first layer has no gradient, that of the others has.
+    assert found["first"] == found["other length"] == 2
+    assert found["again"] == found["other rows"] == 0
+
+
+def test_layer_with_hooks_inside_is_compiled_in_parts_and_heeds_them():
+    found = counted()
+
+    # Of each kind of layer: attention, feed-forward and the two norms, which share their code.
+    assert 0 < found["hooked"] <= 8
+    for ours, plain in zip(found["hooked gradient"], found["plain hooked gradient"], strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_compiled_layers_leave_the_model_as_it_was():
+    model = build()
+
+    with pytest.raises(RuntimeError, match="inside"), compiled_layers(model, Compiler(), {3}):
+        raise RuntimeError("inside")
+
+    assert not any("forward" in layer.__dict__ for layer in layers(model))
+
+
+def test_buckets_are_few_and_add_an_eighth_at_most():
+    for longest in (1, 8, 50, 200, 512, 1000):
+        lengths = buckets(longest)
+        passes = Passes(lengths=lengths)
+        widths = [passes.width(time) for time in range(1, longest + 1)]
+
+        assert len(lengths) <= 8
+        assert all(0 <= width - time < max(longest / 8, 1) + 8 for time, width in enumerate(widths, start=1))
+        assert widths[-1] == longest
+    assert buckets(200) == (32, 64, 96, 128, 160, 192, 200)
+    assert Passes(lengths=(8,)).width(9) == 9
+
+
+def test_rows_are_usual_if_full_batches_have_them():
+    assert usual_rows({10, 4}, None) == {10, 4}
+    assert usual_rows({10, 4}, 4) == {4, 2}
+    assert usual_rows({10}, 20) == {10}
+
+
+def test_compiler_cache_is_this_users_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+
+    use_cache(tmp_path / "compiled")
+
+    (own,) = (tmp_path / "compiled").iterdir()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(own)
+    assert own.stat().st_mode & 0o077 == 0
+
+
+def test_compiler_cache_that_others_can_write_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / str(os.getuid())).mkdir()
+    (tmp_path / str(os.getuid())).chmod(0o777)
+
+    use_cache(tmp_path)
+
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_passes_of_a_cpu_are_plain_and_tell_nothing():
+    passes = passes_on(build(), "cpu", precision=Precision.TF32, longest=9, rows={4})
+
+    assert passes == Passes()
+    assert passes.facts() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"sharded": True}, "sharded"), ({"dropout": 0.1}, "dropout is active"), ({}, "")],
+)
+def test_passes_of_a_gpu_state_their_switches(options, reason, monkeypatch):
+    monkeypatch.setattr("harness.models.compiled.compiler_problem", lambda _: "")
+    model = build(options.pop("dropout", 0.0))
+
+    passes = passes_on(model, "cuda", precision=Precision.TF32, longest=40, rows={4}, **options)
+
+    facts = passes.facts()
+    assert reason in facts["not_compiled"]
+    assert bool(facts["compiled"]) == bool(facts["lengths"]) == (not reason)
+    assert (facts["tf32"], facts["autocast"], facts["attention"]) == (True, "", "sdpa")
+    assert (facts["padding_mask"], facts["causal_attention"]) == (False, True)
+
+
+def test_float32_products_are_restored():
+    before = torch.get_float32_matmul_precision()
+
+    with Passes(tf32=True).running(build(), "meta"):
+        inside = torch.get_float32_matmul_precision()
+
+    assert inside == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_masks_are_kept_where_a_window_is_shorter_than_the_examples():
+    model = build()
+    model.config.sliding_window = 16
+
+    assert needs_no_mask(model, 16)
+    assert not needs_no_mask(model, 17)
