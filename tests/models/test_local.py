@@ -38,7 +38,8 @@ def source(folder, **changes):
 
 def alter(folder, *, stamp):
     """Change one weight and nothing about the size of the file."""
-    weights = load_file(folder / "model.safetensors")
+    # Cloned, because what is loaded is mapped from the file that is overwritten.
+    weights = {name: weight.clone() for name, weight in load_file(folder / "model.safetensors").items()}
     next(iter(weights.values())).view(-1)[0] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     os.utime(folder / "model.safetensors", (stamp, stamp))
