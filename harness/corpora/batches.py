@@ -53,11 +53,11 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def by_tokens(lengths: Sequence[int], most: int) -> Iterator[slice]:
-    """Cut rows into batches of at most so many tokens, padding to the longest row included, or of a single row.
+    """Split rows into batches of at most ``most`` tokens, padding included; a longer row is a batch of its own.
 
     Args:
-        lengths: of the rows, in tokens; sorted ones are padded least.
-        most: tokens of a batch.
+        lengths: length of each row, in tokens; sorting minimizes padding.
+        most: tokens per batch.
     """
     start = longest = 0
     for stop, length in enumerate(lengths):

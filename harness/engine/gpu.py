@@ -1,8 +1,21 @@
 """GPU memory of this process. Never imports torch: if no stage has imported it, no GPU is in use."""
 
 import gc
+import os
 import sys
 from typing import Any
+
+_WORKERS = "HARNESS_GPU_WORKERS"
+
+
+def set_workers(number: int) -> None:
+    """Record in the environment of this process how many workers, itself included, share its GPU."""
+    os.environ[_WORKERS] = str(number)
+
+
+def workers() -> int:
+    """Return how many workers share the GPU of this process."""
+    return int(os.environ.get(_WORKERS, "1"))
 
 
 def peak_bytes() -> int | None:

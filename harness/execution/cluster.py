@@ -8,6 +8,9 @@ from harness.engine.tracker import TrackerSettings
 from harness.errors import Problem
 from harness.execution.executor import Event, Executor
 
+VLLM_PYTHON = "HARNESS_VLLM_PYTHON"
+"""The environment variable that names the interpreter of vLLM to a stage; ``cluster.vllm_python`` sets it."""
+
 
 class Cluster(Protocol):
     """Frozen settings of where plans run."""
@@ -25,6 +28,11 @@ class Cluster(Protocol):
     @property
     def gpus(self) -> Mapping[str, int]:
         """GPUs per stage, by kind; empty if unknown."""
+        ...
+
+    @property
+    def vllm_python(self) -> str | None:
+        """The interpreter of an environment that has vLLM, where stages run."""
         ...
 
     @property

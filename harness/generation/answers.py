@@ -1,4 +1,4 @@
-"""What is asked of a model and what comes back: prompts as tokens, new tokens as text, and how it was done."""
+"""Prompts as token ids, generations as text, and how they were decoded; common to all decoding paths."""
 
 from __future__ import annotations
 
@@ -18,40 +18,45 @@ log = logging.getLogger(__name__)
 
 
 class Path(StrEnum):
-    """How answers were decoded."""
+    """Decoding paths."""
 
     PLAIN = "plain"
     SLOTS = "slots"
+    VLLM = "vllm"
 
 
 class Answers(NamedTuple):
-    """Answers in the order of their prompts, and how they were decoded.
+    """Generations in the order of their prompts, and how they were decoded.
 
     Attributes:
-        texts: the answers.
-        facts: for a manifest: ``path``, why not the fastest (``why``), number formats (``arithmetic``), and what else
-            belongs to the path, such as rows at once (``batch``).
+        texts: the generations.
+        facts: for the manifest: ``path``, why it is not the fastest (``why``), the dtypes (``arithmetic``), and
+            details of the path, such as ``batch``, its batch size.
+        cut: number of truncated prompts.
     """
 
     texts: list[str]
     facts: dict[str, Any]
+    cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """Prompts to be answered; one that occurs several times is answered once.
+    """Encoded prompts without duplicates.
 
     Attributes:
-        prompts: the distinct prompts as tokens, longest first.
-        new_tokens: longest answer, in tokens.
-        ends: tokens that end an answer.
-        pad: the token that pads.
+        prompts: token ids of the distinct prompts, longest first.
+        new_tokens: maximum number of new tokens.
+        ends: end-of-sequence token ids.
+        pad: padding token id.
+        cut: number of truncated prompts, duplicates included.
     """
 
     prompts: list[list[int]]
     new_tokens: int
     ends: list[int]
     pad: int
+    cut: int
     _tokenizer: PreTrainedTokenizerBase
     _texts: Sequence[str]
     _sorted: list[str]
@@ -66,23 +71,24 @@ class Questions:
         new_tokens: int,
         decoding: Decoding,
     ) -> Self:
-        """Encode prompts as in training; one that is too long keeps what the tokenizer puts before a text, and its end.
+        """Encode prompts as in training and truncate them as described at ``Decoding.max_prompt``.
 
         Args:
             texts: the prompts.
-            tokenizer: of the model.
-            own_ends: the tokens that end an answer by the model's own settings.
-            new_tokens: longest answer, in tokens.
-            decoding: the settings.
+            tokenizer: the model's tokenizer.
+            own_ends: end-of-sequence token ids of the model's generation config.
+            new_tokens: maximum number of new tokens.
+            decoding: decoding settings.
         """
         distinct = list(dict.fromkeys(texts))
         encoded = prompts_of(tokenizer, distinct)
         lengths = [len(prompt.ids) for prompt in encoded]
-        if cut := sum(length > decoding.max_prompt for length in lengths):
+        long = {text for text, length in zip(distinct, lengths, strict=True) if length > decoding.max_prompt}
+        if long:
             log.warning(
                 "%d of %d prompts are longer than %d tokens and lost their beginning",
-                cut,
-                len(encoded),
+                len(long),
+                len(distinct),
                 decoding.max_prompt,
             )
         order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
@@ -92,22 +98,23 @@ class Questions:
             new_tokens=new_tokens,
             ends=sorted({token for token in (*known, tokenizer.eos_token_id) if token is not None}),
             pad=tokenizer.pad_token_id,
+            cut=sum(text in long for text in texts),
             _tokenizer=tokenizer,
             _texts=texts,
             _sorted=[distinct[i] for i in order],
         )
 
     def answered(self, written: Sequence[Sequence[int]], facts: dict[str, Any]) -> Answers:
-        """Return the answers in the order in which the prompts came.
+        """Decode new tokens to text and return the generations in the original order of the prompts.
 
         Special tokens are stripped, whitespace is not.
 
         Args:
-            written: the new tokens of each of ``prompts``; what follows an end token is ignored.
+            written: new tokens by index in ``prompts``; tokens after an end token are ignored.
             facts: how they were decoded.
         """
         texts = {text: self._text(row) for text, row in zip(self._sorted, written, strict=True)}
-        return Answers([texts[text] for text in self._texts], facts)
+        return Answers([texts[text] for text in self._texts], facts, self.cut)
 
     def _text(self, row: Sequence[int]) -> str:
         length = next((place for place, token in enumerate(row) if token in self.ends), len(row))

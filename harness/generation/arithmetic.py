@@ -1,4 +1,4 @@
-"""The number format in which an adapter answers: that of training."""
+"""The dtype of the adapter during generation, which is that of training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def trained_arithmetic(model: PreTrainedModel) -> Iterator[None]:
-    """Have a float32 adapter on a bfloat16 base compute in bfloat16, as under the autocast of training.
+    """Run a float32 adapter on a bfloat16 base in bfloat16, as autocast does in training.
 
-    Autocast would round the factors in every step; here they are rounded once, and the products are the same bit for
-    bit. On leaving, the factors are the float32 tensors that they were. Nothing changes for a base of another format.
+    The factors are cast once instead of in every forward pass; the results equal those of autocast bit for bit. On
+    exit, the float32 factors are restored. Bases of other dtypes are left unchanged.
     """
     kept = [(factor, factor.data) for factor in _wider_factors(model)] if model.dtype == torch.bfloat16 else []
     try:
@@ -31,7 +31,7 @@ def trained_arithmetic(model: PreTrainedModel) -> Iterator[None]:
 
 
 def arithmetic_of(model: PreTrainedModel) -> str:
-    """Return the number formats that a model computes in, for a manifest."""
+    """Return the dtypes that a model computes in, for the manifest."""
     base = str(model.dtype).removeprefix("torch.")
     wider = {str(factor.dtype).removeprefix("torch.") for factor in _wider_factors(model)}
     return f"{base}, adapter {wider.pop()}" if wider else base

@@ -1,7 +1,7 @@
-"""Decoding steps as CUDA graphs: recorded once per shape, then launched with one call.
+"""Decoding steps as CUDA graphs: captured once per shape, then replayed with a single launch.
 
-A step of a small batch costs as much as a step of a large one when each of its thousand kernels is launched by Python.
-A graph needs no compiler on the node, only tensors whose addresses stay.
+Launched one by one from Python, the kernels of a step take longer to launch than to run. CUDA graphs need no compiler
+on the node, only tensors at fixed addresses.
 """
 
 from __future__ import annotations
@@ -16,43 +16,47 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[], None]
 EAGER_STEPS = 2
-"""Steps of a shape that are taken before it is recorded: libraries settle their workspaces, and rare shapes pay off
-without a graph."""
+"""Eager steps per shape before it is captured: libraries allocate their workspaces, and rare shapes are not worth a
+graph."""
 
 
 class Recorder:
-    """Records steps on the current GPU.
+    """Captures steps on a GPU.
 
-    All graphs work in one memory pool: they never run at the same time, and what a step leaves behind lies in tensors
-    that were there before.
+    All graphs share one memory pool: they never run concurrently, and the results of a step are written to tensors
+    allocated before.
+
+    Args:
+        device: the GPU.
     """
 
-    def __init__(self) -> None:
-        """Start with an empty pool."""
+    def __init__(self, device: torch.device) -> None:
+        """Create the capture stream and an empty memory pool."""
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> Run:
-        """Record what a function launches, without running it; return what launches it again."""
+        """Capture the kernels of a function without running them; return a function that replays them."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
 
 
 class Recorded:
-    """Takes steps by shape, recorded ones where that is possible.
+    """Runs decoding steps, from CUDA graphs where possible.
 
     Attributes:
-        trouble: why steps are launched one kernel at a time; empty if they are recorded.
-        graphs: how many shapes have been recorded.
+        trouble: why steps run eagerly; empty if they are captured.
+        graphs: number of captured shapes.
 
     Args:
-        step: takes a step of so many rows that reads so many positions; changes tensors in place and returns nothing.
-        record: as ``Recorder``; None launches every kernel of every step.
+        step: runs one step in place, given batch size and context length.
+        record: captures a step, like ``Recorder``; None runs every step eagerly.
     """
 
     def __init__(self, step: Callable[[int, int], None], *, record: Callable[[Run], Run] | None) -> None:
-        """Start without a graph."""
+        """Start without graphs."""
         self.trouble = "" if record else "not on a GPU"
         self.graphs = 0
         self._step, self._record = step, record
@@ -60,7 +64,7 @@ class Recorded:
         self._runs: dict[tuple[int, int], Run] = {}
 
     def __call__(self, rows: int, length: int) -> None:
-        """Take one step."""
+        """Run one step."""
         shape = (rows, length)
         if run := self._runs.get(shape):
             run()

@@ -1,4 +1,4 @@
-"""Greedy decoding with the ``generate`` of transformers: left-padded batches that end with their last row."""
+"""Greedy decoding with ``generate`` of transformers: left-padded batches that run until their last sequence ends."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def decode(
     ends: Sequence[int],
     pad: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield the index of each prompt and its new tokens, batch by batch; after an end token, padding may follow.
+    """Yield (index of the prompt, new tokens) batch by batch; padding may follow an end token.
 
     Args:
-        model: a causal language model in evaluation mode, without a wrapper.
-        prompts: tokens; sorted by length, they are padded least.
-        batch_size: rows at once.
-        new_tokens: longest answer, in tokens.
-        ends: tokens that end an answer.
-        pad: the token that pads.
+        model: a causal language model in evaluation mode, not wrapped by PEFT.
+        prompts: token ids; sorting them by length minimizes padding.
+        batch_size: sequences per batch.
+        new_tokens: maximum number of new tokens.
+        ends: end-of-sequence token ids.
+        pad: padding token id.
     """
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
@@ -47,7 +47,7 @@ def decode(
 
 
 def _continue(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> list[list[int]]:
-    """Return the new tokens of each prompt, padded on the right where a row ended before the longest."""
+    """Return the new tokens of each prompt, right padded to the longest."""
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -60,7 +60,7 @@ def _continue(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int
 
 @contextmanager
 def _configured(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Replace the model's own generation settings, from which the library fills what passed ones leave open."""
+    """Replace the model's generation config: the library takes values missing in a passed config from it."""
     own = model.generation_config
     model.generation_config = settings
     try:

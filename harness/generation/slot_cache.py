@@ -1,9 +1,9 @@
-"""A key-value cache with one slot per row: allocated once, each row at a position of its own.
+"""A preallocated key-value cache with one slot per sequence, each at its own position.
 
-The static cache of transformers has one length for the whole batch, so rows that start together must be padded and end
-together. Here the position of every row is data on the device. A row can therefore enter a slot that another has left,
-prompts need no padding on the left, and the shapes of a decoding step depend only on how many slots and positions it
-reads, which is what a CUDA graph requires.
+The static cache of transformers has one length for the whole batch: sequences must be left padded and end together.
+Here the position of each sequence is a tensor on the device. A new sequence can therefore take over a slot, prompts
+need no left padding, and the shapes of a decoding step depend only on batch size and context length, as CUDA graphs
+require.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from transformers.cache_utils import Cache
 from harness.errors import ModelError
 
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-"""Kinds of layers whose keys and values can lie in a slot."""
+"""Layer types whose keys and values can be stored in a slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """What one layer stores per position of a row.
+    """What one layer stores per position.
 
     Attributes:
         heads: key-value heads.
@@ -42,26 +42,26 @@ class LayerShape:
 
     @property
     def bytes(self) -> int:
-        """Bytes per position of a row."""
+        """Bytes per position."""
         return self.heads * (self.key + self.value) * self.dtype.itemsize
 
 
 class Shapes(Cache):  # type: ignore[misc]
-    """Stores nothing; records the shape of each layer's keys and values in one forward pass.
+    """Records the shapes of each layer's keys and values during one forward pass, without storing them.
 
     Attributes:
-        layer_shapes: in the order of the layers.
+        layer_shapes: by layer.
     """
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start empty."""
         super().__init__(layers=[])
         self.layer_shapes: list[LayerShape] = []
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_more: Any
     ) -> tuple[Tensor, Tensor]:
-        """Record the shapes; called by the attention of each layer."""
+        """Record the shapes; called by each attention layer."""
         if layer_idx != len(self.layer_shapes):
             raise ModelError(f"layer {layer_idx} was cached after {len(self.layer_shapes)} layers; expected each once")
         self.layer_shapes.append(
@@ -72,32 +72,32 @@ class Shapes(Cache):  # type: ignore[misc]
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Return that nothing was cached before."""
+        """Return 0: nothing is cached."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002
-        """Return the length and the offset of what the queries see: themselves."""
+        """Return length and offset of the keys: those of the queries."""
         return query_length, 0
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Keys and values of a fixed number of rows, ``[slots, heads, capacity, size]`` in each layer.
+    """Keys and values of a fixed number of sequences, ``[slots, heads, capacity, size]`` per layer.
 
-    Prompts are written with ``filling``; one token of each row is added with ``adding``. Outside of both, the cache
-    must not be given to a model.
+    Within ``filling`` a forward pass prefills slots, within ``adding`` it decodes one token per slot. The cache cannot
+    be passed to a model otherwise.
     """
 
     def __init__(self, shapes: list[LayerShape], *, slots: int, capacity: int, device: torch.device) -> None:
-        """Allocate.
+        """Allocate the cache.
 
         Args:
-            shapes: of the layers.
-            slots: rows.
-            capacity: positions of each row.
-            device: where.
+            shapes: key-value shapes by layer.
+            slots: number of sequences.
+            capacity: positions per sequence.
+            device: device of the cache.
 
         Raises:
-            torch.OutOfMemoryError: there is no room.
+            torch.OutOfMemoryError: the cache does not fit into memory.
         """
         super().__init__(layers=[])
         self._keys = [
@@ -113,12 +113,12 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @contextmanager
     def filling(self, slots: Tensor) -> Iterator[None]:
-        """Have the next forward pass write whole prompts, right padded, from position 0 on.
+        """Prefill: the forward pass writes right-padded prompts from position 0 on.
 
-        Padding needs no mask: it follows the prompt, so causal attention hides it, and later tokens overwrite it.
+        Padding needs no mask: causal attention hides it from the prompt, and later tokens overwrite it.
 
         Args:
-            slots: where each row of the pass goes, ``[rows]``.
+            slots: the slot of each row of the pass, ``[rows]``.
         """
         self._filled = slots
         try:
@@ -128,11 +128,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @contextmanager
     def adding(self, place: Tensor, length: int) -> Iterator[None]:
-        """Have the next forward pass add one token to each of the first slots, and read the first positions of them.
+        """Decode: the forward pass appends one token to each of the first slots and attends to their first positions.
 
         Args:
-            place: position of the token in its row, ``[rows]``.
-            length: how many positions are read; more than any place of a row that is in use.
+            place: position of each token, ``[rows]``.
+            length: number of positions read; greater than the place of every sequence in use.
         """
         self._place, self._length = place, length
         try:
@@ -141,47 +141,47 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._place = None
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy rows into other slots, ``[rows]`` each; the two have no slot in common."""
+        """Copy sequences to other slots, ``[rows]`` each; source and target are disjoint."""
         for store in (*self._keys, *self._values):
             store.index_copy_(0, target, store.index_select(0, source))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_more: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store what a layer computed and return what its queries see; called by the attention of each layer."""
+        """Store new keys and values and return those to attend to; called by each attention layer."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._filled is not None:
             width = key_states.shape[2]
             keys[:, :, :width].index_copy_(0, self._filled, key_states)
             values[:, :, :width].index_copy_(0, self._filled, value_states)
             return key_states, value_states
-        assert self._place is not None, "the cache was given to a model outside of `filling` and `adding`"
+        assert self._place is not None, "the cache was used outside of `filling` and `adding`"
         rows = self._rows[: len(self._place)]
         keys[rows, :, self._place] = key_states[:, :, 0]
         values[rows, :, self._place] = value_states[:, :, 0]
         return keys[: len(rows), :, : self._length], values[: len(rows), :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Return that nothing precedes: the library asks this only for prompts, which start a row."""
+        """Return 0: the library asks this for the prefill only, which starts at position 0."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002
-        """Return the length and the offset of what a prompt sees: itself."""
+        """Return length and offset of the keys in the prefill: those of the queries."""
         return query_length, 0
 
 
 def masks_of(config: PretrainedConfig, place: Tensor, length: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """Return which of the first positions of its slot each row's token sees, in the form that the model expects.
+    """Return the attention mask of a decoding step in the form that the model expects.
 
     Args:
-        config: of the model.
-        place: position of the token in its row, ``[rows]``.
-        length: how many positions are read.
-        dtype: number format of the scores that eager attention adds the mask to.
+        config: the model's configuration.
+        place: position of each token, ``[rows]``.
+        length: number of positions read.
+        dtype: dtype of the attention scores, to which eager attention adds the mask.
 
     Returns:
-        ``[rows, 1, 1, length]``, or one such mask for each kind of layer: true where a position is seen, or 0 where it
-        is seen and the lowest number elsewhere for eager attention.
+        ``[rows, 1, 1, length]``, or one such mask per layer type: boolean for sdpa; additive (0 or the dtype's minimum)
+        for eager attention.
     """
     positions = torch.arange(length, device=place.device)
     seen = positions <= place[:, None]
@@ -192,7 +192,8 @@ def masks_of(config: PretrainedConfig, place: Tensor, length: int, dtype: torch.
         mask = mask[:, None, None, :]
         if config._attn_implementation != "eager":
             return mask
-        return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+        # masked_fill takes the value as a kernel argument; torch.where would copy it to the device during a capture.
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
     if kinds := getattr(config, "layer_types", None):
         return {kind: shaped(near if kind == "sliding_attention" else seen) for kind in sorted(set(kinds))}

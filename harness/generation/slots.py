@@ -1,9 +1,9 @@
-"""Greedy decoding in slots: rows end and others take their place, without padding and with few calls from Python.
+"""Greedy decoding with continuous batching: finished sequences leave the batch and waiting prompts take their slots.
 
-Each prompt has a slot of the cache and a position of its own (``slot_cache``). What a step needs and what it yields
-are tensors on the device, so that a step can be recorded as a CUDA graph (``cuda_graphs``) and the host asks only
-every few steps which rows have ended. Their slots go to waiting prompts; when none wait, the rows that are left move
-together and the batch halves.
+Every sequence has its own slot in a preallocated key-value cache and its own position (``slot_cache``), so nothing is
+padded. The state of a decoding step lives on the device: a step can be captured as a CUDA graph (``cuda_graphs``), and
+the host checks for finished sequences only every few steps. When no prompts are waiting, the remaining sequences are
+compacted and the batch size halves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.corpora.batches import by_tokens
+from harness.engine import gpu
 from harness.errors import ModelError
 from harness.generation.cuda_graphs import Recorded, Run
 from harness.generation.slot_cache import LAYER_TYPES, LayerShape, Shapes, SlotCache, masks_of
@@ -27,22 +28,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STEPS_PER_CHECK = 8
-"""Steps between two looks at which rows have ended: each look waits for the device."""
+"""Decoding steps between two checks for finished sequences; each check synchronizes with the device."""
 LENGTH_STEP = 128
-"""The positions that a step reads are rounded up to a multiple of this: one graph serves as many steps."""
+"""The context length of a step is rounded up to a multiple of this, so that one CUDA graph serves as many steps."""
 PROMPT_TOKENS = 8192
-"""Tokens of the prompts that are read in one forward pass, padding included."""
+"""Tokens per forward pass of the prefill, padding included."""
 MOST_SLOTS = 1024
-"""More rows at once gain nothing: a step of so many is no longer bound by reading the weights."""
+"""Upper limit of the batch size: beyond it, a step is no longer bound by reading the weights."""
 SPARED = 0.1
-"""Share of the free memory that is left for activations."""
-TOLERANCE = 0.05
-"""Relative error of the logits up to which the cache counts as correct; rounding in bfloat16 gives about 0.01."""
+"""Share of the free memory reserved for activations."""
+TOLERANCE = {torch.float32: 0.02}
+"""Relative error of the logits up to which the cache counts as correct, by dtype; allows for TF32."""
+ROUGHLY = 0.2
+"""The same for 16-bit dtypes, whose rounding accumulates over the layers; a wrong position or mask exceeds it."""
 
 
 @dataclass(kw_only=True)
 class _Row:
-    """A prompt in a slot: its index, its length in tokens, and the steps that were taken since it entered."""
+    """The sequence in a slot: index and length (in tokens) of its prompt, and decoding steps since it entered."""
 
     index: int
     length: int
@@ -50,19 +53,19 @@ class _Row:
 
 
 class SlotDecoder:
-    """Decodes prompts in a fixed number of slots.
+    """Decodes prompts with a fixed number of slots.
 
     Attributes:
-        recorded: takes the steps.
+        recorded: runs the decoding steps.
 
     Args:
-        model: a causal language model in evaluation mode, without a wrapper.
-        shapes: what its layers store, as ``shapes_of`` found them.
-        slots: rows at once.
-        longest: tokens of the longest prompt.
-        new_tokens: longest answer, in tokens.
-        ends: tokens that end an answer.
-        record: see ``Recorded``; None launches every kernel of every step.
+        model: a causal language model in evaluation mode, not wrapped by PEFT.
+        shapes: its key-value shapes by layer, as returned by ``shapes_of``.
+        slots: maximum batch size.
+        longest: length of the longest prompt, in tokens.
+        new_tokens: maximum number of new tokens.
+        ends: end-of-sequence token ids.
+        record: see ``Recorded``; None runs every step eagerly.
 
     Raises:
         torch.OutOfMemoryError: the cache does not fit.
@@ -79,15 +82,15 @@ class SlotDecoder:
         ends: Sequence[int],
         record: Callable[[Run], Run] | None = None,
     ) -> None:
-        """Allocate the cache and the state of the rows."""
+        """Allocate the cache and the state of the slots."""
         device = model.device
         self.recorded = Recorded(self._step, record=record)
         self._model, self._slots, self._new_tokens = model, slots, new_tokens
         self._capacity = capacity_for(longest, new_tokens)
         self._cache = SlotCache(shapes, slots=slots, capacity=self._capacity, device=device)
         self._ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
-        # Of each slot: the last token, its position, how many tokens were written and which, and whether the row has
-        # ended. A row takes part until its end is noticed; the last column holds what it writes until then.
+        # Per slot: last token, its position, number of new tokens, the new tokens, and whether the sequence has ended.
+        # A finished sequence keeps running until the next check; the extra column takes what it writes until then.
         self._token = torch.zeros(slots, dtype=torch.int64, device=device)
         self._place = torch.zeros(slots, dtype=torch.int64, device=device)
         self._count = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -95,10 +98,10 @@ class SlotDecoder:
         self._ended = torch.ones(slots, dtype=torch.bool, device=device)
 
     def decode(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Yield the index of each prompt and its new tokens, as they end; after an end token, anything may follow.
+        """Yield (index of the prompt, new tokens) as sequences finish; tokens after an end token are arbitrary.
 
         Args:
-            prompts: tokens, at least one each; sorted by length, those that enter together are padded least.
+            prompts: token ids, at least one each; sorting them by length minimizes padding in the prefill.
         """
         waiting = deque(range(len(prompts)))
         rows: dict[int, _Row] = {}
@@ -122,11 +125,11 @@ class SlotDecoder:
             yield from self._leaving(rows, [slot for slot in rows if ended[slot]])
 
     def logits(self, rows: int, length: int) -> Tensor:
-        """Read the last token of the first rows, ``[rows, vocabulary]`` of what may follow it.
+        """Run the model on the last token of the first slots; return the logits, ``[rows, vocabulary]``.
 
         Args:
-            rows: how many slots take part.
-            length: how many positions of each are read.
+            rows: batch size.
+            length: context length: number of cache positions read per slot.
         """
         place = self._place[:rows]
         mask = masks_of(self._model.config, place, length, self._model.dtype)
@@ -135,7 +138,7 @@ class SlotDecoder:
             return forward(self._model, self._cache, **given)[:, -1]
 
     def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Put prompts into slots: all tokens but the last go through the model, which the next step takes."""
+        """Prefill slots with prompts, all tokens but the last, which is the input of the next decoding step."""
         device = self._token.device
         at = torch.tensor(slots, device=device)
         width = max(map(len, prompts)) - 1
@@ -152,7 +155,7 @@ class SlotDecoder:
         self._ended[at] = False
 
     def follow(self, tokens: Sequence[int]) -> None:
-        """Continue the first rows with given tokens, whatever the model would write."""
+        """Append given tokens to the first slots (teacher forcing)."""
         self._token[: len(tokens)] = torch.tensor(tokens, device=self._token.device)
         self._place[: len(tokens)] += 1
 
@@ -166,7 +169,7 @@ class SlotDecoder:
         self._ended[:rows].logical_or_((new[:, None] == self._ends).any(dim=1) | (count == self._new_tokens))
 
     def _gathered(self, rows: dict[int, _Row], size: int) -> dict[int, _Row]:
-        """Move rows into the first slots, as many as there shall be; return who is where."""
+        """Compact the sequences into the first ``size`` slots; return them by slot."""
         free = (slot for slot in range(size) if slot not in rows)
         moved = {slot: next(free) for slot in rows if slot >= size}
         if moved:
@@ -183,12 +186,12 @@ class SlotDecoder:
 
 
 def capacity_for(longest: int, new_tokens: int) -> int:
-    """Return how many positions a slot has; kernels of attention want a multiple of eight."""
+    """Return the number of positions per slot, a multiple of eight as attention kernels require."""
     return ceil((longest + new_tokens) / 8) * 8
 
 
 def shapes_of(model: PreTrainedModel) -> list[LayerShape]:
-    """Return what each layer of a model stores, found by reading one token."""
+    """Return the key-value shapes of a model by layer, found with a forward pass of one token."""
     shapes = Shapes()
     zero = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     forward(model, shapes, input_ids=zero, position_ids=zero)
@@ -197,11 +200,11 @@ def shapes_of(model: PreTrainedModel) -> list[LayerShape]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Whether the answers of a model can be decoded in slots.
+    """Whether a model supports decoding in slots.
 
     Attributes:
-        why: why not; empty if they can.
-        shapes: what the layers of the model store, if they can.
+        why: the reason if not; otherwise empty.
+        shapes: key-value shapes by layer if it does.
     """
 
     why: str = ""
@@ -209,18 +212,20 @@ class Fit:
 
 
 def fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Fit:
-    """Find out whether a model's answers can be decoded in slots, by its settings and by trying.
+    """Determine from its configuration, and with a short trial, whether a model supports decoding in slots.
 
-    A family of models may use its cache in ways that nothing announces. So a few tokens are read from slots, and the
-    logits compared with those of a pass without a cache.
+    A model family may use its cache in ways that its configuration does not reveal, so the trial compares logits
+    computed from slots with those of a forward pass without a cache.
 
     Args:
-        model: a causal language model in evaluation mode, without a wrapper.
-        prompts: tokens to try it with.
+        model: a causal language model in evaluation mode, not wrapped by PEFT.
+        prompts: token ids for the trial.
 
     Raises:
-        torch.OutOfMemoryError: a few tokens do not fit into memory.
+        torch.OutOfMemoryError: the trial does not fit into memory.
     """
+    if not all(prompts):
+        return Fit(why="a prompt has no token to start from")
     if why := _obstacle(model):
         return Fit(why=why)
     try:
@@ -229,38 +234,50 @@ def fit(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Fit:
     except torch.OutOfMemoryError:
         raise
     except (ArithmeticError, AttributeError, LookupError, ModelError, RuntimeError, TypeError, ValueError) as error:
-        # What a model does with a cache that is not one of the library's is not ours to foresee.
+        # A model may fail in any way on a cache class that is not the library's own.
         return Fit(why=f"{type(model).__name__} does not work with it ({type(error).__name__}: {error})")
-    if not found <= TOLERANCE:
+    if not found <= TOLERANCE.get(model.dtype, ROUGHLY):
         return Fit(why=f"{type(model).__name__} computes other logits with it (by {found:.3g} of their norm)")
     return Fit(shapes=shapes)
 
 
 def room(device: torch.device) -> int | None:
-    """Return the bytes that this process may still take on a GPU; None elsewhere."""
+    """Return the memory of a GPU that this process may still allocate, in bytes; None for other devices."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    ours = min(free + held, int(torch.cuda.get_per_process_memory_fraction(device) * total))
-    return ours - torch.cuda.memory_allocated(device)
+    held, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    return fair_room(free, total, held=held, used=used, workers=gpu.workers())
+
+
+def fair_room(free: int, total: int, *, held: int, used: int, workers: int) -> int:
+    """Return what is left of a process's equal share of a GPU's memory; all sizes in bytes.
+
+    Args:
+        free: free memory of the GPU.
+        total: total memory of the GPU.
+        held: memory reserved by this process's allocator.
+        used: the part of it that is allocated.
+        workers: processes sharing the GPU.
+    """
+    return max(0, min(free + held, total // workers) - used)
 
 
 def count_for(shapes: list[LayerShape], room: int, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
-    """Return how many slots to use: as many as memory holds, at least one, and none without a prompt.
+    """Return the number of slots: as many as fit into memory, at least one and at most one per prompt.
 
     Args:
-        shapes: of the layers.
-        room: free memory, in bytes.
-        prompts: tokens.
-        new_tokens: longest answer, in tokens.
+        shapes: key-value shapes by layer.
+        room: available memory, in bytes.
+        prompts: token ids.
+        new_tokens: maximum number of new tokens.
     """
     row = capacity_for(max(map(len, prompts)), new_tokens) * sum(shape.bytes for shape in shapes)
     return max(1, min(int(room * (1 - SPARED)) // row, len(prompts), MOST_SLOTS))
 
 
 def _obstacle(model: PreTrainedModel) -> str:
-    """Return which setting of a model stands against slots; empty if none does."""
+    """Return why a model's configuration rules out slots; empty if it does not."""
     config = model.config
     if config._attn_implementation not in ("eager", "sdpa"):
         return f"attention {config._attn_implementation} takes no mask per row"
@@ -272,17 +289,17 @@ def _obstacle(model: PreTrainedModel) -> str:
 
 
 def deviation(model: PreTrainedModel, shapes: list[LayerShape], prompts: Sequence[Sequence[int]]) -> float:
-    """Return how far logits read from slots are from those of a pass without a cache.
+    """Return the error of logits computed from slots relative to a forward pass without a cache.
 
-    Two rows of different lengths enter and are continued with three known tokens.
+    Two sequences of different lengths are prefilled and continued with three known tokens.
 
     Args:
         model: as for ``SlotDecoder``.
-        shapes: of its layers.
-        prompts: the first tokens of the first and the last are read, four times over.
+        shapes: its key-value shapes by layer.
+        prompts: token ids; the sequences repeat the first tokens of the first and the last prompt four times.
 
     Returns:
-        The norm of the largest difference of a row, relative to the norm of its logits.
+        The norm of the difference relative to the norm of the logits, the larger one of the two sequences.
     """
     steps = 3
     known = [list(prompt) * (steps + 1) for prompt in (prompts[0][:9], prompts[-1][:6])]
@@ -299,7 +316,7 @@ def deviation(model: PreTrainedModel, shapes: list[LayerShape], prompts: Sequenc
 
 
 def forward(model: PreTrainedModel, cache: Any, **given: Any) -> Tensor:
-    """Return the logits of the last position, ``[rows, 1, vocabulary]``, of a pass that fills a cache."""
+    """Run the model with a cache; return the logits of the last position, ``[rows, 1, vocabulary]``."""
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     logits: Tensor = model(**given, **{name: cache}, use_cache=True, logits_to_keep=1).logits
     return logits

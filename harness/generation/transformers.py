@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.corpora.encode import prompts_of
 from harness.engine import gpu
 from harness.errors import ModelError
 from harness.generation import plain, slots
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PLAIN_BATCH = 64
-"""Rows at once where memory does not decide."""
+"""Batch size of ``plain``, and of ``slots`` on a device without GPU memory."""
 
 Written = Iterator[tuple[int, list[int]]]
 
@@ -91,11 +90,6 @@ def answer(
         return asked.answered(*_written(base, asked, path, batch_size))
 
 
-def too_long(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], decoding: Decoding) -> int:
-    """Return how many prompts exceed ``max_prompt`` and are therefore truncated."""
-    return sum(len(prompt.ids) > decoding.max_prompt for prompt in prompts_of(tokenizer, prompts))
-
-
 def agreement(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -136,7 +130,7 @@ def _written(
             longest=max(map(len, prompts)),
             new_tokens=asked.new_tokens,
             ends=asked.ends,
-            record=Recorder() if _on_gpu(model) else None,
+            record=Recorder(model.device) if _on_gpu(model) else None,
         )
         yield from decoder.decode(prompts)
         facts.update(graphs=decoder.recorded.graphs, why=decoder.recorded.trouble)
@@ -155,6 +149,8 @@ def _written(
             PLAIN_BATCH if room is None else slots.count_for(fit.shapes, room, asked.prompts, asked.new_tokens)
         )
         rows, used = _within_memory(in_slots, model, asked, batch)
+        # The cache refers to its recorded steps and they to it: without a collection it would outlive the answers.
+        gpu.release()
     return rows, facts | {"batch": used}
 
 

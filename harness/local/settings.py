@@ -1,6 +1,7 @@
 """Settings of local execution. Resources are set here and never on a stage, so they cannot enter its identity."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,7 @@ class Local:
         device: a torch device string, or ``auto`` for a GPU if one is available.
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
+        vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
     """
 
     name: ClassVar[str] = "local"
@@ -60,12 +62,17 @@ class Local:
     threads: int | None = None
     device: str = AUTO
     micro_batch_size: Mapping[str, int] | int | None = None
+    vllm_python: str | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""
         numbers = ("workers_per_gpu", "processes", "threads")
         found = counts(self, *(numbers if self.workers == AUTO else ("workers", *numbers)))
         found += micro_batch_problems(self.micro_batch_size)
+        if self.vllm_python is not None and shutil.which(self.vllm_python) is None:
+            found.append(
+                Problem("vllm_python", f"`{self.vllm_python}` cannot be run; expected the path of a Python interpreter")
+            )
         if self.workers_per_gpu > 1 and self.workers != AUTO:
             found.append(
                 Problem(

@@ -13,6 +13,7 @@ from threading import Thread
 from types import FrameType
 from typing import NamedTuple, NoReturn, Protocol
 
+from harness.engine import gpu
 from harness.engine.claim import Claims
 from harness.engine.stage import Stage
 from harness.engine.store import Store
@@ -199,7 +200,8 @@ class ProcessPool:
     def _spawn(self, gpus: str | None) -> _Process:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker_main, args=(theirs, gpus, self._config), daemon=False)
+        sharing = sum(worker.gpus == gpus for worker in self._workers)
+        process = context.Process(target=_worker_main, args=(theirs, gpus, sharing, self._config), daemon=False)
         process.start()
         # Close the worker's end here: otherwise its death would not close the pipe.
         theirs.close()
@@ -223,10 +225,11 @@ class ProcessPool:
         return result
 
 
-def _worker_main(connection: Connection, gpus: str | None, config: WorkerConfig) -> None:
+def _worker_main(connection: Connection, gpus: str | None, sharing: int, config: WorkerConfig) -> None:
     # Before anything imports torch.
     if gpus is not None:
         os.environ[VISIBLE] = gpus
+    gpu.set_workers(sharing)
     # Ctrl-C reaches the whole process group; only the parent handles it, and signals each worker once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -78,7 +78,7 @@ class HubModel:
         Raises:
             ModelError: it is not pinned, gated, unknown, or unreachable.
         """
-        return f"{self.repo} at {self.revision}, {SavedModel(self._folder()).parameters() / 1e9:.1f}B parameters"
+        return f"{self.repo} at {self.revision}, {SavedModel(self.folder()).parameters() / 1e9:.1f}B parameters"
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Download the weights if needed and write a reference to them; return facts.
@@ -86,7 +86,7 @@ class HubModel:
         Raises:
             ModelError: the model is not available on this machine.
         """
-        folder = self._folder()
+        folder = self.folder()
         (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
         return {"repo": self.repo, "revision": self.revision, "parameters": SavedModel(folder).parameters()}
 
@@ -96,7 +96,7 @@ class HubModel:
         Raises:
             ModelError: the model is not available, does not fit into memory, or the installed libraries cannot load it.
         """
-        return SavedModel(self._folder()).open(
+        return SavedModel(self.folder()).open(
             device,
             label=self.repo,
             dtype=self.dtype,
@@ -104,7 +104,12 @@ class HubModel:
             gradient_checkpointing=self.gradient_checkpointing,
         )
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Return the folder of the model's files, downloading them to the Hub's cache if necessary.
+
+        Raises:
+            ModelError: it is not pinned, gated, unknown, or out of reach.
+        """
         from huggingface_hub import errors, snapshot_download
 
         if self.revision is None:
@@ -167,10 +172,24 @@ def open_reference(folder: Path, device: str) -> Opened:
     Raises:
         ModelError: as ``HubModel.open``, or the reference cannot be read.
     """
+    return _referred(folder).open(device)
+
+
+def files_of_reference(folder: Path) -> tuple[Path, Precision]:
+    """Return the folder of the files that a ``reference.json`` points to, and the number type of the weights.
+
+    Raises:
+        ModelError: the model cannot be had on this machine, or the reference cannot be read.
+    """
+    source = _referred(folder)
+    return source.folder(), source.dtype
+
+
+def _referred(folder: Path) -> HubModel:
     path = folder / REFERENCE
     try:
         known = json.loads(path.read_text())
-        source = HubModel(
+        return HubModel(
             repo=known["repo"],
             revision=known["revision"],
             dtype=Precision(known["dtype"]),
@@ -182,4 +201,3 @@ def open_reference(folder: Path, device: str) -> Opened:
             f"{path} is not a reference to a Hub model ({type(error).__name__}: {error}). Remove the folder so that "
             "the stage that writes it runs again."
         ) from error
-    return source.open(device)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import ModelError
 from harness.models import adapter, local
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SLOT = "modeling.base"
+_SERVER = "generation.server"
 _NOTICEABLE = 0.01
 
 
@@ -64,6 +65,41 @@ class _CachedBase(NamedTuple):
     opened: Opened
 
 
+class Server(Protocol):
+    """An inference server: a process that has loaded the base model itself."""
+
+    def close(self) -> None:
+        """Stop it and free its GPU memory."""
+        ...
+
+
+def served(memory: dict[str, Any]) -> Server | None:
+    """Return the inference server of this worker, if one is running."""
+    server: Server | None = memory.get(_SERVER)
+    return server
+
+
+def serve(memory: dict[str, Any], start: Callable[[], Server]) -> Server:
+    """Start an inference server after freeing the base model or the server that this worker holds; keep it in memory.
+
+    Args:
+        memory: the worker's memory.
+        start: starts the server.
+    """
+    stop_serving(memory)
+    memory.pop(_SLOT, None)
+    _free_memory()
+    memory[_SERVER] = server = start()
+    return server
+
+
+def stop_serving(memory: dict[str, Any]) -> None:
+    """Stop this worker's inference server, if one is running, to free its GPU memory."""
+    server: Server | None = memory.pop(_SERVER, None)
+    if server is not None:
+        server.close()
+
+
 @contextmanager
 def loaded_model(
     weights: ModelRef, memory: dict[str, Any], device: str = "cpu", *, for_good: bool = False
@@ -84,6 +120,7 @@ def loaded_model(
     """
     from harness.models.merge import merge, restore
 
+    stop_serving(memory)
     cached: _CachedBase | None = memory.pop(_SLOT, None)
     if cached is None or (cached.key, cached.device) != (weights.base_key, device):
         del cached

@@ -87,7 +87,7 @@ class LocalModel:
         """Return why the model cannot be loaded: its folder is missing or has changed, or a package is missing."""
         found: list[Problem] = []
         try:
-            self._folder()
+            self.folder()
         except ModelError as error:
             found.append(Problem("model.source.path", str(error)))
         return [*found, *missing_packages(self.attention)]
@@ -95,7 +95,7 @@ class LocalModel:
     def ties_head(self) -> bool | None:
         """Return whether the head shares the input embeddings; None if the folder cannot be read."""
         try:
-            return SavedModel(self._folder()).ties_head()
+            return SavedModel(self.folder()).ties_head()
         except ModelError:
             return None
 
@@ -105,7 +105,7 @@ class LocalModel:
         Raises:
             ModelError: the folder is missing or has changed.
         """
-        parameters = SavedModel(self._folder()).parameters()
+        parameters = SavedModel(self.folder()).parameters()
         (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
         return {**asdict(self.path), "parameters": parameters}
 
@@ -116,7 +116,7 @@ class LocalModel:
             ModelError: the folder is missing or has changed, the model does not fit into memory, or the installed
                 libraries cannot load it.
         """
-        return SavedModel(self._folder()).open(
+        return SavedModel(self.folder()).open(
             device,
             label=self.path.path,
             dtype=self.dtype,
@@ -124,7 +124,12 @@ class LocalModel:
             gradient_checkpointing=self.gradient_checkpointing,
         )
 
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Return the folder after checking its content.
+
+        Raises:
+            ModelError: it is missing or has changed.
+        """
         folder = Path(self.path.path)
         if content_of(folder) != self.path.sha256:
             raise ModelError(
@@ -140,10 +145,24 @@ def open_local(folder: Path, device: str) -> Opened:
     Raises:
         ModelError: as ``LocalModel.open``, or the reference cannot be read.
     """
+    return _referred(folder).open(device)
+
+
+def files_of_local(folder: Path) -> tuple[Path, Precision]:
+    """Return the folder of the files that a ``local.json`` points to, and the dtype of the weights.
+
+    Raises:
+        ModelError: the folder is missing or has changed, or the reference cannot be read.
+    """
+    source = _referred(folder)
+    return source.folder(), source.dtype
+
+
+def _referred(folder: Path) -> LocalModel:
     path = folder / REFERENCE
     try:
         known = json.loads(path.read_text())
-        source = LocalModel(
+        return LocalModel(
             path=ModelFolder(**known["path"]),
             dtype=Precision(known["dtype"]),
             attention=Attention(known["attention"]),
@@ -154,7 +173,6 @@ def open_local(folder: Path, device: str) -> Opened:
             f"{path} is not a reference to a local model ({type(error).__name__}: {error}). Remove the folder so that "
             "the stage that writes it runs again."
         ) from error
-    return source.open(device)
 
 
 def content_of(folder: Path) -> str:

@@ -84,6 +84,7 @@ class Slurm:
         warn_seconds: seconds before the time limit at which Slurm signals a job, which then writes a checkpoint.
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
+        vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
         on_oom: on a retry after an out-of-memory error, ``shrink`` halves the micro-batch size, which does not change
             the result and is noted in the report; ``fail`` keeps it.
         allow_drift: whether jobs may run with other code than at submission.
@@ -110,6 +111,7 @@ class Slurm:
     requeues: int = 3
     warn_seconds: int = 90
     micro_batch_size: Mapping[str, int] | int | None = None
+    vllm_python: str | None = None
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
@@ -17,6 +17,9 @@ from harness.generation.decoding import Decoding
 from harness.protocols import ExampleSource
 from harness.stages.contamination import seen_in_training
 from harness.stages.inputs import ModelStage
+
+if TYPE_CHECKING:
+    from harness.generation.answers import Answers
 
 ANSWERS = "answers.jsonl"
 
@@ -56,15 +59,10 @@ class Generate(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Generate and write the artifact."""
-        from harness.generation.transformers import answer, too_long
-        from harness.models.loading import loaded_model
-
         examples = self.prompts.examples()
-        texts = [self.encoding.prompt_text(example) for example in examples]
-        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as loaded:
-            answers = answer(loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding)
-            ctx.facts["cut"] = too_long(loaded.tokenizer, texts, self.decoding)
+        answers = self._generated(ctx, [self.encoding.prompt_text(example) for example in examples])
         write_answers(ctx.out, examples, answers.texts)
+        ctx.facts["cut"] = answers.cut
         ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
@@ -72,6 +70,26 @@ class Generate(Stage):
     def answers(self, locate: Locate) -> list[dict[str, str]]:
         """Return the model's answers."""
         return read_answers(locate(self))
+
+    def _generated(self, ctx: StageContext, texts: list[str]) -> "Answers":
+        from harness.generation import transformers, vllm
+        from harness.models.loading import loaded_model
+
+        weights = self.model.weights(ctx.input)
+        if self.decoding.engine == "vllm":
+            return vllm.answer(
+                weights,
+                ctx.memory,
+                texts,
+                new_tokens=self.new_tokens,
+                decoding=self.decoding,
+                device=ctx.device,
+                work=ctx.work,
+            )
+        with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+            return transformers.answer(
+                loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
+            )
 
 
 def write_answers(out: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:

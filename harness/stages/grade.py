@@ -12,8 +12,10 @@ from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example, Score
 from harness.engine.files import open_regular, read_json
+from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
+from harness.models.loading import stop_serving
 from harness.protocols import Judge, Task
 from harness.stages.inputs import AnswerStage
 
@@ -55,6 +57,9 @@ class Grade(Stage):
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
         if self.judge is not None:
+            if isinstance(self.judge, Fetchable):
+                # The judge's weights need the GPU memory that an inference server holds.
+                stop_serving(ctx.memory)
             scores, metric = self.judge.grade(examples, answers, device=ctx.device), "harm"
         else:
             assert self.task is not None, "a grade stage has a judge or a task"

@@ -1,8 +1,10 @@
 """Running a sweep: override lists -> cells -> plan -> executor."""
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ from harness.engine.folder import folder
 from harness.engine.lookup import resolve_key
 from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
+from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.errors import ConfigError, Problem, StagesFailed, StoreError
 from harness.execution.attempt import LOG
+from harness.execution.cluster import VLLM_PYTHON, Cluster
 from harness.execution.executor import Outcome
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
 from harness.slurm.job_log import JobLog
+from harness.stages.generate import Generate
 from harness.stages.grade import read_summary
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
@@ -134,6 +139,25 @@ def _prefetch(plan: Plan, store: Store) -> None:
     store.prepare()
 
 
+def check_engines(pending: Sequence[Stage], cluster: Cluster) -> None:
+    """Check before anything runs that the decoding engine of the pending stages has an interpreter.
+
+    Raises:
+        ConfigError: vLLM is required and its interpreter is not set.
+    """
+    asked = any(isinstance(stage, Generate) and stage.decoding.engine == "vllm" for stage in pending)
+    if asked and not (cluster.vllm_python or os.environ.get(VLLM_PYTHON)):
+        raise ConfigError(
+            [
+                Problem(
+                    "cluster.vllm_python",
+                    "is null, and `evaluation.decoding.engine` is vllm; expected the Python interpreter of an "
+                    f"environment that has vLLM, here or in {VLLM_PYTHON} (docs/generation.md)",
+                )
+            ]
+        )
+
+
 def execute(planned: SweepPlan, plan: Plan, store: Store, settings: ExecutionSettings, reporter: Reporter) -> Outcome:
     """Run a plan on its cluster, with an uploader if its tracker is W&B, and report the outcome.
 
@@ -152,7 +176,10 @@ def execute(planned: SweepPlan, plan: Plan, store: Store, settings: ExecutionSet
             outcome = Outcome(stored=tuple(stage.key for stage in plan.stages))
         else:
             executor = settings.cluster.executor(
-                sweep=planned.sweep, tracker=settings.tracker, on_event=reporter.event, prepare=prepare_process
+                sweep=planned.sweep,
+                tracker=settings.tracker,
+                on_event=reporter.event,
+                prepare=partial(prepare_process, vllm_python=settings.cluster.vllm_python),
             )
             outcome = executor.run(plan, store)
         reporter.finished(planned, outcome)
@@ -195,6 +222,7 @@ def _run_cells(
     session.reporter.planned(planned)
     if session.verb == "plan":
         return [None] * len(compositions)
+    check_engines(plan.pending(store), settings.cluster)
     if not settings.cluster.dry_run:
         _prefetch(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that an invalid sweep

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, final
 
+from harness.engine.layout import StoreLayout
+
 log = logging.getLogger(__name__)
 
 CURVE = "curve.jsonl"
@@ -62,6 +64,12 @@ class JsonlTracker:
             except OSError as error:
                 log.warning("end of the curve of %s not written: %s", self._labels["key"], error)
             self._file = None
+
+
+def curve_of(layout: StoreLayout, kind: str, key: str) -> Path:
+    """Return the file of a stage's curve: the artifact's where the stage stores one, else that of its last attempt."""
+    stored = layout.artifact(kind, key) / METRICS
+    return stored if stored.exists() else layout.work(key) / CURVE
 
 
 def read_curve(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,9 +2,16 @@
 
 import os
 
+from harness.execution.cluster import VLLM_PYTHON
 
-def prepare_process(threads: int | None) -> None:
-    """Apply the process-wide settings; ``threads`` are torch's intra-op threads, None keeps torch's default."""
+
+def prepare_process(threads: int | None, *, vllm_python: str | None = None) -> None:
+    """Apply the process-wide settings.
+
+    Args:
+        threads: torch's intra-op threads; None keeps torch's default.
+        vllm_python: Python interpreter of an environment that has vLLM; None keeps what the environment names.
+    """
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -12,5 +19,7 @@ def prepare_process(threads: int | None) -> None:
     transformers_logging.disable_progress_bar()
     # Tokenizer threads deadlock after a fork; the harness calls tokenizers from a single thread anyway.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if vllm_python is not None:
+        os.environ[VLLM_PYTHON] = vllm_python
     if threads is not None:
         torch.set_num_threads(threads)

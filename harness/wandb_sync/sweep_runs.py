@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.engine.cells import CellIdentity
@@ -21,7 +20,7 @@ from harness.report.data.training_protocol import training_protocol_of
 from harness.stages.generate import read_answers
 from harness.stages.grade import read_grades
 from harness.stages.train_adapter import ADAPTER
-from harness.tracking.jsonl import CURVE, METRICS
+from harness.tracking.jsonl import CURVE, curve_of
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.names import protocol_suffixes, title, varying
 from harness.wandb_sync.run import Artifact, RunRecord, Table, finite, nested
@@ -144,7 +143,7 @@ class SweepRuns:
             tags=sweeps,
             config=config,
             summary=finite(summary),
-            curve=self._curve(kind, key, manifest),
+            curve=curve_of(self._store.layout, kind, key),
             uses=self._uses(key) if adapters else (),
             makes=self._adapter(kind, key) if adapters else None,
         )
@@ -211,11 +210,6 @@ class SweepRuns:
                 for cell in self._cells
             ],
         )
-
-    def _curve(self, kind: str, key: str, manifest: Manifest | None) -> Path:
-        if manifest is None:
-            return self._store.work(key) / CURVE
-        return self._store.layout.artifact(kind, key) / METRICS
 
     def _spec(self, key: str) -> dict[str, Any]:
         spec: dict[str, Any]

@@ -51,5 +51,5 @@ def test_spec_of_the_past_is_a_stage_of_the_same_key_that_is_written_by_name(sto
 
 @pytest.mark.parametrize("key", [key for key, spec in SPECS.items() if graded_otherwise(spec)])
 def test_grade_of_a_judge_with_a_new_version_is_not_taken_for_one_of_the_new(store, key):
-    with pytest.raises(StoreError, match="the meaning of `grade` has changed since"):
+    with pytest.raises(StoreError, match="the definition of `grade` has changed since"):
         store.stage(key)

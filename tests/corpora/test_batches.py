@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.corpora.batches import Pool, RoleBatches, collate
+from harness.corpora.batches import Pool, RoleBatches, by_tokens, collate
 from harness.corpora.encode import IGNORED, Encoded
 from harness.corpora.examples import Role
 from harness.errors import ConfigError, DataError
@@ -24,6 +24,15 @@ def _batches(size: int, batch_size: int, **options: int) -> RoleBatches:
 
 def _drawn(batches: RoleBatches, times: int, role: Role = Role.HARMFUL) -> list[list[int]]:
     return [batches.next(role)["labels"][:, 1].tolist() for _ in range(times)]
+
+
+def test_batches_by_tokens_count_padding_and_hold_a_row_at_least() -> None:
+    lengths = [30, 9, 8, 4, 4, 5, 1]
+
+    # 2 x 9 tokens, of which a third row would make 27; then 4 x 5.
+    assert list(by_tokens(lengths, 20)) == [slice(0, 1), slice(1, 3), slice(3, 7)]
+    assert list(by_tokens(lengths, 19)) == [slice(0, 1), slice(1, 3), slice(3, 6), slice(6, 7)]
+    assert list(by_tokens([], 20)) == []
 
 
 def test_collate_pads_on_the_right_and_masks_by_length() -> None:

@@ -45,6 +45,7 @@ def test_workers_are_spread_over_the_gpus_round_robin(root, store) -> None:
     facts = [store.manifest(leaf.key).facts for leaf in leaves]
     assert outcome.complete
     assert Counter(fact["gpus"] for fact in facts) == {"3": 2, "GPU-b": 2}
+    assert {fact["workers_of_gpu"] for fact in facts} == {2}
     assert len({fact["pid"] for fact in facts}) == 4
 
 
@@ -89,6 +90,7 @@ def test_replaced_worker_keeps_its_gpu(root, store) -> None:
 
     assert set(first.failed) == {broken.key}
     assert {store.manifest(leaf.key).facts["gpus"] for leaf in leaves} == {"0", "1"}
+    assert {store.manifest(leaf.key).facts["workers_of_gpu"] for leaf in leaves} == {1}
 
 
 def interleaved() -> list[Tune]:

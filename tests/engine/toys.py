@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import ClassVar, Protocol, final
 
+from harness.engine import gpu
 from harness.engine.checks import not_negative
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage, StageContext, origin_of
@@ -222,7 +223,7 @@ class Tune(Stage):
     amount: float
     together: int = 1
 
-    def preflight(self) -> list[str]:
+    def preflight(self) -> list[Problem]:
         return []
 
     def run(self, ctx: StageContext) -> None:
@@ -230,6 +231,7 @@ class Tune(Stage):
         ctx.facts["loaded"] = ctx.memory.get("base") != base
         ctx.memory["base"] = base
         ctx.facts["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ctx.facts["workers_of_gpu"] = gpu.workers()
         ctx.facts["pid"] = os.getpid()
         (root_of(ctx) / f"here-{self.amount}").touch()
         wait_for(lambda: len(list(root_of(ctx).glob("here-*"))) >= self.together)

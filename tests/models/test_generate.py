@@ -11,7 +11,7 @@ from harness.corpora.examples import Example
 from harness.corpora.template import Template
 from harness.errors import ModelError
 from harness.generation.decoding import Decoding
-from harness.generation.transformers import agreement, generate, too_long
+from harness.generation.transformers import agreement, answer, generate
 from harness.models import adapter
 
 LONG = Decoding(max_prompt=100)
@@ -141,21 +141,22 @@ def test_prompt_that_is_cut_keeps_what_stands_before_a_text(single, expected, ma
     seen = read_by(model)
     decoding = Decoding(max_prompt=6)
 
-    generate(model, tokenizer, ["w0 w1 w2 w3 w4 w5 w6 w7"], new_tokens=1, decoding=decoding)
+    asked = ["w0 w1 w2 w3 w4 w5 w6 w7", "w0 w1 w2 w3 w4 w5 w6 w7"]
+    cut = answer(model, tokenizer, asked, new_tokens=1, decoding=decoding).cut
 
     assert seen == [expected]
-    assert too_long(tokenizer, ["w0 w1 w2 w3 w4 w5 w6 w7", "w1", "w0 w1 w2 w3 w4 w5 w6 w7"], decoding) == 2
-    assert too_long(tokenizer, [], decoding) == 0
+    assert cut == 2
+    assert answer(model, tokenizer, [], new_tokens=1, decoding=decoding).cut == 0
 
 
 def test_prompt_as_long_as_allowed_is_whole(make_model, make_tokenizer):
     model, tokenizer = make_model(), around(make_tokenizer(), "<s> $A")
     seen = read_by(model)
 
-    generate(model, tokenizer, ["w0 w1 w2"], new_tokens=1, decoding=Decoding(max_prompt=4))
+    cut = answer(model, tokenizer, ["w0 w1 w2"], new_tokens=1, decoding=Decoding(max_prompt=4)).cut
 
     assert seen == [[1, 4, 5, 6]]
-    assert too_long(tokenizer, ["w0 w1 w2"], Decoding(max_prompt=4)) == 0
+    assert cut == 0
 
 
 def test_sampling_settings_of_a_model_neither_apply_nor_warn(make_model, make_tokenizer, caplog):

@@ -92,6 +92,7 @@ def test_base_is_a_reference_that_opens_as_asked(mine, tmp_path):
 
     expected = load_file(mine / "model.safetensors")["model.embed_tokens.weight"].to(torch.bfloat16)
     assert [path.name for path in out.iterdir()] == [local.REFERENCE]
+    assert local.files_of_local(out) == (mine, Precision.BFLOAT16)
     assert facts["parameters"] == sum(weight.numel() for weight in model.parameters())
     assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
     assert model.model.layers[0].gradient_checkpointing

@@ -1,4 +1,4 @@
-"""Decoding in slots, run step by step on the CPU: the same answers as the library's `generate`."""
+"""Decoding in slots, run eagerly on the CPU: the same generations as the library's `generate`."""
 
 import random
 
@@ -126,7 +126,7 @@ def test_rows_that_end_make_room_and_the_batch_shrinks():
     sizes, steps = [], []
 
     def record(run):
-        """Count what a graph would have replayed."""
+        """Stand in for the capture of a CUDA graph."""
         sizes.append(None)
 
         def replay():
@@ -188,7 +188,7 @@ def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_written(make_to
     assert found.texts == plain.texts
     assert tried == [2, 18, 9, 4]
     assert found.facts["batch"] == 4
-    assert "batches of 4" in caplog.text
+    assert "batch size of 4" in caplog.text
 
 
 def test_memory_without_room_for_one_row_is_a_mistake_of_the_settings(make_tokenizer, monkeypatch):
@@ -215,6 +215,13 @@ def test_slots_are_as_many_as_memory_holds():
     assert slots.room(torch.device("cpu")) is None
 
 
+def test_workers_of_one_gpu_leave_each_other_room():
+    # 80 of which 50 are free: this process holds 20, of which the model uses 15.
+    assert slots.fair_room(50, 80, held=20, used=15, workers=1) == 55
+    assert slots.fair_room(50, 80, held=20, used=15, workers=4) == 5
+    assert slots.fair_room(50, 80, held=20, used=15, workers=8) == 0
+
+
 def test_model_that_takes_no_positions_is_answered_by_generate(make_tokenizer):
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -225,6 +232,15 @@ def test_model_that_takes_no_positions_is_answered_by_generate(make_tokenizer):
 
     assert (found.facts["path"], found.facts["why"]) == ("plain", "BloomForCausalLM does not take positions")
     assert found.texts == answer(model, tokenizer, asked, new_tokens=4, decoding=LONG).texts
+
+
+def test_prompt_without_a_token_is_answered_by_generate(make_tokenizer):
+    model, tokenizer = made("grouped heads"), make_tokenizer()
+
+    found = answer(model, tokenizer, ["", "w1 w2"], new_tokens=4, decoding=LONG, path=Path.SLOTS)
+
+    assert (found.facts["path"], found.facts["why"]) == ("plain", "a prompt has no token to start from")
+    assert found.texts == answer(model, tokenizer, ["", "w1 w2"], new_tokens=4, decoding=LONG).texts
 
 
 def test_model_that_computes_otherwise_with_this_cache_is_answered_by_generate(make_tokenizer):

@@ -11,7 +11,9 @@ from harness.engine.identity import flatten, key_of
 from harness.engine.spec import describe
 from harness.report.data.conditions import conditions_of, differing, repeats
 from harness.report.data.earlier_records import settings_in, traits_of
+from harness.report.data.stage_records import StageRecord
 from harness.report.data.tidy import load_rows
+from harness.report.data.training_protocol import training_protocol_of
 from harness.report.stats.results import load_results
 from harness.sweep.record import describe_stage, sweep_id
 
@@ -106,3 +108,14 @@ def test_values_repeat_others_if_they_split_cells_alike():
     assert repeats(["x", "x", "y"], ["1", "1", "2"])
     assert not repeats(["x", "y", "y"], ["1", "1", "2"])
     assert not repeats(["x", "y", "z"], ["1", "1", "2"])
+
+
+def test_protocol_of_a_cell_that_is_made_of_others_is_named_as_theirs():
+    spec = {"budget": {"_target_": "settings/budget@1", "epochs": 2}}
+    common = {"uses": 1, "seconds": 1.0, "trains": True, "parallel": True, "settings": {"finetune.budget": "budget"}}
+    records = {key: StageRecord(key=key, kind="finetune", spec=spec, **common) for key in ("a", "b")}
+
+    alone = training_protocol_of({"finetune": "a"}, records)
+    of_both = training_protocol_of({"sft.finetune": "a", "vaccine.finetune": "b"}, records)
+
+    assert alone == of_both == {"finetune.budget.epochs": 2, "finetune.processes": 1}

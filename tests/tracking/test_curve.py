@@ -9,7 +9,8 @@ from pathlib import Path
 
 from made_sweep import STEPS
 
-from harness.tracking.jsonl import Jsonl
+from harness.engine.layout import StoreLayout
+from harness.tracking.jsonl import CURVE, METRICS, Jsonl, curve_of
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.run import RunRecord
 
@@ -85,3 +86,18 @@ def test_stage_does_not_speak_of_wandb_and_leaves_its_mode_to_whom_it_concerns()
     )  # fmt: skip
 
     assert ran.stdout == "offline\n"
+
+
+def test_curve_of_a_stage_is_the_stored_one_and_otherwise_that_of_its_attempt(tmp_path):
+    layout = StoreLayout(tmp_path)
+    attempt = layout.work("0123456789abcdef") / CURVE
+    stored = layout.artifact("align", "0123456789abcdef") / METRICS
+    for path in (attempt, stored):
+        path.parent.mkdir(parents=True)
+    attempt.touch()
+
+    before = curve_of(layout, "align", "0123456789abcdef")
+    stored.touch()
+    after = curve_of(layout, "align", "0123456789abcdef")
+
+    assert (before, after) == (attempt, stored)

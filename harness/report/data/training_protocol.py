@@ -27,7 +27,7 @@ def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[
             manifest nothing that only finished stages have.
     """
     stages = {part: stage_records[key] for part, key in keys.items() if key is not None and key in stage_records}
-    found = {name: value for part, entry in stages.items() for name, value in _settings(part, entry)}
+    found = {name: value for entry in stages.values() for name, value in _settings(entry)}
     for name in DECODED:
         facts = {entry.decoding.get(name.rpartition(".")[2]) for entry in stages.values()} - {None}
         if facts:
@@ -78,7 +78,7 @@ def _agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     )
 
 
-def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
+def _settings(entry: StageRecord) -> Iterator[tuple[str, Any]]:
     for name, path in (entry.settings or {}).items():
         found: Any = entry.spec
         for field in path.split("."):
@@ -89,5 +89,5 @@ def _settings(part: str, entry: StageRecord) -> Iterator[tuple[str, Any]]:
         elif found is not None:
             yield name, found
     if entry.finished and entry.trains and entry.parallel:
-        yield part + PROCESSES, entry.processes
-        yield part + PASSES, entry.passes
+        yield entry.kind + PROCESSES, entry.processes
+        yield entry.kind + PASSES, entry.passes

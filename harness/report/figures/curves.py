@@ -14,7 +14,7 @@ from harness.report.figures.spec import Lines, Series, listed
 from harness.report.stats.labels import markers, with_marker
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
-from harness.tracking.jsonl import CURVE, METRICS, read_curve
+from harness.tracking.jsonl import curve_of, read_curve
 
 POINTS = 80
 """Number of bins of a curve; the steps of a bin are averaged."""
@@ -114,11 +114,7 @@ def _read_metrics(layout: StoreLayout, kind: str, key: str) -> dict[str, Any]:
     """Return the metrics that a stage has logged, ``[steps]`` by name; those so far if it is not finished."""
     import numpy as np
 
-    paths = (layout.artifact(kind, key) / METRICS, layout.work(key) / CURVE)
-    path = next((path for path in paths if path.exists()), None)
-    if path is None:
-        return {}
-    records = {record["step"]: record for record in _records(path)}
+    records = {record["step"]: record for record in _records(curve_of(layout, kind, key))}
     steps = sorted(records)
     if not steps:
         return {}
