@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
 
-from harness.corpora.batches import by_tokens
-from harness.engine import gpu
 from harness.errors import ModelError
-
-log = logging.getLogger(__name__)
+from harness.models.forward import in_token_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +81,10 @@ def probabilities(
     """
     tokenizer, labels = classifier.tokenizer, classifier.labels
     encoded = [tokenizer(text + tokenizer.eos_token)["input_ids"][:max_tokens] for text in texts]
-    found: dict[int, dict[str, float]] = {}
-    while pending := sorted((i for i in range(len(texts)) if i not in found), key=lambda i: -len(encoded[i])):
-        try:
-            for part in by_tokens([len(encoded[i]) for i in pending], batch_tokens):
-                rows = _probabilities(classifier.model, [encoded[i] for i in pending[part]])
-                found |= {i: dict(zip(labels, row, strict=True)) for i, row in zip(pending[part], rows, strict=True)}
-        except torch.OutOfMemoryError as error:
-            longest = max(len(encoded[i]) for i in pending if i not in found)
-            if batch_tokens <= longest:
-                raise ModelError(
-                    f"`{classifier.model.device}` has too little memory for the judge and a text of {longest} tokens; "
-                    "expected a device with more memory. Set `judge.dtype` to `bfloat16`, or choose another `judge`."
-                ) from error
-            batch_tokens //= 2
-            log.warning("out of memory: continuing with %d tokens per forward pass", batch_tokens)
-        if len(found) < len(texts):
-            gpu.release()
-    return [found[i] for i in range(len(texts))]
+    rows = in_token_batches(
+        encoded, partial(_probabilities, classifier.model), batch_tokens=batch_tokens, device=classifier.model.device
+    )
+    return [dict(zip(labels, row, strict=True)) for row in rows]
 
 
 def _probabilities(model: Any, rows: Sequence[list[int]]) -> list[list[float]]:

@@ -166,6 +166,8 @@ def test_beaver_dam_probability_that_is_no_number_is_unjudged() -> None:
 def test_judges_import_without_torch() -> None:
     code = (
         "import sys, harness.judges.keywords, harness.judges.beaver_dam as b; b.BeaverDam(); "
+        "import harness.judges.prompted.harmbench, harness.judges.prompted.llama_guard; "
+        "import harness.judges.prompted.wildguard, harness.judges.prompted.strong_reject as s; s.StrongReject(); "
         "sys.exit(bool({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     )
 
