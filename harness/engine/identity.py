@@ -22,7 +22,7 @@ KEY_LENGTH = 16
 
 @runtime_checkable
 class Keyed(Protocol):
-    """A value that is represented by its key in another's payload: a parent stage."""
+    """A value that is represented by its key in another's payload: a parent stage, or a folder by its content."""
 
     @property
     def key(self) -> str:

@@ -14,7 +14,7 @@ from harness.errors import ModelError
 from harness.generation.decoding import Decoding
 from harness.generation.transformers import generate
 from harness.models.forward import in_token_batches
-from harness.models.hub import Opened
+from harness.models.saved import Opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -23,6 +23,7 @@ from harness.errors import ModelError
 from harness.execution.cluster import VLLM_PYTHON
 from harness.generation import answers
 from harness.generation.decoding import Decoding
+from harness.models import local
 from harness.models.adapter import read
 from harness.models.hub import REFERENCE, files_of_reference
 from harness.models.loading import ModelRef, loaded_model, serve, served
@@ -214,6 +215,9 @@ def _files(base: Path) -> tuple[Path, str]:
     """Return the folder of a base's weights and tokenizer, and the dtype of the weights."""
     if (base / REFERENCE).exists():
         folder, dtype = files_of_reference(base)
+        return folder, dtype.value
+    if (base / local.REFERENCE).exists():
+        folder, dtype = local.files_of_local(base)
         return folder, dtype.value
     return base, "float32"
 

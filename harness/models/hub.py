@@ -5,48 +5,18 @@ The artifact of such a base is a small reference file; the weights stay in the H
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 from harness.errors import ModelError, Problem
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from harness.models.saved import Attention, Opened, Precision, SavedModel, missing_packages
 
 REFERENCE = "reference.json"
 _FILES = ["*.json", "*.jinja", "*.safetensors", "*.tiktoken", "merges.txt", "tokenizer.model"]
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-class Precision(StrEnum):
-    """The dtype of the base's weights. Adapters are always float32."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-
-
-class Attention(StrEnum):
-    """The attention implementation. Gemma 2 soft-caps attention scores, which only ``eager`` supports everywhere."""
-
-    SDPA = "sdpa"
-    EAGER = "eager"
-    FLASH = "flash_attention_2"
-
-
-class Opened(NamedTuple):
-    """A model and its tokenizer."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
 
 
 @final
@@ -86,15 +56,12 @@ class HubModel:
         """Return what is missing: a pinned revision, or, if the Hub is set offline, the files; uses no network."""
         from huggingface_hub import constants
 
-        found = []
+        found: list[Problem] = []
         if self.revision is None:
             found.append(Problem("", self._unpinned()))
         elif constants.HF_HUB_OFFLINE and self._cached() is None:
             found.append(Problem("", self._offline()))
-        if self.attention is Attention.FLASH and importlib.util.find_spec("flash_attn") is None:
-            text = "`flash_attention_2` needs the package `flash-attn`; install it, or choose `sdpa`"
-            found.append(Problem("model.source.attention", text))
-        return found
+        return [*found, *missing_packages(self.attention)]
 
     def at_hand(self) -> bool:
         """Return whether the model is in the Hub's cache."""
@@ -103,11 +70,7 @@ class HubModel:
     def ties_head(self) -> bool | None:
         """Return whether the head shares the input embeddings; None if the model is not in the Hub's cache."""
         folder = self._cached() if self.revision is not None else None
-        if folder is None:
-            return None
-        tied = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
-        # If the configuration does not say, a model with a tied head stores no tensor for it.
-        return tied if isinstance(tied, bool) else "lm_head.weight" not in _tensors(folder)
+        return None if folder is None else SavedModel(folder).ties_head()
 
     def fetch(self) -> str:
         """Download the model into the Hub's cache unless it is there; return its name, commit and size.
@@ -115,7 +78,7 @@ class HubModel:
         Raises:
             ModelError: it is not pinned, gated, unknown, or unreachable.
         """
-        return f"{self.repo} at {self.revision}, {_parameters(self.folder()) / 1e9:.1f}B parameters"
+        return f"{self.repo} at {self.revision}, {SavedModel(self.folder()).parameters() / 1e9:.1f}B parameters"
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Download the weights if needed and write a reference to them; return facts.
@@ -125,7 +88,7 @@ class HubModel:
         """
         folder = self.folder()
         (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-        return {"repo": self.repo, "revision": self.revision, "parameters": _parameters(folder)}
+        return {"repo": self.repo, "revision": self.revision, "parameters": SavedModel(folder).parameters()}
 
     def open(self, device: str) -> Opened:
         """Load model and tokenizer onto a device.
@@ -133,34 +96,13 @@ class HubModel:
         Raises:
             ModelError: the model is not available, does not fit into memory, or the installed libraries cannot load it.
         """
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        folder = self.folder()
-        self._check_memory(folder, device)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=getattr(torch, self.dtype.value),
-                attn_implementation=self.attention.value,
-                device_map=device,
-                local_files_only=True,
-                use_safetensors=True,
-            )
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelError(self._too_large(_parameters(folder), device, "less memory free")) from error
-        except (ImportError, ValueError, OSError, SafetensorError) as error:
-            raise ModelError(
-                f"the installed libraries cannot load `{self.repo}` with attention `{self.attention.value}`: {error}. "
-                "Set `model.source.attention`, or upgrade `transformers`."
-            ) from error
-        if self.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # renamed in later releases of transformers
-                model.gradient_checkpointing_enable({"use_reentrant": False})
-        return Opened(model, tokenizer)
+        return SavedModel(self.folder()).open(
+            device,
+            label=self.repo,
+            dtype=self.dtype,
+            attention=self.attention,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     def folder(self) -> Path:
         """Return the folder of the model's files, downloading them to the Hub's cache if necessary.
@@ -200,24 +142,7 @@ class HubModel:
             return None
         folder = Path(found).parent
         tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-        return folder if tokenizer and all(file.exists() for file in _weight_files(folder)) else None
-
-    def _check_memory(self, folder: Path, device: str) -> None:
-        import psutil
-        import torch
-
-        on_gpu = device.startswith("cuda")
-        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-        parameters = _parameters(folder)
-        if parameters * _BYTES[self.dtype.value] > free:
-            raise ModelError(self._too_large(parameters, device, f"{free / 2**30:.1f} GiB free"))
-
-    def _too_large(self, parameters: int, device: str, free: str) -> str:
-        needed = parameters * _BYTES[self.dtype.value] / 2**30
-        return (
-            f"`{self.repo}` needs {needed:.1f} GiB for its weights in {self.dtype.value}; `{device}` has {free}. "
-            "Choose a smaller `model`, a smaller `model.source.dtype`, or a machine with more memory."
-        )
+        return folder if tokenizer and all(file.exists() for file in SavedModel(folder).weight_files()) else None
 
     def _unpinned(self) -> str:
         return (
@@ -276,30 +201,3 @@ def _referred(folder: Path) -> HubModel:
             f"{path} is not a reference to a Hub model ({type(error).__name__}: {error}). Remove the folder so that "
             "the stage that writes it runs again."
         ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return [folder / "model.safetensors"]
-
-
-def _tensors(folder: Path) -> set[str]:
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for file in _weight_files(folder):
-        with safe_open(file, framework="numpy") as weights:
-            names |= set(weights.keys())
-    return names
-
-
-def _parameters(folder: Path) -> int:
-    from safetensors import safe_open
-
-    total = 0
-    for file in _weight_files(folder):
-        with safe_open(file, framework="pt") as weights:
-            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return total

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import ModelError
-from harness.models import adapter
-from harness.models.hub import REFERENCE, Opened, open_reference
+from harness.models import adapter, local
+from harness.models.hub import REFERENCE, open_reference
+from harness.models.saved import Opened
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,7 +37,7 @@ class ModelRef:
 
     Attributes:
         base_key: key of the stage that wrote the base.
-        base: that stage's artifact: a saved model, or a reference to a Hub model.
+        base: that stage's artifact: a saved model, or a reference to a Hub model or a local folder.
         merged: adapters to merge into the base, in this order.
         adapter: adapter to attach, trainable.
     """
@@ -155,6 +156,8 @@ def _open(folder: Path, device: str) -> Opened:
     transformers_logging.disable_progress_bar()
     if (folder / REFERENCE).exists():
         model, tokenizer = open_reference(folder, device)
+    elif (folder / local.REFERENCE).exists():
+        model, tokenizer = local.open_local(folder, device)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

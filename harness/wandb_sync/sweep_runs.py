@@ -16,7 +16,7 @@ from harness.errors import UnreadableFile
 from harness.report.data.columns import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS
 from harness.report.data.stage_records import StageRecord, load_stage_records, trained_in
 from harness.report.data.tidy import load_rows
-from harness.report.data.training_protocol import training_protocol_of
+from harness.report.data.training_protocol import known_late, training_protocol_of
 from harness.stages.generate import read_answers
 from harness.stages.grade import read_grades
 from harness.stages.train_adapter import ADAPTER
@@ -205,7 +205,7 @@ class SweepRuns:
                 {
                     name: value
                     for name, value in (training_protocol_of(cell["keys"], stage_records) | cell["protocol"]).items()
-                    if not name.endswith(".processes")
+                    if not known_late(name)
                 }
                 for cell in self._cells
             ],

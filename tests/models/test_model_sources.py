@@ -15,8 +15,9 @@ from huggingface_hub import constants, errors
 from harness.errors import ModelError
 from harness.models import wheel
 from harness.models.gguf import GgufModel
-from harness.models.hub import REFERENCE, Attention, HubModel, Precision, open_reference
+from harness.models.hub import REFERENCE, HubModel, open_reference
 from harness.models.loading import ModelRef, loaded_model
+from harness.models.saved import Attention, Precision
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

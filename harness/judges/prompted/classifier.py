@@ -16,7 +16,7 @@ from harness.corpora.examples import Example, Score
 from harness.engine.checks import counts
 from harness.errors import Problem
 from harness.models.checkpoint import CAUSAL_FILES, Checkpoint
-from harness.models.hub import Precision
+from harness.models.saved import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -25,7 +25,7 @@ from harness.engine.checks import counts
 from harness.errors import Problem
 from harness.judges.prompted.classifier import TOO_LONG
 from harness.models.checkpoint import CAUSAL_FILES, Checkpoint
-from harness.models.hub import Precision
+from harness.models.saved import Precision
 
 TEMPLATE = """\
 Below is an interaction between a user and an AI model.

@@ -1,0 +1,151 @@
+"""A folder of a saved model, as ``save_pretrained`` writes it and the Hub distributes it: loading and inspection."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, final
+
+from harness.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Precision(StrEnum):
+    """The dtype of the base's weights. Adapters are always float32."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+class Attention(StrEnum):
+    """The attention implementation. Gemma 2 soft-caps attention scores, which only ``eager`` supports everywhere."""
+
+    SDPA = "sdpa"
+    EAGER = "eager"
+    FLASH = "flash_attention_2"
+
+
+class Opened(NamedTuple):
+    """A model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@final
+@dataclass(frozen=True)
+class SavedModel:
+    """A causal language model in a folder: ``config.json``, weights as safetensors, and a tokenizer."""
+
+    folder: Path
+
+    def weight_files(self) -> list[Path]:
+        """Return the files of the weights, whether they exist or not: those of the index, or the only one."""
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            return [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [self.folder / "model.safetensors"]
+
+    def parameters(self) -> int:
+        """Return the number of parameters, from the headers of the weights."""
+        from safetensors import safe_open
+
+        total = 0
+        for file in self.weight_files():
+            with safe_open(file, framework="pt") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        return total
+
+    def ties_head(self) -> bool:
+        """Return whether the head shares the input embeddings."""
+        tied = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+        # If the configuration does not say, a model with a tied head stores no tensor for it.
+        return tied if isinstance(tied, bool) else "lm_head.weight" not in self._tensors()
+
+    def open(
+        self, device: str, *, label: str, dtype: Precision, attention: Attention, gradient_checkpointing: bool
+    ) -> Opened:
+        """Load model and tokenizer onto a device.
+
+        Args:
+            device: a torch device string.
+            label: the model's name in messages.
+            dtype: dtype of the weights.
+            attention: attention implementation.
+            gradient_checkpointing: recompute activations in the backward pass.
+
+        Raises:
+            ModelError: the model does not fit into memory, or the installed libraries cannot load it.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._check_memory(device, label, dtype)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=getattr(torch, dtype.value),
+                attn_implementation=attention.value,
+                device_map=device,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelError(_too_large(label, self.parameters(), dtype, device, "less memory free")) from error
+        except (ImportError, ValueError, OSError, SafetensorError) as error:
+            raise ModelError(
+                f"the installed libraries cannot load `{label}` with attention `{attention.value}`: {error}. "
+                "Set `model.source.attention`, or upgrade `transformers`."
+            ) from error
+        if gradient_checkpointing:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # renamed in later releases of transformers
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+        return Opened(model, tokenizer)
+
+    def _tensors(self) -> set[str]:
+        from safetensors import safe_open
+
+        names: set[str] = set()
+        for file in self.weight_files():
+            with safe_open(file, framework="numpy") as weights:
+                names |= set(weights.keys())
+        return names
+
+    def _check_memory(self, device: str, label: str, dtype: Precision) -> None:
+        import psutil
+        import torch
+
+        on_gpu = device.startswith("cuda")
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+        parameters = self.parameters()
+        if parameters * _BYTES[dtype.value] > free:
+            raise ModelError(_too_large(label, parameters, dtype, device, f"{free / 2**30:.1f} GiB free"))
+
+
+def missing_packages(attention: Attention) -> list[Problem]:
+    """Return which package an attention implementation lacks."""
+    if attention is Attention.FLASH and importlib.util.find_spec("flash_attn") is None:
+        text = "`flash_attention_2` needs the package `flash-attn`; install it, or choose `sdpa`"
+        return [Problem("model.source.attention", text)]
+    return []
+
+
+def _too_large(label: str, parameters: int, dtype: Precision, device: str, free: str) -> str:
+    needed = parameters * _BYTES[dtype.value] / 2**30
+    return (
+        f"`{label}` needs {needed:.1f} GiB for its weights in {dtype.value}; `{device}` has {free}. "
+        "Choose a smaller `model`, a smaller `model.source.dtype`, or a machine with more memory."
+    )
