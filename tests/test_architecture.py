@@ -92,3 +92,10 @@ def test_picture_of_the_layers_is_what_the_contract_says():
     script = runpy.run_path(str(ROOT / "docs" / "architecture.py"))
 
     assert script["PICTURE"].read_text("utf-8") == script["draw"]()
+
+
+def test_test_modules_have_names_of_their_own():
+    # Folders of tests are not packages: of two modules with one name, pytest collects only the first.
+    names = [path.name for path in ROOT.glob("tests/*/test_*.py")]
+
+    assert sorted(names) == sorted(set(names))

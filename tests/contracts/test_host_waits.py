@@ -81,7 +81,7 @@ def waits_of(name, rows_at_once, monkeypatch):
     return waits.seen
 
 
-@pytest.mark.parametrize("rows_at_once", [None, 2])
+@pytest.mark.parametrize("rows_at_once", [pytest.param(None, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_step_of_a_method_never_waits_for_the_device(name, rows_at_once, monkeypatch):
     assert waits_of(name, rows_at_once, monkeypatch) == []

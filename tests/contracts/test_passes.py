@@ -74,6 +74,7 @@ def counted():
     return found
 
 
+@pytest.mark.slow
 def test_layers_share_one_piece_of_code_and_nothing_is_compiled_twice():
     found = counted()
 

@@ -195,7 +195,7 @@ def uninterrupted(name):
 
 
 # The newest checkpoint is one step older: in the middle of an epoch, and at its end.
-@pytest.mark.parametrize("killed_at", [3, 4])
+@pytest.mark.parametrize("killed_at", [3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
 def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, killed_at, tmp_path):
     expected, weights = uninterrupted(name)

@@ -263,16 +263,16 @@ def test_sweep_without_values_is_refused_with_the_reason(override, said):
     [
         "align.budget.precision=bfloat16",
         "finetune.fresh={rank: 2}",
-        "task.instruction='a, b'",
+        "judge.openings=['a, b']",
         "corpus.harmful=null",
     ],
 )
 def test_setting_that_a_class_has_and_no_file_sets_is_refused_with_the_sign_that_adds_it(override):
     with pytest.raises(ConfigError) as caught:
-        cells_of(compose([override, "task=sst2"]))
+        cells_of(compose([override, "task=sst2", "judge=affirmative"]))
 
     assert f"no file sets it, so it has to be added with `+`: `+{override}`" in str(caught.value)
-    assert cells_of(compose([f"+{override}", "task=sst2"]))
+    assert cells_of(compose([f"+{override}", "task=sst2", "judge=affirmative"]))
 
 
 def test_command_line_takes_the_place_of_what_a_sweep_file_sweeps():

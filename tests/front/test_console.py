@@ -50,6 +50,7 @@ class Ends:
     """A cluster whose executor ends as it is told to."""
 
     wait = False
+    vllm_python = None
     gpus: ClassVar = {}
 
     def __init__(self, **failed):
