@@ -18,7 +18,7 @@ import torch
 
 from harness.engine import gpu
 from harness.errors import ModelError
-from harness.generation import plain, slots
+from harness.generation import plain, slot_trial, slots
 from harness.generation.answers import Answers, Path, Questions
 from harness.generation.arithmetic import arithmetic_of, trained_arithmetic
 from harness.generation.cuda_graphs import Recorder
@@ -116,11 +116,11 @@ def _written(
 ) -> tuple[list[list[int]], dict[str, Any]]:
     """Return the new tokens of each prompt by the path that was asked for or the fastest, and facts."""
     facts: dict[str, Any] = {"path": Path.SLOTS.value, "why": "", "arithmetic": arithmetic_of(model)}
-    fit = slots.Fit(why="it was asked for")
+    fit = slot_trial.Fit(why="it was asked for")
     if path is None and not _on_gpu(model):
-        fit = slots.Fit(why=f"the device is {model.device.type}")
+        fit = slot_trial.Fit(why=f"the device is {model.device.type}")
     elif path is not Path.PLAIN:
-        fit = slots.fit(model, asked.prompts)
+        fit = slot_trial.fit(model, asked.prompts)
 
     def in_slots(prompts: list[list[int]], batch: int) -> Written:
         decoder = slots.SlotDecoder(

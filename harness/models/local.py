@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Self, final
 
-from harness.errors import ModelError, Problem
+from harness.engine.files import read_json, write_json
+from harness.errors import ModelError, Problem, UnreadableFile
 from harness.models.saved import Attention, Opened, Precision, SavedModel, missing_packages
 
 REFERENCE = "local.json"
@@ -244,9 +244,9 @@ def _memory(folder: Path) -> Path:
 
 def _remembered(folder: Path) -> dict[str, _Entry]:
     try:
-        known = json.loads(_memory(folder).read_text())
+        known = read_json(_memory(folder))
         return {str(name): (int(size), int(changed), str(digest)) for name, (size, changed, digest) in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (UnreadableFile, ValueError, TypeError, AttributeError):
         return {}  # The files are hashed again.
 
 
@@ -254,6 +254,4 @@ def _remember(folder: Path, known: Mapping[str, _Entry]) -> None:
     path = _memory(folder)
     with suppress(OSError):  # Without a writable cache the files are hashed every time.
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(known, file)
-        os.replace(file.name, path)
+        write_json(path, known)
