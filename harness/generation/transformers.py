@@ -22,8 +22,8 @@ from harness.errors import ModelError
 from harness.generation import plain, slot_trial, slots
 from harness.generation.answers import Answers, Path, Questions
 from harness.generation.arithmetic import arithmetic_of, trained_arithmetic
-from harness.generation.cuda_graphs import Recorder
 from harness.generation.decoding import Decoding
+from harness.models.cuda_graphs import Recorder
 
 if TYPE_CHECKING:
     from peft import PeftModel
