@@ -4,7 +4,10 @@ Each stage gets only the settings that it reads, so that cells share stages: an 
 mixture not on the defense, a generation not on the judge.
 """
 
+from collections import Counter
+
 from harness.corpora.examples import Role
+from harness.corpora.probe import Probe
 from harness.corpora.slices import Slice
 from harness.corpora.template import marker_of
 from harness.engine.stage import Stage
@@ -22,13 +25,18 @@ from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
 
-def chain_of(experiment: Experiment) -> dict[str, Stage]:
+def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, Stage]:
     """Build the chain of a cell: stages by role, parents before children.
 
+    Args:
+        experiment: the settings of the cell.
+        probe: evaluates the same models by this question; None by that of the evaluation.
+
     Raises:
-        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus.
+        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus,
+            or two probes have one label.
     """
-    if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment)]:
+    if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment), *_ambiguous(experiment)]:
         raise ConfigError(conflicts)
     align, finetune, encoding = experiment.align, experiment.finetune, experiment.model.encoding
     base = Base(source=experiment.model.source)
@@ -77,26 +85,41 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         )
         chain["repair"] = final_model
     prompts = experiment.corpus.slice(Role.EVALUATION, experiment.evaluation.rows)
-    marker = marker_of(encoding.template)
+    asked = experiment.asked(probe)
+    marker = marker_of(asked.template)
     for prefix, model in (("aligned_", aligned), ("", final_model)):
         answers = Generate(
             model=model,
             prompts=prompts,
             new_tokens=experiment.evaluation.new_tokens,
-            encoding=encoding,
+            encoding=asked,
             decoding=experiment.evaluation.decoding,
         )
+        chain[f"{prefix}harm_answers"] = answers
+        harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
+        if probe is not None and not probe.accuracy:
+            chain[f"{prefix}harm"] = harm
+            continue
         solutions = Generate(
             model=model,
             prompts=experiment.task.test,
             new_tokens=experiment.task.new_tokens,
-            encoding=encoding,
+            encoding=asked,
             decoding=experiment.evaluation.decoding,
         )
-        chain[f"{prefix}harm_answers"], chain[f"{prefix}task_answers"] = answers, solutions
-        chain[f"{prefix}harm"] = Grade(answers=answers, judge=experiment.judge, marker=marker)
+        chain[f"{prefix}task_answers"] = solutions
+        chain[f"{prefix}harm"] = harm
         chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=experiment.task, marker=marker)
     return chain
+
+
+def _ambiguous(experiment: Experiment) -> list[Problem]:
+    labels = Counter(probe.label for _, probe in experiment.probes)
+    return [
+        Problem(path, f"its probe `{probe.label}` has the label of another one; expected one of each label")
+        for path, probe in experiment.probes
+        if labels[probe.label] > 1
+    ]
 
 
 def _tuned_adapter(experiment: Experiment) -> Lora:

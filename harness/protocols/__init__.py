@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING
 
 from harness.protocols.attacks import Attack, AttackContext, Victim
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
-from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
+from harness.protocols.methods import (
+    ComparesPasses,
+    HasConflicts,
+    HasProbes,
+    ProducesOutputs,
+    RepairMethod,
+    TrainMethod,
+)
 from harness.protocols.piece import Piece
 from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RemoteJudge, Task
 
@@ -22,6 +29,7 @@ __all__ = [
     "Gradient",
     "HasConflicts",
     "HasMatch",
+    "HasProbes",
     "Judge",
     "Learner",
     "Metrics",

@@ -217,8 +217,9 @@ def _run_cells(
     compositions: Sequence[Composition], *, needs_results: bool = False
 ) -> list[float | StagesFailed | None]:
     checked = check_cells(compositions)
-    # Equal cells are one row.
-    cells = list({cell.identity: cell for cell in checked if isinstance(cell, Cell)}.values())
+    # Equal cells are one row; so is each probe of a cell.
+    asked = [each for cell in checked if isinstance(cell, Cell) for each in (cell, *cell.probes)]
+    cells = list({cell.identity: cell for cell in asked}.values())
     skipped = [cell for cell in checked if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     if needs_results and settings.cluster.dry_run:
@@ -255,10 +256,11 @@ def _run_cells(
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:
-    missing = [stage for stage in cell.leaves if not store.has(stage)]
+    leaves = {leaf.key: leaf for each in (cell, *cell.probes) for leaf in each.leaves}
+    missing = [stage for stage in leaves.values() if not store.has(stage)]
     if missing and outcome.deferred and not any(outcome.hopeless(stage.key) for stage in missing):
         return None
     if missing:
-        return StagesFailed(f"{len(missing)} of {len(cell.leaves)} results of the cell are missing")
+        return StagesFailed(f"{len(missing)} of {len(leaves)} results of the cell are missing")
     scores = {part: read_summary(store.path(cell.stages[part]))["score"] for part in ("harm", "accuracy")}
     return objective.value({"hs": scores["harm"], "fa": scores["accuracy"]})
