@@ -81,7 +81,7 @@ def compiled_layers(model: Module, backend: Backend, rows: Collection[int]) -> I
             torch._dynamo.config.patch(recompile_limit=MOST_VERSIONS, accumulated_recompile_limit=8 * MOST_VERSIONS)
         )
         for layer in found:
-            stack.enter_context(_forward_of(layer, CompiledLayer(layer, backend, frozenset(rows))))
+            stack.enter_context(forward_of(layer, CompiledLayer(layer, backend, frozenset(rows))))
         yield
 
 
@@ -111,12 +111,12 @@ class CompiledLayer:
         hidden = args[0] if args else named["hidden_states"]
         if len(hidden) not in self._rows:
             return self._plain(*args, **named)
-        if not any(map(_hooked, self._inside)):
+        if not any(map(hooked, self._inside)):
             return self._whole(*args, **named)
         with ExitStack() as stack:
             for child, inside, forward in self._parts:
-                if not any(map(_hooked, inside)):
-                    stack.enter_context(_forward_of(child, forward))
+                if not any(map(hooked, inside)):
+                    stack.enter_context(forward_of(child, forward))
             return self._plain(*args, **named)
 
 
@@ -124,12 +124,13 @@ def _compiled(module: Module, backend: Backend) -> Callable[..., Any]:
     return torch.compile(module.forward, backend=backend, dynamic=False)
 
 
-def _hooked(module: Module) -> bool:
+def hooked(module: Module) -> bool:
+    """Return whether a module has hooks on its forward pass."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @contextmanager
-def _forward_of(module: Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_of(module: Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give a module another forward function while the context lasts."""
     # An attribute of the instance hides the method of its class; some libraries set one themselves.
     own = module.__dict__.get("forward")

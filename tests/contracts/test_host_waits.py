@@ -76,7 +76,7 @@ def waits_of(name, rows_at_once, monkeypatch):
     meter = Meter()
     for place in range(2):
         learner.steps_taken = place
-        with passes.running(model, "meta"), HostWaits() as waits:
+        with passes.running(model, torch.device("meta")), HostWaits() as waits:
             meter.add(step.backward(collate(rows(5, seed=7 + place), 0)))
     return waits.seen
 

@@ -223,7 +223,7 @@ def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(
     assert report == expected
 
 
-def stepped(name, rows_at_once, passes=None):
+def stepped(name, rows_at_once, passes=None, record=None):
     """Return the gradients and the metrics of two steps on five rows, with a step of gradient descent in between.
 
     Several processes share the rows; the optimizer's sense of scale, which forgives a gradient that is wrong by a
@@ -242,7 +242,7 @@ def stepped(name, rows_at_once, passes=None):
     for place in range(2):
         learner.steps_taken = place
         batch = collate(rows(5, seed=7 + place)[rank() :: world_size()], 0)
-        with passes.running(model, "cpu"):
+        with passes.running(model, torch.device("cpu"), record):
             metrics.append({key: float(value) for key, value in step.backward(batch).items()})
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
         gradients.append(torch.cat([part.flatten() for part in parts]))

@@ -16,7 +16,7 @@ def _answers(folder, source, prompts):
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    texts = [source.encoding.prompt_text(Example(prompt, "")) for prompt in prompts]
+    texts = [source.encoding.question(Example(prompt, "")) for prompt in prompts]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.inference_mode():
         ids = model.generate(
