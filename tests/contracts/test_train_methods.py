@@ -132,7 +132,8 @@ def run(name, work, *, model, **options):
 def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
-    assert {"random_vaccine", "repnoise", "tvaccine", "tar"} <= set(METHODS)
+    assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
+    assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
