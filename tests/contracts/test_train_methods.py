@@ -112,12 +112,12 @@ def pool(need):
     return Pool(harmful, need.batch_size, partners if need.paired else (), need.disjoint_batches)
 
 
-def build(dropout=0.0):
+def build(**adapter):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
     )
-    return attach(LlamaForCausalLM(config), Lora(rank=2, dropout=dropout), seed=0)
+    return attach(LlamaForCausalLM(config), Lora(rank=2, **adapter), seed=0)
 
 
 def weights_of(model):
@@ -194,6 +194,19 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
         refused = str(error)
 
     assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_trains_a_dora_adapter_on_all_linear_layers(name, tmp_path):
+    model = build(targets="all-linear", scaling="rslora", variant="dora")
+    before = weights_of(model)
+
+    run(name, tmp_path, model=model)
+
+    after = weights_of(model)
+    assert sum("magnitude" in weight for weight in before) == 14
+    assert all(bool(after[weight].isfinite().all()) for weight in before)
+    assert all(not torch.equal(after[weight], before[weight]) for weight in before)
 
 
 @cache

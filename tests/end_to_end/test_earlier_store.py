@@ -9,7 +9,7 @@ import pytest
 from product import QUICK, Harness
 
 PATHS = json.loads((Path(__file__).parents[1] / "golden" / "paths.json").read_text())
-LATER_FIELDS = ("marker", "micro_batch_size")
+LATER_FIELDS = ("marker", "micro_batch_size", "scaling", "variant")
 """Settings that the earlier version did not have; what they are by default adds nothing to a key."""
 
 
