@@ -156,6 +156,7 @@ CHATML = (
 )
 
 
+@pytest.mark.slow
 def test_cell_with_the_chat_template_of_a_local_model_runs_to_its_scores(save_base, tmp_path):
     chat = save_base("chat", chat_template=CHATML)
     _, cell = base_of(chat, *CELL, "model.encoding.system=w1")
