@@ -23,6 +23,7 @@ from harness.errors import ModelError, Problem
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
@@ -119,6 +120,19 @@ def detach(model: PreTrainedModel | PeftModel) -> None:
 def factors(model: PeftModel) -> dict[str, Tensor]:
     """Return copies of the adapter's factors on the CPU, by parameter name."""
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if _is_factor(name)}
+
+
+def trained_pairs(model: Module) -> list[tuple[str, str]]:
+    """Return the names of the factors ``A`` and ``B`` of every adapted layer whose factors are trainable.
+
+    Raises:
+        ModelError: there is none.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    found = [(name, name.replace(".lora_A.", ".lora_B.")) for name in trainable if ".lora_A." in name]
+    if not found or {name for pair in found for name in pair} != set(trainable):
+        raise ModelError("what is trained is not an adapter; expected the factors A and B of adapted linear layers")
+    return found
 
 
 def save(model: PeftModel, out: Path) -> None:
