@@ -71,6 +71,15 @@ CUT = 3
 """Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
 
 
+TYPICAL = {"plain", "booster", "lisa in both phases", "panacea"}
+"""One method of each kind: without, in the alignment, in the fine-tuning with a state of its own, in the repair."""
+
+
+def mostly_slow(names):
+    """Return the parameters of a check that takes seconds a method: all but the typical ones are left to `test-all`."""
+    return [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 class Killed(BaseException):
     """Stands for the end of a process: nothing may catch it."""
 
@@ -212,7 +221,7 @@ def uninterrupted(name):
 
 # The newest checkpoint is one step older: in the middle of an epoch, and at its end.
 @pytest.mark.parametrize("killed_at", [3, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, killed_at, tmp_path):
     expected, weights = uninterrupted(name)
     with pytest.raises(Killed):

@@ -67,6 +67,7 @@ def test_choice_fills_the_slots_and_names_the_row(overrides, methods, name):
     assert cell.labels["defense"] == name
 
 
+@pytest.mark.slow
 def test_defense_from_parts_shares_its_stages_with_the_preset_and_with_its_parts():
     preset, parts = cell_of("defense=vaccine_lisa"), cell_of("defense=vaccine", "defense/finetune=lisa")
     vaccine, lisa = cell_of("defense=vaccine"), cell_of("defense=lisa")
@@ -133,6 +134,7 @@ def test_setting_of_a_slot_that_is_empty_in_every_cell_is_refused():
         cells_of(compose(["defense=sft,lisa", "defense.align.lamb=1,5"]))
 
 
+@pytest.mark.slow
 def test_mapping_for_a_slot_that_is_empty_in_a_cell_names_the_cell_and_what_to_write():
     sweep = ["defense=sft,booster", "defense.align={lamb: 1, alpha: 2}"]
 
@@ -147,6 +149,7 @@ def test_mapping_for_a_slot_that_is_empty_in_a_cell_names_the_cell_and_what_to_w
     assert [cell.swept for cell in as_told] == [{}, {"defense.align.lamb": 1, "defense.align.alpha": 2}]
 
 
+@pytest.mark.slow
 def test_preset_that_empties_a_slot_that_is_chosen_for_is_refused(tmp_path):
     (tmp_path / "defense").mkdir()
     (tmp_path / "defense" / "mine.yaml").write_text("finetune: null\n")
@@ -195,6 +198,7 @@ def test_impossible_cells_of_a_sweep_are_skipped_on_request_each_with_its_reason
     assert "`corpus.harmful`" in cells[1].reasons[0]
 
 
+@pytest.mark.slow
 def test_sweep_of_impossible_cells_alone_is_refused_and_so_is_a_mistake():
     with pytest.raises(ConfigError, match=r"`corpus.harmful`"):
         check_cells(compose(["defense=booster", WITHOUT_HARMFUL, "on_invalid=skip"]))
@@ -208,6 +212,7 @@ PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source
 """A corpus in which no prompt has both answers."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -45,6 +45,7 @@ def results(tmp_path_factory, request):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", runs(*NAMES))
 def test_two_processes_end_with_equal_weights_and_histories(name, results):
     (first, first_history), (second, second_history) = results(name, 2, 0), results(name, 2, 1)
