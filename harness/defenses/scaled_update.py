@@ -8,10 +8,10 @@ With ``W_0`` the product of the adapter's factors before fine-tuning and ``W`` t
 ``W_0 + factor * (W - W_0)``. It is the products that are interpolated: interpolated factors would have a product with
 cross terms, which is neither model's.
 
-With ``finetune.adapter: double``, ``W_0`` is zero, and the second factor is multiplied: exact. With ``single`` the
-result has up to twice the adapter's rank, of which the best approximation of that rank is stored (singular value
+With ``finetune.adapter: double``, ``W_0`` is zero and the second factor is multiplied: exact. With ``single`` the result
+has up to twice the adapter's rank, of which the best approximation of that rank is stored (singular value
 decomposition); the fact ``lost`` is the norm of what is lost by it, over all layers, divided by that of
-``factor * (W - W_0)``, and 0 with ``double``.
+``factor * (W - W_0)``, and 0 with ``double``. DoRA is refused: its weights are not the base's plus a product.
 
 Fidelity: a baseline of the harness; the interpolation and what is lost are computed by hand in the tests.
 """
@@ -42,6 +42,7 @@ class ScaledUpdate:
 
     name: ClassVar[str] = "scaled_update"
     version: ClassVar[int] = 1
+    needs_plain_lora: ClassVar[bool] = True
 
     factor: float = 0.5
 
@@ -65,7 +66,7 @@ class ScaledUpdate:
         """Scale the user's change of every adapted layer.
 
         Raises:
-            ModelError: what is trained is not an adapter.
+            ModelError: what is trained is not plain LoRA.
         """
         import torch
 

@@ -16,7 +16,7 @@ from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
 from harness.models.loading import stop_serving
-from harness.protocols import Judge, Task
+from harness.protocols import Judge, RemoteJudge, Task
 from harness.stages.inputs import AnswerStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
@@ -60,7 +60,7 @@ class Grade(Stage):
             if isinstance(self.judge, Fetchable):
                 # The judge's weights need the GPU memory that an inference server holds.
                 stop_serving(ctx.memory)
-            scores, metric = self.judge.grade(examples, answers, device=ctx.device), "harm"
+            scores, metric = self._judged(self.judge, examples, answers, ctx), "harm"
         else:
             assert self.task is not None, "a grade stage has a judge or a task"
             scores, metric = self.task.grade(examples, answers), "accuracy"
@@ -79,6 +79,14 @@ class Grade(Stage):
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
+
+    def _judged(
+        self, judge: Judge, examples: Sequence[Example], answers: Sequence[str], ctx: StageContext
+    ) -> list[Score]:
+        if isinstance(judge, RemoteJudge):
+            replies = ctx.replies or ctx.work / "replies"
+            return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
+        return judge.grade(examples, answers, device=ctx.device)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

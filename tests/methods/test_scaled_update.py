@@ -77,10 +77,10 @@ def test_rank_above_the_size_of_a_layer_is_no_error():
     assert lost == pytest.approx(0, abs=1e-6)
 
 
-def test_model_whose_trained_weights_are_no_adapter_is_refused():
+def test_model_whose_trained_weights_are_not_plain_lora_is_refused():
     learner = UserLearner(nn.Linear(2, 2))
 
-    with pytest.raises(ModelError, match="not an adapter"):
+    with pytest.raises(ModelError, match="not plain LoRA"):
         ScaledUpdate().repair(learner, start=list(learner.trainables), method_outputs={}, batches=None)
 
 
