@@ -8,8 +8,8 @@ With ``W_0`` the product of the adapter's factors before fine-tuning and ``W`` t
 ``W_0 + factor * (W - W_0)``. It is the products that are interpolated: interpolated factors would have a product with
 cross terms, which is neither model's.
 
-With ``finetune.adapter: double``, ``W_0`` is zero and the second factor is multiplied: exact. With ``single`` the result
-has up to twice the adapter's rank, of which the best approximation of that rank is stored (singular value
+With ``finetune.adapter: double``, ``W_0`` is zero and the second factor is multiplied: exact. With ``single`` the
+result has up to twice the adapter's rank, of which the best approximation of that rank is stored (singular value
 decomposition); the fact ``lost`` is the norm of what is lost by it, over all layers, divided by that of
 ``factor * (W - W_0)``, and 0 with ``double``. DoRA is refused: its weights are not the base's plus a product.
 
