@@ -6,7 +6,7 @@ from harness.protocols.attacks import Attack, AttackContext, Victim
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
 from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, Task
+from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, Task
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -30,6 +30,7 @@ __all__ = [
     "Piece",
     "Prediction",
     "ProducesOutputs",
+    "RefusalJudge",
     "RepairMethod",
     "Task",
     "TrainMethod",
