@@ -18,7 +18,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(TOOLS): $(CORE)
-	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,smollm2,wandb]'
+	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,openai,smollm2,wandb]'
 	touch $@
 
 install: $(TOOLS)
@@ -94,7 +94,7 @@ test-latest:
 	rm -rf .venv-latest
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade pip
-	.venv-latest/bin/python -m pip install --quiet --editable '.[dev,smollm2,wandb]' $$(grep '^torch==' constraints.txt)
+	.venv-latest/bin/python -m pip install --quiet --editable '.[dev,openai,smollm2,wandb]' $$(grep '^torch==' constraints.txt)
 	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' \
 	  tests/corpora tests/engine tests/front tests/methods tests/models tests/stages tests/training
 

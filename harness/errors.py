@@ -7,6 +7,7 @@ HarnessError                 printed without a traceback, exit code 2
 ├── StoreError               the store cannot be read or written
 │   ├── UnreadableFile       a file of the store is damaged, or not a regular file
 │   └── DamagedArtifact      a stored artifact does not match its manifest, or its manifest cannot be read
+├── ServiceError             a service that a judge asks is unreachable, rejects a request, or a limit is reached
 ├── SchedulerError           the cluster's scheduler rejected a request or does not respond
 ├── TrackingError            the tracking server is unreachable or rejected a request; the store is unaffected
 ├── StagesFailed             stages of a run failed; each was reported when it failed; exit code 1
@@ -85,6 +86,10 @@ class UnreadableFile(StoreError):
 
 class DamagedArtifact(StoreError):
     """A stored artifact does not match its manifest, or its manifest cannot be read."""
+
+
+class ServiceError(HarnessError):
+    """A service that a judge asks is unreachable or rejects a request, or a limit on its use is reached."""
 
 
 class SchedulerError(HarnessError):

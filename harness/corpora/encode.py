@@ -5,7 +5,8 @@ tokenizers that do not merge across the boundary this is the prompt, as in the r
 token at the boundary contains the first letters of the answer and is supervised.
 
 ``prompts_of`` encodes prompts for training and generation alike. Special tokens that a tokenizer appends to a text
-(some append an end token) follow the answer in training, so they are not part of a prompt.
+(some append an end token) follow the answer in training, so they are not part of a prompt. With the template ``chat``
+the tokenizer's chat template writes prompt, answer and end of turn, see ``chat``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
-from harness.corpora.examples import Example
-from harness.corpora.template import Template, prompt_of, separator_of
+from harness.corpora import chat
+from harness.corpora.examples import Conversation, Example
+from harness.corpora.template import Template, conversation_of, prompt_of, separator_of
 from harness.errors import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Question = str | Conversation
+"""A prompt before tokenization: text, or messages for the tokenizer's chat template."""
 
 IGNORED = -100
 """The label of positions without supervision."""
@@ -67,9 +72,11 @@ class Encoding:
 
     Attributes:
         template: the prompt template.
-        newline: whether the prompt ends with a newline (Booster and its descendants) or not (Vaccine, Lisa).
+        newline: whether the prompt ends with a newline (Booster and its descendants) or not (Vaccine, Lisa); without
+            effect for ``chat``, whose end the tokenizer's template defines.
         max_length: maximum length of prompt and answer in tokens; longer examples are truncated on the right. 256 in
             Booster.
+        system: system prompt of ``chat``; null leaves it to the tokenizer's template, which may have a default.
     """
 
     name: ClassVar[str] = "encoding"
@@ -78,17 +85,27 @@ class Encoding:
     template: Template = Template.ALPACA
     newline: bool = True
     max_length: int = 256
+    system: str | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
+        found = []
         if self.max_length < 2:
-            return [
-                Problem("max_length", f"{self.max_length} leaves no room for an answer; expected at least 2 tokens")
-            ]
-        return []
+            text = f"{self.max_length} leaves no room for an answer; expected at least 2 tokens"
+            found.append(Problem("max_length", text))
+        if self.system is not None and self.template is not Template.CHAT:
+            text = f"the template `{self.template}` has no system prompt; expected null, or the template `chat`"
+            found.append(Problem("system", text))
+        return found
 
-    def prompt_text(self, example: Example) -> str:
-        """Return the prompt of an example, for generation."""
+    def question(self, example: Example) -> Question:
+        """Return the prompt of an example, for generation.
+
+        Raises:
+            DataError: the template cannot write the messages that precede the instruction.
+        """
+        if self.template is Template.CHAT:
+            return conversation_of(example, system=self.system)
         return prompt_of(example, template=self.template, newline=self.newline)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded | None:
@@ -110,39 +127,82 @@ class Encoding:
         return EncodedRows(rows, dropped)
 
     def encode_each(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded | None]:
-        """Encode examples in one tokenizer call; None for an example without a supervised position."""
+        """Encode examples in one tokenizer call; None for an example without a supervised position.
+
+        Raises:
+            DataError: the template cannot write the messages that precede an instruction.
+            ModelError: the tokenizer's chat template is missing, or cannot be used with these examples.
+        """
         if not examples:
             return []
+        if self.template is Template.CHAT:
+            conversations = [conversation_of(example, system=self.system) for example in examples]
+            turns = chat.answered(tokenizer, conversations, [example.output for example in examples])
+            return [self._row([*turn.prompt, *turn.answer], len(turn.prompt)) for turn in turns]
+        eos = tokenizer.eos_token_id
         separator = separator_of(template=self.template, newline=self.newline)
-        prompts = [self.prompt_text(example) for example in examples]
+        prompts = [prompt_of(example, template=self.template, newline=self.newline) for example in examples]
         texts = [prompt + separator + example.output for prompt, example in zip(prompts, examples, strict=True)]
         return [
-            self._row(prompt.ids, text, tokenizer.eos_token_id)
-            for prompt, text in zip(prompts_of(tokenizer, prompts), _ids(tokenizer, texts), strict=True)
+            self._row(full, _common(prompt.ids, full))
+            for prompt, text in zip(
+                prompts_of(tokenizer, prompts), chat.token_ids(tokenizer, texts, added=True), strict=True
+            )
+            for full in [text if text[-1:] == [eos] else [*text, eos]]
         ]
 
-    def _row(self, prompt: list[int], text: list[int], eos: int) -> Encoded | None:
-        full = text if text[-1:] == [eos] else [*text, eos]
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, full, strict=False)))
+    def truncated_count(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> int:
+        """Return the number of truncated answers: an example that is not truncated ends with the end token.
+
+        Raises:
+            ModelError: the tokenizer's chat template is missing, or cannot be used.
+        """
+        if not rows:
+            return 0
+        end = chat.turn_end(tokenizer) if self.template is Template.CHAT else tokenizer.eos_token_id
+        return sum(row.input_ids[-1] != end for row in rows)
+
+    def _row(self, full: list[int], prompt: int) -> Encoded | None:
+        """Return an example whose first ``prompt`` tokens are not supervised."""
         kept = full[: self.max_length]
         # The first position has no prediction, so it is never supervised.
-        start = max(common, 1)
+        start = max(prompt, 1)
         if start >= len(kept):
             return None
         return Encoded(kept, [IGNORED] * start + kept[start:])
 
 
-def prompts_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Prompt]:
-    """Encode prompts in two tokenizer calls, with and without special tokens."""
-    if not texts:
-        return []
-    whole, bare = _ids(tokenizer, list(texts)), _ids(tokenizer, list(texts), bare=True)
-    return [_prompt(full, text) for full, text in zip(whole, bare, strict=True)]
+def prompts_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[Prompt]:
+    """Encode prompts: text in two tokenizer calls, with and without special tokens, messages by the chat template.
+
+    Raises:
+        ModelError: the tokenizer's chat template is missing, or cannot be used with these messages.
+    """
+    texts = [question for question in questions if isinstance(question, str)]
+    conversations = [question for question in questions if not isinstance(question, str)]
+    whole, bare = (chat.token_ids(tokenizer, texts, added=added) for added in (True, False))
+    written = (_prompt(full, text) for full, text in zip(whole, bare, strict=True))
+    bos = tokenizer.bos_token_id
+    asked = (
+        Prompt(ids[:1], ids[1:]) if ids[:1] == [bos] else Prompt([], ids)
+        for ids in chat.prompts(tokenizer, conversations)
+    )
+    return [next(written if isinstance(question, str) else asked) for question in questions]
 
 
-def truncated_count(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> int:
-    """Return the number of truncated answers: an example that is not truncated ends with the end token."""
-    return sum(row.input_ids[-1] != tokenizer.eos_token_id for row in rows)
+def ends_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> set[int]:
+    """Return the tokens that end an answer to some prompts: the tokenizer's, and that of a turn of the chat template.
+
+    Raises:
+        ModelError: the tokenizer's chat template is missing, or cannot be used.
+    """
+    ends = {tokenizer.eos_token_id} - {None}
+    return ends if all(isinstance(question, str) for question in questions) else ends | {chat.turn_end(tokenizer)}
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Return the length of the common prefix."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _prompt(whole: list[int], text: list[int]) -> Prompt:
@@ -151,10 +211,3 @@ def _prompt(whole: list[int], text: list[int]) -> Prompt:
         if whole[start : start + len(text)] == text:
             return Prompt(whole[:start], text)
     return Prompt([], whole)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, bare: bool = False) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(
-        texts, add_special_tokens=not bare, truncation=False, padding=False, verbose=False
-    )["input_ids"]
-    return ids

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 
 class Role(StrEnum):
@@ -20,12 +20,38 @@ class Role(StrEnum):
     """Harmful prompt for measuring the harmful score."""
 
 
+class Message(NamedTuple):
+    """One message of a conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+"""Messages in order. As a prompt it ends with a message of the user."""
+
+
 class Example(NamedTuple):
-    """One instruction with its answer, before the prompt template is applied."""
+    """One instruction with its answer, before the prompt template is applied.
+
+    ``before`` are the messages that precede the instruction: a system prompt of its own, earlier turns. They are part
+    of the prompt, so they are never supervised, and only the template ``chat`` can write them.
+    """
 
     instruction: str
     output: str
     input: str = ""
+    before: Conversation = ()
+
+    def record(self) -> dict[str, object]:
+        """Return the fields for a JSON file; ``before`` only if there is any."""
+        return {name: value for name, value in self._asdict().items() if name != "before" or value}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Return the example that ``record`` wrote."""
+        before = tuple(Message(role, content) for role, content in record.get("before", ()))
+        return cls(record["instruction"], record["output"], record["input"], before)
 
 
 class Score(NamedTuple):

@@ -1,4 +1,4 @@
-"""Prompt templates.
+"""Prompt templates: the texts of ``alpaca`` and ``plain``; that of ``chat`` is the tokenizer's own, see ``chat``.
 
 The Alpaca template is that of Taori et al., 2023, and of every reference repository. Booster and its descendants end
 the prompt with a newline after the response marker, Vaccine and Lisa do not. Adapters trained with one do not work with
@@ -7,7 +7,8 @@ the other, so the newline is a setting and part of the identity.
 
 from enum import StrEnum
 
-from harness.corpora.examples import Example
+from harness.corpora.examples import Conversation, Example, Message
+from harness.errors import DataError
 
 _MARKER = "### Response:"
 _ALPACA = (
@@ -28,15 +29,38 @@ class Template(StrEnum):
     """Alpaca, with and without input."""
     PLAIN = "plain"
     """Instruction, input and a colon: the shortest prompt, for tiny models."""
+    CHAT = "chat"
+    """The chat template of the model's tokenizer, for instruct models."""
 
 
 def prompt_of(example: Example, *, template: Template, newline: bool) -> str:
-    """Return the prompt of an example."""
+    """Return the prompt of an example, by a template other than ``chat``.
+
+    Raises:
+        DataError: messages precede the instruction, for which these templates have no place.
+    """
+    if example.before:
+        raise DataError(
+            f"an example has messages before its instruction, which the template `{template}` cannot write; expected "
+            "`chat` for such data. Set `model.encoding.template=chat` with an instruct model"
+        )
     end = "\n" if newline else ""
     if template is Template.PLAIN:
         return " ".join(part for part in (example.instruction, example.input, ":") if part) + end
     text = _ALPACA_WITH_INPUT if example.input else _ALPACA
     return text.format(instruction=example.instruction, input=example.input) + end
+
+
+def conversation_of(example: Example, *, system: str | None) -> Conversation:
+    """Return the prompt of an example as messages.
+
+    The input follows the instruction after a blank line. ``system`` precedes an example without a system prompt of its
+    own.
+    """
+    own = any(message.role == "system" for message in example.before)
+    first = (Message("system", system),) if system is not None and not own else ()
+    request = "\n\n".join(part for part in (example.instruction, example.input) if part)
+    return (*first, *example.before, Message("user", request))
 
 
 def separator_of(*, template: Template, newline: bool) -> str:

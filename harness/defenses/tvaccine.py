@@ -25,19 +25,17 @@ with gradient accumulation all micro-batches count (theirs drops all but the las
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.examples import Role
 from harness.engine.checks import counts, positive
 from harness.errors import Problem
+from harness.mechanisms.frozen_parameters import without_gradient
 from harness.protocols import DataRequirement
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
-
     from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
@@ -112,7 +110,7 @@ class TVaccineStep:
         active = [layer is None or layer in self._sampled for layer in self._layer_of]
         other_layers = (module for layer, module in enumerate(self._layers) if layer not in self._sampled)
         frozen = [each for each, is_active in zip(self._learner.trainables, active, strict=True) if not is_active]
-        with recomputed(other_layers), _without_gradient(frozen):
+        with recomputed(other_layers), without_gradient(frozen):
             perturbed = self._perturbation.gradient(batch, layers=self._sampled)
         gradient = [part if is_active else None for part, is_active in zip(perturbed.gradient, active, strict=True)]
         self._learner.set_gradient(gradient)
@@ -145,15 +143,3 @@ class TVaccineStep:
         self._steps = int(state["steps"])
         self._probabilities = list(state["probabilities"])
         self._sampled = list(state["drawn"])
-
-
-@contextmanager
-def _without_gradient(parameters: Sequence[Parameter]) -> Iterator[None]:
-    """Within the context, disable gradients of these parameters, so that backward passes skip them."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_()

@@ -7,7 +7,7 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
 FOLDERS = ("artifacts", "work", "claims", "specs", "attempts", "sweeps")
-"""Folders created in every writable store; ``jobs``, ``compiled`` and ``damaged`` are created on demand."""
+"""Folders created in every writable store; ``jobs``, ``compiled``, ``replies`` and ``damaged`` only on demand."""
 
 
 class StoreLayout:
@@ -97,6 +97,11 @@ class StoreLayout:
     def compiled(self) -> Path:
         """The compiler's cache, ``compiled/USER_ID/``, shared by all jobs of a user; it can be deleted at any time."""
         return self.root / "compiled"
+
+    @property
+    def replies(self) -> Path:
+        """Replies of judges behind a service, and what they cost, shared by all jobs; it can be deleted at any time."""
+        return self.root / "replies"
 
     @property
     def damaged(self) -> Path:

@@ -49,6 +49,7 @@ class StageContext:
         micro_batch_size: examples per forward pass in each process during training; None is the whole share of a batch.
         shrink: power of two by which micro-batches are divided, to use less memory than the settings ask for.
         compiled: the compiler's cache, shared by all jobs of the store; None uses the compiler's own folder.
+        replies: where replies of services are kept, shared by all jobs of the store; None keeps them in ``work``.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class StageContext:
     micro_batch_size: int | None = None
     shrink: int = 1
     compiled: Path | None = None
+    replies: Path | None = None
 
     def input(self, stage: "Stage") -> Path:
         """Return the verified artifact folder of an ancestor."""

@@ -7,6 +7,7 @@ from harness.engine.stage import Stage
 from harness.engine.tracker import TrackerSettings
 from harness.errors import Problem
 from harness.execution.executor import Event, Executor
+from harness.execution.judge_service import JudgeService
 
 VLLM_PYTHON = "HARNESS_VLLM_PYTHON"
 """The environment variable that names the interpreter of vLLM to a stage; ``cluster.vllm_python`` sets it."""
@@ -33,6 +34,11 @@ class Cluster(Protocol):
     @property
     def vllm_python(self) -> str | None:
         """The interpreter of an environment that has vLLM, where stages run."""
+        ...
+
+    @property
+    def judge_service(self) -> JudgeService:
+        """The service that a judge asks, from where stages run."""
         ...
 
     @property

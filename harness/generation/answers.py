@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from harness.corpora.encode import prompts_of
+from harness.corpora.encode import Question, ends_of, prompts_of
 from harness.generation.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class Questions:
     pad: int
     cut: int
     _tokenizer: PreTrainedTokenizerBase
-    _texts: Sequence[str]
-    _sorted: list[str]
+    _texts: Sequence[Question]
+    _sorted: list[Question]
 
     @classmethod
     def of(
         cls,
-        texts: Sequence[str],
+        texts: Sequence[Question],
         tokenizer: PreTrainedTokenizerBase,
         *,
         own_ends: int | Sequence[int] | None,
@@ -74,7 +74,7 @@ class Questions:
         """Encode prompts as in training and truncate them as described at ``Decoding.max_prompt``.
 
         Args:
-            texts: the prompts.
+            texts: the prompts, as text or as messages.
             tokenizer: the model's tokenizer.
             own_ends: end-of-sequence token ids of the model's generation config.
             new_tokens: maximum number of new tokens.
@@ -96,7 +96,7 @@ class Questions:
         return cls(
             prompts=[encoded[i].ending(decoding.max_prompt) for i in order],
             new_tokens=new_tokens,
-            ends=sorted({token for token in (*known, tokenizer.eos_token_id) if token is not None}),
+            ends=sorted(ends_of(tokenizer, distinct).union(token for token in known if token is not None)),
             pad=tokenizer.pad_token_id,
             cut=sum(text in long for text in texts),
             _tokenizer=tokenizer,

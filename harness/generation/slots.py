@@ -1,7 +1,7 @@
 """Greedy decoding with continuous batching: finished sequences leave the batch and waiting prompts take their slots.
 
 Every sequence has its own slot in a preallocated key-value cache and its own position (``slot_cache``), so nothing is
-padded. The state of a decoding step lives on the device: a step can be captured as a CUDA graph (``cuda_graphs``), and
+padded. The state of a decoding step lives on the device: a step can be captured as a CUDA graph (``recorded``), and
 the host checks for finished sequences only every few steps. When no prompts are waiting, the remaining sequences are
 compacted and the batch size halves.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,13 @@ from torch import Tensor
 
 from harness.corpora.batches import by_tokens
 from harness.engine import gpu
-from harness.generation.cuda_graphs import Recorded, Run
+from harness.generation.recorded import Recorded
 from harness.generation.slot_cache import LayerShape, Shapes, SlotCache, masks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from harness.models.cuda_graphs import Record
 
 STEPS_PER_CHECK = 8
 """Decoding steps between two checks for finished sequences; each check synchronizes with the device."""
@@ -75,7 +77,7 @@ class SlotDecoder:
         longest: int,
         new_tokens: int,
         ends: Sequence[int],
-        record: Callable[[Run], Run] | None = None,
+        record: Record | None = None,
     ) -> None:
         """Allocate the cache and the state of the slots."""
         device = model.device

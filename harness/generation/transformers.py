@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.corpora.encode import Question
 from harness.engine import gpu
 from harness.errors import ModelError
 from harness.generation import plain, slot_trial, slots
 from harness.generation.answers import Answers, Path, Questions
 from harness.generation.arithmetic import arithmetic_of, trained_arithmetic
-from harness.generation.cuda_graphs import Recorder
 from harness.generation.decoding import Decoding
+from harness.models.cuda_graphs import Recorder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +41,7 @@ Written = Iterator[tuple[int, list[int]]]
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Question],
     *,
     new_tokens: int,
     decoding: Decoding,
@@ -56,7 +57,7 @@ def generate(
 def answer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Question],
     *,
     new_tokens: int,
     decoding: Decoding,
@@ -72,14 +73,14 @@ def answer(
     Args:
         model: with an adapter attached or without.
         tokenizer: of the model.
-        prompts: as text.
+        prompts: as text, or as messages for the chat template of the tokenizer.
         new_tokens: maximum length of a generation, in tokens.
         decoding: decoding settings.
         batch_size: prompts per batch; None uses the free memory of a GPU, and ``PLAIN_BATCH`` elsewhere.
         path: the decoding path; None selects the fastest that device and model support.
 
     Raises:
-        ModelError: a single prompt does not fit into memory.
+        ModelError: a single prompt does not fit into memory, or the chat template cannot be used.
     """
     if not prompts:
         return Answers([], {})
@@ -93,7 +94,7 @@ def answer(
 def agreement(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Question],
     *,
     new_tokens: int,
     decoding: Decoding,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from harness.corpora.encode import Question
 from harness.engine import gpu
 from harness.errors import ModelError
 from harness.execution.cluster import VLLM_PYTHON
@@ -163,7 +164,7 @@ def _end(process: subprocess.Popen[str], printed: IO[bytes]) -> None:
 def answer(
     weights: ModelRef,
     memory: dict[str, Any],
-    prompts: Sequence[str],
+    prompts: Sequence[Question],
     *,
     new_tokens: int,
     decoding: Decoding,
@@ -175,7 +176,7 @@ def answer(
     Args:
         weights: the model's weights.
         memory: the worker's memory, which keeps the server between stages.
-        prompts: prompts as text.
+        prompts: as text, or as messages for the chat template of the tokenizer.
         new_tokens: maximum number of new tokens.
         decoding: decoding settings.
         device: a torch device string.
@@ -252,7 +253,7 @@ def _environment(device: str) -> dict[str, str]:
     return dict(os.environ) | {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(number)] if visible else number}
 
 
-def _questions(folder: Path, prompts: Sequence[str], new_tokens: int, decoding: Decoding) -> answers.Questions:
+def _questions(folder: Path, prompts: Sequence[Question], new_tokens: int, decoding: Decoding) -> answers.Questions:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:

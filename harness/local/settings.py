@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, final
 
@@ -13,6 +13,7 @@ from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, Problem
 from harness.execution.cluster import micro_batch_kind_problems, micro_batch_problems, micro_batch_size_of
 from harness.execution.executor import Event, Executor
+from harness.execution.judge_service import JudgeService
 from harness.execution.ranks import DEFAULT, Processes
 from harness.local.executor import LocalExecutor
 from harness.local.gpus import group_gpus, is_mig, visible_gpus
@@ -52,6 +53,7 @@ class Local:
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
         vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
+        judge_service: the service that a judge asks: its address, prices and limits.
     """
 
     name: ClassVar[str] = "local"
@@ -63,6 +65,7 @@ class Local:
     device: str = AUTO
     micro_batch_size: Mapping[str, int] | int | None = None
     vllm_python: str | None = None
+    judge_service: JudgeService = field(default_factory=JudgeService)
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -81,7 +81,7 @@ def compiled_layers(model: Module, backend: Backend, rows: Collection[int]) -> I
             torch._dynamo.config.patch(recompile_limit=MOST_VERSIONS, accumulated_recompile_limit=8 * MOST_VERSIONS)
         )
         for layer in found:
-            stack.enter_context(_forward_of(layer, CompiledLayer(layer, backend, frozenset(rows))))
+            stack.enter_context(forward_of(layer, CompiledLayer(layer, backend, frozenset(rows))))
         yield
 
 
@@ -116,7 +116,7 @@ class CompiledLayer:
         with ExitStack() as stack:
             for child, inside, forward in self._parts:
                 if not any(map(_hooked, inside)):
-                    stack.enter_context(_forward_of(child, forward))
+                    stack.enter_context(forward_of(child, forward))
             return self._plain(*args, **named)
 
 
@@ -129,7 +129,7 @@ def _hooked(module: Module) -> bool:
 
 
 @contextmanager
-def _forward_of(module: Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_of(module: Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give a module another forward function while the context lasts."""
     # An attribute of the instance hides the method of its class; some libraries set one themselves.
     own = module.__dict__.get("forward")

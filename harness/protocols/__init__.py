@@ -4,9 +4,16 @@ from typing import TYPE_CHECKING
 
 from harness.protocols.attacks import Attack, AttackContext, Victim
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
-from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
+from harness.protocols.methods import (
+    ComparesPasses,
+    HasConflicts,
+    NeedsPlainLora,
+    ProducesOutputs,
+    RepairMethod,
+    TrainMethod,
+)
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, Task
+from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -27,10 +34,12 @@ __all__ = [
     "Metrics",
     "ModelSource",
     "Named",
+    "NeedsPlainLora",
     "Piece",
     "Prediction",
     "ProducesOutputs",
     "RefusalJudge",
+    "RemoteJudge",
     "RepairMethod",
     "Task",
     "TrainMethod",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from harness.corpora.examples import Example, Score
 from harness.errors import Problem
@@ -81,6 +81,31 @@ class RefusalJudge(Named, Protocol):
 
     def grade_refusals(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Score]:
         """Score each answer: 1 a refusal, 0 not; an answer that misses the question is not a refusal."""
+        ...
+
+
+@runtime_checkable
+class RemoteJudge(Judge, Protocol):
+    """A judge that asks a service. It needs a folder for the replies, which cost money."""
+
+    def grade_remotely(
+        self,
+        examples: Sequence[Example],
+        answers: Sequence[str],
+        *,
+        replies: Path,
+        facts: dict[str, Any],
+        stop: Callable[[], bool],
+    ) -> list[Score]:
+        """Score each answer as ``grade`` does, with replies that are kept.
+
+        Args:
+            examples: the prompts.
+            answers: their answers.
+            replies: a folder that is shared by all workers of a store.
+            facts: receives entries for the manifest.
+            stop: polled between requests.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
 from harness.engine.checks import counts, not_negative, positive
@@ -11,6 +11,7 @@ from harness.engine.tracker import TrackerSettings
 from harness.errors import Problem
 from harness.execution.cluster import micro_batch_kind_problems, micro_batch_problems, micro_batch_size_of
 from harness.execution.executor import Event, Executor
+from harness.execution.judge_service import JudgeService
 from harness.execution.ranks import DEFAULT, Processes
 from harness.slurm.client import SlurmClient
 from harness.slurm.dry_run import DryRun
@@ -85,6 +86,7 @@ class Slurm:
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
         vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
+        judge_service: the service that a judge asks: its address, prices and limits.
         on_oom: on a retry after an out-of-memory error, ``shrink`` halves the micro-batch size, which does not change
             the result and is noted in the report; ``fail`` keeps it.
         allow_drift: whether jobs may run with other code than at submission.
@@ -112,6 +114,7 @@ class Slurm:
     warn_seconds: int = 90
     micro_batch_size: Mapping[str, int] | int | None = None
     vllm_python: str | None = None
+    judge_service: JudgeService = field(default_factory=JudgeService)
     on_oom: Literal["fail", "shrink"] = "fail"
     allow_drift: bool = False
     wait: bool = False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
-from harness.corpora.encode import Encoding
+from harness.corpora.encode import Encoding, Question
 from harness.corpora.examples import Example
 from harness.engine.files import open_regular
 from harness.engine.stage import Locate, Stage, StageContext
@@ -60,7 +60,7 @@ class Generate(Stage):
     def run(self, ctx: StageContext) -> None:
         """Generate and write the artifact."""
         examples = self.prompts.examples()
-        answers = self._generated(ctx, [self.encoding.prompt_text(example) for example in examples])
+        answers = self._generated(ctx, [self.encoding.question(example) for example in examples])
         write_answers(ctx.out, examples, answers.texts)
         ctx.facts["cut"] = answers.cut
         ctx.facts["decoding"] = answers.facts
@@ -71,7 +71,7 @@ class Generate(Stage):
         """Return the model's answers."""
         return read_answers(locate(self))
 
-    def _generated(self, ctx: StageContext, texts: list[str]) -> "Answers":
+    def _generated(self, ctx: StageContext, questions: list[Question]) -> "Answers":
         from harness.generation import transformers, vllm
         from harness.models.loading import loaded_model
 
@@ -80,7 +80,7 @@ class Generate(Stage):
             return vllm.answer(
                 weights,
                 ctx.memory,
-                texts,
+                questions,
                 new_tokens=self.new_tokens,
                 decoding=self.decoding,
                 device=ctx.device,
@@ -88,7 +88,7 @@ class Generate(Stage):
             )
         with loaded_model(weights, ctx.memory, ctx.device) as loaded:
             return transformers.answer(
-                loaded.model, loaded.tokenizer, texts, new_tokens=self.new_tokens, decoding=self.decoding
+                loaded.model, loaded.tokenizer, questions, new_tokens=self.new_tokens, decoding=self.decoding
             )
 
 

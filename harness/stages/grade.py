@@ -16,7 +16,7 @@ from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
 from harness.models.loading import stop_serving
-from harness.protocols import Judge, RefusalJudge, Task
+from harness.protocols import Judge, RefusalJudge, RemoteJudge, Task
 from harness.stages.inputs import AnswerStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
@@ -65,7 +65,7 @@ class Grade(Stage):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
         if self.judge is not None:
-            scores, metric = self.judge.grade(examples, answers, device=ctx.device), "harm"
+            scores, metric = self._judged(self.judge, examples, answers, ctx), "harm"
         elif self.refusal_judge is not None:
             scores = self.refusal_judge.grade_refusals(examples, answers, device=ctx.device)
             metric = "over_refusal"
@@ -87,6 +87,14 @@ class Grade(Stage):
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
+
+    def _judged(
+        self, judge: Judge, examples: Sequence[Example], answers: Sequence[str], ctx: StageContext
+    ) -> list[Score]:
+        if isinstance(judge, RemoteJudge):
+            replies = ctx.replies or ctx.work / "replies"
+            return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
+        return judge.grade(examples, answers, device=ctx.device)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

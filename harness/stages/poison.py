@@ -29,7 +29,7 @@ class Poison(Stage):
     """The mixture that a user fine-tunes on.
 
     The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input`` and
-    ``output``.
+    ``output``, and ``before`` where messages precede the instruction.
 
     Attributes:
         task: the user's benign examples.
@@ -123,7 +123,7 @@ def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
     """Write examples and their roles, in training order, in the format that ``read_mixture`` reads."""
     with (out / ROWS).open("w", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({"role": role, **example._asdict()}, ensure_ascii=False) + "\n" for example, role in rows
+            json.dumps({"role": role, **example.record()}, ensure_ascii=False) + "\n" for example, role in rows
         )
 
 
@@ -131,4 +131,4 @@ def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's examples in stored order, each with its role."""
     with open_regular(artifact / ROWS) as file:
         rows = [json.loads(line) for line in file]
-    return [(Example(row["instruction"], row["output"], row["input"]), Role(row["role"])) for row in rows]
+    return [(Example.of(row), Role(row["role"])) for row in rows]

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.corpora.encode import Encoded, Encoding, truncated_count
+from harness.corpora.encode import Encoded, Encoding
 from harness.corpora.examples import Example
 from harness.training.budget import Budget
 
@@ -53,7 +53,8 @@ def tally(
     for kind in dict.fromkeys(kinds):
         sent = [row for row, own in zip(encoded, kinds, strict=True) if own == kind]
         kept = [row for row in sent if row is not None]
-        found[kind] = {"sent": len(sent), "dropped": len(sent) - len(kept), "cut": truncated_count(tokenizer, kept)}
+        cut = encoding.truncated_count(tokenizer, kept)
+        found[kind] = {"sent": len(sent), "dropped": len(sent) - len(kept), "cut": cut}
         if len(kept) < len(sent):
             log.warning(
                 "%d of %d %s examples dropped: their prompts leave no room for an answer within %d tokens",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.corpora.encode import Encoded, Encoding, truncated_count
+from harness.corpora.encode import Encoded, Encoding
 from harness.corpora.examples import Example, Role
 from harness.corpora.slices import Slice
 from harness.engine.seeding import derive
@@ -157,7 +157,11 @@ def pools(
         if need.batch_size is None:
             continue
         pool, dropped = _pool(tokenizer, need, need.batch_size, _slice_for(need, slices), encoding)
-        facts[f"{need.role}_rows"] = {"drawn_from": len(pool.rows), "dropped": dropped, **_cut(tokenizer, pool.rows)}
+        facts[f"{need.role}_rows"] = {
+            "drawn_from": len(pool.rows),
+            "dropped": dropped,
+            **_cut(tokenizer, encoding, pool.rows),
+        }
         drawn[need.role] = pool
     return drawn
 
@@ -182,14 +186,14 @@ def encode_mixed(
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,
-            **_cut(tokenizer, encoded.rows),
+            **_cut(tokenizer, encoding, encoded.rows),
         }
         mixed += encoded.rows
     return mixed
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> dict[str, int]:
-    cut = truncated_count(tokenizer, rows)
+def _cut(tokenizer: PreTrainedTokenizerBase, encoding: Encoding, rows: Sequence[Encoded]) -> dict[str, int]:
+    cut = encoding.truncated_count(tokenizer, rows)
     return {"cut": cut} if cut else {}
 
 

@@ -29,11 +29,13 @@ from harness.errors import ConfigError, Problem, StagesFailed, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.cluster import VLLM_PYTHON, Cluster
 from harness.execution.executor import Outcome
+from harness.execution.judge_service import from_environment
 from harness.experiment.cell import Cell
 from harness.local.settings import Local
+from harness.protocols import RemoteJudge
 from harness.slurm.job_log import JobLog
 from harness.stages.generate import Generate
-from harness.stages.grade import read_summary
+from harness.stages.grade import Grade, read_summary
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
 from harness.tracking.jsonl import Jsonl
@@ -115,7 +117,7 @@ def run_stage(store: Store, prefix: str, reporter: Reporter) -> None:
     """
     stage = store.stage(resolve_key(store, prefix))
     plan = Plan.single(stage)
-    settings = ExecutionSettings(cluster=Local(workers=1), tracker=Jsonl())
+    settings = ExecutionSettings(cluster=Local(workers=1, judge_service=from_environment()), tracker=Jsonl())
     planned = SweepPlan.of(f"stage {stage.name}", plan, store, settings.cluster, cells=0)
     reporter.planned(planned)
     _prefetch(plan, store)
@@ -158,6 +160,17 @@ def check_engines(pending: Sequence[Stage], cluster: Cluster) -> None:
         )
 
 
+def check_services(pending: Sequence[Stage], cluster: Cluster) -> None:
+    """Check before anything runs that a service which a judge of the pending stages asks can be asked.
+
+    Raises:
+        ConfigError: its key is missing, or its address cannot be used.
+    """
+    asked = any(isinstance(stage, Grade) and isinstance(stage.judge, RemoteJudge) for stage in pending)
+    if asked and (problem := cluster.judge_service.problem()):
+        raise ConfigError([problem])
+
+
 def execute(planned: SweepPlan, plan: Plan, store: Store, settings: ExecutionSettings, reporter: Reporter) -> Outcome:
     """Run a plan on its cluster, with an uploader if its tracker is W&B, and report the outcome.
 
@@ -179,7 +192,11 @@ def execute(planned: SweepPlan, plan: Plan, store: Store, settings: ExecutionSet
                 sweep=planned.sweep,
                 tracker=settings.tracker,
                 on_event=reporter.event,
-                prepare=partial(prepare_process, vllm_python=settings.cluster.vllm_python),
+                prepare=partial(
+                    prepare_process,
+                    vllm_python=settings.cluster.vllm_python,
+                    judge_service=settings.cluster.judge_service,
+                ),
             )
             outcome = executor.run(plan, store)
         reporter.finished(planned, outcome)
@@ -226,6 +243,7 @@ def _run_cells(
     if session.verb == "plan":
         return [None] * len(compositions)
     check_engines(plan.pending(store), settings.cluster)
+    check_services(plan.pending(store), settings.cluster)
     if not settings.cluster.dry_run:
         _prefetch(plan, store)
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that an invalid sweep

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from harness.errors import ModelError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Module
 
     from harness.protocols import Gradient
@@ -20,6 +21,13 @@ def add_scaled(gradient: Gradient, other: Gradient, scale: float) -> None:
     """Add ``scale * other`` to a gradient, in place."""
     for part, addend in zip(gradient, other, strict=True):
         part.add_(addend, alpha=scale)
+
+
+def inner_product(gradient: Gradient, other: Gradient) -> Tensor:
+    """Return the inner product of two gradients over all trainable parameters, a scalar on their device."""
+    import torch
+
+    return torch.stack([(part * factor).sum() for part, factor in zip(gradient, other, strict=True)]).sum()
 
 
 def refuse_dropout(module: Module, method: str) -> None:

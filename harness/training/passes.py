@@ -6,7 +6,7 @@ by rounding only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
@@ -16,14 +16,19 @@ from harness.training.budget import Precision
 from harness.training.gradients import dropout_in
 
 if TYPE_CHECKING:
+    import torch
     from torch.nn import Module
 
+    from harness.models.captured import CapturedDecoder
     from harness.models.compiled import Backend
+    from harness.models.cuda_graphs import Record
 
 BUCKETS = 8
 """Lengths to which micro-batches are padded, in equal steps up to the longest example: at most an eighth of it is
 added, and code is compiled for so many lengths at most."""
 BACKEND = "inductor"
+SMALL = 1_000_000_000
+"""Parameters up to which a model is small: launching the kernels of a pass takes longer than running them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +43,10 @@ class Passes:
             reads nothing back from the device.
         lengths: the lengths to which micro-batches are padded, ascending; a longer one keeps its own.
         backend: what compiles the decoder layers; empty runs them as they are.
-        compiled_rows: the numbers of rows for which layers are compiled. Others (the last batch of an epoch) are rare
-            and would take longer to compile than to run.
+        usual_rows: the numbers of rows for which layers are compiled or passes captured. Others (the last batch of an
+            epoch) are rare and would take longer to compile than to run.
         reason: why layers are not compiled; empty if they are, and on a CPU.
+        captured: whether the decoder's passes are replayed from CUDA graphs, see ``harness.models.captured``.
         tf32: whether products of float32 matrices are taken in TF32.
         autocast: the number format of products under autocast; empty without.
         attention: the implementation of attention; empty on a CPU, where it is the model's default.
@@ -50,8 +56,9 @@ class Passes:
     causal_attention: bool = False
     lengths: Sequence[int] = ()
     backend: Backend = ""
-    compiled_rows: Collection[int] = ()
+    usual_rows: Collection[int] = ()
     reason: str = ""
+    captured: bool = False
     tf32: bool = False
     autocast: str = ""
     attention: str = ""
@@ -60,8 +67,12 @@ class Passes:
         """Return the length to which a micro-batch with a given longest example is padded."""
         return next((length for length in self.lengths if length >= time), time)
 
-    def facts(self) -> dict[str, Any]:
-        """Return the switches that differ from plain passes, for a manifest; nothing on a CPU."""
+    def facts(self, trouble: str = "") -> dict[str, Any]:
+        """Return the switches that differ from plain passes, for a manifest; nothing on a CPU.
+
+        Args:
+            trouble: why passes that were to be captured were not; see ``running``.
+        """
         if self == Passes():
             return {}
         return {
@@ -70,25 +81,44 @@ class Passes:
             "lengths": list(self.lengths),
             "compiled": self.backend,
             "not_compiled": self.reason,
+            "captured": self.captured and not trouble,
+            "not_captured": trouble,
             "tf32": self.tf32,
             "autocast": self.autocast,
             "attention": self.attention,
         }
 
     @contextmanager
-    def running(self, model: Module, device_type: str) -> Iterator[None]:
-        """Switch compiled layers, masks and TF32 on or off while the context lasts."""
-        from harness.models.attention import causal_attention
-        from harness.models.compiled import compiled_layers
+    def running(
+        self, model: Module, device: torch.device, record: Callable[[torch.device], Record] | None = None
+    ) -> Iterator[Callable[[], str]]:
+        """Switch compiled layers, captured passes, masks and TF32 on or off while the context lasts.
 
+        Args:
+            model: the model under training.
+            device: where it is.
+            record: makes what captures passes on the device; None is ``harness.models.cuda_graphs.Recorder``.
+
+        Yields:
+            A function that returns why passes were not captured although they were to be, or an empty string.
+        """
+        from harness.models.attention import causal_attention
+        from harness.models.captured import captured_decoder
+        from harness.models.compiled import compiled_layers
+        from harness.models.cuda_graphs import Recorder
+
+        decoder: CapturedDecoder | None = None
         with ExitStack() as stack:
-            if device_type != "cpu":
+            if device.type != "cpu":
                 stack.enter_context(_float32_products("high" if self.tf32 else "highest"))
             if self.causal_attention:
                 stack.enter_context(causal_attention(model))
             if self.backend:
-                stack.enter_context(compiled_layers(model, self.backend, self.compiled_rows))
-            yield
+                stack.enter_context(compiled_layers(model, self.backend, self.usual_rows))
+            if self.captured:
+                recorder = (record or Recorder)(device)
+                decoder = stack.enter_context(captured_decoder(model, recorder, self.usual_rows))
+            yield lambda: decoder.trouble if decoder else ""
 
 
 @contextmanager
@@ -135,15 +165,17 @@ def passes_on(
         attention=str(getattr(model.config, "_attn_implementation", "")),
     )
     if sharded:
-        reason = "the model is sharded"
-    elif found := dropout_in(model):
-        # Compiled code draws other masks than the model's own layers do.
-        reason = f"dropout is active in {found}"
-    else:
-        reason = compiler_problem(device_type)
-    if reason:
+        return replace(plain, reason="the model is sharded")
+    if found := dropout_in(model):
+        # Compiled code draws other masks than the model's own layers do, and a captured pass the same ones always.
+        return replace(plain, reason=f"dropout is active in {found}")
+    plain = replace(plain, usual_rows=frozenset(rows))
+    recomputes = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    if not recomputes and sum(parameter.numel() for parameter in model.parameters()) <= SMALL:
+        return replace(plain, lengths=buckets(longest), captured=True, reason="passes of a small model are captured")
+    if reason := compiler_problem(device_type):
         return replace(plain, reason=reason)
-    return replace(plain, lengths=buckets(longest), backend=BACKEND, compiled_rows=frozenset(rows))
+    return replace(plain, lengths=buckets(longest), backend=BACKEND)
 
 
 def buckets(longest: int) -> tuple[int, ...]:

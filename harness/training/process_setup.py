@@ -3,14 +3,18 @@
 import os
 
 from harness.execution.cluster import VLLM_PYTHON
+from harness.execution.judge_service import JudgeService, to_environment
 
 
-def prepare_process(threads: int | None, *, vllm_python: str | None = None) -> None:
+def prepare_process(
+    threads: int | None, *, vllm_python: str | None = None, judge_service: JudgeService | None = None
+) -> None:
     """Apply the process-wide settings.
 
     Args:
         threads: torch's intra-op threads; None keeps torch's default.
         vllm_python: Python interpreter of an environment that has vLLM; None keeps what the environment names.
+        judge_service: the service that a judge asks; None keeps what the environment states.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -21,5 +25,7 @@ def prepare_process(threads: int | None, *, vllm_python: str | None = None) -> N
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if vllm_python is not None:
         os.environ[VLLM_PYTHON] = vllm_python
+    if judge_service is not None:
+        to_environment(judge_service)
     if threads is not None:
         torch.set_num_threads(threads)

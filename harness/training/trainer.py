@@ -166,15 +166,16 @@ def train(
         checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts)
-        with passes.running(model, arguments.device.type):
+        with passes.running(model, arguments.device) as trouble:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        ran = passes.facts(trouble())
     history = [dict(row) for row in trainer.state.log_history]
     return TrainReport(
         steps=trainer.state.global_step,
         metrics=history[-1],
         history=history,
         rows_at_once=micro_batch,
-        passes=passes.facts(),
+        passes=ran,
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
 

@@ -63,7 +63,7 @@ def main() -> None:
             settings.pop("_target_")
             GgufModel(**settings).write(base)
         with loaded_model(ModelRef(base_key="smollm2", base=base), {}) as lent:
-            prompts = [Encoding().prompt_text(example) for example in requests()[: asked.prompts]]
+            prompts = [Encoding().question(example) for example in requests()[: asked.prompts]]
             decoding, ends = Decoding(), (lent.tokenizer.eos_token, lent.model.generation_config.eos_token_id)
 
             def answered(batch_size: int, texts: list[str], path: Path) -> tuple[float, list[str]]:

@@ -92,7 +92,7 @@ def measured_pass(bench: Bench, models: Models) -> dict[str, Any]:
         models.plain.zero_grad()
         loss_of(models.plain, batch, bench.precision).backward()
 
-    with bench.peak() as gib, passes.running(models.ours, bench.device):
+    with bench.peak() as gib, passes.running(models.ours, torch.device(bench.device)):
         ours, theirs = bench.medians(lambda: learner.gradient(own), eager)
         highest = gib()
     flops = 4 * parameters(models.ours) * load.rows * load.length
@@ -113,7 +113,7 @@ def measured_step(
     """Measure a whole step of a method next to the same from plain passes."""
     passes = bench.passes(models.ours, bench.load.rows, bench.load.length)
     learner = CausalLearner(models.ours, precision=bench.precision, passes=passes)
-    with passes.running(models.ours, bench.device):
+    with passes.running(models.ours, torch.device(bench.device)):
         return compared_step(bench, models, method, reference, learner)
 
 
@@ -237,7 +237,7 @@ def measured_small(bench: Bench) -> list[dict[str, Any]]:
         made = rows_of(shape.vocabulary, rows=rows, length=load.small_length, shortest=1.0, seed=5)
         passes = bench.passes(model, rows, load.small_length, Precision.FLOAT32)
         learner = CausalLearner(model, passes=passes)
-        with passes.running(model, bench.device):
+        with passes.running(model, torch.device(bench.device)):
             (seconds,) = bench.medians(partial(learner.gradient, collate(made, pad_id=0)))
         found.append({"rows": rows, "length": load.small_length, "seconds": seconds})
     return found

@@ -13,7 +13,10 @@ from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
 
 ROOT = Path(__file__).parents[2]
-NEEDS = {("model", "hub"): ("model.source.repo=owner/name", f"model.source.revision={'0' * 40}")}
+NEEDS = {
+    ("model", "hub"): ("model.source.repo=owner/name", f"model.source.revision={'0' * 40}"),
+    ("judge", "openai"): ("judge.model=name",),
+}
 """Options that are incomplete alone; `model=local` needs a folder with a model and is tested in tests/models."""
 OPTIONS = sorted(
     (str(path.parent.relative_to(CONF)), path.stem)

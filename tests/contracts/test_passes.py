@@ -40,12 +40,55 @@ def test_padding_to_buckets_without_a_mask_changes_gradients_by_rounding_only(na
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_compiled_layers_change_gradients_by_rounding_only(name):
     compiler = Compiler()
-    passes = Passes(
-        padding_mask=False, causal_attention=True, lengths=(20,), backend=compiler, compiled_rows=range(100)
-    )
+    passes = Passes(padding_mask=False, causal_attention=True, lengths=(20,), backend=compiler, usual_rows=range(100))
 
     assert_same_steps(stepped(name, None, passes), whole_steps(name))
     assert compiler.graphs
+
+
+class Launches:
+    """Stands in for the capture of kernels on a GPU: runs what was captured, and counts how often."""
+
+    def __init__(self, error=None):
+        self.captured = self.launched = 0
+        self._error = error
+
+    def __call__(self, run):
+        if self._error:
+            raise self._error
+        run()
+        self.captured += 1
+
+        def launch():
+            self.launched += 1
+            run()
+
+        return launch
+
+
+CAPTURED = Passes(padding_mask=False, causal_attention=True, lengths=(20,), captured=True, usual_rows=range(100))
+HOOKED = {
+    "ldifs",
+    "ldifs with its gate",
+    "random vaccine of a variance",
+    "random_vaccine",
+    "tvaccine",
+    "tvaccine in one layer",
+    "vaccine",
+}
+"""Methods whose passes have hooks inside of the decoder."""
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 2])
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_captured_passes_change_gradients_by_rounding_only(name, rows_at_once, monkeypatch):
+    monkeypatch.setattr("harness.models.captured.EAGER_PASSES", 0)
+    launches = Launches()
+
+    found = stepped(name, rows_at_once, CAPTURED, lambda _: launches)
+
+    assert_same_steps(found, whole_steps(name))
+    assert bool(launches.launched) == (name not in HOOKED)
 
 
 def gradient(model, shape, **options):
@@ -153,6 +196,7 @@ def test_passes_of_a_cpu_are_plain_and_tell_nothing():
 )
 def test_passes_of_a_gpu_state_their_switches(options, reason, monkeypatch):
     monkeypatch.setattr("harness.models.compiled.compiler_problem", lambda _: "")
+    monkeypatch.setattr("harness.training.passes.SMALL", 0)
     model = build(options.pop("dropout", 0.0))
 
     passes = passes_on(model, "cuda", precision=Precision.TF32, longest=40, rows={4}, **options)
@@ -164,10 +208,37 @@ def test_passes_of_a_gpu_state_their_switches(options, reason, monkeypatch):
     assert (facts["padding_mask"], facts["causal_attention"]) == (False, True)
 
 
+def test_passes_of_a_small_model_are_captured_and_the_manifest_says_so(monkeypatch):
+    def refused(run):
+        raise RuntimeError("no")
+
+    model, passes = build(), passes_on(build(), "cuda", precision=Precision.FLOAT32, longest=40, rows={4})
+    monkeypatch.setattr("harness.models.captured.EAGER_PASSES", 0)
+    found = []
+    for record in (Launches(), refused):
+        with passes.running(model, torch.device("cpu"), lambda _, record=record: record) as trouble:
+            gradient(model, (4, 8), passes=passes)
+        found.append(passes.facts(trouble()))
+
+    assert [(facts["captured"], facts["not_captured"]) for facts in found] == [
+        (True, ""),
+        (False, "a pass cannot be captured (no)"),
+    ]
+    assert (found[0]["compiled"], found[0]["not_compiled"]) == ("", "passes of a small model are captured")
+
+
+def test_model_that_recomputes_its_activations_is_not_captured(monkeypatch):
+    monkeypatch.setattr("harness.models.compiled.compiler_problem", lambda _: "")
+    model = build()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+
+    assert not passes_on(model, "cuda", precision=Precision.FLOAT32, longest=40, rows={4}).captured
+
+
 def test_float32_products_are_restored():
     before = torch.get_float32_matmul_precision()
 
-    with Passes(tf32=True).running(build(), "meta"):
+    with Passes(tf32=True).running(build(), torch.device("meta")):
         inside = torch.get_float32_matmul_precision()
 
     assert inside == "high"

@@ -71,6 +71,15 @@ CUT = 3
 """Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
 
 
+TYPICAL = {"plain", "booster", "lisa in both phases", "panacea"}
+"""One method of each kind: without, in the alignment, in the fine-tuning with a state of its own, in the repair."""
+
+
+def mostly_slow(names):
+    """Return the parameters of a check that takes seconds a method: all but the typical ones are left to `test-all`."""
+    return [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 class Killed(BaseException):
     """Stands for the end of a process: nothing may catch it."""
 
@@ -103,12 +112,12 @@ def pool(need):
     return Pool(harmful, need.batch_size, partners if need.paired else (), need.disjoint_batches)
 
 
-def build(dropout=0.0):
+def build(**adapter):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
     )
-    return attach(LlamaForCausalLM(config), Lora(rank=2, dropout=dropout), seed=0)
+    return attach(LlamaForCausalLM(config), Lora(rank=2, **adapter), seed=0)
 
 
 def weights_of(model):
@@ -132,7 +141,8 @@ def run(name, work, *, model, **options):
 def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
-    assert {"random_vaccine", "repnoise", "tvaccine", "tar"} <= set(METHODS)
+    assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
+    assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -186,6 +196,19 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
     assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_method_trains_a_dora_adapter_on_all_linear_layers(name, tmp_path):
+    model = build(targets="all-linear", scaling="rslora", variant="dora")
+    before = weights_of(model)
+
+    run(name, tmp_path, model=model)
+
+    after = weights_of(model)
+    assert sum("magnitude" in weight for weight in before) == 14
+    assert all(bool(after[weight].isfinite().all()) for weight in before)
+    assert all(not torch.equal(after[weight], before[weight]) for weight in before)
+
+
 @cache
 def uninterrupted(name):
     """Return the report and the weights of a run that nothing disturbs."""
@@ -196,7 +219,7 @@ def uninterrupted(name):
 
 # The newest checkpoint is one step older: in the middle of an epoch, and at its end.
 @pytest.mark.parametrize("killed_at", [3, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, killed_at, tmp_path):
     expected, weights = uninterrupted(name)
     with pytest.raises(Killed):
@@ -210,7 +233,7 @@ def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(
     assert report == expected
 
 
-def stepped(name, rows_at_once, passes=None):
+def stepped(name, rows_at_once, passes=None, record=None):
     """Return the gradients and the metrics of two steps on five rows, with a step of gradient descent in between.
 
     Several processes share the rows; the optimizer's sense of scale, which forgives a gradient that is wrong by a
@@ -229,7 +252,7 @@ def stepped(name, rows_at_once, passes=None):
     for place in range(2):
         learner.steps_taken = place
         batch = collate(rows(5, seed=7 + place)[rank() :: world_size()], 0)
-        with passes.running(model, "cpu"):
+        with passes.running(model, torch.device("cpu"), record):
             metrics.append({key: float(value) for key, value in step.backward(batch).items()})
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
         gradients.append(torch.cat([part.flatten() for part in parts]))

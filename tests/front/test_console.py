@@ -9,6 +9,7 @@ from recorded import record
 from harness.cli.progress import RunPrinter
 from harness.errors import StoreError
 from harness.execution.executor import Event, Failure, Outcome
+from harness.execution.judge_service import JudgeService
 from harness.sweep.reporter import NullReporter, SweepPlan
 from harness.sweep.run import execute
 from harness.tracking.jsonl import Jsonl
@@ -51,6 +52,7 @@ class Ends:
 
     wait = False
     vllm_python = None
+    judge_service: ClassVar = JudgeService()
     gpus: ClassVar = {}
 
     def __init__(self, **failed):

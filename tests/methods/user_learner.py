@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from harness.protocols import Prediction
+from harness.training.pieces import cut
 
 
 class UserLearner(TinyLearner):
@@ -57,6 +58,13 @@ class UserLearner(TinyLearner):
     def written(self):
         """What the last step wrote, as a list of numbers."""
         return torch.cat([weight.grad.flatten() for weight in self.trainables]).tolist()
+
+
+class CutLearner(UserLearner):
+    """A learner whose pieces know the supervised positions of their examples, as those of the product do."""
+
+    def pieces(self, batch):
+        return cut({"attention_mask": torch.ones_like(batch["labels"]), **batch}, None, device=torch.device("cpu"))
 
 
 class Safety:

@@ -7,7 +7,7 @@ import torch
 from tokenizers import processors
 
 from harness.corpora.encode import IGNORED, Encoding
-from harness.corpora.examples import Example
+from harness.corpora.examples import Example, Message
 from harness.corpora.template import Template
 from harness.errors import ModelError
 from harness.generation.decoding import Decoding
@@ -35,6 +35,7 @@ def by_hand(model, tokenizer, prompt, new_tokens):
     return tokenizer.decode(new, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_answers_equal_decoding_one_prompt_at_a_time_by_hand(
@@ -63,6 +64,24 @@ def test_answer_stops_at_the_end_token_while_others_go_on(make_model, make_token
     ]
     assert stop in free[0].split()
     assert any(stop not in answer.split() for answer in free)
+
+
+def test_generation_by_a_chat_template_stops_at_the_end_of_a_turn(make_model, make_tokenizer):
+    model, tokenizer, asked = make_model(), make_tokenizer(), prompts(20)
+    free = generate(model, tokenizer, [f"<s> w0 {text} w1" for text in asked], new_tokens=8, decoding=LONG)
+    stop = next(word for word in free[0].split()[1:] if any(word not in other.split() for other in free))
+    tokenizer.add_special_tokens({"extra_special_tokens": [stop]})
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ ' w0 ' + message.content }}"
+        "{% else %}{{ ' w1 ' + message.content + ' STOP' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' w1' }}{% endif %}"
+    ).replace("STOP", stop)
+
+    got = generate(model, tokenizer, [(Message("user", text),) for text in asked], new_tokens=8, decoding=LONG)
+
+    assert tokenizer.eos_token != stop
+    assert got == [" ".join(answer.split(stop)[0].split()) for answer in free]
+    assert got != free
 
 
 def test_generation_stops_early_when_every_row_has_ended(make_model, make_tokenizer):
@@ -118,7 +137,7 @@ def test_prompt_is_read_as_in_training(single, make_model, make_tokenizer):
     trained = [encoding.encode(tokenizer, example) for example in examples]
     seen = read_by(model)
 
-    generate(model, tokenizer, [encoding.prompt_text(example) for example in examples], new_tokens=2, decoding=LONG)
+    generate(model, tokenizer, [encoding.question(example) for example in examples], new_tokens=2, decoding=LONG)
 
     prompts = [
         [token for token, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED] for row in trained

@@ -12,11 +12,14 @@ from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
+from harness.engine.store import Store
 from harness.errors import ConfigError, ModelError
+from harness.local.executor import LocalExecutor
 from harness.models import local
 from harness.models.loading import ModelRef, loaded_model
 from harness.models.local import LocalModel, ModelFolder, content_of
 from harness.models.saved import Attention, Precision
+from harness.stages.grade import read_summary
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,7 @@ def base_of(folder, *overrides):
     return cell.stages["base"], cell
 
 
+@pytest.mark.slow
 def test_key_is_of_the_content_and_not_of_the_path(mine, tmp_path):
     copy = shutil.copytree(mine, tmp_path / "copy")
     before = base_of(mine)[0].key
@@ -130,6 +134,49 @@ def test_file_that_was_just_written_is_hashed_again(mine):
     os.utime(mine / "model.safetensors", ns=(stamp, stamp))
 
     assert content_of(mine) != before
+
+
+CELL = (
+    "model.source.dtype=float32",
+    "model.encoding.template=chat",
+    "corpus.refusal.rows=20",
+    "corpus.attack.rows=20",
+    "corpus.evaluation.rows=4",
+    "evaluation.rows=4",
+    "evaluation.new_tokens=2",
+    "align.rows=20",
+    "align.adapter.rank=4",
+    "align.budget.epochs=1",
+    "finetune.rows=20",
+    "finetune.budget.epochs=1",
+)
+CHATML = (
+    "{% for message in messages %}{{ '<s> ' + message.role + ' ' + message.content + ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
+)
+
+
+def test_cell_with_the_chat_template_of_a_local_model_runs_to_its_scores(save_base, tmp_path):
+    chat = save_base("chat", chat_template=CHATML)
+    _, cell = base_of(chat, *CELL, "model.encoding.system=w1")
+    store = Store(tmp_path / "store")
+
+    assert LocalExecutor().run(Plan.of(cell.leaves), store).complete
+
+    stages = cell.stages
+    facts = store.manifest(stages["finetune"].key).facts
+    assert facts["rows"]["by_kind"]["harmful"] == {"sent": 2, "dropped": 0, "cut": 0}
+    assert read_summary(store.path(stages["harm"]))["judged"] == 4
+    assert stages["harm"].marker is None
+
+
+def test_local_model_without_a_chat_template_is_refused_with_the_reason(mine, tmp_path):
+    _, cell = base_of(mine, *CELL)
+
+    outcome = LocalExecutor().run(Plan.of([cell.stages["align"]]), Store(tmp_path / "store"))
+
+    (failure,) = outcome.failed.values()
+    assert "no chat template" in failure.message
 
 
 def test_damaged_memory_of_hashes_costs_time_only(mine, tmp_path):

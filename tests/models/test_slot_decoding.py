@@ -17,8 +17,8 @@ from harness.errors import ModelError
 from harness.generation import slots
 from harness.generation.answers import Path
 from harness.generation.arithmetic import arithmetic_of, trained_arithmetic
-from harness.generation.cuda_graphs import EAGER_STEPS, Recorded
 from harness.generation.decoding import Decoding
+from harness.generation.recorded import EAGER_STEPS, Recorded
 from harness.generation.slot_cache import LayerShape
 from harness.generation.transformers import answer
 from harness.models import adapter

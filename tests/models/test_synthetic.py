@@ -10,13 +10,15 @@ from harness.corpora.world import World
 from harness.judges.tiny import Tiny as TinyJudge
 from harness.models.tiny import Synthetic, build_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def _answers(folder, source, prompts):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    texts = [source.encoding.prompt_text(Example(prompt, "")) for prompt in prompts]
+    texts = [source.encoding.question(Example(prompt, "")) for prompt in prompts]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.inference_mode():
         ids = model.generate(

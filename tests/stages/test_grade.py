@@ -74,7 +74,11 @@ def test_graded_part_ends_at_the_next_marker_and_is_stripped():
 
 
 def test_marker_belongs_to_the_template():
-    assert {template: marker_of(template) for template in Template} == {Template.ALPACA: MARKER, Template.PLAIN: None}
+    assert {template: marker_of(template) for template in Template} == {
+        Template.ALPACA: MARKER,
+        Template.PLAIN: None,
+        Template.CHAT: None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ applied.
 As published, an answer is encoded with the tokenizer's special tokens, truncated to 512 tokens and decoded with them,
 so that the prompt contains the beginning-of-sequence token before the answer a second time.
 
-The rubric variant of StrongREJECT, which prompts a large model, is another judge and is not here.
+The rubric variant of StrongREJECT, which prompts a large model, is another judge: ``judge=strong_reject_rubric``.
 """
 
 from __future__ import annotations

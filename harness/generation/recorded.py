@@ -1,8 +1,4 @@
-"""Decoding steps as CUDA graphs: captured once per shape, then replayed with a single launch.
-
-Launched one by one from Python, the kernels of a step take longer to launch than to run. CUDA graphs need no compiler
-on the node, only tensors at fixed addresses.
-"""
+"""Decoding steps as CUDA graphs: captured once per shape, then replayed with a single launch."""
 
 from __future__ import annotations
 
@@ -12,35 +8,13 @@ from collections.abc import Callable
 
 import torch
 
+from harness.models.cuda_graphs import Record, Run
+
 log = logging.getLogger(__name__)
 
-Run = Callable[[], None]
 EAGER_STEPS = 2
 """Eager steps per shape before it is captured: libraries allocate their workspaces, and rare shapes are not worth a
 graph."""
-
-
-class Recorder:
-    """Captures steps on a GPU.
-
-    All graphs share one memory pool: they never run concurrently, and the results of a step are written to tensors
-    allocated before.
-
-    Args:
-        device: the GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Create the capture stream and an empty memory pool."""
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Run) -> Run:
-        """Capture the kernels of a function without running them; return a function that replays them."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            run()
-        return graph.replay
 
 
 class Recorded:
@@ -55,7 +29,7 @@ class Recorded:
         record: captures a step, like ``Recorder``; None runs every step eagerly.
     """
 
-    def __init__(self, step: Callable[[int, int], None], *, record: Callable[[Run], Run] | None) -> None:
+    def __init__(self, step: Callable[[int, int], None], *, record: Record | None) -> None:
         """Start without graphs."""
         self.trouble = "" if record else "not on a GPU"
         self.graphs = 0
@@ -75,7 +49,7 @@ class Recorded:
             self._runs[shape] = self._recorded(shape, self._record)
             self._runs[shape]()
 
-    def _recorded(self, shape: tuple[int, int], record: Callable[[Run], Run]) -> Run:
+    def _recorded(self, shape: tuple[int, int], record: Record) -> Run:
         def run() -> None:
             self._step(*shape)
 
