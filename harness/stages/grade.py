@@ -61,7 +61,7 @@ class Grade(Stage):
         rows = self.answers.answers(ctx.input)
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
-        if isinstance(self.judge or self.refusal_judge, Fetchable):
+        if isinstance(self.judge, Fetchable) or isinstance(self.refusal_judge, Fetchable):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
         if self.judge is not None:
