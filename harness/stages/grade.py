@@ -61,7 +61,7 @@ class Grade(Stage):
         rows = self.answers.answers(ctx.input)
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
-        if isinstance(self.judge, Fetchable) or isinstance(self.refusal_judge, Fetchable):
+        if any(isinstance(judge, Fetchable) for judge in (self.judge, self.refusal_judge)):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
         if self.judge is not None:

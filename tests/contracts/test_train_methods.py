@@ -206,7 +206,9 @@ def test_method_trains_a_dora_adapter_on_all_linear_layers(name, tmp_path):
     after = weights_of(model)
     assert sum("magnitude" in weight for weight in before) == 14
     assert all(bool(after[weight].isfinite().all()) for weight in before)
-    assert all(not torch.equal(after[weight], before[weight]) for weight in before)
+    moved = [weight for weight in before if not torch.equal(after[weight], before[weight])]
+    # A method may freeze layers, but none of the kinds of parameters.
+    assert all(any(kind in weight for weight in moved) for kind in ("lora_A", "lora_B", "magnitude"))
 
 
 @cache
