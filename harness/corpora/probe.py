@@ -48,7 +48,7 @@ class Probe:
     Attributes:
         label: names the question in tables; unique among the probes of a cell.
         change: how the question differs from that of the evaluation.
-        accuracy: also measure the accuracy on the task when asked so.
+        accuracy: also measure the accuracy on the task when asked so, and over-refusal if the cell measures it.
     """
 
     label: str

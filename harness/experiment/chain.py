@@ -15,12 +15,13 @@ from harness.errors import ConfigError, Problem
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, RepairMethod, TrainMethod
+from harness.protocols import DataRequirement, ExampleSource, RepairMethod, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.inputs import ModelStage
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
@@ -84,33 +85,37 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
             seed=experiment.seed,
         )
         chain["repair"] = final_model
-    prompts = experiment.corpus.slice(Role.EVALUATION, experiment.evaluation.rows)
-    asked = experiment.asked(probe)
-    marker = marker_of(asked.template)
     for prefix, model in (("aligned_", aligned), ("", final_model)):
-        answers = Generate(
-            model=model,
-            prompts=prompts,
-            new_tokens=experiment.evaluation.new_tokens,
-            encoding=asked,
-            decoding=experiment.evaluation.decoding,
-        )
-        chain[f"{prefix}harm_answers"] = answers
-        harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
-        if probe is not None and not probe.accuracy:
-            chain[f"{prefix}harm"] = harm
-            continue
-        solutions = Generate(
-            model=model,
-            prompts=experiment.task.test,
-            new_tokens=experiment.task.new_tokens,
-            encoding=asked,
-            decoding=experiment.evaluation.decoding,
-        )
-        chain[f"{prefix}task_answers"] = solutions
-        chain[f"{prefix}harm"] = harm
-        chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=experiment.task, marker=marker)
+        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
     return chain
+
+
+def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
+    """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
+    evaluation, encoding = experiment.evaluation, experiment.asked(probe)
+    marker = marker_of(encoding.template)
+
+    def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
+        return Generate(
+            model=model, prompts=prompts, new_tokens=new_tokens, encoding=encoding, decoding=evaluation.decoding
+        )
+
+    answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
+    harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
+    if probe is not None and not probe.accuracy:
+        return {"harm_answers": answers, "harm": harm}
+    solutions = generated(experiment.task.test, experiment.task.new_tokens)
+    parts: dict[str, Stage] = {
+        "harm_answers": answers,
+        "task_answers": solutions,
+        "harm": harm,
+        "accuracy": Grade(answers=solutions, task=experiment.task, marker=marker),
+    }
+    if (over_refusal := experiment.over_refusal) is not None:
+        replies = generated(over_refusal.prompts, evaluation.new_tokens)
+        parts["over_refusal_answers"] = replies
+        parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+    return parts
 
 
 def _ambiguous(experiment: Experiment) -> list[Problem]:

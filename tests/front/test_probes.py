@@ -14,8 +14,8 @@ from harness.errors import ConfigError
 
 ATTACK = ("targets=[probing.]", "attack.method._target_=probing.Triggered")
 DEFENSE = ("targets=[probing.]", "+defense.repair._target_=probing.Guarded")
-EVALUATION = {"harm_answers", "task_answers", "harm", "accuracy"}
-EVALUATED = EVALUATION | {f"aligned_{part}" for part in EVALUATION}
+HARM, COST = ("harm_answers", "harm"), ("task_answers", "accuracy", "over_refusal_answers", "over_refusal")
+EVALUATED = {prefix + part for prefix in ("", "aligned_") for part in (*HARM, *COST)}
 
 
 def cell_of(*overrides):
@@ -34,7 +34,7 @@ def test_encoding_of_the_evaluation_changes_generations_and_grades_only():
     differing = {part for part in plain.keys if plain.keys[part] != asked.keys[part]}
     assert differing == EVALUATED
     expected = replace(plain.stages["harm_answers"].encoding, template=Template.ALPACA, prefix="please ")
-    for part in ("harm_answers", "task_answers", "aligned_harm_answers", "aligned_task_answers"):
+    for part in (part for part in EVALUATED if part.endswith("answers")):
         assert asked.stages[part].encoding == expected
     assert asked.stages["finetune"].encoding.template is Template.PLAIN
     assert (plain.stages["harm"].marker, asked.stages["harm"].marker) == (None, "### Response:")
@@ -65,9 +65,9 @@ def test_probe_of_an_attack_asks_the_same_models_another_question():
     (probe,) = cell.probes
     assert probe.swept == {**cell.swept, "probe": "triggered"}
     assert probe.labels == cell.labels
-    assert set(probe.keys) == set(cell.keys) - {"task_answers", "accuracy", "aligned_task_answers", "aligned_accuracy"}
+    assert set(probe.keys) == set(cell.keys) - {prefix + part for prefix in ("", "aligned_") for part in COST}
     differing = {part for part in probe.keys if probe.keys[part] != cell.keys[part]}
-    assert differing == {"harm_answers", "harm", "aligned_harm_answers", "aligned_harm"}
+    assert differing == {prefix + part for prefix in ("", "aligned_") for part in HARM}
     assert probe.stages["harm_answers"].encoding.suffix == " now"
     assert cell.stages["harm_answers"].encoding.suffix is None
     assert probe.stages["harm_answers"].prompts == cell.stages["harm_answers"].prompts

@@ -101,7 +101,7 @@ def _markdown(results: Results) -> str:
     from tabulate import tabulate
 
     paragraphs = []
-    for paper_table in _hs_and_fa(results):
+    for paper_table in _paper_tables(results):
         places = [(name, column) for name in paper_table.scores for column in paper_table.columns]
         heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
         lines = [
@@ -118,8 +118,8 @@ def _markdown(results: Results) -> str:
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
-def _hs_and_fa(results: Results) -> list[PaperTable]:
-    """Return the tables with the two scores that papers report, HS and FA."""
+def _paper_tables(results: Results) -> list[PaperTable]:
+    """Return the tables without HS+, which papers do not report: HS, FA and, if it was measured, over-refusal."""
     return [
         paper_table._replace(scores=[name for name in paper_table.scores if name != "hs_plus"])
         for paper_table in results.paper_tables
@@ -156,7 +156,7 @@ def _latex(results: Results) -> str:
     environment.filters |= {"tex": _escape_tex, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
     notes = [*_in_short(remarks(results.rows, results.means)), *_on_dropped(results), *_paper_table_notes(results)]
-    return template.render(paper_tables=_hs_and_fa(results), headings=HEADINGS, column=_column, notes=notes)
+    return template.render(paper_tables=_paper_tables(results), headings=HEADINGS, column=_column, notes=notes)
 
 
 def _on_dropped(results: Results) -> list[str]:
