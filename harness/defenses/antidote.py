@@ -58,6 +58,7 @@ class Antidote:
 
     name: ClassVar[str] = "antidote"
     version: ClassVar[int] = 1
+    needs_plain_lora: ClassVar[bool] = True
 
     dense_ratio: float = 0.1
     score: Literal["wanda", "magnitude", "random"] = "wanda"
@@ -86,7 +87,7 @@ class Antidote:
         """Zero the highest-scored entries of every matrix row.
 
         Raises:
-            ModelError: no linear layer is trainable.
+            ModelError: no linear layer is trainable, or something else is.
         """
         import torch
 
@@ -118,7 +119,7 @@ def linear_layers(learner: Learner) -> list[Linear]:
     """Return the linear layers whose matrix is trainable.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or another parameter is trainable too, such as a magnitude of DoRA.
     """
     from torch.nn import Linear
 
@@ -127,6 +128,11 @@ def linear_layers(learner: Learner) -> list[Linear]:
     if not found:
         raise ModelError(
             "no linear layer of the model is trainable; Antidote zeroes entries of trainable linear layers"
+        )
+    if others := len(trainable - {id(part.weight) for part in found}):
+        raise ModelError(
+            f"{others} of {len(trainable)} trainable parameters are no matrix of a linear layer; Antidote scores "
+            "nothing else, so the adapter has to be plain LoRA (`adapter.variant=null`)"
         )
     return found
 

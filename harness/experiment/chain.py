@@ -9,7 +9,7 @@ from harness.corpora.slices import Slice
 from harness.corpora.template import marker_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
-from harness.experiment.compatibility import incompatibilities
+from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
 from harness.protocols import DataRequirement, RepairMethod, TrainMethod
@@ -38,7 +38,7 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
         **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
         budget=align.budget,
-        adapter=align.adapter,
+        adapter=align.adapter.ordered(),
         encoding=encoding,
         seed=experiment.seed,
     )
@@ -101,19 +101,22 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
 
 def _tuned_adapter(experiment: Experiment) -> Lora:
     fresh = experiment.finetune.fresh if experiment.finetune.adapter == "double" else None
-    return fresh or experiment.align.adapter
+    return (fresh or experiment.align.adapter).ordered()
 
 
 def _incompatible(experiment: Experiment) -> list[Problem]:
     defense, tuned = experiment.defense, _tuned_adapter(experiment)
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
-        reason
-        for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
-        if method
-        for reason in incompatibilities(
-            slot, method, adapter, [(need, _slice(experiment, need)) for need in method.needs]
-        )
+        *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *(
+            reason
+            for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
+            if method
+            for reason in incompatibilities(
+                slot, method, adapter, [(need, _slice(experiment, need)) for need in method.needs]
+            )
+        ),
     ]
 
 

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from harness.corpora.slices import OneAnswer, Slice
 from harness.errors import Problem
 from harness.models.adapter import Lora
-from harness.protocols import ComparesPasses, DataRequirement, Named
+from harness.protocols import ComparesPasses, DataRequirement, Named, NeedsPlainLora
+
+
+def unserved(engine: str | None, adapters: Sequence[Lora]) -> list[Problem]:
+    """Return why an engine cannot decode with the adapters of a cell."""
+    if engine != "vllm" or all(adapter.variant is None for adapter in adapters):
+        return []
+    reason = "vLLM does not support DoRA adapters (`adapter.variant=dora`); expected null, the built-in decoding"
+    return [Problem("evaluation.decoding.engine", reason)]
 
 
 def incompatibilities(
@@ -21,10 +29,15 @@ def incompatibilities(
     """
     found = []
     if isinstance(method, ComparesPasses) and adapter.dropout > 0:
-        alternative = "" if slot == "align" else ", or `finetune.fresh.dropout=0` if `finetune.fresh` is set"
         found.append(
             f"`{method.name}` compares several forward passes on the same batch, but its adapter has dropout "
-            f"{adapter.dropout}; expected 0. Set `align.adapter.dropout=0`{alternative}"
+            f"{adapter.dropout}; expected 0. {_setting('dropout=0', slot)}"
+        )
+    if isinstance(method, NeedsPlainLora) and adapter.variant is not None:
+        found.append(
+            f"`{method.name}` changes the factors of plain LoRA, but its adapter is of the variant "
+            f"`{adapter.variant}`, which has other trainable parameters; expected null. "
+            f"{_setting('variant=null', slot)}"
         )
     for need, rows in data:
         if need.paired and isinstance(rows.origin, OneAnswer):
@@ -39,3 +52,8 @@ def incompatibilities(
                 f"has only {rows.rows} of `corpus.{need.role}`; expected at least {least}. Use fewer or smaller batches"
             )
     return [Problem(f"defense.{slot}", reason) for reason in found]
+
+
+def _setting(assignment: str, slot: str) -> str:
+    alternative = "" if slot == "align" else f", or `finetune.fresh.{assignment}` if `finetune.fresh` is set"
+    return f"Set `align.adapter.{assignment}`{alternative}"

@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 def trained_arithmetic(model: PreTrainedModel) -> Iterator[None]:
     """Run a float32 adapter on a bfloat16 base in bfloat16, as autocast does in training.
 
-    The factors are cast once instead of in every forward pass; the results equal those of autocast bit for bit. On
-    exit, the float32 factors are restored. Bases of other dtypes are left unchanged.
+    The factors of LoRA are cast once instead of in every forward pass; the results equal those of autocast bit for bit.
+    On exit, the float32 factors are restored. DoRA runs under autocast itself: it computes the norms of the rows in the
+    dtype of the factors, so that casting them would change the norms. Bases of other dtypes are left unchanged.
     """
-    kept = [(factor, factor.data) for factor in _wider_factors(model)] if model.dtype == torch.bfloat16 else []
+    if model.dtype != torch.bfloat16:
+        yield
+        return
+    if any(".lora_magnitude_vector." in name for name, _ in model.named_parameters()):
+        # Without the cache of casts, which must not be filled while a CUDA graph is captured.
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, cache_enabled=False):
+            yield
+        return
+    kept = [(factor, factor.data) for factor in _wider_factors(model)]
     try:
         for factor, value in kept:
             factor.data = value.to(torch.bfloat16)

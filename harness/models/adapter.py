@@ -1,8 +1,13 @@
 """LoRA adapters: initialize, attach, save, load and detach.
 
-LoRA (Hu et al., 2021, arXiv:2106.09685): a linear layer ``y = W x`` becomes ``y = W x + (alpha / rank) B A x`` with
-``A`` of shape ``[rank, in]``, initialized uniformly (Kaiming, ``a = sqrt(5)``), and ``B`` of shape ``[out, rank]``,
-initialized to zero.
+LoRA (Hu et al., 2021, arXiv:2106.09685): a linear layer ``y = W x`` becomes ``y = W x + s B A x`` with ``A`` of shape
+``[rank, in]``, initialized uniformly (Kaiming, ``a = sqrt(5)``), ``B`` of shape ``[out, rank]``, initialized to zero,
+and ``s = alpha / rank``. rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732, equation 5): ``s = alpha / sqrt(rank)``.
+
+DoRA (Liu et al., 2024, arXiv:2402.09353, equation 5): the matrix is ``m * V / ||V||`` with ``V = W + s B A``, the norm
+taken of each row, ``[out]``, and a trainable magnitude ``m`` of the same shape, initialized to the norms of ``W``. The
+gradient treats ``||V||`` as a constant (section 4.3). The magnitudes are trainable parameters like the factors: weight
+decay pulls them towards zero too, as in peft, and a perturbation over all trainable parameters includes them.
 
 Factors are float32 whatever the dtype of the base: methods that perturb weights by 1e-5 per entry need the resolution.
 Files follow the conventions of ``peft``, so that ``PeftModel.from_pretrained(base, folder)`` reads a stored adapter.
@@ -13,9 +18,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from harness.engine.checks import below_one, counts, positive
 from harness.errors import ModelError, Problem
@@ -27,7 +32,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
+ALL_LINEAR = "all-linear"
 _SLOT = ".default."
+_MAGNITUDE = ".lora_magnitude_vector"
+_USUAL_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @final
@@ -37,9 +45,12 @@ class Lora:
 
     Attributes:
         rank: inner dimension of the factors.
-        alpha: the product ``B A`` is scaled by ``alpha / rank``.
-        targets: names of the adapted linear layers (the last component of their module path).
+        alpha: numerator of the scale of the product ``B A``, see ``scaling``.
+        targets: names of the adapted linear layers (the last components of their module path); ``all-linear`` adapts
+            every linear layer except the output head.
         dropout: dropout rate on the adapter's input during training.
+        scaling: ``rslora`` scales the product by ``alpha / sqrt(rank)``; null by ``alpha / rank``.
+        variant: ``dora`` trains the magnitude of each row apart from its direction; null is plain LoRA.
     """
 
     name: ClassVar[str] = "lora"
@@ -47,8 +58,27 @@ class Lora:
 
     rank: int = 32
     alpha: float = 4.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "k_proj", "v_proj")
     dropout: float = 0.0
+    scaling: Literal["rslora"] | None = None
+    variant: Literal["dora"] | None = None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product ``B A``."""
+        return self.alpha / (math.sqrt(self.rank) if self.scaling == "rslora" else self.rank)
+
+    def ordered(self) -> Lora:
+        """Return the same adapter with its targets in a fixed order, each once.
+
+        The order in which targets are listed changes nothing in the adapter, so it must not change a key either. The
+        order of the layers in a decoder comes first, because keys of stored results contain it; other names follow
+        alphabetically.
+        """
+        if self.targets == ALL_LINEAR:
+            return self
+        usual = [name for name in _USUAL_ORDER if name in self.targets]
+        return replace(self, targets=(*usual, *sorted(set(self.targets).difference(usual))))
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -57,11 +87,15 @@ class Lora:
             found.append(
                 Problem("targets", "is empty; expected the names of linear layers, for example [q_proj, v_proj]")
             )
+        if self.targets != ALL_LINEAR and ALL_LINEAR in self.targets:
+            found.append(
+                Problem("targets", f"lists `{ALL_LINEAR}`, which is no layer; expected `targets={ALL_LINEAR}`")
+            )
         return [*found, *below_one(self, "dropout")]
 
 
 def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
-    """Attach a new adapter to a model, in place; it does not change the output yet (``B`` is zero).
+    """Attach a new adapter to a model, in place; it does not change the output yet: ``B`` is zero, ``m = ||W||``.
 
     Only the adapter requires gradients. The initialization depends only on ``seed`` and the model's shape, not on the
     device or the global random state, which is preserved.
@@ -76,8 +110,10 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=list(lora.targets),
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         lora_dropout=lora.dropout,
+        use_rslora=lora.scaling == "rslora",
+        use_dora=lora.variant == "dora",
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -90,13 +126,15 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
 
 
 def fresh(model: PeftModel, *, seed: int) -> dict[str, Tensor]:
-    """Return the initial factors of a new adapter of the model's shape, on the CPU, by parameter name."""
+    """Return the initial values of a new adapter of the model's shape, on the CPU, by parameter name."""
     import torch
 
     rng = torch.Generator().manual_seed(seed)
     initial = {}
     for name, factor in model.named_parameters():
-        if _is_factor(name):
+        if _MAGNITUDE in name:
+            initial[name] = _row_norms(model, name)
+        elif _is_factor(name):
             initial[name] = torch.zeros(factor.shape, dtype=torch.float32)
             if ".lora_A." in name:
                 torch.nn.init.kaiming_uniform_(initial[name], a=math.sqrt(5), generator=rng)
@@ -117,7 +155,7 @@ def detach(model: PreTrainedModel | PeftModel) -> None:
 
 
 def factors(model: PeftModel) -> dict[str, Tensor]:
-    """Return copies of the adapter's factors on the CPU, by parameter name."""
+    """Return copies of the adapter's factors, and with DoRA its magnitudes, on the CPU, by parameter name."""
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if _is_factor(name)}
 
 
@@ -127,7 +165,7 @@ def save(model: PeftModel, out: Path) -> None:
 
     used = model.peft_config["default"]
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name.replace(_SLOT, "."): value.contiguous() for name, value in factors(model).items()}
+    tensors = {_stored_name(name): value.contiguous() for name, value in factors(model).items()}
     # Written as bytes: `save_file` creates a file that only its owner can read, and a store is shared.
     (out / WEIGHTS).write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
     settings = {
@@ -138,6 +176,8 @@ def save(model: PeftModel, out: Path) -> None:
         "target_modules": sorted(used.target_modules),
         "lora_dropout": used.lora_dropout,
     }
+    # Only where they are in use, so that adapters without them keep their bytes.
+    settings |= {name: True for name in ("use_rslora", "use_dora") if getattr(used, name)}
     (out / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
@@ -158,6 +198,8 @@ def read(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
             alpha=float(settings["lora_alpha"]),
             targets=tuple(settings["target_modules"]),
             dropout=settings["lora_dropout"],
+            scaling="rslora" if settings.get("use_rslora") else None,
+            variant="dora" if settings.get("use_dora") else None,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
@@ -189,10 +231,28 @@ def load(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _is_factor(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
+    return any(part in name for part in (".lora_A.", ".lora_B.", _MAGNITUDE))
+
+
+def _row_norms(model: PeftModel, magnitude: str) -> Tensor:
+    """Return the norms of the rows of a layer's matrix, ``[out]``, as peft's forward pass with float32 factors does."""
+    from peft.tuners.lora import LoraLayer
+
+    layer = model.get_submodule(magnitude.partition(_MAGNITUDE)[0])
+    assert isinstance(layer, LoraLayer)
+    weight = layer.get_base_layer().weight.detach().float()
+    norms: Tensor = layer.lora_magnitude_vector["default"].get_weight_norm(weight, lora_weight=0.0, scaling=0.0)
+    return norms.cpu()
+
+
+def _stored_name(parameter: str) -> str:
+    # peft stores a magnitude under the name of its module.
+    return parameter.partition(_MAGNITUDE)[0] + _MAGNITUDE if _MAGNITUDE in parameter else parameter.replace(_SLOT, ".")
 
 
 def _parameter(stored_name: str) -> str:
+    if stored_name.endswith(_MAGNITUDE):
+        return f"{stored_name}{_SLOT}weight"
     stem, _, leaf = stored_name.rpartition(".")
     return f"{stem}{_SLOT}{leaf}"
 
@@ -200,10 +260,13 @@ def _parameter(stored_name: str) -> str:
 def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
     from torch.nn import Linear
 
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
-    missing = [name for name in lora.targets if name not in linear]
+    if lora.targets == ALL_LINEAR:
+        return
+    paths = [f".{name}" for name, module in model.named_modules() if isinstance(module, Linear)]
+    missing = [name for name in lora.targets if not any(path.endswith(f".{name}") for path in paths)]
     if missing:
+        linear = sorted({path.rpartition(".")[2] for path in paths})
         raise ModelError(
             f"the model has no linear layer named {', '.join(f'`{name}`' for name in missing)}; expected some of "
-            f"{', '.join(f'`{name}`' for name in sorted(linear))}. Set them in `adapter.targets`."
+            f"{', '.join(f'`{name}`' for name in linear)}, or `{ALL_LINEAR}`. Set them in `adapter.targets`."
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Module, Parameter
 
-from harness.models.compiled import forward_of, hooked
+from harness.models.compiled import forward_of
 from harness.models.cuda_graphs import Record
 
 log = logging.getLogger(__name__)
@@ -68,9 +68,11 @@ class CapturedDecoder:
         self.trouble = ""
         self.graphs = self.replayed = 0
         self._plain = decoder.forward
-        inside = (part for part in decoder.modules() if part is not decoder)
-        self._inside = [(part, part.__dict__.get("forward")) for part in inside]
-        self._parameters = list(decoder.parameters())
+        inside = [part for part in decoder.modules() if part is not decoder]
+        # A pass asks for these every time, of some thousand modules: what is empty most of the time is asked at once.
+        self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self._forwards = [(part.__dict__, part.__dict__.get("forward")) for part in inside]
+        self._trainables = [weight for weight in decoder.parameters() if weight.requires_grad]
         self._record, self._rows = record, rows
         self._taken: Counter[Any] = Counter()
         self._passes: dict[Any, _Pass] = {}
@@ -96,7 +98,7 @@ class CapturedDecoder:
 
     def _changed(self) -> bool:
         """Return whether a method has put hooks or other forward functions inside of the decoder."""
-        return any(hooked(part) or part.__dict__.get("forward") is not own for part, own in self._inside)
+        return any(self._hooks) or any(now.get("forward") is not own for now, own in self._forwards)
 
     def _awaits_backward(self) -> bool:
         turn = self._turn() if self._turn else None
@@ -106,11 +108,11 @@ class CapturedDecoder:
         """Return all that a graph depends on: shapes, where the weights are, what has a gradient, number formats."""
         device = ids.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        weights = tuple((weight.data_ptr(), weight.requires_grad) for weight in self._parameters)
+        weights = tuple((weight.data_ptr(), weight.requires_grad) for weight in self._trainables)
         return ids.shape, torch.is_grad_enabled(), autocast, weights
 
     def _capture(self, kind: Any, ids: Tensor) -> bool:
-        trained = [weight for weight in self._parameters if weight.requires_grad] if torch.is_grad_enabled() else []
+        trained = [weight for weight in self._trainables if weight.requires_grad] if torch.is_grad_enabled() else []
         try:
             self._passes[kind] = _Pass(self._plain, trained, ids, self._record)
         except torch.OutOfMemoryError:
@@ -190,6 +192,8 @@ class _Pass:
         pairs = [(weight, part) for weight, part in zip(self.trained, found, strict=True) if part is not None]
         self._used = [weight for weight, _ in pairs]
         self._flat = torch.cat([part.flatten() for _, part in pairs])
+        # Later passes would meet nodes of this one's graph, which belong to the stream of the capture.
+        self._hidden = self._hidden.detach()
 
 
 class _Replay(torch.autograd.Function):

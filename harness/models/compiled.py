@@ -111,11 +111,11 @@ class CompiledLayer:
         hidden = args[0] if args else named["hidden_states"]
         if len(hidden) not in self._rows:
             return self._plain(*args, **named)
-        if not any(map(hooked, self._inside)):
+        if not any(map(_hooked, self._inside)):
             return self._whole(*args, **named)
         with ExitStack() as stack:
             for child, inside, forward in self._parts:
-                if not any(map(hooked, inside)):
+                if not any(map(_hooked, inside)):
                     stack.enter_context(forward_of(child, forward))
             return self._plain(*args, **named)
 
@@ -124,8 +124,7 @@ def _compiled(module: Module, backend: Backend) -> Callable[..., Any]:
     return torch.compile(module.forward, backend=backend, dynamic=False)
 
 
-def hooked(module: Module) -> bool:
-    """Return whether a module has hooks on its forward pass."""
+def _hooked(module: Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

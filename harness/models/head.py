@@ -27,7 +27,7 @@ def unmergeable(source: object, targets: Sequence[str]) -> list[Problem]:
 
     Args:
         source: the source of the base.
-        targets: names of the adapted layers.
+        targets: names of the adapted layers, or ``all-linear``, which leaves the head out.
     """
     return [ADVICE] if HEAD in targets and isinstance(source, KnowsHead) and source.ties_head() else []
 

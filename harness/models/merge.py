@@ -33,7 +33,7 @@ class Merged(NamedTuple):
 
 @torch.no_grad()
 def merge(model: PreTrainedModel, folder: Path) -> Merged:
-    """Add a stored adapter to the model's weights, in place, computed in float32.
+    """Put a stored adapter into the model's weights, in place, computed in float32; see ``harness.models.adapter``.
 
     The sum is cast back to the dtype of the matrix. In float32 the output of a merged layer differs from the adapter's
     by about 1e-7 relative. In bfloat16 the rounding step is relative to ``W``, not to the update, and a small update
@@ -45,11 +45,13 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
             The model is then unchanged.
     """
     lora, factors = adapter.read(folder)
-    pairs = {}
+    pairs, magnitudes = {}, {}
     for name, first in factors.items():
+        parameter = name.removeprefix(_WRAPPED).split(".lora_")[0] + ".weight"
         if ".lora_A." in name:
-            parameter = name.removeprefix(_WRAPPED).split(".lora_A.")[0] + ".weight"
             pairs[parameter] = (first, factors[name.replace(".lora_A.", ".lora_B.")])
+        elif ".lora_magnitude_vector." in name:
+            magnitudes[parameter] = first
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for name, (first, second) in pairs.items():
         if name == f"{HEAD}.weight" and name not in shapes:
@@ -65,8 +67,11 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
     for name, (first, second) in pairs.items():
         matrix = model.get_parameter(name)
         originals[name] = matrix.detach().clone()
-        delta = (second.to(matrix.device) @ first.to(matrix.device)).mul_(lora.alpha / lora.rank)
+        delta = (second.to(matrix.device) @ first.to(matrix.device)).mul_(lora.scale)
         exact = matrix.float() + delta
+        if name in magnitudes:
+            exact *= (magnitudes[name].to(matrix.device) / exact.norm(dim=1))[:, None]
+            delta = exact - matrix.float()
         matrix.copy_(exact)
         added += float(delta.square().sum())
         error += float((matrix.float() - originals[name].float() - delta).square().sum())

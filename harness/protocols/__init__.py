@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING
 
 from harness.protocols.attacks import Attack, AttackContext, Victim
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
-from harness.protocols.methods import ComparesPasses, HasConflicts, ProducesOutputs, RepairMethod, TrainMethod
+from harness.protocols.methods import (
+    ComparesPasses,
+    HasConflicts,
+    NeedsPlainLora,
+    ProducesOutputs,
+    RepairMethod,
+    TrainMethod,
+)
 from harness.protocols.piece import Piece
 from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RemoteJudge, Task
 
@@ -27,6 +34,7 @@ __all__ = [
     "Metrics",
     "ModelSource",
     "Named",
+    "NeedsPlainLora",
     "Piece",
     "Prediction",
     "ProducesOutputs",

@@ -70,3 +70,14 @@ class ComparesPasses(Protocol):
     """Optional: settings of a method that requires dropout to be off, see ``refuse_dropout``."""
 
     compares_passes: ClassVar[bool]
+
+
+@runtime_checkable
+class NeedsPlainLora(Protocol):
+    """Optional: settings of a method that takes the adapter to be the factors ``A`` and ``B`` and nothing else.
+
+    It cannot be combined with DoRA, whose magnitudes are trainable too and which passes more than the layer's input
+    through the factors.
+    """
+
+    needs_plain_lora: ClassVar[bool]

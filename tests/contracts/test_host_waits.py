@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_train_methods import CUTTABLE, build, prepared, rows
+from test_train_methods import CUTTABLE, build, mostly_slow, prepared, rows
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -82,7 +82,7 @@ def waits_of(name, rows_at_once, monkeypatch):
 
 
 @pytest.mark.parametrize("rows_at_once", [pytest.param(None, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
 def test_step_of_a_method_never_waits_for_the_device(name, rows_at_once, monkeypatch):
     assert waits_of(name, rows_at_once, monkeypatch) == []
 

@@ -14,7 +14,9 @@ import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.engine.identity import payload_of
+from harness.errors import ModelError
 from harness.models.adapter import Lora, attach
+from harness.protocols import NeedsPlainLora
 from harness.training.learner import CausalLearner
 
 
@@ -30,12 +32,12 @@ def discovered():
 METHODS = discovered()
 
 
-def build():
+def build(**adapter):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
     )
-    model = attach(LlamaForCausalLM(config), Lora(rank=4), seed=0).eval()
+    model = attach(LlamaForCausalLM(config), Lora(rank=4, **adapter), seed=0).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -48,9 +50,9 @@ def rows(count):
     return [Encoded(ids[: 5 + place % 4], [-100] * 3 + ids[3 : 5 + place % 4]) for place, ids in enumerate(drawn)]
 
 
-def repaired(name, *, seed=1, rows_at_once=None):
+def repaired(name, *, seed=1, rows_at_once=None, **adapter):
     """Repair a model; return it with the facts."""
-    model, method = build(), METHODS[name]()
+    model, method = build(**adapter), METHODS[name]()
     learner = CausalLearner(model, rows_at_once=rows_at_once)
     pools = {need.role: Pool(rows(25), need.batch_size) for need in method.needs}
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
@@ -89,6 +91,18 @@ def test_repair_changes_trainables_only_and_leaves_no_hook_and_no_gradient(name)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in after.modules())
     assert all(parameter.grad is None for parameter in after.parameters())
     assert not after.training
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_repair_refuses_dora_if_and_only_if_its_settings_say_so_beforehand(name):
+    refused = ""
+
+    try:
+        repaired(name, variant="dora")
+    except ModelError as error:
+        refused = str(error)
+
+    assert ("plain LoRA" in refused) == isinstance(METHODS[name](), NeedsPlainLora)
 
 
 @pytest.mark.parametrize("name", METHODS)

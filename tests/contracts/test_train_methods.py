@@ -71,6 +71,15 @@ CUT = 3
 """Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
 
 
+TYPICAL = {"plain", "booster", "lisa in both phases", "panacea"}
+"""One method of each kind: without, in the alignment, in the fine-tuning with a state of its own, in the repair."""
+
+
+def mostly_slow(names):
+    """Return the parameters of a check that takes seconds a method: all but the typical ones are left to `test-all`."""
+    return [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 class Killed(BaseException):
     """Stands for the end of a process: nothing may catch it."""
 
@@ -103,12 +112,12 @@ def pool(need):
     return Pool(harmful, need.batch_size, partners if need.paired else (), need.disjoint_batches)
 
 
-def build(dropout=0.0):
+def build(**adapter):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
     )
-    return attach(LlamaForCausalLM(config), Lora(rank=2, dropout=dropout), seed=0)
+    return attach(LlamaForCausalLM(config), Lora(rank=2, **adapter), seed=0)
 
 
 def weights_of(model):
@@ -187,6 +196,21 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
     assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_method_trains_a_dora_adapter_on_all_linear_layers(name, tmp_path):
+    model = build(targets="all-linear", scaling="rslora", variant="dora")
+    before = weights_of(model)
+
+    run(name, tmp_path, model=model)
+
+    after = weights_of(model)
+    assert sum("magnitude" in weight for weight in before) == 14
+    assert all(bool(after[weight].isfinite().all()) for weight in before)
+    moved = [weight for weight in before if not torch.equal(after[weight], before[weight])]
+    # A method may freeze layers, but none of the kinds of parameters.
+    assert all(any(kind in weight for weight in moved) for kind in ("lora_A", "lora_B", "magnitude"))
+
+
 @cache
 def uninterrupted(name):
     """Return the report and the weights of a run that nothing disturbs."""
@@ -197,7 +221,7 @@ def uninterrupted(name):
 
 # The newest checkpoint is one step older: in the middle of an epoch, and at its end.
 @pytest.mark.parametrize("killed_at", [3, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, killed_at, tmp_path):
     expected, weights = uninterrupted(name)
     with pytest.raises(Killed):

@@ -66,6 +66,7 @@ def test_defense_from_parts_is_the_row_of_its_preset(swept):
     assert [row["defense"] for row in table(swept)] == ["vaccine+lisa"]
 
 
+@pytest.mark.slow
 def test_plan_says_which_cells_are_skipped_and_why(harness):
     arguments = ("plan", "-m", "defense=sft,booster", "corpus.shared_prompts=false", *QUICK)
 

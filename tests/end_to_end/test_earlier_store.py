@@ -9,7 +9,7 @@ import pytest
 from product import QUICK, Harness
 
 PATHS = json.loads((Path(__file__).parents[1] / "golden" / "paths.json").read_text())
-LATER_FIELDS = ("marker", "micro_batch_size")
+LATER_FIELDS = ("marker", "micro_batch_size", "scaling", "variant")
 """Settings that the earlier version did not have; what they are by default adds nothing to a key."""
 
 
@@ -59,6 +59,7 @@ def four_cells(harness: Harness) -> str:
     return sweep
 
 
+@pytest.mark.slow
 def test_report_and_status_of_an_earlier_store_are_those_of_the_present_one(finished, old):
     sweep = four_cells(old)
 
@@ -68,6 +69,7 @@ def test_report_and_status_of_an_earlier_store_are_those_of_the_present_one(fini
         assert now.stdout == before.stdout
 
 
+@pytest.mark.slow
 def test_command_repeated_on_an_earlier_store_executes_nothing_and_writes_its_specs_anew(finished, old):
     before = executed(old)
 
@@ -97,6 +99,7 @@ def test_retry_in_an_earlier_store_runs_the_failed_stage_alone(old):
     assert (lost / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_sweep_that_extends_an_earlier_store_trains_on_what_it_has(old):
     before = executed(old)
 

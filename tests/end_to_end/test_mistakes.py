@@ -187,6 +187,7 @@ def test_plugin_that_cannot_be_loaded_says_why(harness, name):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_doctor_asks_the_hub_only_when_it_is_asked_to(harness):
     """A Hub on this machine counts who asks."""
     with socket.create_server(("127.0.0.1", 0)) as hub:

@@ -56,6 +56,7 @@ def test_sweep_runs_every_distinct_stage_once_and_prints_a_table(finished):
     assert all(row["hs"] and row["fa"] and row["aligned_hs"] and not row["missing"] for row in table)
 
 
+@pytest.mark.slow
 def test_any_folder_holds_a_store_and_a_link_is_the_same_one(finished, tmp_path):
     folder = tmp_path / "wörk dir 日本 ' \" $x;=%"
     folder.mkdir()
@@ -107,6 +108,7 @@ def test_report_has_the_same_numbers_in_every_format(finished):
     assert "| defense" in markdown.stdout
 
 
+@pytest.mark.slow
 def test_report_folder_has_a_page_whose_reproduce_lines_name_stored_stages(finished, tmp_path):
     (sweep,) = both_cells(finished)
 
@@ -230,6 +232,7 @@ class Probe(BasicSweeper):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["hs", "fa", "hs + 2*fa_loss"])
 def test_multirun_returns_the_objective_to_somebody_elses_sweeper(finished, tmp_path, objective):
     shutil.copytree(finished.store, tmp_path / "store")

@@ -60,6 +60,7 @@ def harness(finished: Harness, tmp_path: Path) -> Harness:
     return Harness(tmp_path)
 
 
+@pytest.mark.slow
 def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
     (before,) = sweeps(harness)
 
@@ -77,6 +78,7 @@ def test_optimizing_sweeper_writes_what_it_found_where_hydra_says(harness):
     }
 
 
+@pytest.mark.slow
 def test_plan_of_an_optimizing_sweeper_is_that_of_its_first_batch(harness):
     run = harness("plan", "-m", "hydra/sweeper=stand_in", "attack_ratio=p20", *QUICK, PYTHONPATH=str(harness.folder))
 
@@ -86,6 +88,7 @@ def test_plan_of_an_optimizing_sweeper_is_that_of_its_first_batch(harness):
     assert not (harness.store / "hydra").exists()
 
 
+@pytest.mark.slow
 def test_optimizing_sweeper_is_told_why_a_cell_has_no_objective(harness):
     refused = ("corpus.shared_prompts=false", "on_invalid=skip")
 
@@ -96,6 +99,7 @@ def test_optimizing_sweeper_is_told_why_a_cell_has_no_objective(harness):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_refused_optimizing_sweep_leaves_no_folder(harness):
     run = harness("-m", "hydra/sweeper=stand_in", "seed=x", *QUICK, PYTHONPATH=str(harness.folder))
 
@@ -103,6 +107,7 @@ def test_refused_optimizing_sweep_leaves_no_folder(harness):
     assert not (harness.store / "hydra").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [

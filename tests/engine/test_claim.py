@@ -157,6 +157,7 @@ def test_claims_with_another_lease_are_refused(folder) -> None:
     holder.release()
 
 
+@pytest.mark.slow
 def test_claim_of_killed_process_is_taken_over_after_the_lease_where_names_cannot_be_exchanged(
     folder, tmp_path
 ) -> None:

@@ -93,6 +93,7 @@ def test_processes_out_of_range_are_named() -> None:
     assert len(Processes(count=0, nodes=-1, sharding="zero").problems()) == 3
 
 
+@pytest.mark.slow
 def test_mistake_in_a_rank_is_the_users_to_mend(store) -> None:
     trouble(store, 0, "data")
     trouble(store, 1, "hold")
@@ -107,6 +108,7 @@ def test_mistake_in_a_rank_is_the_users_to_mend(store) -> None:
     wait_for(lambda: is_gone(pid_of(store, 1)))
 
 
+@pytest.mark.slow
 def test_bug_in_another_rank_keeps_its_traceback_and_ends_the_first(store) -> None:
     trouble(store, 0, "hold")
     trouble(store, 1, "bug")
@@ -119,6 +121,7 @@ def test_bug_in_another_rank_keeps_its_traceback_and_ends_the_first(store) -> No
     wait_for(lambda: is_gone(pid_of(store, 0)))
 
 
+@pytest.mark.slow
 def test_rank_that_is_killed_is_told_and_not_what_came_of_it(store) -> None:
     trouble(store, 0, "follow")
     trouble(store, 1, "kill")
@@ -130,6 +133,7 @@ def test_rank_that_is_killed_is_told_and_not_what_came_of_it(store) -> None:
     wait_for(lambda: is_gone(pid_of(store, 0)))
 
 
+@pytest.mark.slow
 def test_shared_stage_that_is_asked_to_stop_stops(store) -> None:
     trouble(store, 0, "hold")
 
@@ -149,6 +153,7 @@ def supervise(root: Path) -> None:
         os._exit(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 3)])
 def test_ranks_end_with_their_supervisor(number, code, store) -> None:
     trouble(store, 0, "hold")

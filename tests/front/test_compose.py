@@ -44,6 +44,7 @@ def test_published_value_is_used_where_the_size_of_model_has_none_of_its_own():
     assert (published.data["defense"]["align"]["lamb"], published.data["defense"]["align"]["alpha"]) == (5.0, 0.1)
 
 
+@pytest.mark.slow
 def test_sweep_of_300_cells_plans_20_alignments_300_tunings_and_15_mixtures():
     compositions = compose(
         [
@@ -129,6 +130,7 @@ def test_option_that_does_not_exist_names_those_that_do():
     assert "booster" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_copy_of_a_method_that_keeps_its_name_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "my_lab"
     folder.mkdir()
@@ -219,6 +221,7 @@ def test_interpolation_follows_the_swept_value_that_it_names_and_is_told_as_what
     assert [cell.swept for cell in cells] == [{"align.rows": n, "finetune.rows": n} for n in (100, 200)]
 
 
+@pytest.mark.slow
 def test_cells_that_share_what_no_value_touches_do_not_see_each_others_values():
     sweep = ["defense=booster,sft", "++mine.a=1,2", "finetune.budget={epochs: 1},{batch_size: 5}", "~corpus.attack"]
 

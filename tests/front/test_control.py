@@ -468,6 +468,7 @@ def test_damaged_record_of_another_sweep_stops_nothing_but_its_own(sweep, theirs
     assert {entry.job for entry in JobLog(sweep.store.root).entries(theirs.sweep)} == set(scheduler.jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGES)
 def test_cancel_spares_what_a_sweep_submitted_whose_record_is_damaged(sweep, scheduler, how):
     submit(sweep)
@@ -483,6 +484,7 @@ def test_cancel_spares_what_a_sweep_submitted_whose_record_is_damaged(sweep, sch
     assert found.ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGES)
 def test_sweep_whose_own_record_is_damaged_is_cancelled(sweep, scheduler, how):
     submit(sweep)
@@ -492,6 +494,7 @@ def test_sweep_whose_own_record_is_damaged_is_cancelled(sweep, scheduler, how):
     assert set(cancel(sweep.store, sweep.sweep, scheduler).ended) == jobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "zeros", "no record"])
 def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, scheduler, how):
     before = sweep.store.read_sweep(sweep.sweep)
@@ -506,6 +509,7 @@ def test_sweep_whose_own_record_is_damaged_is_taken_up_by_its_command(sweep, sch
     assert status(sweep.store, None, scheduler).sweep == sweep.sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGES)
 def test_gc_keeps_what_a_damaged_record_may_name_and_removes_what_lies_aside(sweep, theirs, scheduler, how):
     theirs.finish(*theirs.plan.stages)
@@ -535,6 +539,7 @@ def test_gc_keeps_what_a_queued_stage_reads_whose_spec_is_damaged(sweep, schedul
     assert told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "zeros", "folder"])
 def test_damaged_ledger_of_another_sweep_stops_nothing(sweep, theirs, scheduler, how):
     submit(sweep)
@@ -559,6 +564,7 @@ def test_damaged_ledger_of_another_sweep_stops_nothing(sweep, theirs, scheduler,
     assert not scheduler.jobs, "also those that no ledger names are ended with their sweep"
 
 
+@pytest.mark.slow
 def test_gc_removes_nothing_while_a_job_is_in_the_queue_that_no_ledger_names(sweep, scheduler):
     submit(sweep)
     base = sweep.stages("base")[0]
@@ -590,6 +596,7 @@ def interrupt(sweep, scheduler):
     scheduler.after_submit = lambda _: None
 
 
+@pytest.mark.slow
 def test_job_of_an_interrupted_submission_is_counted_and_ended_by_cancel(sweep, theirs, scheduler):
     submit(theirs)
     others = set(scheduler.jobs)
@@ -673,6 +680,7 @@ def test_who_waits_for_a_turn_is_told_who_has_it(sweep, scheduler, monkeypatch):
     assert [f"process {os.getpid()} on" in text for text in told] == [True]
 
 
+@pytest.mark.slow
 def test_status_and_retry_agree_on_what_is_lost(sweep, scheduler):
     submit(sweep)
     sweep.finish(*sweep.plan.stages)

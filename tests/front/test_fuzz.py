@@ -37,6 +37,7 @@ def test_what_must_not_be_is_told(differently, words):
     assert bool(words) == bool(wrong)
 
 
+@pytest.mark.slow
 def test_same_seed_types_the_same_cases_and_trains_nothing():
     def cases(seed):
         typist = Typist(random.Random(seed), sweep="tiny-12345678", keys=["0123456789abcdef"])
@@ -48,6 +49,7 @@ def test_same_seed_types_the_same_cases_and_trains_nothing():
         assert rehearsal or case.arguments[0] in fuzz.VERBS
 
 
+@pytest.mark.slow
 def test_bench_sees_an_exit_code_a_traceback_a_change_and_a_hang(tmp_path, monkeypatch):
     """The product in these children is a made-up one, which does what its first word says."""
 

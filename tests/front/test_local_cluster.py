@@ -27,6 +27,7 @@ def test_processes_share_the_training_stages_and_the_cores(monkeypatch):
     assert (found.workers, found.initialize.args) == (1, (2,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

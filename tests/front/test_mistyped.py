@@ -83,6 +83,7 @@ def test_broken_yaml_is_told_with_what_is_wrong(run, tmp_path, name):
     assert words in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["help"], ["help", "help"], ["help", "plan"], ["help", "report"]])
 def test_help_helps(run, arguments):
     code, out, error = run(*arguments)

@@ -26,6 +26,7 @@ def test_place_of_a_record_is_the_one_that_was_recorded(slurm):
     assert place.tracker.name == "jsonl"
 
 
+@pytest.mark.slow
 def test_sweep_that_is_asked_for_again_keeps_the_time_when_it_was_made(tmp_path):
     made = record(tmp_path / "store")
     before = made.store.read_sweep(made.sweep) | {"created": "2026-01-01T00:00:00+00:00"}

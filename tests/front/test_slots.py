@@ -67,6 +67,7 @@ def test_choice_fills_the_slots_and_names_the_row(overrides, methods, name):
     assert cell.labels["defense"] == name
 
 
+@pytest.mark.slow
 def test_defense_from_parts_shares_its_stages_with_the_preset_and_with_its_parts():
     preset, parts = cell_of("defense=vaccine_lisa"), cell_of("defense=vaccine", "defense/finetune=lisa")
     vaccine, lisa = cell_of("defense=vaccine"), cell_of("defense=lisa")
@@ -133,6 +134,7 @@ def test_setting_of_a_slot_that_is_empty_in_every_cell_is_refused():
         cells_of(compose(["defense=sft,lisa", "defense.align.lamb=1,5"]))
 
 
+@pytest.mark.slow
 def test_mapping_for_a_slot_that_is_empty_in_a_cell_names_the_cell_and_what_to_write():
     sweep = ["defense=sft,booster", "defense.align={lamb: 1, alpha: 2}"]
 
@@ -147,6 +149,7 @@ def test_mapping_for_a_slot_that_is_empty_in_a_cell_names_the_cell_and_what_to_w
     assert [cell.swept for cell in as_told] == [{}, {"defense.align.lamb": 1, "defense.align.alpha": 2}]
 
 
+@pytest.mark.slow
 def test_preset_that_empties_a_slot_that_is_chosen_for_is_refused(tmp_path):
     (tmp_path / "defense").mkdir()
     (tmp_path / "defense" / "mine.yaml").write_text("finetune: null\n")
@@ -195,6 +198,7 @@ def test_impossible_cells_of_a_sweep_are_skipped_on_request_each_with_its_reason
     assert "`corpus.harmful`" in cells[1].reasons[0]
 
 
+@pytest.mark.slow
 def test_sweep_of_impossible_cells_alone_is_refused_and_so_is_a_mistake():
     with pytest.raises(ConfigError, match=r"`corpus.harmful`"):
         check_cells(compose(["defense=booster", WITHOUT_HARMFUL, "on_invalid=skip"]))
@@ -208,6 +212,7 @@ PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source
 """A corpus in which no prompt has both answers."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -215,6 +220,8 @@ PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source
         (["defense=booster_vaccine", "align.adapter.dropout=0.1"], ["`defense.align`: `booster_vaccine`"]),
         (["defense=panacea", "align.adapter.dropout=0.1"], ["`defense.finetune`: `panacea`", "`finetune.fresh"]),
         (["defense=panacea", "+finetune.fresh={dropout: 0.1}"], ["`defense.finetune`: `panacea`", "dropout 0.1"]),
+        (["defense=antidote", "+align.adapter.variant=dora"], ["`defense.repair`: `antidote`", "variant `dora`"]),
+        (["defense=antidote", "+finetune.fresh={variant: dora}"], ["`antidote`", "`finetune.fresh.variant=null`"]),
         (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no example of `labelled_pairs` has both"]),
         (["defense=repnoise", PAIRS], ["`defense.align`: `repnoise`", "corpus=beavertails"]),
         (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 disjoint batches of 8", "at least 72"]),
@@ -237,6 +244,8 @@ def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(ov
         ["defense=vaccine", "align.adapter.dropout=0.1"],
         ["defense=booster", "+finetune.fresh={dropout: 0.1}"],
         ["defense=panacea", "finetune.adapter=single", "+finetune.fresh={dropout: 0.1}"],
+        ["defense=antidote", "+align.adapter.variant=dora", "+finetune.fresh={rank: 2}"],
+        ["defense=antidote", "align.adapter.targets=all-linear", "+align.adapter.scaling=rslora"],
         ["defense=repnoise", "defense.align.pairing=random", PAIRS],
         ["defense=tar", "corpus.refusal.rows=72", "align.rows=72"],
     ],
@@ -253,6 +262,41 @@ def test_fresh_adapter_counts_only_where_there_is_one():
     assert given.stages["finetune"].key == plain.stages["finetune"].key
     assert second.stages["finetune"].key != double.stages["finetune"].key
     assert second.stages["finetune"].adapter.rank == 2
+
+
+@pytest.mark.parametrize("adapter", ["align.adapter.", "+finetune.fresh."])
+def test_targets_in_another_order_or_twice_are_the_same_adapter(adapter):
+    def key(targets):
+        return cell_of(f"{adapter}targets={targets}").stages["finetune"].key
+
+    assert key("[v_proj,q_proj,gate_proj]") == key("[q_proj,v_proj,gate_proj]")
+    assert key("[v_proj,q_proj,v_proj]") == key("[q_proj,v_proj]")
+    assert key("[v_proj,q_proj,wide,far]") == key("[far,wide,v_proj,q_proj]")
+    assert len({key("[q_proj,v_proj]"), key("[q_proj]"), key("[q_proj,v_proj,o_proj]"), key("all-linear")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("align.adapter.targets=all_linear", "expected a list or `all-linear`"),
+        ("align.adapter.targets=[all-linear]", "`align.adapter.targets`: lists `all-linear`, which is no layer"),
+        ("+align.adapter.variant=dorra", "'dorra' is not known (did you mean `dora`?)"),
+        ("+align.adapter.scaling=dora", "Expected one of `rslora`"),
+    ],
+)
+def test_adapter_that_does_not_exist_is_refused(override, said):
+    with pytest.raises(ConfigError) as caught:
+        cell_of(override)
+
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("dora", ["+align.adapter.variant=dora", "+finetune.fresh={variant: dora}"])
+def test_vllm_refuses_dora_before_anything_runs(dora):
+    with pytest.raises(ConfigError, match=r"`evaluation.decoding.engine`: vLLM does not support DoRA"):
+        cell_of("evaluation.decoding.engine=vllm", dora)
+
+    assert cell_of("evaluation.decoding.engine=vllm", "+align.adapter.scaling=rslora")
 
 
 def test_ewc_draws_the_rows_that_alignment_trained_on():

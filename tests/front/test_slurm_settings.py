@@ -68,6 +68,7 @@ def test_what_is_not_set_is_left_to_the_site():
     assert not {"mem", "partition", "account", "qos", "constraint", "gpus_per_node", "setup"} & found.keys()
 
 
+@pytest.mark.slow
 def test_account_that_looks_like_a_number_is_a_text_in_quotes():
     with pytest.raises(ConfigError, match=r"`cluster.account`: .*12345"):
         slurm("cluster.account=12345")

@@ -130,12 +130,14 @@ def ways():
         yield ways
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(command=a_command())
 def test_sweep_and_single_run_of_the_same_words_are_the_same_cell(ways, command):
     check(ways, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -212,6 +212,7 @@ def without_torch(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_plan_needs_no_torch(without_torch):
     done = without_torch("plan", "-m", "defense=sft,booster", "cluster=slurm")
 
@@ -219,6 +220,7 @@ def test_plan_needs_no_torch(without_torch):
     assert "no prediction" in done.stdout
 
 
+@pytest.mark.slow
 def test_dry_run_needs_no_torch_calls_no_sbatch_and_leaves_the_store_alone(without_torch, tmp_path):
     done = without_torch("-m", "defense=sft,booster", "cluster=slurm", "cluster.dry_run=true")
 
@@ -238,6 +240,7 @@ def test_single_cell_takes_slurm_too(without_torch):
     assert "dry run, nothing was submitted" in done.stdout
 
 
+@pytest.mark.slow
 def test_refusal_of_sbatch_is_told_without_a_traceback(without_torch, tmp_path):
     (tmp_path / "commands" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid account' >&2\nexit 1\n")
 

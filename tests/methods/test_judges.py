@@ -278,6 +278,7 @@ def test_beaver_dam_missing_weights_are_reported_before_the_run(
     assert os.environ["HF_TOKEN"] not in problems[0].text
 
 
+@pytest.mark.slow
 def test_beaver_dam_reads_as_many_tokens_at_once_as_fit(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     import torch
 

@@ -35,6 +35,7 @@ def by_hand(model, tokenizer, prompt, new_tokens):
     return tokenizer.decode(new, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_answers_equal_decoding_one_prompt_at_a_time_by_hand(

@@ -71,6 +71,7 @@ def test_lease_takes_off_an_adapter_that_a_stage_attached(save_base):
     assert not [name for name in names if "lora" in name]
 
 
+@pytest.mark.slow
 def test_base_of_a_failed_lease_is_loaded_again(save_base):
     memory, weights = {}, ModelRef(base_key="k", base=save_base())
     with loaded_model(weights, memory) as lent:
@@ -98,6 +99,7 @@ def test_missing_padding_token_is_borrowed_without_resizing(save_base):
     assert (pad, size) == ("<unk>", 64)
 
 
+@pytest.mark.slow
 def test_merge_into_a_low_precision_base_is_warned_about(save_base, save_adapter, caplog):
     memory, base = {}, save_base()
     with loaded_model(ModelRef(base_key="k", base=base), memory) as lent:

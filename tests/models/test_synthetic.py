@@ -10,6 +10,8 @@ from harness.corpora.world import World
 from harness.judges.tiny import Tiny as TinyJudge
 from harness.models.tiny import Synthetic, build_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def _answers(folder, source, prompts):
     from transformers import AutoModelForCausalLM, AutoTokenizer

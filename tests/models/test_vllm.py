@@ -91,6 +91,7 @@ def test_answers_of_one_process_are_those_of_transformers(ask, with_vllm, memory
         assert not servers["merged"].running
 
 
+@pytest.mark.slow
 def test_process_that_ends_says_why(ask, with_vllm, memory, save_base, save_adapter):
     weights = ModelRef(base_key="base", base=save_base(), adapter=save_adapter("a", seed=1, lora=Lora(rank=600)))
 

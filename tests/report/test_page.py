@@ -25,6 +25,8 @@ step();
 """
 """Scrolls until every figure is drawn: the page draws what comes near."""
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def opened(browser, written):

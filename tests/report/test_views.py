@@ -197,6 +197,7 @@ def test_front_is_of_one_protocol(maker):
     }
 
 
+@pytest.mark.slow
 def test_surfaces_of_a_defense_are_of_one_protocol(maker):
     cells = _grid(maker, lambda settings, ratio: False)
     alone = _found(maker, cells)

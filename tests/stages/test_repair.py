@@ -133,6 +133,7 @@ def test_panacea_travels_from_fine_tuning_to_repair(store, repaired):
     assert facts(store, stage)["change"]["norm"] == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_panacea_repairs_share_one_fine_tuning(repaired):
     last, mean = (repaired("defense=panacea", f"defense.repair.epsilon={which}") for which in ("last", "mean"))
 
@@ -146,6 +147,7 @@ def test_fine_tuning_that_leaves_nothing_stores_no_handover(store, repaired):
     assert not (store.path(stage.tuned) / "handover").exists()
 
 
+@pytest.mark.slow
 def test_repair_is_repeatable(store, repaired, tmp_path):
     stage = repaired("defense=antidote", "defense.repair.score=random")
     other = Store(tmp_path)
@@ -168,6 +170,7 @@ def test_repair_leaves_the_shared_base_as_it_was(store, repaired):
         assert all(torch.equal(value, before[name]) for name, value in lent.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_repair_identity_reads_the_method_and_its_rows_but_not_another_slot():
     def stages(*overrides):
         return cells_of(compose([*SMALL, *overrides]))[0].stages

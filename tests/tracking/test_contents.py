@@ -193,6 +193,7 @@ def test_dashboard_with_a_name_that_no_run_has_is_refused(store):
     assert wrong.problems(entries) == ["`s`, `t`: `summary:nothing` is in no run of the kind `cell`"]
 
 
+@pytest.mark.slow
 def test_dashboard_becomes_what_wandb_is_sent_without_a_server(store):
     described, _ = _described(store)
 
@@ -208,6 +209,7 @@ def test_dashboard_becomes_what_wandb_is_sent_without_a_server(store):
     assert "| defense | HS |" in text
 
 
+@pytest.mark.slow
 def test_strict_dashboard_of_rows_that_were_judged_otherwise_is_refused_and_nothing_is_written(store, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     first, *others = store.read_sweep(SWEEP)["cells"]

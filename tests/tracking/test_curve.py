@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from made_sweep import STEPS
 
 from harness.engine.layout import StoreLayout
@@ -77,6 +78,7 @@ def test_curve_on_a_full_disk_fails_no_stage(tmp_path, caplog, monkeypatch):
     assert len({record.message for record in caplog.records}) == 2
 
 
+@pytest.mark.slow
 def test_stage_does_not_speak_of_wandb_and_leaves_its_mode_to_whom_it_concerns():
     command = "import os, harness.training.trainer; print(os.environ['WANDB_MODE'])"
 

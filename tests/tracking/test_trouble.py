@@ -196,6 +196,7 @@ def test_work_folder_that_goes_while_it_is_looked_at_is_no_error(store):
     assert not SweepRuns(store, SWEEP, Wandb()).ended(key)
 
 
+@pytest.mark.slow
 def test_wandb_process_that_was_killed_is_told_and_comes_back(tmp_path):
     wire = Client(mode="offline", entity=None, project="p", folder=tmp_path)
     entry = RunRecord(id="a", name="a", kind="cell", group="g", tags=(), config={})

@@ -23,8 +23,19 @@ from harness.defenses.repnoise import RepNoise
 from harness.defenses.tar import Tar
 from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
+from harness.models.adapter import Lora, attach, detach
 from harness.training.distributed import rank, world_size
 from harness.training.trainer import train
+
+
+def model_for(name):
+    """Return the golden model, with a new DoRA adapter for the run of that name."""
+    model = build()
+    if not name.endswith("dora"):
+        return model
+    detach(model)
+    lora = Lora(rank=4, targets="all-linear", scaling="rslora", variant="dora")
+    return attach(model.get_base_model(), lora, seed=0)
 
 
 def uneven(model, work):
@@ -48,7 +59,7 @@ def uneven(model, work):
 def stopped(name, model, work):
     """Train, stop at the first opportunity, and go on with another model."""
     try:
-        trained(name, build(), work, stop=lambda: True)
+        trained(name, model_for(name), work, stop=lambda: True)
     except Stopped:
         return trained(name, model, work)
     raise AssertionError("it did not stop")
@@ -74,7 +85,7 @@ def lisa(model, work, **options):
 
 def sharded(name, model, work):
     """Train with a sharded base; append what part of the base each process held."""
-    report = run(name, work, model=model, sharded=True)
+    report = trained(name, model, work, sharded=True)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     held = sum(part.to_local().numel() if isinstance(part, DTensor) else part.numel() for part in frozen)
     return replace(report, history=[*report.history, {"held": held / sum(part.numel() for part in frozen)}])
@@ -120,11 +131,14 @@ def trained(name, model, work, **options):
         return uneven(model, work)
     if name == "lisa":
         return lisa(model, work, **options)
-    return further(name, model, work) if name in FURTHER else run(name, work, model=model, **options)
+    if name in FURTHER:
+        return further(name, model, work)
+    return run("booster" if name == "dora" else name, work, model=model, **options)
 
 
-NAMES = (*METHODS, "uneven", "lisa", *FURTHER)
-STOPPED = ("sft", "booster", "lisa")
+NAMES = (*METHODS, "dora", "uneven", "lisa", *FURTHER)
+STOPPED = ("sft", "booster", "lisa", "dora")
+SHARDED = (*METHODS, "dora")
 
 
 def everything(out: Path, names: Sequence[str]) -> None:
@@ -132,9 +146,9 @@ def everything(out: Path, names: Sequence[str]) -> None:
     runs = {name: partial(trained, name) for name in names}
     runs |= {f"stopped-{name}": partial(stopped, name) for name in names if name in STOPPED}
     if "WORLD_SIZE" in os.environ:
-        runs |= {f"sharded-{name}": partial(sharded, name) for name in names if name in METHODS}
+        runs |= {f"sharded-{name}": partial(sharded, name) for name in names if name in SHARDED}
     for name, train_once in runs.items():
-        model = build()
+        model = model_for(name)
         report = train_once(model=model, work=out / f"work-{name}-{world_size()}")
         stem = f"{name}-{world_size()}-{rank()}"
         save_file(trainables(model), out / f"{stem}.safetensors")

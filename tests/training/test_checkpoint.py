@@ -126,6 +126,7 @@ def test_checkpoint_that_misses_a_file_is_discarded_beside_a_newer_one(folder):
     assert steps_in(folder) == [4]
 
 
+@pytest.mark.slow
 def test_run_whose_newest_checkpoint_is_damaged_ends_as_an_undisturbed_one(tmp_path):
     """The defect: numbers that are still plausible, so that nothing fails and the result is another."""
     whole, killed, resumed = build("booster"), build("booster"), build("booster")
@@ -170,6 +171,7 @@ def test_checkpoint_marker_lists_everything_a_resumed_run_needs(folder):
     }
 
 
+@pytest.mark.slow
 def test_checkpoints_come_by_time(tmp_path):
     run("sft", tmp_path / "often", checkpoint_every_seconds=0)
     run("sft", tmp_path / "never", checkpoint_every_seconds=3600)
@@ -189,6 +191,7 @@ def test_finished_run_that_is_resumed_trains_no_further(tmp_path):
     assert all(torch.equal(trainables(again)[name], weight) for name, weight in trainables(first).items())
 
 
+@pytest.mark.slow
 def test_run_resumed_in_the_middle_of_a_logging_interval_logs_the_same_means(tmp_path, monkeypatch):
     monkeypatch.setattr(step_trainer, "ROWS_OF_HISTORY", 2)
     expected = run("booster", tmp_path / "whole")
@@ -201,6 +204,7 @@ def test_run_resumed_in_the_middle_of_a_logging_interval_logs_the_same_means(tmp
     assert report == expected
 
 
+@pytest.mark.slow
 def test_run_with_dropout_resumes_bitwise(tmp_path):
     whole, killed, resumed = (with_dropout() for _ in range(3))
     run("sft", tmp_path / "whole", model=whole)
@@ -212,6 +216,7 @@ def test_run_with_dropout_resumes_bitwise(tmp_path):
     assert all(torch.equal(trainables(resumed)[name], weight) for name, weight in trainables(whole).items())
 
 
+@pytest.mark.slow
 def test_process_killed_while_it_writes_a_checkpoint_leaves_one_to_resume_from(tmp_path):
     script = f"""
 import os, signal, sys

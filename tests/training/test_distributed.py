@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_run import NAMES, everything
-from golden_runs import METHODS
+from distributed_run import NAMES, SHARDED, STOPPED, everything
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -46,6 +45,7 @@ def results(tmp_path_factory, request):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", runs(*NAMES))
 def test_two_processes_end_with_equal_weights_and_histories(name, results):
     (first, first_history), (second, second_history) = results(name, 2, 0), results(name, 2, 1)
@@ -66,7 +66,7 @@ def test_two_processes_compute_what_one_process_with_the_same_global_batches_com
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", runs("sft", "booster", "lisa"))
+@pytest.mark.parametrize("name", runs(*STOPPED))
 def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, processes, results):
     for rank in range(processes):
         (whole, whole_history), (resumed, history) = (
@@ -77,7 +77,7 @@ def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, 
         assert history == whole_history
 
 
-@pytest.mark.parametrize("name", runs(*METHODS))
+@pytest.mark.parametrize("name", runs(*SHARDED))
 def test_sharded_base_changes_no_number_and_half_of_it_lies_in_each_process(name, results):
     whole, whole_history = results(name, 2, 0)
 

@@ -134,6 +134,7 @@ def test_stage_in_two_processes_stores_what_one_process_stores(defense, chains, 
     assert [json.loads(line)["step"] for line in curve] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defense", "processes"),
     [("sft", ONE), ("booster", ONE), pytest.param("booster", SHARDED, marks=pytest.mark.slow)],
@@ -157,6 +158,7 @@ def test_stage_that_is_stopped_goes_on_bitwise_in_the_next_attempt(defense, proc
     assert resumed == list(range(stopped_at + 1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_stage_that_is_asked_to_use_less_memory_says_what_it_did(chains, aligned, store):
     stage = chains["sft"]["align"]
 

@@ -101,6 +101,7 @@ def test_method_sees_the_batch_of_the_whole_step_and_the_optimizer_its_gradient(
     assert report.rows_at_once == micro_batch_size
 
 
+@pytest.mark.slow
 def test_training_in_pieces_ends_where_training_on_whole_batches_ends(tmp_path):
     whole, cut = build(), build()
 
@@ -113,6 +114,7 @@ def test_training_in_pieces_ends_where_training_on_whole_batches_ends(tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_history_averages_metrics_over_each_interval(tmp_path):
     rows = ROWS[:1] * 250
 
@@ -124,6 +126,7 @@ def test_history_averages_metrics_over_each_interval(tmp_path):
     assert tracker.rows == report.history
 
 
+@pytest.mark.slow
 def test_history_of_an_uneven_number_of_steps_ends_with_the_last_step(tmp_path):
     _, report, *_ = counted(tmp_path, ROWS[:1] * 201, Budget(epochs=1, batch_size=1))
 
@@ -131,6 +134,7 @@ def test_history_of_an_uneven_number_of_steps_ends_with_the_last_step(tmp_path):
     assert report.metrics["loss"] == 201
 
 
+@pytest.mark.slow
 def test_history_tells_norm_clip_factor_and_learning_rate(tmp_path):
     clipped = plain(tmp_path / "1", budget=replace(BUDGET, max_grad_norm=0.01))
     free = plain(tmp_path / "2", budget=replace(BUDGET, max_grad_norm=None))
@@ -234,6 +238,7 @@ def test_training_prints_nothing(tmp_path, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_keeps_float32_weights_close_to_those_of_float32(tmp_path):
     exact, rough = build(), build()
 
