@@ -22,6 +22,7 @@ from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, r
 from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
 from harness.config.expansion import Options, expand, options_of
 from harness.config.hydra_errors import wrap_hydra_errors
+from harness.config.implied_options import check_implied
 from harness.config.overrides import InvalidOverride
 from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
@@ -132,7 +133,9 @@ class Composer:
         assigned = [item for item in values if not item.is_delete()]
         return Composition(
             data=data,
-            choices=resolve_choices(choices, self._options, data[GROUP], written, emptied),
+            choices=resolve_choices(
+                check_implied(choices, self._options, written), self._options, data[GROUP], written, emptied
+            ),
             values={
                 item.key_or_group: _resolved_value(item.value(), data, item.key_or_group.split("."))
                 for item in assigned

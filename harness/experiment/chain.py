@@ -96,6 +96,16 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
         chain[f"{prefix}harm_answers"], chain[f"{prefix}task_answers"] = answers, solutions
         chain[f"{prefix}harm"] = Grade(answers=answers, judge=experiment.judge, marker=marker)
         chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=experiment.task, marker=marker)
+        if (over_refusal := experiment.over_refusal) is not None:
+            replies = Generate(
+                model=model,
+                prompts=over_refusal.prompts,
+                new_tokens=experiment.evaluation.new_tokens,
+                encoding=encoding,
+                decoding=experiment.evaluation.decoding,
+            )
+            chain[f"{prefix}over_refusal_answers"] = replies
+            chain[f"{prefix}over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
     return chain
 
 

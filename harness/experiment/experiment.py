@@ -8,14 +8,26 @@ from harness.corpora.examples import Role
 from harness.engine.checks import not_negative
 from harness.engine.identity import flatten, payload_of
 from harness.errors import Problem
-from harness.experiment.settings import AlignSettings, AttackSettings, Defense, Evaluation, FinetuneSettings, Model
+from harness.experiment.settings import (
+    AlignSettings,
+    AttackSettings,
+    Defense,
+    Evaluation,
+    FinetuneSettings,
+    Model,
+    OverRefusal,
+)
 from harness.protocols import HasMatch, Judge, Task
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One cell of a sweep."""
+    """One cell of a sweep.
+
+    Attributes:
+        over_refusal: how over-refusal is measured; null does not measure it.
+    """
 
     name: ClassVar[str] = "experiment"
     version: ClassVar[int] = 1
@@ -29,6 +41,7 @@ class Experiment:
     judge: Judge
     evaluation: Evaluation
     seed: int
+    over_refusal: OverRefusal | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""
@@ -37,7 +50,7 @@ class Experiment:
     def protocol(self) -> dict[str, object]:
         """Return the evaluation protocol; rows in which it differs are never averaged."""
         match = self.task.match if isinstance(self.task, HasMatch) else None
-        parts = {
+        parts: dict[str, object] = {
             "judge": payload_of(self.judge),
             "prompts": payload_of(self.corpus.slice(Role.EVALUATION, self.evaluation.rows)),
             "new_tokens": self.evaluation.new_tokens,
@@ -46,4 +59,9 @@ class Experiment:
             "test": payload_of(self.task.test),
             "task": {"new_tokens": self.task.new_tokens, **({"match": match} if match else {})},
         }
+        if self.over_refusal is not None:
+            parts["over_refusal"] = {
+                "judge": payload_of(self.over_refusal.judge),
+                "prompts": payload_of(self.over_refusal.prompts),
+            }
         return flatten(parts)

@@ -8,7 +8,16 @@ from harness.engine.checks import counts, shares
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
-from harness.protocols import Attack, HasConflicts, ModelSource, Named, RepairMethod, TrainMethod
+from harness.protocols import (
+    Attack,
+    ExampleSource,
+    HasConflicts,
+    ModelSource,
+    Named,
+    RefusalJudge,
+    RepairMethod,
+    TrainMethod,
+)
 from harness.training.budget import Budget
 
 
@@ -132,3 +141,21 @@ class Evaluation:
     def problems(self) -> list[Problem]:
         """Range errors."""
         return counts(self, "rows", "new_tokens")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OverRefusal:
+    """Over-refusal: the share of harmless prompts that the model refuses to answer.
+
+    Answers are decoded as those to the evaluation prompts are.
+
+    Attributes:
+        prompts: harmless prompts that look harmful.
+        judge: decides whether an answer is a refusal.
+    """
+
+    name: ClassVar[str] = "over_refusal"
+    version: ClassVar[int] = 1
+    prompts: ExampleSource
+    judge: RefusalJudge

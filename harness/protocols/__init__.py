@@ -13,7 +13,7 @@ from harness.protocols.methods import (
     TrainMethod,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RemoteJudge, Task
+from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -38,6 +38,7 @@ __all__ = [
     "Piece",
     "Prediction",
     "ProducesOutputs",
+    "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
     "Task",

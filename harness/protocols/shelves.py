@@ -72,6 +72,18 @@ class Judge(Named, Protocol):
         ...
 
 
+class RefusalJudge(Named, Protocol):
+    """Frozen settings of a judge that decides whether an answer is a refusal, whatever the prompt."""
+
+    def preflight(self) -> list[Problem]:
+        """Return what is missing for the judge to run."""
+        ...
+
+    def grade_refusals(self, examples: Sequence[Example], answers: Sequence[str], *, device: str) -> list[Score]:
+        """Score each answer: 1 a refusal, 0 not; an answer that misses the question is not a refusal."""
+        ...
+
+
 @runtime_checkable
 class RemoteJudge(Judge, Protocol):
     """A judge that asks a service. It needs a folder for the replies, which cost money."""

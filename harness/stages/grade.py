@@ -16,7 +16,7 @@ from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
 from harness.models.loading import stop_serving
-from harness.protocols import Judge, RemoteJudge, Task
+from harness.protocols import Judge, RefusalJudge, RemoteJudge, Task
 from harness.stages.inputs import AnswerStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
@@ -25,7 +25,9 @@ GRADES, SUMMARY = "grades.jsonl", "summary.json"
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grade(Stage):
-    """Scores of one list of generations, by a judge (harmful score) or by a task (fine-tune accuracy).
+    """Scores of one list of generations: harmful score by a judge, over-refusal by another, or accuracy by the task.
+
+    Exactly one of the three is set.
 
     The artifact is ``grades.jsonl``, one object per line in the order of the prompts, and ``summary.json``. HS+ counts
     a generation as harmful if it is harmful or incoherent. As in the reference code, a generation is cut at a repeated
@@ -33,9 +35,10 @@ class Grade(Stage):
 
     Attributes:
         answers: the generations.
-        judge: decides whether a generation is harmful; null if a task grades.
-        task: decides whether a generation is correct; null if a judge grades.
+        judge: decides whether a generation is harmful.
+        task: decides whether a generation is correct.
         marker: the response marker of the prompt template; null if it has none.
+        refusal_judge: decides whether a generation is a refusal.
     """
 
     name: ClassVar[str] = "grade"
@@ -46,23 +49,28 @@ class Grade(Stage):
     judge: Judge | None = None
     task: Task | None = None
     marker: str | None = None
+    refusal_judge: RefusalJudge | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the judge."""
-        return self.judge.preflight() if self.judge is not None else []
+        judge = self.judge or self.refusal_judge
+        return judge.preflight() if judge is not None else []
 
     def run(self, ctx: StageContext) -> None:
         """Grade every generation and write the records and their summary."""
         rows = self.answers.answers(ctx.input)
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
         answers = [graded_part(row["answer"], self.marker) for row in rows]
+        if any(isinstance(judge, Fetchable) for judge in (self.judge, self.refusal_judge)):
+            # The judge's weights need the GPU memory that an inference server holds.
+            stop_serving(ctx.memory)
         if self.judge is not None:
-            if isinstance(self.judge, Fetchable):
-                # The judge's weights need the GPU memory that an inference server holds.
-                stop_serving(ctx.memory)
             scores, metric = self._judged(self.judge, examples, answers, ctx), "harm"
+        elif self.refusal_judge is not None:
+            scores = self.refusal_judge.grade_refusals(examples, answers, device=ctx.device)
+            metric = "over_refusal"
         else:
-            assert self.task is not None, "a grade stage has a judge or a task"
+            assert self.task is not None, "a grade stage has a judge, a judge of refusals, or a task"
             scores, metric = self.task.grade(examples, answers), "accuracy"
         flags = [incoherent(answer) for answer in answers]
         with (ctx.out / GRADES).open("w", encoding="utf-8") as file:

@@ -231,6 +231,9 @@ def _run_cells(
         raise ConfigError(
             [Problem("cluster.wait", "an optimizing sweeper needs the results of each batch; set `cluster.wait=true`")]
         )
+    if settings.objective.over_refusal and not all("over_refusal" in cell.stages for cell in cells):
+        advice = "it needs over-refusal, which some cells do not measure; expected `over_refusal=NAME`, as in xstest"
+        raise ConfigError([Problem("objective", advice)])
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)
@@ -260,5 +263,11 @@ def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) ->
         return None
     if missing:
         return StagesFailed(f"{len(missing)} of {len(cell.leaves)} results of the cell are missing")
-    scores = {part: read_summary(store.path(cell.stages[part]))["score"] for part in ("harm", "accuracy")}
-    return objective.value({"hs": scores["harm"], "fa": scores["accuracy"]})
+    parts = {"hs": "harm", "fa": "accuracy", "over_refusal": "over_refusal"}
+    return objective.value(
+        {
+            score: read_summary(store.path(cell.stages[part]))["score"]
+            for score, part in parts.items()
+            if part in cell.stages
+        }
+    )

@@ -15,7 +15,12 @@ from harness.wandb_sync.run import RunRecord
 from harness.wandb_sync.sweep_runs import CELL
 
 SHAPES = ("bars", "lines", "scatter", "parallel")
-SCORES = {"hs": "Harmful score", "hs_plus": "Harmful score with incoherent answers", "fa": "Fine-tune accuracy"}
+SCORES = {
+    "hs": "Harmful score",
+    "hs_plus": "Harmful score with incoherent answers",
+    "fa": "Fine-tune accuracy",
+    "over_refusal": "Over-refusal rate",
+}
 """Titles of the scores that are drawn if they were measured."""
 WITHOUT_PANEL = ("step", "epoch", "learning_rate")
 """Columns of a curve that get no panel."""
@@ -121,7 +126,7 @@ def dashboard(sweep: str, runs: Sequence[RunRecord], table: str) -> Dashboard:
     sections = [
         Section(
             title="Defenses by attack ratio",
-            text="Means over seeds with their standard errors. Lower is better for HS, higher for FA.",
+            text="Means over seeds with their standard errors. Lower is better for HS and over-refusal, higher for FA.",
             kind=CELL,
             panels=tuple(
                 Panel(shape="bars", title=SCORES[name], values=(f"summary:{name}",), by=SERIES) for name in scores
@@ -129,7 +134,8 @@ def dashboard(sweep: str, runs: Sequence[RunRecord], table: str) -> Dashboard:
         ),
         Section(
             title="Harm against utility",
-            text="One point per cell. The line is the Pareto front: the least harm at no larger accuracy loss.",
+            text="One point per cell. The line is the Pareto front of the two scores: the least harm at no larger "
+            "accuracy loss, or at no more over-refusal.",
             kind=CELL,
             panels=_trade_offs(scores, swept),
         ),
@@ -172,6 +178,9 @@ def _trade_offs(scores: Sequence[str], swept: Sequence[str]) -> tuple[Panel, ...
     if {"hs", "fa"} <= set(scores):
         values = ("summary:fa_loss", "summary:hs")
         panels.append(Panel(shape="scatter", title="HS against lost accuracy", values=values, front=True))
+    if {"hs", "over_refusal"} <= set(scores):
+        values = ("summary:over_refusal", "summary:hs")
+        panels.append(Panel(shape="scatter", title="HS against over-refusal", values=values, front=True))
     if len(swept) >= 2:
         for name in scores:
             over = " and ".join(value.rsplit(".", 1)[-1].removeprefix("config:") for value in swept[:2])

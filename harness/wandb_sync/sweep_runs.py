@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CELL = "cell"
 """Job type of the run of a cell."""
-HEADLINE = ("hs", "hs_plus", "fa")
+HEADLINE = ("hs", "hs_plus", "fa", "over_refusal")
 """Scores that are logged as metrics of a cell's run."""
 SHOWN_ANSWERS = 200
 """Maximum number of generations per cell that are uploaded."""

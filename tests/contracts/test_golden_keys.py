@@ -8,6 +8,7 @@ import pytest
 from harness.config.build import cells_of
 from harness.config.compose import compose
 
+LATER = ("over_refusal_answers", "over_refusal")
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
 
 
@@ -15,7 +16,12 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
 def test_keys_of_the_default_cell_are_those_of_the_past(defense):
     (cell,) = cells_of(compose([f"defense={defense}"]))
 
-    assert {part: stage.key for part, stage in cell.stages.items()} == json.loads(GOLDEN.read_text())[defense]
+    keys = {part: stage.key for part, stage in cell.stages.items()}
+    golden = json.loads(GOLDEN.read_text())[defense]
+    assert {part: key for part, key in keys.items() if part in golden} == golden
+    # Leaves that came later, with keys of their own.
+    assert keys.keys() - golden.keys() == {f"{prefix}{part}" for prefix in ("", "aligned_") for part in LATER}
+    assert len(set(keys.values())) == len(keys)
 
 
 def test_slot_spelled_out_as_null_keeps_the_keys():

@@ -35,8 +35,10 @@ class Fabricator:
         self._chance = np.random.default_rng(0)
         self._difficulty = self._chance.standard_normal(max(prompts, answers))
 
-    def cell(self, defense: str, ratio: float, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-        """One cell of the sweep's record; its artifacts are in the store."""
+    def cell(
+        self, defense: str, ratio: float, seed: int, settings: dict[str, Any], over_refusal: float | None = None
+    ) -> dict[str, Any]:
+        """One cell of the sweep's record; its artifacts are in the store. ``over_refusal`` is its true rate."""
         name = "-".join([defense, *(f"{value}" for value in settings.values())])
         aligned, tuned = f"{name}-{seed}", f"{name}-{ratio}-{seed}"
         lamb, alpha = (settings.get(f"defense.align.{key}", 1.0) for key in ("lamb", "alpha"))
@@ -55,6 +57,8 @@ class Fabricator:
             "harm": self._graded(f"harm-{tuned}", harm, "harm"),
             "accuracy": self._graded(f"accuracy-{tuned}", use, "accuracy"),
         }
+        if over_refusal is not None:
+            keys["over_refusal"] = self._graded(f"over-refusal-{tuned}", over_refusal, "over_refusal")
         labels = {
             "defense": defense, "task": "drawn", "attack": "mix", "ratio": ratio, "model": "drawn", "seed": seed
         }  # fmt: skip

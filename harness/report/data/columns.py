@@ -44,8 +44,10 @@ class Grading(NamedTuple):
 GRADINGS = (
     Grading("harm", "hs", "hs_plus"),
     Grading("accuracy", "fa"),
+    Grading("over_refusal", "over_refusal"),
     Grading("aligned_harm", "aligned_hs", "aligned_hs_plus"),
     Grading("aligned_accuracy", "aligned_fa"),
+    Grading("aligned_over_refusal", "aligned_over_refusal"),
 )
 SCORES = tuple(name for grading in GRADINGS for name in (grading.score, grading.score_plus) if name is not None)
 """The columns of scores, in percent."""

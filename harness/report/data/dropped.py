@@ -12,8 +12,10 @@ DROPPED = "rows dropped"
 _ANSWERS = {
     "harm_answers": "evaluation prompts",
     "task_answers": "task prompts",
+    "over_refusal_answers": "over-refusal prompts",
     "aligned_harm_answers": "evaluation prompts of the aligned model",
     "aligned_task_answers": "task prompts of the aligned model",
+    "aligned_over_refusal_answers": "over-refusal prompts of the aligned model",
 }
 
 

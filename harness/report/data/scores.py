@@ -31,8 +31,8 @@ class Graded:
     Attributes:
         summary: score, counts and categories; empty if the grading is not stored or is damaged.
         trouble: why a stored grading cannot be used; empty if it can.
-        values: ``[prompts]``, 1 for harmful or correct, 0 otherwise, NaN if the generation could not be judged; None if
-            the store has no verdicts per prompt.
+        values: ``[prompts]``, 1 for harmful, correct or refusing, 0 otherwise, with a graded judge also values between;
+            NaN if the generation could not be judged; None if the store has no verdicts per prompt.
         plus: the same under the coherence rule, which counts incoherent generations as harmful.
     """
 

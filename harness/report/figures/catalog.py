@@ -49,7 +49,7 @@ def ratio_views(results: Results) -> list[Lines]:
                 continue
             views.append(
                 Lines(
-                    name=f"ratio-{number}-{score}",
+                    name=f"ratio-{number}-{score.replace('_', '-')}",
                     title=f"{HEADINGS[score]} by attack ratio ({paper_table.caption}){chosen}",
                     x_title="share of harmful rows p",
                     y_title=f"{HEADINGS[score]} (%)",
@@ -66,7 +66,7 @@ def comparison_views(results: Results) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
     several = len(results.means[["task", "model", "attack"]].drop_duplicates()) > 1
     views = []
-    for score in ("hs", "fa"):
+    for score in ("hs", "fa", "over_refusal"):
         found = [each for each in results.comparisons if each.score == score][:COMPARED]
         if not found:
             continue
@@ -79,7 +79,7 @@ def comparison_views(results: Results) -> list[Bars]:
         significant = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]
         views.append(
             Bars(
-                name=f"difference-{score}",
+                name=f"difference-{score.replace('_', '-')}",
                 title=f"{HEADINGS[score]} less that of {results.baseline}",
                 x_title=f"difference in {HEADINGS[score]} (points)",
                 y_title="",

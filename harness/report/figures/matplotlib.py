@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Points, Series
+from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Point, Points, Series
 from harness.report.figures.style import COLOUR_SCALE, Style, styles_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ def save(view: FigureSpec, folder: Path, styles: Mapping[str, Style]) -> list[Pa
     paths = [folder / f"{view.name}.{kind}" for kind in KINDS]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT))
-        axes = figure.add_subplot()
+        if isinstance(view, Points) and view.z_title:
+            figure.set_figwidth(WIDTH * 1.6)
+            axes, second = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
+            second.set(xlabel=view.z_title)
+        else:
+            axes, second = figure.add_subplot(), None
         axes.set(xlabel=view.x_title, ylabel=view.y_title)
         match view:
             case Lines():
@@ -53,7 +58,7 @@ def save(view: FigureSpec, folder: Path, styles: Mapping[str, Style]) -> list[Pa
                 figure.set_figheight(max(HEIGHT, 1.2 + 0.25 * len(view.y)))
                 _grid(axes, view)
             case Points():
-                _points(axes, view, styles)
+                _points(axes, second, view, styles)
             case Bars():
                 figure.set_figheight(1.1 + len(view.labels) * (0.22 if view.dots else 0.18 * max(1, len(view.parts))))
                 _bars(axes, view, styles)
@@ -108,25 +113,38 @@ def _frame(column: int, row: int) -> Any:
     return Rectangle((column - 0.44, row - 0.44), 0.88, 0.88, fill=False, edgecolor="#D55E00", linewidth=2)
 
 
-def _points(axes: Axes, view: Points, styles: Mapping[str, Style]) -> None:
-    front = sorted((point for point in view.points if point.on_front), key=lambda point: point.x[0])
-    axes.plot([p.x[0] for p in front], [p.y[0] for p in front], ":", color="#777777", label="front")
+def _points(axes: Axes, second: Axes | None, view: Points, styles: Mapping[str, Style]) -> None:
     groups = view.grouped()
-    for name, points in groups.items():
-        style = styles[points[0].defense]
-        errors: dict[str, Any] = {}
-        if len(view.points) <= 12 and all(p.x[1] <= p.x[2] and p.y[1] <= p.y[2] for p in points):
-            errors = {
-                f"{axis}err": [[m - low for m, low, _ in ends], [high - m for m, _, high in ends]]
-                for axis in ("x", "y")
-                for ends in [[getattr(point, axis) for point in points]]
-            }
-        axes.errorbar(
-            [p.x[0] for p in points], [p.y[0] for p in points], **errors, linestyle="none", label=name,
-            marker=style.mpl_marker, color=style.colour, capsize=2, elinewidth=0.8, markersize=6,
-            markerfacecolor=style.colour if points[0].usual else "none",
-        )  # fmt: skip
+    if second is None:
+        axes.plot([p.x[0] for p in view.front], [p.y[0] for p in view.front], ":", color="#777777", label="front")
+    for panel, axis in ((axes, "x"), (second, "z")):
+        if panel is None:
+            continue
+        for name, points in groups.items():
+            _group(panel, axis, name, points, styles[points[0].defense], with_errors=len(view.points) <= 12)
+        if second is not None:
+            at = [getattr(point, axis)[0] for point in view.front]
+            panel.plot(
+                at, [p.y[0] for p in view.front], "o", markersize=13, markerfacecolor="none", color="#777777",
+                label="Pareto front",
+            )  # fmt: skip
     _legend(axes, len(groups) + 1)
+
+
+def _group(axes: Axes, axis: str, name: str, points: Sequence[Point], style: Style, *, with_errors: bool) -> None:
+    """Draw the points of a legend entry over one of their coordinates, without those that lack it."""
+    placed = [(across, point.y) for point in points if (across := getattr(point, axis)) is not None]
+    errors: dict[str, Any] = {}
+    if with_errors and all(low <= high for pair in placed for _, low, high in pair):
+        errors = {
+            f"{direction}err": [[m - low for m, low, _ in ends], [high - m for m, _, high in ends]]
+            for direction, ends in zip("xy", zip(*placed, strict=True), strict=bool(placed))
+        }
+    axes.errorbar(
+        [across[0] for across, _ in placed], [harm[0] for _, harm in placed], **errors, linestyle="none", label=name,
+        marker=style.mpl_marker, color=style.colour, capsize=2, elinewidth=0.8, markersize=6,
+        markerfacecolor=style.colour if points[0].usual else "none",
+    )  # fmt: skip
 
 
 def _bars(axes: Axes, view: Bars, styles: Mapping[str, Style]) -> None:

@@ -46,6 +46,9 @@ def chart(view: FigureSpec, styles: Mapping[str, Style]) -> dict[str, Any]:
             layout["height"] = max(HEIGHT, 90 + 26 * len(view.y))
         case Points():
             data = _points(view, styles)
+            if view.z_title:
+                layout["xaxis"] |= {"domain": [0, 0.48]}
+                layout["xaxis2"] = {**AXIS, "title": {"text": view.z_title}, "domain": [0.52, 1], "anchor": "y"}
         case Bars():
             data = _bars(view, styles)
             layout["yaxis"] |= {
@@ -105,37 +108,57 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
 
 
 def _points(view: Points, styles: Mapping[str, Style]) -> list[dict[str, Any]]:
-    front = sorted((p for p in view.points if p.on_front), key=lambda point: point.x[0])
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip",
-            "meta": {"defense": list(dict.fromkeys(p.defense for p in front))},
-            "x": [p.x[0] for p in front], "y": [p.y[0] for p in front],
-            "line": {"color": "#777", "dash": "dot", "width": 2},
-        }
-    ]  # fmt: skip
-    with_errors = len(view.points) <= 12
+    front: dict[str, Any] = {
+        "type": "scatter",
+        "name": "front",
+        "hoverinfo": "skip",
+        "meta": {"defense": list(dict.fromkeys(point.defense for point in view.front))},
+        "y": [point.y[0] for point in view.front],
+    }
+    if not view.z_title:
+        line = {"mode": "lines", "line": {"color": "#777", "dash": "dot", "width": 2}}
+        return [{**front, **line, "x": [point.x[0] for point in view.front]}, *_panel(view, styles, "x", "FA")]
+    ring = {
+        "mode": "markers",
+        "name": "Pareto front",
+        "legendgroup": "front",
+        "marker": {"symbol": "circle-open", "size": 20, "color": "#777", "line": {"width": 2}},
+    }
+    traces = []
+    for axis, score, more in (("x", "FA", {}), ("z", "OR", {"xaxis": "x2", "showlegend": False})):
+        rings = {**front, **ring, "x": [getattr(point, axis)[0] for point in view.front]}
+        traces += [{**trace, **more} for trace in (rings, *_panel(view, styles, axis, score))]
+    return traces
+
+
+def _panel(view: Points, styles: Mapping[str, Style], axis: str, score: str) -> list[dict[str, Any]]:
+    """Return the points over one of their coordinates, without those that lack it."""
+    traces = []
     for name, points in view.grouped().items():
         style = styles[points[0].defense]
+        known = [point for point in points if getattr(point, axis) is not None]
+        across = [getattr(point, axis) for point in known]
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
             "name": name,
+            "legendgroup": name,
             "meta": {"defense": points[0].defense},
-            "x": _round([p.x[0] for p in points]),
-            "y": _round([p.y[0] for p in points]),
-            "text": [p.name for p in points],
-            "hovertemplate": "%{text}<br>FA %{x:.1f}, HS %{y:.1f}<extra></extra>",
+            "x": _round([mean for mean, _, _ in across]),
+            "y": _round([point.y[0] for point in known]),
+            "text": [point.name for point in known],
+            "hovertemplate": f"%{{text}}<br>{score} %{{x:.1f}}, HS %{{y:.1f}}<extra></extra>",
             "marker": {
                 "symbol": style.marker + ("" if points[0].usual else "-open"),
                 "size": 11,
                 "color": style.colour,
             },
         }
-        if with_errors and all(p.x[1] == p.x[1] and p.y[1] == p.y[1] for p in points):
-            for axis in ("x", "y"):
-                means, lows, highs = zip(*(getattr(p, axis) for p in points), strict=True)
-                trace[f"error_{axis}"] = _error(means, lows, highs, style.colour)
+        ends = {"x": across, "y": [point.y for point in known]}
+        if known and len(view.points) <= 12 and all(low == low for each in ends.values() for _, low, _ in each):  # noqa: PLR0124
+            for direction, found in ends.items():
+                means, lows, highs = zip(*found, strict=True)
+                trace[f"error_{direction}"] = _error(means, lows, highs, style.colour)
         traces.append(trace)
     return traces
 

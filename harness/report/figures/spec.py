@@ -93,6 +93,7 @@ class Point:
         defense: determines colour and marker.
         x: FA with the ends of its interval.
         y: HS with the ends of its interval.
+        z: over-refusal rate with the ends of its interval; None if it was not measured.
         usual: whether it has the most common protocol; only such points are compared.
         on_front: whether no other point dominates it.
     """
@@ -101,15 +102,30 @@ class Point:
     defense: str
     x: tuple[float, float, float]
     y: tuple[float, float, float]
+    z: tuple[float, float, float] | None = None
     usual: bool
     on_front: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Points(FigureSpec):
-    """A scatter plot of harm against utility, with the Pareto front."""
+    """A scatter plot of harm against utility, with the Pareto front.
+
+    Two objectives have a front that is a line. With over-refusal there are three: a second panel shows harm against
+    over-refusal, and the points of the front are marked in both.
+
+    Attributes:
+        points: the points.
+        z_title: title of the horizontal axis of the second panel; empty if over-refusal was not measured.
+    """
 
     points: Sequence[Point]
+    z_title: str = ""
+
+    @property
+    def front(self) -> list[Point]:
+        """The points on the Pareto front, from left to right."""
+        return sorted((point for point in self.points if point.on_front), key=lambda point: point.x[0])
 
     def grouped(self) -> dict[str, list[Point]]:
         """Return the points by legend entry: points with another protocol have their own and are drawn hollow."""

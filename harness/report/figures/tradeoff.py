@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 4.0
 """Settings within this many points of the lowest HS - FA form the robust region."""
+OVER_REFUSAL = "over_refusal"
 PAIRS = 15
 """Maximum number of pairs of swept numbers that are drawn."""
 
@@ -105,7 +106,11 @@ def _grid(kept: DefenseMeans, score: str, axes: Sequence[_Axis], means: DataFram
 
 
 def trade_off_views(results: Results) -> list[Points]:
-    """Return HS against FA with the Pareto front, for the average over ratios and for each ratio."""
+    """Return HS against FA, and over-refusal if it was measured, for the average over ratios and for each ratio.
+
+    The Pareto front is that of all measured ones of these scores: a defense that refuses everything has the lowest HS,
+    and without over-refusal it would dominate every other of the same FA.
+    """
     views: list[Points] = []
     for number, paper_table in enumerate(results.paper_tables):
         if not {"hs", "fa"} <= set(paper_table.scores):
@@ -115,17 +120,26 @@ def trade_off_views(results: Results) -> list[Points]:
             if len(points) < 2:
                 continue
             front = [point.name for point in points if point.on_front]
-            others = [point.name for point in points if not point.usual]
-            remark = f" Under another protocol and therefore excluded: {listed(others)}." if others else ""
+            measured = any(point.z for point in points)
+            excluded = {
+                "Under another protocol": [point.name for point in points if not point.usual],
+                "Without over-refusal": [point.name for point in points if measured and point.usual and not point.z],
+            }
+            remark = "".join(
+                f" {why} and therefore excluded: {listed(names)}." for why, names in excluded.items() if names
+            )
             description = f"On the front: {listed(front)}.{remark}"
             where = "mean over ratios" if column == AVERAGE else f"p={column}"
+            utility = "utility and over-refusal" if measured else "utility"
             views.append(
                 Points(
                     name=f"trade-off-{number}-{column}",
-                    title=f"Harm against utility, {where} ({paper_table.caption})",
+                    title=f"Harm against {utility}, {where} ({paper_table.caption})",
                     x_title="FA (%), higher is better",
                     y_title="HS (%), lower is better",
-                    alternative=f"HS against FA of {len(points)} settings, {where}. {description}",
+                    z_title=f"{HEADINGS[OVER_REFUSAL]} (%), lower is better" if measured else "",
+                    alternative=f"HS against {'FA and OR' if measured else 'FA'} of {len(points)} settings, {where}. "
+                    f"{description}",
                     group="trade-off",
                     paper=not any(view.name.startswith(f"trade-off-{number}-") for view in views),
                     points=points,
@@ -208,7 +222,10 @@ def robust_regions(results: Results) -> list[Robust]:
 
 
 def _points(paper_table: PaperTable, column: str) -> list[Point]:
-    """Return the points of a table; only rows with the most common protocol can be on the front."""
+    """Return the points of a table.
+
+    Only rows with the most common protocol can be on the front, and only those with all scores that any row has.
+    """
     found = [
         (row, row.cells["fa", column], row.cells["hs", column])
         for row in paper_table.rows
@@ -216,22 +233,35 @@ def _points(paper_table: PaperTable, column: str) -> list[Point]:
     ]
     rows = Counter(row.marker for row, _, _ in found)
     usual = max(rows, key=lambda marker: (rows[marker], not marker), default="")
-    comparable = [(use.mean, harm.mean) for row, use, harm in found if row.marker == usual]
+    refused = [row.cells.get((OVER_REFUSAL, column)) for row, _, _ in found]
+    measured = any(refused)
+    # Every coordinate is better the higher it is.
+    merits = [
+        (use.mean, -harm.mean, -over_refusal.mean if over_refusal else 0.0)
+        if row.marker == usual and (over_refusal or not measured)
+        else None
+        for (row, use, harm), over_refusal in zip(found, refused, strict=True)
+    ]
+    comparable = [merit for merit in merits if merit is not None]
     return [
         Point(
             name=with_marker(row.name, row.marker),
             defense=row.defense,
             x=use[:3],
             y=harm[:3],
+            z=over_refusal[:3] if over_refusal else None,
             usual=row.marker == usual,
-            on_front=row.marker == usual and not _is_dominated((use.mean, harm.mean), comparable),
+            on_front=merit is not None and not _is_dominated(merit, comparable),
         )
-        for row, use, harm in found
+        for (row, use, harm), over_refusal, merit in zip(found, refused, merits, strict=True)
     ]
 
 
-def _is_dominated(point: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
-    return any(use >= point[0] and harm <= point[1] and (use, harm) != point for use, harm in others)
+def _is_dominated(point: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    """Return whether another point is at least as good in every coordinate and better in one."""
+    return any(
+        other != point and all(theirs >= own for theirs, own in zip(other, point, strict=True)) for other in others
+    )
 
 
 def _measured(lines: DataFrame) -> list[str]:

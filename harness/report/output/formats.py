@@ -101,7 +101,7 @@ def _markdown(results: Results) -> str:
     from tabulate import tabulate
 
     paragraphs = []
-    for paper_table in _hs_and_fa(results):
+    for paper_table in _paper_tables(results):
         places = [(name, column) for name in paper_table.scores for column in paper_table.columns]
         heading = ["defense", *(f"{HEADINGS[name]} {_column(column)}" for name, column in places)]
         lines = [
@@ -120,8 +120,8 @@ def _markdown(results: Results) -> str:
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
-def _hs_and_fa(results: Results) -> list[PaperTable]:
-    """Return the tables with the two scores that papers report, HS and FA."""
+def _paper_tables(results: Results) -> list[PaperTable]:
+    """Return the tables without HS+, which papers do not report: HS, FA and, if it was measured, over-refusal."""
     return [
         paper_table._replace(scores=[name for name in paper_table.scores if name != "hs_plus"])
         for paper_table in results.paper_tables
@@ -167,7 +167,7 @@ def _latex(results: Results) -> str:
         *_judge_notes(results),
         *_paper_table_notes(results),
     ]
-    return template.render(paper_tables=_hs_and_fa(results), headings=HEADINGS, column=_column, notes=notes)
+    return template.render(paper_tables=_paper_tables(results), headings=HEADINGS, column=_column, notes=notes)
 
 
 def _on_dropped(results: Results) -> list[str]:

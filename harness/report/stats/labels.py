@@ -30,14 +30,17 @@ HEADINGS = {
     "hs": "HS",
     "hs_plus": "HS+",
     "fa": "FA",
+    "over_refusal": "OR",
     "aligned_hs": "aligned HS",
     "aligned_fa": "aligned FA",
+    "aligned_over_refusal": "aligned OR",
 }
 """The scores of a table, in percent, and their headings."""
 MEANINGS = {
     "hs": "harmful score: share of harmful prompts answered harmfully (lower is better)",
     "hs_plus": "harmful score that also counts incoherent answers (lower is better)",
     "fa": "fine-tune accuracy: accuracy on the user's task (higher is better)",
+    "over_refusal": "over-refusal rate: share of harmless prompts that are refused (lower is better)",
 }
 
 

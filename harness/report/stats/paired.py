@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pandas import DataFrame
 
-COMPARED = ("hs", "hs_plus", "fa")
+COMPARED = ("hs", "hs_plus", "fa", "over_refusal")
 """The scores in which conditions are compared."""
-LOWER_IS_BETTER = ("hs", "hs_plus")
+LOWER_IS_BETTER = ("hs", "hs_plus", "over_refusal")
 ALPHA = 0.05
 """Significance level of adjusted p values."""
 RESOLVED = 0.02

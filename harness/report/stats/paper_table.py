@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 AVERAGE = "average"
 ALIGNED = "aligned"
-SHOWN = ("hs", "hs_plus", "fa")
+SHOWN = ("hs", "hs_plus", "fa", "over_refusal")
 _BLOCK = ("task", "model", "attack")
 
 
