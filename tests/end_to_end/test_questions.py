@@ -30,6 +30,8 @@ def test_each_question_has_rows_and_a_table_of_its_own(harness: Harness) -> None
     shown = harness("report", "--format", "md").stdout
     captions = [line for line in shown.splitlines() if line.startswith("task ")]
     assert captions == ["task tiny, model tiny, attack mix", "task tiny, model tiny, attack mix, probe triggered"]
+    headings = [line for line in shown.splitlines() if line.startswith("| defense")]
+    assert ["FA p=0.2" in heading for heading in headings] == [True, False]
     assert "encoding.fields.suffix is now, not unset" in shown
     asked = json.loads((harness.store / "specs" / f"{table[1]['key.harm_answers']}.json").read_text())
     assert asked["encoding"]["suffix"] == " now"

@@ -79,12 +79,16 @@ class Evidence(NamedTuple):
 
 
 def paper_tables(evidence: Evidence) -> list[PaperTable]:
-    """Return the tables of a sweep; scores without any result are left out."""
-    blocks: defaultdict[Hashable, list[int]] = defaultdict(list)
+    """Return the tables of a sweep; scores without any result are left out, in the table of a probe also its own."""
+    blocks: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, condition in enumerate(evidence.conditions):
         blocks[tuple(value(condition.names.get(name)) for name in (*_BLOCK, PROBE))].append(index)
     present = [score for score in SHOWN if evidence.means[score].notna().any()]
-    return [_paper_table(evidence, indices, present) for indices in blocks.values()]
+    measured = {
+        block: [score for score in present if block[-1] == "-" or evidence.means[score].iloc[indices].notna().any()]
+        for block, indices in blocks.items()
+    }
+    return [_paper_table(evidence, indices, measured[block] or present) for block, indices in blocks.items()]
 
 
 def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> PaperTable:
