@@ -61,7 +61,6 @@ def page(
         remarks=remarks(results.rows, results.means),
         baseline=results.baseline,
         comparisons=_comparisons(results),
-        judges=results.judges,
         left_out=results.left_out,
         resolved=RESOLVED * 100,
         alpha=ALPHA,

@@ -166,7 +166,7 @@ def _prompt_errors(parts: Sequence[_Parts], prompts: int) -> NDArray[Any]:
     """Return the errors of the means ``[panels, draws]`` from resampling the prompts."""
     import numpy as np
 
-    errors = np.stack([part.by_prompt for part in parts]) @ resamples(prompts) / prompts
+    errors = np.stack([part.by_prompt for part in parts]) @ _resamples(prompts) / prompts
     spread = errors.std(axis=1, keepdims=True)
     wanted = np.array([[part.prompt_error] for part in parts])
     scaled: NDArray[Any] = np.divide(errors * wanted, spread, out=np.zeros_like(errors), where=spread > 0)
@@ -218,7 +218,7 @@ def _tail_p(part: _Parts) -> float:
 
 
 @cache
-def resamples(prompts: int) -> NDArray[Any]:
+def _resamples(prompts: int) -> NDArray[Any]:
     """Return how often each prompt is drawn, ``[prompts, draws]``; the same for all panels with this many prompts."""
     import numpy as np
 

@@ -15,9 +15,6 @@ from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import read_targets, with_targets
 from harness.report.data.tidy import grading_keys, load_rows
-from harness.report.stats.agreement import judge_agreement
-from harness.report.stats.judge_order import judge_orders
-from harness.report.stats.judges import JudgeComparison
 from harness.report.stats.labels import condition_names
 from harness.report.stats.paired import Comparison, against_baseline, best_conditions, left_out
 from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
@@ -47,7 +44,6 @@ class Results:
         left_out: notes on conditions that are not compared, with reasons.
         best: index of the condition and score, where it is significantly better than all others of its column.
         paper_tables: tables in the format of papers.
-        judges: the comparison of the sweep's judges; None if no two judges graded the same answers.
     """
 
     store: Store
@@ -62,7 +58,6 @@ class Results:
     left_out: Sequence[str]
     best: frozenset[tuple[int, str]]
     paper_tables: Sequence[PaperTable]
-    judges: JudgeComparison | None = None
 
     @cached_property
     def training(self) -> dict[str, list[str]]:
@@ -94,7 +89,6 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
     means = summarise(rows, grades)
     if baseline is None and PLAIN in set(rows["defense"]):
         baseline = PLAIN
-    agreement = judge_agreement(record, grades)
     best = frozenset(best_conditions(conditions, means, grades))
     comparisons = tuple(against_baseline(conditions, grades, baseline)) if baseline is not None else ()
     return Results(
@@ -112,7 +106,6 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
         else (),
         best=best,
         paper_tables=paper_tables(Evidence(rows, conditions, means, grades, best)),
-        judges=JudgeComparison(agreement, judge_orders(rows, conditions, means, grades)) if agreement else None,
     )
 
 
