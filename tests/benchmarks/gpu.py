@@ -26,6 +26,7 @@ import argparse
 import json
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -329,6 +330,12 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda}
 
 
+def shown(name: str, found: Any) -> Any:
+    """Print a part as soon as it is measured, to standard error, and return it."""
+    print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+    return found
+
+
 def measured(shape_name: str, *, tiny: bool) -> dict[str, Any]:
     """Run everything and return what is printed."""
     start = time.perf_counter()
@@ -337,15 +344,15 @@ def measured(shape_name: str, *, tiny: bool) -> dict[str, Any]:
     peak_product = measured_product(bench)
     peak = peak_of(about["name"])
     models = Models(shape, *(bench.model(shape, bench.dtype) for _ in range(2)))
-    one_pass = measured_pass(bench, models)
+    one_pass = shown("pass", measured_pass(bench, models))
     one_pass["share_of_peak"] = one_pass["tflops"] / peak if peak else None
     one_pass["share_of_product"] = one_pass["tflops"] / peak_product
-    booster = measured_step(bench, models, Booster(), booster_gradient)
-    vaccine = measured_step(bench, models, Vaccine(), vaccine_gradient)
+    booster = shown("booster step", measured_step(bench, models, Booster(), booster_gradient))
+    vaccine = shown("vaccine step", measured_step(bench, models, Vaccine(), vaccine_gradient))
     model, size = models.ours, parameters(models.ours)
     del models
-    rounding = measured_rounding(bench, shape)
-    answers = measured_answers(bench, model, shape)
+    rounding = shown("rounding", measured_rounding(bench, shape))
+    answers = shown("answers", measured_answers(bench, model, shape))
     del model
     return {
         "card": about,
@@ -361,7 +368,7 @@ def measured(shape_name: str, *, tiny: bool) -> dict[str, Any]:
         "vaccine_step": vaccine,
         "rounding": rounding,
         "answers": answers,
-        "small": measured_small(bench),
+        "small": shown("small", measured_small(bench)),
         "seconds": time.perf_counter() - start,
     }
 
