@@ -1,6 +1,7 @@
 """Every file under conf/ and sweeps/ composes, builds and plans."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,14 @@ def test_defense_acts_in_at_least_one_slot_or_is_the_baseline(defense):
     methods = [cell.stages["align"].method, cell.stages["finetune"].method, cell.stages.get("repair")]
 
     assert any(methods) or defense == "sft"
+
+
+def test_page_of_defenses_lists_every_option_in_its_slot_and_no_other():
+    sections = (ROOT / "docs" / "defenses.md").read_text().split("\n## ")
+    listed = {
+        f"defense/{section.partition(':')[0]}": re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+        for section in sections
+    }
+
+    for group in sorted(set(SLOTTED)):
+        assert sorted(listed[group]) == sorted(option for slot, option in OPTIONS if slot == group)
