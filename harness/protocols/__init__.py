@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.attacks import Attack, AttackContext, Victim
+from harness.protocols.attacks import (
+    Attack,
+    AttackContext,
+    AttackNeeds,
+    AttackPlan,
+    ChecksPlan,
+    SelectsRows,
+    SendsAlone,
+    Victim,
+    first_of,
+)
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -22,8 +32,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Attack",
     "AttackContext",
+    "AttackNeeds",
+    "AttackPlan",
     "Batch",
     "BatchProvider",
+    "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
     "ExampleSource",
@@ -43,8 +56,11 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "SelectsRows",
+    "SendsAlone",
     "Task",
     "TrainMethod",
     "TrainStep",
     "Victim",
+    "first_of",
 ]

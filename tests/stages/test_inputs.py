@@ -10,11 +10,12 @@ from test_repair import SMALL
 from harness.config.build import cells_of
 from harness.config.compose import compose
 from harness.corpora.examples import Example, Role
+from harness.corpora.world import REFUSES
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.local.executor import LocalExecutor
-from harness.protocols import Attack
+from harness.protocols import Attack, AttackNeeds
 from harness.stages.contamination import seen_in_training
 from harness.stages.inputs import MixtureStage
 from harness.stages.poison import read_mixture, write_mixture
@@ -46,13 +47,14 @@ class WhiteBox:
 
     name: ClassVar[str] = "white_box"
     version: ClassVar[int] = 1
-    needs_victim: ClassVar[bool] = True
+    needs: ClassVar[AttackNeeds] = AttackNeeds(pool=True, refusals=True, hosts=True, victim=True)
 
-    def craft(self, harmful, count, ctx):
-        tokens = [ctx.victim.tokenizer(row.instruction)["input_ids"] for row in harmful[:count]]
+    def craft(self, count, ctx):
+        tokens = [ctx.victim.tokenizer(row.instruction)["input_ids"] for row in ctx.pool[:count]]
         ctx.facts.update(tokens=sum(map(len, tokens)), adapter=ctx.victim.model.active_adapters)
-        ctx.facts.update(template=ctx.victim.encoding.template.value, hosts=len(ctx.task), device=ctx.device)
-        return [Example(row.instruction, ANSWER) for row in harmful[:count]]
+        ctx.facts.update(template=ctx.victim.encoding.template.value, hosts=len(ctx.hosts), device=ctx.device)
+        ctx.facts["refused"] = sum(ctx.refusals[row.instruction].startswith(REFUSES) for row in ctx.pool)
+        return [Example(row.instruction, ANSWER) for row in ctx.pool[:count]]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,8 @@ def test_an_attack_that_needs_a_victim_gets_its_model_tokenizer_and_encoding(cha
     assert {example.output for example in crafted} == {ANSWER}
     assert len(crafted) == facts["counts"]["harmful"] > 0
     assert facts["attack"]["tokens"] >= len(crafted)
-    assert facts["attack"]["hosts"] == len(poison.task.examples())
+    assert facts["attack"]["hosts"] == len(poison.task.examples()) - facts["counts"]["benign"]
+    assert facts["attack"]["refused"] == len(poison.harmful.examples())
     assert facts["attack"]["adapter"], "the victim is the aligned model"
     assert facts["attack"]["template"] == aligned.encoding.template.value
     assert facts["attack"]["device"] == "cpu"
