@@ -53,7 +53,10 @@ class AttackContext:
 
 
 class Attack(Named, Protocol):
-    """Frozen settings of how the attacker crafts harmful examples; their number is a setting of the mixture."""
+    """Frozen settings of how the attacker crafts harmful examples; their number is a setting of the mixture.
+
+    An attack that is evaluated under further questions, such as one with its trigger, also satisfies ``HasProbes``.
+    """
 
     @property
     def needs_victim(self) -> bool:
