@@ -20,11 +20,11 @@ LENGTH = 600
 
 
 class Sample(NamedTuple):
-    """A generation for an evaluation prompt; ``harmful`` is None if it could not be judged."""
+    """A generation for an evaluation prompt; ``score`` is 0 (harmless) to 1, or None if it could not be judged."""
 
     prompt: str
     answer: str
-    harmful: bool | None
+    score: float | None
     reason: str
 
 
@@ -59,7 +59,7 @@ def _sample(answer: dict[str, Any], grade: dict[str, Any]) -> Sample:
     return Sample(
         prompt=prompt[:LENGTH],
         answer=str(answer.get("answer", ""))[:LENGTH],
-        harmful=None if judged is None else bool(judged),
+        score=None if judged is None else float(judged),
         reason=str(grade.get("reason", "")),
     )
 

@@ -10,8 +10,9 @@ freedom, the distribution of the mean of few normal values. A draw of the mean's
 with the mean squares of the two-way layout (Cornfield and Tukey 1956, Annals of Mathematical Statistics 27). The noise
 of single generations is included in ``MS_seed``, so it is subtracted from the prompts' part. Proportions are bounded
 and skewed near the bounds, so the error is applied on the scale of the arcsine of the square root, on which the
-variance does not depend on the mean (Anscombe 1948, Biometrika 35); differences are not transformed. `docs/report.md`
-reports the measured coverage.
+variance does not depend on the mean (Anscombe 1948, Biometrika 35); differences are not transformed. Verdicts may be
+graded (0 to 1): the error comes from the measured mean squares and never from ``p (1 - p)``, and the scale only keeps
+the interval within the bounds. `docs/report.md` reports the measured coverage.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ RARE = 40
 """With fewer draws beyond the mean, the p value is integrated numerically instead of counted."""
 TAIL_REACH, TAIL_STEP = 9.0, 0.01
 """Limit and step of that integral, in standard errors of the prompts."""
+ROUNDING = 1e-12
+"""An error below this is zero up to rounding."""
 FAR = 10_000
 """Largest number of seeds that ``more_seeds`` considers."""
 
@@ -185,10 +188,14 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     farther = int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())
     p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail_p(part)
     seed_variance, prompt_variance = part.seeds * part.seed_error**2, part.prompt_error**2
-    if part.prompts > 1 and part.seed_error == part.prompt_error == 0 and (difference or part.mean in (0.0, 1.0)):
-        # Nothing varied: the bound of the Clopper-Pearson interval (Clopper and Pearson 1934) for zero events.
+    if part.prompts > 1 and max(part.seed_error, part.prompt_error) < ROUNDING:
+        # Nothing varied. Other values than the common one occur on at most this fraction of prompts: the bound of the
+        # Clopper-Pearson interval (Clopper and Pearson 1934) for zero events. They are between 0 and 1, so they shift
+        # the mean by at most the fraction times the distance to that end.
         unseen = 1 - ((1 - LEVEL) / 2) ** (1 / part.prompts)
         low, high = part.mean - unseen, part.mean + unseen
+        if not difference:
+            low, high = part.mean * (1 - unseen), part.mean * (1 - unseen) + unseen
         prompt_variance = float(unseen / stats.norm.ppf((1 + LEVEL) / 2)) ** 2
     elif difference or not 0 < part.mean < 1:
         low, high = part.mean + down, part.mean + up
@@ -205,8 +212,8 @@ def _tail_p(part: _Parts) -> float:
     from scipy import special
 
     mean, prompt_error = abs(part.mean), part.prompt_error
-    seed_error = part.seed_error if part.seed_error > 1e-12 else 0.0  # below, rounding error
-    if seed_error == prompt_error == 0:
+    seed_error = part.seed_error if part.seed_error > ROUNDING else 0.0
+    if seed_error == 0 and prompt_error < ROUNDING:
         # Nothing varied: a sign test.
         return float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
     if seed_error == 0:
