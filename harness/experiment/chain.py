@@ -4,7 +4,10 @@ Each stage gets only the settings that it reads, so that cells share stages: an 
 mixture not on the defense, a generation not on the judge.
 """
 
+from collections import Counter
+
 from harness.corpora.examples import Role
+from harness.corpora.probe import Probe
 from harness.corpora.slices import Slice
 from harness.corpora.template import marker_of
 from harness.engine.stage import Stage
@@ -12,23 +15,29 @@ from harness.errors import ConfigError, Problem
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, RepairMethod, TrainMethod
+from harness.protocols import DataRequirement, ExampleSource, RepairMethod, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.inputs import ModelStage
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
 
-def chain_of(experiment: Experiment) -> dict[str, Stage]:
+def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, Stage]:
     """Build the chain of a cell: stages by role, parents before children.
 
+    Args:
+        experiment: the settings of the cell.
+        probe: evaluates the same models by this question; None by that of the evaluation.
+
     Raises:
-        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus.
+        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus,
+            or two probes have one label.
     """
-    if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment)]:
+    if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment), *_ambiguous(experiment)]:
         raise ConfigError(conflicts)
     align, finetune, encoding = experiment.align, experiment.finetune, experiment.model.encoding
     base = Base(source=experiment.model.source)
@@ -76,37 +85,46 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
             seed=experiment.seed,
         )
         chain["repair"] = final_model
-    prompts = experiment.corpus.slice(Role.EVALUATION, experiment.evaluation.rows)
-    marker = marker_of(encoding.template)
     for prefix, model in (("aligned_", aligned), ("", final_model)):
-        answers = Generate(
-            model=model,
-            prompts=prompts,
-            new_tokens=experiment.evaluation.new_tokens,
-            encoding=encoding,
-            decoding=experiment.evaluation.decoding,
-        )
-        solutions = Generate(
-            model=model,
-            prompts=experiment.task.test,
-            new_tokens=experiment.task.new_tokens,
-            encoding=encoding,
-            decoding=experiment.evaluation.decoding,
-        )
-        chain[f"{prefix}harm_answers"], chain[f"{prefix}task_answers"] = answers, solutions
-        chain[f"{prefix}harm"] = Grade(answers=answers, judge=experiment.judge, marker=marker)
-        chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=experiment.task, marker=marker)
-        if (over_refusal := experiment.over_refusal) is not None:
-            replies = Generate(
-                model=model,
-                prompts=over_refusal.prompts,
-                new_tokens=experiment.evaluation.new_tokens,
-                encoding=encoding,
-                decoding=experiment.evaluation.decoding,
-            )
-            chain[f"{prefix}over_refusal_answers"] = replies
-            chain[f"{prefix}over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
     return chain
+
+
+def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
+    """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
+    evaluation, encoding = experiment.evaluation, experiment.asked(probe)
+    marker = marker_of(encoding.template)
+
+    def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
+        return Generate(
+            model=model, prompts=prompts, new_tokens=new_tokens, encoding=encoding, decoding=evaluation.decoding
+        )
+
+    answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
+    harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
+    if probe is not None and not probe.accuracy:
+        return {"harm_answers": answers, "harm": harm}
+    solutions = generated(experiment.task.test, experiment.task.new_tokens)
+    parts: dict[str, Stage] = {
+        "harm_answers": answers,
+        "task_answers": solutions,
+        "harm": harm,
+        "accuracy": Grade(answers=solutions, task=experiment.task, marker=marker),
+    }
+    if (over_refusal := experiment.over_refusal) is not None:
+        replies = generated(over_refusal.prompts, evaluation.new_tokens)
+        parts["over_refusal_answers"] = replies
+        parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+    return parts
+
+
+def _ambiguous(experiment: Experiment) -> list[Problem]:
+    labels = Counter(probe.label for _, probe in experiment.probes)
+    return [
+        Problem(path, f"its probe `{probe.label}` has the label of another one; expected one of each label")
+        for path, probe in experiment.probes
+        if labels[probe.label] > 1
+    ]
 
 
 def _tuned_adapter(experiment: Experiment) -> Lora:

@@ -28,6 +28,7 @@ from harness.errors import ModelError, Problem
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
@@ -157,6 +158,19 @@ def detach(model: PreTrainedModel | PeftModel) -> None:
 def factors(model: PeftModel) -> dict[str, Tensor]:
     """Return copies of the adapter's factors, and with DoRA its magnitudes, on the CPU, by parameter name."""
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if _is_factor(name)}
+
+
+def trained_pairs(model: Module) -> list[tuple[str, str]]:
+    """Return the names of the factors ``A`` and ``B`` of every layer with a trainable plain LoRA adapter.
+
+    Raises:
+        ModelError: something else is trainable, or nothing is.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    found = [(name, name.replace(".lora_A.", ".lora_B.")) for name in trainable if ".lora_A." in name]
+    if not found or {name for pair in found for name in pair} != set(trainable):
+        raise ModelError("what is trained is not plain LoRA; expected the factors A and B of linear layers only")
+    return found
 
 
 def save(model: PeftModel, out: Path) -> None:

@@ -142,7 +142,7 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"booster", "vaccine", "booster_vaccine"} <= set(METHODS)
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
-    assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat"} <= set(METHODS)
+    assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -260,14 +260,15 @@ def stepped(name, rows_at_once, passes=None, record=None):
         gradients.append(torch.cat([part.flatten() for part in parts]))
         with torch.no_grad():
             for trainable, part in zip(learner.trainables, parts, strict=True):
-                trainable.sub_(part * (0.05 / gradients[-1].norm()))
+                # A method may leave out a step.
+                trainable.sub_(part * (0.05 / gradients[-1].norm().clamp(min=1e-12)))
     return gradients, metrics
 
 
 def assert_same_steps(ours, theirs):
     """Check that two runs of ``stepped`` computed the same, up to the rounding of float32."""
     for found, expected in zip(ours[0], theirs[0], strict=True):
-        assert float((found - expected).norm() / expected.norm()) < 1e-5
+        assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
     for found, expected in zip(ours[1], theirs[1], strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 

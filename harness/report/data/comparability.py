@@ -43,6 +43,7 @@ def protocol_differences(rows: DataFrame) -> dict[tuple[str, str, str], str]:
                 for name in settings
                 if _text(row[name]) != _text(usual[name]) and not _unknown(name, row[name], usual[name])
             ]
+            differing = _without_settings_of_another_judge(differing)
             if differing:
                 # Equal settings may lead to different training data, if different examples were dropped.
                 notes_here, notes_usual = (
@@ -71,6 +72,13 @@ def check_same_protocol(rows: DataFrame) -> None:
             )
     if problems:
         raise ConfigError(problems)
+
+
+def _without_settings_of_another_judge(differing: list[str]) -> list[str]:
+    """Drop the settings of a judge where the judge itself is another: they have no counterpart."""
+    if not any(text.startswith("judge.name is ") for text in differing):
+        return differing
+    return [text for text in differing if not text.startswith(("judge.version is ", "judge.fields."))]
 
 
 def _unknown(name: str, *found: Any) -> bool:
