@@ -147,7 +147,7 @@ def _paper_table_notes(results: Results) -> list[str]:
 
 
 def _judge_notes(results: Results) -> list[str]:
-    return [one_line(note) for note in results.judges.notes] if results.judges else []
+    return [*results.scale_notes, *map(one_line, results.judges.notes if results.judges else ())]
 
 
 def _latex(results: Results) -> str:

@@ -58,7 +58,7 @@ def page(
         average=AVERAGE,
         lines=_lines(results),
         filters=_filters(results),
-        remarks=remarks(results.rows, results.means),
+        remarks=[*remarks(results.rows, results.means), *results.scale_notes],
         baseline=results.baseline,
         comparisons=_comparisons(results),
         judges=results.judges,
