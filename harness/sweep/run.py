@@ -36,6 +36,7 @@ from harness.protocols import RemoteJudge
 from harness.slurm.job_log import JobLog
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade, read_summary
+from harness.sweep.chat_templates import check_chat_templates
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
 from harness.tracking.jsonl import Jsonl
@@ -247,6 +248,7 @@ def _run_cells(
     check_services(plan.pending(store), settings.cluster)
     if not settings.cluster.dry_run:
         _prefetch(plan, store)
+        check_chat_templates(plan.pending(store))
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that an invalid sweep
         # leaves no record.
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from published import SWEEPS as PUBLISHED
 
 from harness.config.compose import CONF
+from harness.corpora.template import Template
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
 
@@ -69,6 +70,22 @@ def test_option_of_a_group_composes_and_plans(group, option):
         spec = json.dumps(describe(stage))
         assert "harness." not in spec
         assert rebuild(json.loads(spec), known.__getitem__).key == stage.key
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3.1_8b_instruct", "qwen2.5_7b_instruct", "gemma2_9b_it", "mistral_7b_instruct", "smollm2_chat"]
+)
+def test_instruct_model_is_trained_and_asked_by_its_own_chat_template(name):
+    stages = SHELF.cell(*_line("model", name)).stages
+
+    assert {stages[part].encoding.template for part in ("align", "finetune", "harm_answers")} == {Template.CHAT}
+
+
+def test_smollm2_shares_its_base_between_its_templates():
+    asked, chat = (SHELF.cell(*_line("model", name)) for name in ("smollm2", "smollm2_chat"))
+
+    assert asked.keys["base"] == chat.keys["base"]
+    assert asked.keys["align"] != chat.keys["align"]
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
