@@ -209,7 +209,7 @@ def test_reversal_within_noise_is_not_significant_and_a_tie_is_no_reversal(tmp_p
     assert order.orders == ("vaccine < sft < booster", "sft = booster < vaccine")
     assert order.sentence.startswith(
         "The order of the defenses by HS survives the change of judge from one to two within noise only: of 3 pairs of "
-        "defenses at the same ratio, 2 are reversed (0 significantly under both), 1 tied under one judge only; by mean HS"
+        "defenses at the same ratio, 2 are reversed (0 significantly under both), 1 tied under one judge only; by mean"
     )
 
 
