@@ -27,7 +27,7 @@ def test_each_question_has_rows_and_a_table_of_its_own(harness: Harness) -> None
     assert all(row["hs"] and row["aligned_hs"] and not row["missing"] for row in table)
     assert [bool(row["fa"]) for row in table] == [True, False] * 4
     assert len({row["key.finetune"] for row in table}) == 4
-    shown = harness("report", "--format", "md").stdout
+    shown = harness("report", "--format", "md", "--strict").stdout
     captions = [line for line in shown.splitlines() if line.startswith("task ")]
     assert captions == ["task tiny, model tiny, attack mix", "task tiny, model tiny, attack mix, probe triggered"]
     headings = [line for line in shown.splitlines() if line.startswith("| defense")]
