@@ -6,18 +6,19 @@ mixture not on the defense, a generation not on the judge.
 
 from harness.corpora.examples import Role
 from harness.corpora.slices import Slice
-from harness.corpora.template import marker_of
+from harness.corpora.template import Template, marker_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, RepairMethod, TrainMethod
+from harness.protocols import DataRequirement, MeasuredTask, RepairMethod, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.measure import Measure
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
@@ -86,16 +87,10 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
             encoding=encoding,
             decoding=experiment.evaluation.decoding,
         )
-        solutions = Generate(
-            model=model,
-            prompts=experiment.task.test,
-            new_tokens=experiment.task.new_tokens,
-            encoding=encoding,
-            decoding=experiment.evaluation.decoding,
-        )
+        solutions, accuracy = _task_stages(experiment, model)
         chain[f"{prefix}harm_answers"], chain[f"{prefix}task_answers"] = answers, solutions
         chain[f"{prefix}harm"] = Grade(answers=answers, judge=experiment.judge, marker=marker)
-        chain[f"{prefix}accuracy"] = Grade(answers=solutions, task=experiment.task, marker=marker)
+        chain[f"{prefix}accuracy"] = accuracy
         if (over_refusal := experiment.over_refusal) is not None:
             replies = Generate(
                 model=model,
@@ -107,6 +102,23 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
             chain[f"{prefix}over_refusal_answers"] = replies
             chain[f"{prefix}over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
     return chain
+
+
+def _task_stages(experiment: Experiment, model: Align | Finetune | Repair) -> tuple[Stage, Grade]:
+    """Return the stage of a model's answers to the task, and the one that grades them."""
+    task, encoding = experiment.task, experiment.model.encoding
+    if isinstance(task, MeasuredTask):
+        own_prompts = None if encoding.template is not Template.CHAT else encoding
+        measured = Measure(model=model, benchmark=task.benchmark, encoding=own_prompts)
+        return measured, Grade(answers=measured)
+    solutions = Generate(
+        model=model,
+        prompts=task.test,
+        new_tokens=task.new_tokens,
+        encoding=encoding,
+        decoding=experiment.evaluation.decoding,
+    )
+    return solutions, Grade(answers=solutions, task=task, marker=marker_of(encoding.template))
 
 
 def _tuned_adapter(experiment: Experiment) -> Lora:

@@ -13,7 +13,18 @@ from harness.protocols.methods import (
     TrainMethod,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
+from harness.protocols.shelves import (
+    Benchmark,
+    ExampleSource,
+    HasMatch,
+    Judge,
+    MeasuredTask,
+    Measurements,
+    ModelSource,
+    RefusalJudge,
+    RemoteJudge,
+    Task,
+)
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -23,6 +34,7 @@ __all__ = [
     "AttackContext",
     "Batch",
     "BatchProvider",
+    "Benchmark",
     "ComparesPasses",
     "DataRequirement",
     "ExampleSource",
@@ -31,6 +43,8 @@ __all__ = [
     "HasMatch",
     "Judge",
     "Learner",
+    "MeasuredTask",
+    "Measurements",
     "Metrics",
     "ModelSource",
     "Named",
