@@ -51,13 +51,13 @@ def test_only_what_is_measured_is_part_of_the_key():
         return cell_of(*overrides).stages["accuracy"].key
 
     assert key(TASKS) == key("task.tasks=[arc_easy,piqa,piqa]")
-    assert key(TASKS) == key(TASKS, "evaluation.decoding.max_prompt=100", "model.encoding.newline=true")
+    assert key(TASKS) == key(TASKS, "evaluation.decoding.max_prompt=100", "task@task.user=tiny")
     others = ["task.tasks=[piqa]", "task.limit=10", "task.num_fewshot=5", "task.metric=acc_norm"]
     assert len({key(TASKS, other) for other in others} | {key(TASKS)}) == 5
 
 
 def test_instruct_model_is_measured_with_its_chat_template():
-    chat = cell_of(TASKS, "model.encoding.template=chat", "model.encoding.system=Be brief.")
+    chat = cell_of(TASKS, "model.encoding.template=chat", "+model.encoding.system=Be brief.")
 
     assert chat.stages["task_answers"].encoding.system == "Be brief."
     assert cell_of(TASKS).stages["task_answers"].encoding is None
