@@ -87,7 +87,7 @@ class LmEvalTasks:
     Attributes:
         tasks: names of tasks, groups or tags.
         limit: the first ``limit`` documents of every task; null uses all.
-        num_fewshot: number of few-shot examples; null leaves it to each task.
+        num_fewshot: number of few-shot examples, except for tasks that are defined with 0; null leaves it to each task.
         metric: the metric that grades a document; null is the first of each task.
         include: a folder with further tasks (YAML files); null uses those of the package only.
     """
@@ -193,7 +193,9 @@ class LmEvalTasks:
                     f"`task.tasks`: `{name}` executes generated code or needs images, which is not supported"
                 )
             self._metric_of(task)
-            if task.get_config("num_fewshot") is None or self.num_fewshot is not None:
+            own = task.get_config("num_fewshot")
+            # As in lm-evaluation-harness's command line, a task that is defined as zero-shot stays it.
+            if own is None or (self.num_fewshot is not None and own != 0):
                 task.set_config(key="num_fewshot", value=self.num_fewshot or 0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         return loaded
