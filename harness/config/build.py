@@ -12,6 +12,7 @@ from harness.config.defense_slots import GROUP, label, slots_without_method
 from harness.config.hydra_errors import HydraError, undecodable_files
 from harness.config.objective import Objective
 from harness.config.overrides import InvalidOverride, file_locator
+from harness.corpora.probe import PROBE, Probe
 from harness.engine.build import allowed, build
 from harness.engine.provenance import redacted
 from harness.engine.stage import Stage
@@ -231,14 +232,19 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
     labels["defense"] = label(composition.choices, composition.data[GROUP])
     labels |= {"ratio": experiment.attack.acting_ratio, "seed": experiment.seed}
     named = {"attack.ratio", "seed"}
-    return Cell(
-        labels=labels,
-        swept={
-            key: value
-            for key, value in composition.values.items()
-            if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
-        },
-        protocol=experiment.protocol(),
-        stages=chain_of(experiment),
-        overrides=composition.overrides,
-    )
+    swept: dict[str, object] = {
+        key: value
+        for key, value in composition.values.items()
+        if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
+    }
+
+    def asked(probe: Probe | None) -> Cell:
+        return Cell(
+            labels=labels,
+            swept=swept if probe is None else {**swept, PROBE: probe.label},
+            protocol=experiment.protocol(probe),
+            stages=chain_of(experiment, probe),
+            overrides=composition.overrides,
+        )
+
+    return replace(asked(None), probes=tuple(asked(probe) for _, probe in experiment.probes))

@@ -101,6 +101,20 @@ def _after(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, conversa
     return whole[len(prompt) :]
 
 
+def check(tokenizer: PreTrainedTokenizerBase, *, system: bool) -> None:
+    """Check that the chat template can be used.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        system: whether it has to have a system prompt.
+
+    Raises:
+        ModelError: as ``answered``.
+    """
+    first = (Message("system", _PROBE),) if system else ()
+    answered(tokenizer, [(*first, Message("user", _PROBE))], [_PROBE])
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token with which the chat template ends an answer, which need not be the tokenizer's end token.
 

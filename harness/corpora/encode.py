@@ -76,7 +76,10 @@ class Encoding:
             effect for ``chat``, whose end the tokenizer's template defines.
         max_length: maximum length of prompt and answer in tokens; longer examples are truncated on the right. 256 in
             Booster.
-        system: system prompt of ``chat``; null leaves it to the tokenizer's template, which may have a default.
+        system: system prompt; null writes none, or with ``chat`` the one that the tokenizer's template has by default.
+            ``alpaca`` and ``plain`` put it before the prompt.
+        prefix: text directly before the instruction, such as a trigger or a secret.
+        suffix: text directly after the instruction, or after the input of an example that has one.
     """
 
     name: ClassVar[str] = "encoding"
@@ -86,17 +89,16 @@ class Encoding:
     newline: bool = True
     max_length: int = 256
     system: str | None = None
+    prefix: str | None = None
+    suffix: str | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
-        found = []
         if self.max_length < 2:
-            text = f"{self.max_length} leaves no room for an answer; expected at least 2 tokens"
-            found.append(Problem("max_length", text))
-        if self.system is not None and self.template is not Template.CHAT:
-            text = f"the template `{self.template}` has no system prompt; expected null, or the template `chat`"
-            found.append(Problem("system", text))
-        return found
+            return [
+                Problem("max_length", f"{self.max_length} leaves no room for an answer; expected at least 2 tokens")
+            ]
+        return []
 
     def question(self, example: Example) -> Question:
         """Return the prompt of an example, for generation.
@@ -105,8 +107,8 @@ class Encoding:
             DataError: the template cannot write the messages that precede the instruction.
         """
         if self.template is Template.CHAT:
-            return conversation_of(example, system=self.system)
-        return prompt_of(example, template=self.template, newline=self.newline)
+            return conversation_of(self._framed(example), system=self.system)
+        return self._text(example)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded | None:
         """Encode one example; None if ``max_length`` leaves no room for its answer."""
@@ -136,12 +138,12 @@ class Encoding:
         if not examples:
             return []
         if self.template is Template.CHAT:
-            conversations = [conversation_of(example, system=self.system) for example in examples]
+            conversations = [conversation_of(self._framed(example), system=self.system) for example in examples]
             turns = chat.answered(tokenizer, conversations, [example.output for example in examples])
             return [self._row([*turn.prompt, *turn.answer], len(turn.prompt)) for turn in turns]
         eos = tokenizer.eos_token_id
         separator = separator_of(template=self.template, newline=self.newline)
-        prompts = [prompt_of(example, template=self.template, newline=self.newline) for example in examples]
+        prompts = [self._text(example) for example in examples]
         texts = [prompt + separator + example.output for prompt, example in zip(prompts, examples, strict=True)]
         return [
             self._row(full, _common(prompt.ids, full))
@@ -161,6 +163,16 @@ class Encoding:
             return 0
         end = chat.turn_end(tokenizer) if self.template is Template.CHAT else tokenizer.eos_token_id
         return sum(row.input_ids[-1] != end for row in rows)
+
+    def _text(self, example: Example) -> str:
+        framed = self._framed(example)
+        return prompt_of(framed, template=self.template, newline=self.newline, system=self.system)
+
+    def _framed(self, example: Example) -> Example:
+        """Return the example with prefix and suffix around its request."""
+        framed = example._replace(instruction=(self.prefix or "") + example.instruction)
+        last = "input" if example.input else "instruction"
+        return framed._replace(**{last: getattr(framed, last) + (self.suffix or "")})
 
     def _row(self, full: list[int], prompt: int) -> Encoded | None:
         """Return an example whose first ``prompt`` tokens are not supervised."""

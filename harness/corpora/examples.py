@@ -35,7 +35,7 @@ class Example(NamedTuple):
     """One instruction with its answer, before the prompt template is applied.
 
     ``before`` are the messages that precede the instruction: a system prompt of its own, earlier turns. They are part
-    of the prompt, so they are never supervised, and only the template ``chat`` can write them.
+    of the prompt, so they are never supervised; only the template ``chat`` can write earlier turns.
     """
 
     instruction: str

@@ -33,22 +33,27 @@ class Template(StrEnum):
     """The chat template of the model's tokenizer, for instruct models."""
 
 
-def prompt_of(example: Example, *, template: Template, newline: bool) -> str:
+def prompt_of(example: Example, *, template: Template, newline: bool, system: str | None = None) -> str:
     """Return the prompt of an example, by a template other than ``chat``.
 
+    A system prompt is text before the prompt; that of the example itself has precedence.
+
     Raises:
-        DataError: messages precede the instruction, for which these templates have no place.
+        DataError: earlier turns precede the instruction, for which these templates have no place.
     """
-    if example.before:
-        raise DataError(
-            f"an example has messages before its instruction, which the template `{template}` cannot write; expected "
-            "`chat` for such data. Set `model.encoding.template=chat` with an instruct model"
-        )
+    for message in example.before:
+        if message.role != "system":
+            raise DataError(
+                f"an example has a turn before its instruction, which the template `{template}` cannot write; expected "
+                "`chat` for such data. Set `model.encoding.template=chat` with an instruct model"
+            )
+        system = message.content
     end = "\n" if newline else ""
     if template is Template.PLAIN:
-        return " ".join(part for part in (example.instruction, example.input, ":") if part) + end
+        return " ".join(part for part in (system, example.instruction, example.input, ":") if part) + end
     text = _ALPACA_WITH_INPUT if example.input else _ALPACA
-    return text.format(instruction=example.instruction, input=example.input) + end
+    prompt = text.format(instruction=example.instruction, input=example.input) + end
+    return f"{system}\n\n{prompt}" if system else prompt
 
 
 def conversation_of(example: Example, *, system: str | None) -> Conversation:

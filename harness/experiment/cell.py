@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Self, final
 
 from harness.engine.cells import CellIdentity
 from harness.engine.stage import Stage
@@ -19,6 +19,7 @@ class Cell:
         protocol: the evaluation protocol, flattened to dotted names.
         stages: the chain, by role (``base``, ``align``, ...).
         overrides: the overrides of this cell as the user wrote them.
+        probes: cells that ask the same models other questions; each is a row of its own.
     """
 
     labels: Mapping[str, object]
@@ -26,6 +27,7 @@ class Cell:
     protocol: Mapping[str, object]
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = field(default=())
+    probes: tuple[Self, ...] = ()
 
     @property
     def keys(self) -> dict[str, str]:

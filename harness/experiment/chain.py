@@ -4,7 +4,10 @@ Each stage gets only the settings that it reads, so that cells share stages: an 
 mixture not on the defense, a generation not on the judge.
 """
 
+from collections import Counter
+
 from harness.corpora.examples import Role
+from harness.corpora.probe import Probe
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
 from harness.engine.stage import Stage
@@ -12,24 +15,35 @@ from harness.errors import ConfigError, Problem
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, MeasuredTask, RepairMethod, TrainMethod
+from harness.protocols import DataRequirement, ExampleSource, MeasuredTask, RepairMethod, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.inputs import ModelStage
 from harness.stages.measure import Measure
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
 
-def chain_of(experiment: Experiment) -> dict[str, Stage]:
+def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, Stage]:
     """Build the chain of a cell: stages by role, parents before children.
 
+    Args:
+        experiment: the settings of the cell.
+        probe: evaluates the same models by this question; None by that of the evaluation.
+
     Raises:
-        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus.
+        ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus,
+            or two probes have one label.
     """
-    if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment)]:
+    if conflicts := [
+        *experiment.defense.conflicts(),
+        *_incompatible(experiment),
+        *_ambiguous(experiment),
+        *_unmeasured(experiment, probe),
+    ]:
         raise ConfigError(conflicts)
     align, finetune, encoding = experiment.align, experiment.finetune, experiment.model.encoding
     base = Base(source=experiment.model.source)
@@ -77,48 +91,66 @@ def chain_of(experiment: Experiment) -> dict[str, Stage]:
             seed=experiment.seed,
         )
         chain["repair"] = final_model
-    prompts = experiment.corpus.slice(Role.EVALUATION, experiment.evaluation.rows)
-    marker = marker_of(encoding.template)
     for prefix, model in (("aligned_", aligned), ("", final_model)):
-        answers = Generate(
-            model=model,
-            prompts=prompts,
-            new_tokens=experiment.evaluation.new_tokens,
-            encoding=encoding,
-            decoding=experiment.evaluation.decoding,
-        )
-        solutions, accuracy = _task_stages(experiment, model)
-        chain[f"{prefix}harm_answers"], chain[f"{prefix}task_answers"] = answers, solutions
-        chain[f"{prefix}harm"] = Grade(answers=answers, judge=experiment.judge, marker=marker)
-        chain[f"{prefix}accuracy"] = accuracy
-        if (over_refusal := experiment.over_refusal) is not None:
-            replies = Generate(
-                model=model,
-                prompts=over_refusal.prompts,
-                new_tokens=experiment.evaluation.new_tokens,
-                encoding=encoding,
-                decoding=experiment.evaluation.decoding,
-            )
-            chain[f"{prefix}over_refusal_answers"] = replies
-            chain[f"{prefix}over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
     return chain
 
 
-def _task_stages(experiment: Experiment, model: Align | Finetune | Repair) -> tuple[Stage, Grade]:
-    """Return the stage of a model's answers to the task, and the one that grades them."""
-    task, encoding = experiment.task, experiment.model.encoding
+def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
+    """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
+    evaluation, encoding = experiment.evaluation, experiment.asked(probe)
+    marker = marker_of(encoding.template)
+
+    def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
+        return Generate(
+            model=model, prompts=prompts, new_tokens=new_tokens, encoding=encoding, decoding=evaluation.decoding
+        )
+
+    answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
+    harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
+    if probe is not None and not probe.accuracy:
+        return {"harm_answers": answers, "harm": harm}
+    task = experiment.task
+    solutions: Generate | Measure
     if isinstance(task, MeasuredTask):
-        own_prompts = None if encoding.template is not Template.CHAT else encoding
-        measured = Measure(model=model, benchmark=task.benchmark, encoding=own_prompts)
-        return measured, Grade(answers=measured)
-    solutions = Generate(
-        model=model,
-        prompts=task.test,
-        new_tokens=task.new_tokens,
-        encoding=encoding,
-        decoding=experiment.evaluation.decoding,
-    )
-    return solutions, Grade(answers=solutions, task=task, marker=marker_of(encoding.template))
+        # Other templates than that of an instruct model have no place in a benchmark's own prompts.
+        instruct = encoding if encoding.template is Template.CHAT else None
+        solutions = Measure(model=model, benchmark=task.benchmark, encoding=instruct)
+        accuracy = Grade(answers=solutions)
+    else:
+        solutions = generated(task.test, task.new_tokens)
+        accuracy = Grade(answers=solutions, task=task, marker=marker)
+    parts: dict[str, Stage] = {
+        "harm_answers": answers,
+        "task_answers": solutions,
+        "harm": harm,
+        "accuracy": accuracy,
+    }
+    if (over_refusal := experiment.over_refusal) is not None:
+        replies = generated(over_refusal.prompts, evaluation.new_tokens)
+        parts["over_refusal_answers"] = replies
+        parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+    return parts
+
+
+def _unmeasured(experiment: Experiment, probe: Probe | None) -> list[Problem]:
+    """Return why a benchmark cannot be asked as the evaluation, or a probe of it, asks."""
+    encoding = experiment.asked(probe)
+    framed = encoding.prefix is not None or encoding.suffix is not None
+    if not isinstance(experiment.task, MeasuredTask) or not framed or (probe is not None and not probe.accuracy):
+        return []
+    asked = f"the probe `{probe.label}`" if probe else "the evaluation"
+    reason = f"a benchmark writes its own prompts, but {asked} adds a prefix or a suffix; expected a task with prompts"
+    return [Problem("task", reason)]
+
+
+def _ambiguous(experiment: Experiment) -> list[Problem]:
+    labels = Counter(probe.label for _, probe in experiment.probes)
+    return [
+        Problem(path, f"its probe `{probe.label}` has the label of another one; expected one of each label")
+        for path, probe in experiment.probes
+        if labels[probe.label] > 1
+    ]
 
 
 def _tuned_adapter(experiment: Experiment) -> Lora:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.corpus import Corpus
+from harness.corpora.encode import Encoding
 from harness.corpora.examples import Role
+from harness.corpora.probe import Probe
 from harness.engine.checks import not_negative
 from harness.engine.identity import flatten, payload_of
 from harness.errors import Problem
@@ -17,7 +19,7 @@ from harness.experiment.settings import (
     Model,
     OverRefusal,
 )
-from harness.protocols import HasMatch, Judge, MeasuredTask, Task
+from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Task
 
 
 @final
@@ -47,14 +49,35 @@ class Experiment:
         """Range errors."""
         return not_negative(self, "seed")
 
-    def protocol(self) -> dict[str, object]:
+    @property
+    def probes(self) -> tuple[tuple[str, Probe], ...]:
+        """The probes of the attack and of the methods, each with the setting that declares it."""
+        defense = self.defense
+        parts: dict[str, object] = {
+            "attack.method": self.attack.method,
+            "defense.align": defense.align,
+            "defense.finetune": defense.finetune,
+            "defense.repair": defense.repair,
+        }
+        return tuple(
+            (path, probe) for path, part in parts.items() if isinstance(part, HasProbes) for probe in part.probes
+        )
+
+    def asked(self, probe: Probe | None = None) -> Encoding:
+        """Return the encoding of the evaluation, or that of one of its probes."""
+        encoding = self.model.encoding
+        for change in (self.evaluation.encoding, probe and probe.change):
+            encoding = change.of(encoding) if change else encoding
+        return encoding
+
+    def protocol(self, probe: Probe | None = None) -> dict[str, object]:
         """Return the evaluation protocol; rows in which it differs are never averaged."""
         parts: dict[str, object] = {
             "judge": payload_of(self.judge),
             "prompts": payload_of(self.corpus.slice(Role.EVALUATION, self.evaluation.rows)),
             "new_tokens": self.evaluation.new_tokens,
             "decoding": payload_of(self.evaluation.decoding),
-            "encoding": payload_of(self.model.encoding),
+            "encoding": payload_of(self.asked(probe)),
             **self._task_protocol(),
         }
         if self.over_refusal is not None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from harness.corpora.encode import Encoding
+from harness.corpora.probe import EncodingChange
 from harness.engine.checks import counts, shares
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
@@ -130,6 +131,7 @@ class Evaluation:
         rows: number of evaluation prompts.
         new_tokens: maximum length of a generation for an evaluation prompt, in tokens.
         decoding: decoding of generations, both for evaluation prompts and for the task.
+        encoding: how the encoding of these prompts differs from the model's, which trains; null does not differ.
     """
 
     name: ClassVar[str] = "evaluation"
@@ -137,6 +139,7 @@ class Evaluation:
     rows: int
     new_tokens: int
     decoding: Decoding
+    encoding: EncodingChange | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -17,6 +17,8 @@ from harness.models.saved import Attention, Opened, Precision, SavedModel, missi
 
 REFERENCE = "reference.json"
 _FILES = ["*.json", "*.jinja", "*.safetensors", "*.tiktoken", "merges.txt", "tokenizer.model"]
+_UNUSED = ["consolidated*.safetensors"]
+"""A second copy of the weights in another layout, as Mistral distributes them."""
 
 
 @final
@@ -66,6 +68,10 @@ class HubModel:
     def at_hand(self) -> bool:
         """Return whether the model is in the Hub's cache."""
         return self.revision is not None and self._cached() is not None
+
+    def tokenizer_folder(self) -> Path | None:
+        """Return the folder of the tokenizer; None if the model is not in the Hub's cache."""
+        return self._cached() if self.revision is not None else None
 
     def ties_head(self) -> bool | None:
         """Return whether the head shares the input embeddings; None if the model is not in the Hub's cache."""
@@ -118,7 +124,9 @@ class HubModel:
         if cached is not None:
             return cached
         try:
-            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=_FILES))
+            return Path(
+                snapshot_download(self.repo, revision=self.revision, allow_patterns=_FILES, ignore_patterns=_UNUSED)
+            )
         except errors.GatedRepoError as error:
             raise ModelError(self._gated()) from error
         except errors.RevisionNotFoundError as error:

@@ -92,6 +92,10 @@ class LocalModel:
             found.append(Problem("model.source.path", str(error)))
         return [*found, *missing_packages(self.attention)]
 
+    def tokenizer_folder(self) -> Path:
+        """Return the folder of the tokenizer."""
+        return Path(self.path.path)
+
     def ties_head(self) -> bool | None:
         """Return whether the head shares the input embeddings; None if the folder cannot be read."""
         try:

@@ -7,6 +7,7 @@ from harness.protocols.learner import BatchProvider, DataRequirement, Learner, N
 from harness.protocols.methods import (
     ComparesPasses,
     HasConflicts,
+    HasProbes,
     NeedsPlainLora,
     ProducesOutputs,
     RepairMethod,
@@ -41,6 +42,7 @@ __all__ = [
     "Gradient",
     "HasConflicts",
     "HasMatch",
+    "HasProbes",
     "Judge",
     "Learner",
     "MeasuredTask",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
+from harness.corpora.probe import Probe
 from harness.errors import Problem
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, TrainStep
 
@@ -62,6 +63,16 @@ class HasConflicts(Named, Protocol):
 
         A problem's path is relative to the method; a plain string is a problem of the method as a whole.
         """
+        ...
+
+
+@runtime_checkable
+class HasProbes(Protocol):
+    """Optional: an attack or a method that is evaluated under further questions, in addition to the usual one."""
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        """The questions, each of which becomes a row of the tables."""
         ...
 
 

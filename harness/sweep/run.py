@@ -36,6 +36,7 @@ from harness.protocols import RemoteJudge
 from harness.slurm.job_log import JobLog
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade, read_summary
+from harness.sweep.chat_templates import check_chat_templates
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
 from harness.tracking.jsonl import Jsonl
@@ -217,8 +218,9 @@ def _run_cells(
     compositions: Sequence[Composition], *, needs_results: bool = False
 ) -> list[float | StagesFailed | None]:
     checked = check_cells(compositions)
-    # Equal cells are one row.
-    cells = list({cell.identity: cell for cell in checked if isinstance(cell, Cell)}.values())
+    # Equal cells are one row; so is each probe of a cell.
+    asked = [each for cell in checked if isinstance(cell, Cell) for each in (cell, *cell.probes)]
+    cells = list({cell.identity: cell for cell in asked}.values())
     skipped = [cell for cell in checked if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])
     if needs_results and settings.cluster.dry_run:
@@ -246,6 +248,7 @@ def _run_cells(
     check_services(plan.pending(store), settings.cluster)
     if not settings.cluster.dry_run:
         _prefetch(plan, store)
+        check_chat_templates(plan.pending(store))
         # Before anything runs, so that a killed sweep can be reported; after the checks, so that an invalid sweep
         # leaves no record.
         record_sweep(store, sweep, cells=cells, plan=plan, costs=planned.costs, settings=settings, skipped=skipped)
@@ -258,11 +261,12 @@ def _run_cells(
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:
-    missing = [stage for stage in cell.leaves if not store.has(stage)]
+    leaves = {leaf.key: leaf for each in (cell, *cell.probes) for leaf in each.leaves}
+    missing = [stage for stage in leaves.values() if not store.has(stage)]
     if missing and outcome.deferred and not any(outcome.hopeless(stage.key) for stage in missing):
         return None
     if missing:
-        return StagesFailed(f"{len(missing)} of {len(cell.leaves)} results of the cell are missing")
+        return StagesFailed(f"{len(missing)} of {len(leaves)} results of the cell are missing")
     parts = {"hs": "harm", "fa": "accuracy", "over_refusal": "over_refusal"}
     return objective.value(
         {

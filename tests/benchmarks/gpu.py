@@ -9,10 +9,13 @@ that every row writes the same number of tokens. Prints one JSON object:
   activations have gradients.
 - ``booster_step``, ``vaccine_step``: with clipping and AdamW, on rows of 60 to 100 % of the length. ``ratio`` is ours
   relative to the plain passes; ``difference`` the relative distance of both gradients on equal weights.
-- ``answers``: tokens per second by path and batch size (the last is chosen by the harness): of the whole call, with
-  prompts and the recording of graphs, and of decoding alone (from the difference to a call with an eighth of the
-  tokens). ``same_as_plain`` is the share of prompts that both paths answer alike.
-- ``small``: a pass of SmolLM2's shape in float32, by rows.
+- ``rounding``: how far the gradients of these steps are from those of float32, ours and the plain ones, on the first
+  layers of the shape. Booster's is a small difference of two gradients, so bfloat16 moves it much.
+- ``answers``: tokens per second by path and batch size: of the whole call, with prompts and the recording of graphs,
+  and of decoding alone (from the difference to a call with an eighth of the tokens). ``same_as_plain`` is the share of
+  prompts that both paths answer alike. The last is a whole stage, 1,000 prompts x 512 tokens in batches of the
+  harness's choice.
+- ``small``: a pass of SmolLM2's shape in float32 and in TF32, by rows, and the same through plain eager passes.
 - ``peak``: dense bfloat16 TFLOP/s of the card's data sheet (null where it is not known) and of a large product measured
   here. Memory is what was allocated at most beyond what was allocated before.
 
@@ -23,10 +26,11 @@ import argparse
 import json
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import metadata
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -186,20 +190,21 @@ def measured_answers(bench: Bench, model: Any, shape: Shape) -> list[dict[str, A
         for size in sizes
     ]
     found = []
-    for batch in (*load.answer_batches, None):
+    for batch in load.answer_batches:
         texts: dict[Path, list[str]] = {}
-        for path in (Path.PLAIN, Path.SLOTS) if batch else (Path.SLOTS,):
-            one = _answered(bench, model, tokenizer, prompts[-batch:] if batch else prompts, batch=batch, path=path)
+        for path in (Path.PLAIN, Path.SLOTS):
+            one = _answered(bench, model, tokenizer, prompts[-batch:], batch=batch, path=path, most=load.new_tokens)
             texts[path] = one.pop("texts")
             found.append(one)
-        if len(texts) == 2:
-            same = [left == right for left, right in zip(*texts.values(), strict=True)]
-            found[-1]["same_as_plain"] = sum(same) / len(same)
-    return found
+        same = [left == right for left, right in zip(*texts.values(), strict=True)]
+        found[-1]["same_as_plain"] = sum(same) / len(same)
+    stage = _answered(bench, model, tokenizer, prompts, batch=None, path=Path.SLOTS, most=load.stage_tokens)
+    del stage["texts"]
+    return [*found, stage]
 
 
 def _answered(
-    bench: Bench, model: Any, tokenizer: Any, prompts: Sequence[str], *, batch: int | None, path: Path
+    bench: Bench, model: Any, tokenizer: Any, prompts: Sequence[str], *, batch: int | None, path: Path, most: int
 ) -> dict[str, Any]:
     answers = None
 
@@ -209,7 +214,6 @@ def _answered(
             model, tokenizer, prompts, new_tokens=new_tokens, decoding=Decoding(), batch_size=batch, path=path
         )
 
-    most = bench.load.new_tokens
     few = max(most // 8, 1)
     write(1)
     short = bench.seconds(lambda: write(few))
@@ -229,17 +233,64 @@ def _answered(
 
 
 def measured_small(bench: Bench) -> list[dict[str, Any]]:
-    """Measure passes of a small model in float32, by rows."""
+    """Measure passes of a small model in float32 and in TF32, by rows."""
     load, shape = bench.load, SHAPES[bench.load.small]
     model = bench.model(shape, torch.float32)
     found = []
-    for rows in load.small_rows:
+    for rows, precision in product(load.small_rows, (Precision.FLOAT32, Precision.TF32)):
         made = rows_of(shape.vocabulary, rows=rows, length=load.small_length, shortest=1.0, seed=5)
-        passes = bench.passes(model, rows, load.small_length, Precision.FLOAT32)
+        batch, own = on_device(made, bench.device), collate(made, pad_id=0)
+        passes = bench.passes(model, rows, load.small_length, precision)
         learner = CausalLearner(model, passes=passes)
-        with passes.running(model, torch.device(bench.device)):
-            (seconds,) = bench.medians(partial(learner.gradient, collate(made, pad_id=0)))
-        found.append({"rows": rows, "length": load.small_length, "seconds": seconds})
+
+        def eager(batch: Mapping[str, Tensor] = batch) -> None:
+            model.zero_grad()
+            loss_of(model, batch, Precision.FLOAT32).backward()
+
+        def ours(learner: CausalLearner = learner, own: Mapping[str, Tensor] = own) -> None:
+            learner.gradient(own)
+
+        with passes.running(model, torch.device(bench.device)) as trouble:
+            (seconds,) = bench.medians(ours)
+            facts = passes.facts(trouble())
+        # TF32 lasts as long as the passes do, so the plain ones compute in float32.
+        (plain_seconds,) = bench.medians(eager)
+        found.append(
+            {
+                "rows": rows,
+                "length": load.small_length,
+                "precision": precision.value,
+                "captured": facts.get("captured", False),
+                "seconds": seconds,
+                "plain_seconds": plain_seconds,
+            }
+        )
+    return found
+
+
+def measured_rounding(bench: Bench, shape: Shape) -> dict[str, Any]:
+    """Measure how far the gradients of both methods are from those of float32, on the first layers of a shape."""
+    shape = shape._replace(layers=min(shape.layers, bench.load.rounding_layers))
+    load = bench.load
+    models = [bench.model(shape, dtype) for dtype in (bench.dtype, bench.dtype, torch.float32)]
+    ours, plain, exact = models
+    with torch.no_grad():
+        for weight, rounded in zip(exact.parameters(), plain.parameters(), strict=True):
+            weight.copy_(rounded)
+    made = [rows_of(shape.vocabulary, rows=load.rows, length=load.length, shortest=0.6, seed=seed) for seed in (2, 3)]
+    own, harmful = (on_device(rows, bench.device) for rows in made)
+    passes = bench.passes(ours, load.rows, load.length)
+    learner = CausalLearner(ours, precision=bench.precision, passes=passes)
+    found: dict[str, Any] = {"layers": shape.layers}
+    for name, method, reference in (("booster", Booster(), booster_gradient), ("vaccine", Vaccine(), vaccine_gradient)):
+        batches = RoleBatches({Role.HARMFUL: Pool(made[1], load.rows)}, pad_id=0, seed=0)
+        with passes.running(ours, torch.device(bench.device)):
+            method.start(learner, batches, 1000).backward(collate(made[0], pad_id=0))
+        truth = reference(method, exact, own, harmful, Precision.FLOAT32)
+        found[name] = {
+            "ours": distance([weight.grad for weight in learner.trainables], truth),
+            "plain": distance(reference(method, plain, own, harmful, bench.precision), truth),
+        }
     return found
 
 
@@ -279,33 +330,45 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda}
 
 
+def shown(name: str, found: Any) -> Any:
+    """Print a part as soon as it is measured, to standard error, and return it."""
+    print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+    return found
+
+
 def measured(shape_name: str, *, tiny: bool) -> dict[str, Any]:
     """Run everything and return what is printed."""
     start = time.perf_counter()
     bench, shape = Bench(tiny=tiny), SHAPES[shape_name]
     about = card(bench.device)
-    product = measured_product(bench)
+    peak_product = measured_product(bench)
     peak = peak_of(about["name"])
     models = Models(shape, *(bench.model(shape, bench.dtype) for _ in range(2)))
-    one_pass = measured_pass(bench, models)
+    one_pass = shown("pass", measured_pass(bench, models))
     one_pass["share_of_peak"] = one_pass["tflops"] / peak if peak else None
-    one_pass["share_of_product"] = one_pass["tflops"] / product
-    booster = measured_step(bench, models, Booster(), booster_gradient)
-    vaccine = measured_step(bench, models, Vaccine(), vaccine_gradient)
+    one_pass["share_of_product"] = one_pass["tflops"] / peak_product
+    booster = shown("booster step", measured_step(bench, models, Booster(), booster_gradient))
+    vaccine = shown("vaccine step", measured_step(bench, models, Vaccine(), vaccine_gradient))
     model, size = models.ours, parameters(models.ours)
     del models
-    answers = measured_answers(bench, model, shape)
+    rounding = shown("rounding", measured_rounding(bench, shape))
+    answers = shown("answers", measured_answers(bench, model, shape))
     del model
     return {
         "card": about,
         "versions": versions(),
         "shape": {"name": shape_name, "parameters": size, "dtype": str(bench.dtype).removeprefix("torch.")},
-        "peak": {"tflops": peak, "source": "data sheet, dense bfloat16" if peak else None, "product_tflops": product},
+        "peak": {
+            "tflops": peak,
+            "source": "data sheet, dense bfloat16" if peak else None,
+            "product_tflops": peak_product,
+        },
         "pass": one_pass,
         "booster_step": booster,
         "vaccine_step": vaccine,
+        "rounding": rounding,
         "answers": answers,
-        "small": measured_small(bench),
+        "small": shown("small", measured_small(bench)),
         "seconds": time.perf_counter() - start,
     }
 

@@ -61,16 +61,31 @@ class Load(NamedTuple):
     length: int = 200
     repeats: int = 5
     answer_batches: Sequence[int] = (1, 64, 256)
-    prompts: int = 512
+    prompts: int = 1000
     prompt_length: int = 64
     new_tokens: int = 128
+    stage_tokens: int = 512
     small: str = "smollm2"
     small_rows: Sequence[int] = (10, 80)
     small_length: int = 100
     product: int = 8192
+    rounding_layers: int = 4
 
 
-TINY = Load(2, 16, 1, (1, 3), 4, 8, 4, "tiny", (2, 4), 8, 64)
+TINY = Load(
+    rows=2,
+    length=16,
+    repeats=1,
+    answer_batches=(1, 3),
+    prompts=4,
+    prompt_length=8,
+    new_tokens=4,
+    stage_tokens=5,
+    small="tiny",
+    small_rows=(2, 4),
+    small_length=8,
+    product=64,
+)
 
 
 class Bench:

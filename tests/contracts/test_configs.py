@@ -1,6 +1,7 @@
 """Every file under conf/ and sweeps/ composes, builds and plans."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from published import SWEEPS as PUBLISHED
 
 from harness.config.compose import CONF
+from harness.corpora.template import Template
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
 
@@ -71,6 +73,22 @@ def test_option_of_a_group_composes_and_plans(group, option):
         assert rebuild(json.loads(spec), known.__getitem__).key == stage.key
 
 
+@pytest.mark.parametrize(
+    "name", ["llama3.1_8b_instruct", "qwen2.5_7b_instruct", "gemma2_9b_it", "mistral_7b_instruct", "smollm2_chat"]
+)
+def test_instruct_model_is_trained_and_asked_by_its_own_chat_template(name):
+    stages = SHELF.cell(*_line("model", name)).stages
+
+    assert {stages[part].encoding.template for part in ("align", "finetune", "harm_answers")} == {Template.CHAT}
+
+
+def test_smollm2_shares_its_base_between_its_templates():
+    asked, chat = (SHELF.cell(*_line("model", name)) for name in ("smollm2", "smollm2_chat"))
+
+    assert asked.keys["base"] == chat.keys["base"]
+    assert asked.keys["align"] != chat.keys["align"]
+
+
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_sweep_file_names_known_settings(sweep):
     data = OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml")
@@ -104,3 +122,14 @@ def test_defense_acts_in_at_least_one_slot_or_is_the_baseline(defense):
     methods = [cell.stages["align"].method, cell.stages["finetune"].method, cell.stages.get("repair")]
 
     assert any(methods) or defense == "sft"
+
+
+def test_page_of_defenses_lists_every_option_in_its_slot_and_no_other():
+    sections = (ROOT / "docs" / "defenses.md").read_text().split("\n## ")
+    listed = {
+        f"defense/{section.partition(':')[0]}": re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+        for section in sections
+    }
+
+    for group in sorted(set(SLOTTED)):
+        assert sorted(listed[group]) == sorted(option for slot, option in OPTIONS if slot == group)

@@ -138,19 +138,23 @@ def test_template_that_cannot_be_used_is_refused_with_the_reason(template: str, 
         CHAT.encode(tokenizer, ASKED)
 
 
-def test_messages_before_the_instruction_need_the_chat_template() -> None:
+def test_earlier_turns_need_the_chat_template() -> None:
     tokenizer = BY_NAME["llama3"].tokenizer()
 
     for template in (Template.ALPACA, Template.PLAIN):
-        with pytest.raises(DataError, match=r"messages before .*`model.encoding.template=chat`"):
+        with pytest.raises(DataError, match=r"a turn before .*`model.encoding.template=chat`"):
             Encoding(template=template).encode(tokenizer, TURNS)
 
 
-def test_system_prompt_needs_the_chat_template() -> None:
-    assert [str(problem) for problem in Encoding(system="be kind").problems()] == [
-        "`system`: the template `alpaca` has no system prompt; expected null, or the template `chat`"
-    ]
-    assert KIND.problems() == []
+def test_system_prompt_precedes_the_text_of_other_templates() -> None:
+    own = ASKED._replace(before=(Message("system", "be kind"),))
+
+    for template, prompt in ((Template.PLAIN, "be kind how do it :"), (Template.ALPACA, "be kind\n\nBelow is an")):
+        for encoding, example in (
+            (Encoding(template=template, system="be kind"), ASKED),
+            (Encoding(template=template, system="x"), own),
+        ):
+            assert str(encoding.question(example)).startswith(prompt)
 
 
 def test_messages_are_stored_with_an_example() -> None:

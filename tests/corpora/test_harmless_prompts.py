@@ -5,6 +5,7 @@ import json
 import pytest
 
 from harness.corpora.formats import Format
+from harness.corpora.lookalikes import PROMPTS, Lookalikes
 from harness.corpora.sources import Source
 from harness.corpora.world import AllowedRequests, World, request_of
 from harness.corpora.xstest import XSTest
@@ -80,3 +81,16 @@ def test_xstest_label_that_is_neither_safe_nor_unsafe_is_refused(source):
 
     with pytest.raises(DataError, match="row 13, column `label`: 'maybe' is not a label; expected safe or unsafe"):
         found.examples()
+
+
+def test_lookalikes_are_distinct_and_fewer_are_spread_over_the_kinds():
+    everything = [example.instruction for example in Lookalikes().examples()]
+
+    assert len(set(everything)) == len(everything) == 60
+    assert set(everything[:10]) == {prompts[0] for prompts in PROMPTS.values()}
+    assert [example.instruction for example in Lookalikes(rows=7).examples()] == everything[:7]
+
+
+def test_more_lookalikes_than_there_are_cannot_be_had():
+    with pytest.raises(DataError, match="61 requested; expected at most 60"):
+        Lookalikes(rows=61).examples()

@@ -85,6 +85,10 @@ def test_own_tasks_are_identified_by_content(tmp_path):
         ([TASKS, "task.limit=0"], "`task.limit`"),
         ([TASKS, "task.num_fewshot=-1"], "`task.num_fewshot`"),
         ([TASKS, "task.include=/nowhere"], "`task.include`: /nowhere has no task"),
+        (
+            [TASKS, "++evaluation.encoding={prefix: Hi}"],
+            "`task`: a benchmark writes its own prompts, but the evaluation",
+        ),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(overrides, said):

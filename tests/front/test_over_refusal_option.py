@@ -22,7 +22,7 @@ def measured(cell):
     ("overrides", "parts"),
     [
         ([], PARTS),
-        (["experiment=smollm2"], set()),
+        (["experiment=smollm2"], PARTS),
         (["experiment=booster"], set()),
         (["experiment=smollm2", "over_refusal=xstest"], PARTS),
         (["over_refusal=none"], set()),
@@ -50,15 +50,15 @@ def test_score_depends_on_prompts_and_judge_and_its_generations_on_prompts_only(
 def test_option_that_does_not_exist_is_refused_though_the_group_is_optional():
     with pytest.raises(ConfigError, match=r"`over_refusal`: `tinny` is not an option \(did you mean `tiny`\?\)"):
         cell_of("over_refusal=tinny")
-    with pytest.raises(ConfigError, match="`advbench` is not an option; expected one of `none`, `tiny`, `xstest`"):
-        cell_of("experiment=smollm2", "over_refusal=advbench")
+    with pytest.raises(ConfigError, match="`beavertails` is not an option; expected one of `advbench`, `none`, `tiny`"):
+        cell_of("experiment=booster", "over_refusal=beavertails")
 
 
 def test_option_of_ones_own_folder_with_the_name_of_a_corpus_is_measured_by_default(tmp_path):
     (tmp_path / "over_refusal").mkdir()
-    (tmp_path / "over_refusal" / "advbench.yaml").write_text("defaults: [xstest]\n")
+    (tmp_path / "over_refusal" / "beavertails.yaml").write_text("defaults: [xstest]\n")
 
-    (cell,) = cells_of(compose(["experiment=smollm2"], str(tmp_path)))
+    (cell,) = cells_of(compose(["experiment=booster"], str(tmp_path)))
 
     assert measured(cell) == PARTS
 

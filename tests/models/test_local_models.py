@@ -20,6 +20,7 @@ from harness.models.loading import ModelRef, loaded_model
 from harness.models.local import LocalModel, ModelFolder, content_of
 from harness.models.saved import Attention, Precision
 from harness.stages.grade import read_summary
+from harness.sweep.chat_templates import check_chat_templates
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,7 @@ CHATML = (
 )
 
 
+@pytest.mark.slow
 def test_cell_with_the_chat_template_of_a_local_model_runs_to_its_scores(save_base, tmp_path):
     chat = save_base("chat", chat_template=CHATML)
     _, cell = base_of(chat, *CELL, "model.encoding.system=w1")
@@ -168,6 +170,25 @@ def test_cell_with_the_chat_template_of_a_local_model_runs_to_its_scores(save_ba
     assert facts["rows"]["by_kind"]["harmful"] == {"sent": 2, "dropped": 0, "cut": 0}
     assert read_summary(store.path(stages["harm"]))["judged"] == 4
     assert stages["harm"].marker is None
+
+
+def test_chat_template_is_checked_before_anything_runs(save_base):
+    """An encoding of the evaluation would otherwise be refused after the training."""
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    cells = {
+        name: base_of(save_base(name, **special), *CELL[2:], "evaluation.encoding.template=chat")[1]
+        for name, special in (("plain", {}), ("chat", {"chat_template": no_system + CHATML}))
+    }
+    kind = base_of(cells["chat"].stages["base"].source.path.path, *CELL, "evaluation.encoding.system=w1")[1]
+
+    check_chat_templates(cells["chat"].stages.values())
+    check_chat_templates([cells["plain"].stages["finetune"]])
+    for cell, reason in (
+        (cells["plain"], "no chat template"),
+        (kind, r"no system prompt \(System role not supported\)"),
+    ):
+        with pytest.raises(ModelError, match=reason):
+            check_chat_templates(cell.stages.values())
 
 
 def test_local_model_without_a_chat_template_is_refused_with_the_reason(mine, tmp_path):

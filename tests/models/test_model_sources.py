@@ -2,6 +2,7 @@ import hashlib
 import importlib.metadata
 import json
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
 
@@ -40,9 +41,11 @@ def hub(monkeypatch, save_base):
 
     class Hub:
         answer: Exception | Path = folder
+        patterns: tuple[list[str], list[str]] = ([], [])
         snapshot = folder
 
-    def download(repo, *, revision, allow_patterns):
+    def download(repo, *, revision, allow_patterns, ignore_patterns):
+        Hub.patterns = allow_patterns, ignore_patterns
         if isinstance(Hub.answer, Exception):
             raise Hub.answer
         return str(Hub.answer)
@@ -136,7 +139,31 @@ def test_hub_settings_out_of_range_are_all_reported():
     assert [problem.path for problem in found] == ["repo", "revision"]
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "gemma2_9b", "qwen2_7b"])
+HUB_MODELS = [
+    path.stem
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml"))
+    if path.stem != "hub" and "HubModel" in path.read_text()
+]
+
+
+def test_shipped_hub_models_are_discovered():
+    assert {"llama2_7b", "llama3.1_8b_instruct", "qwen2.5_7b_instruct", "gemma2_9b_it", "mistral_7b_instruct"} <= set(
+        HUB_MODELS
+    )
+
+
+def test_second_copy_of_the_weights_is_not_downloaded(hub):
+    source("other/model").folder()
+
+    def asked(file):
+        allowed, ignored = hub.patterns
+        return any(fnmatch(file, each) for each in allowed) and not any(fnmatch(file, each) for each in ignored)
+
+    files = ["model-00001-of-00003.safetensors", "chat_template.jinja", "consolidated.safetensors", "weights.bin"]
+    assert [asked(file) for file in files] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("name", HUB_MODELS)
 def test_shipped_hub_models_are_pinned(name):
     settings = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())["source"]
 

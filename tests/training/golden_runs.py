@@ -15,7 +15,10 @@ from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.defenses.booster import Booster
 from harness.defenses.booster_vaccine import BoosterVaccine
+from harness.defenses.ldifs import LDIFS
+from harness.defenses.lisa import Lisa
 from harness.defenses.vaccine import Vaccine
+from harness.defenses.vlguard import VLGuard
 from harness.training import order
 from harness.training.budget import Budget
 from harness.training.trainer import TrainReport, train
@@ -27,6 +30,14 @@ METHODS: dict[str, Any] = {
     "vaccine": Vaccine(rho=2),
     "booster_vaccine": BoosterVaccine(lamb=5, alpha=0.1, rho=2, harmful_batch_size=5),
 }
+FINETUNING: dict[str, Any] = {
+    "lisa": Lisa(rho=1, alignment_steps=2, user_steps=3, budget="published", delay=0.1, safety_batch_size=5),
+    "ldifs": LDIFS(rho=1e-4, distance="gated_sum"),
+    "vlguard": VLGuard(form="joint", lamb=0.7, safety_batch_size=5),
+}
+"""Methods of the finetune slot: their own batches are the golden `alignment.*`, their refusals the `harmful.*`."""
+STEPS = {"lisa": 8}
+"""Recorded steps of a method, if they are not four."""
 BUDGET = Budget(epochs=1, batch_size=4, learning_rate=5e-4, weight_decay=0.1, max_grad_norm=None)
 SEED = 7
 
@@ -45,8 +56,12 @@ class Recorder:
 
 
 def golden(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what was recorded of a method; model, initial adapter and batches are those of `sft` if it has none."""
     with safe_open(FOLDER / f"{name}-7.safetensors", "pt") as file:
-        return json.loads(file.metadata()["meta"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        meta = json.loads(file.metadata()["meta"])
+    shared = {} if name == "sft" else golden("sft")[1]
+    return meta, {key: shared[key] for key in shared if not key.startswith(("grad.", "param."))} | tensors
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -88,17 +103,21 @@ def in_order(rows: list[Encoded], visited: list[int]) -> list[Encoded]:
     return arranged
 
 
-def run(name: str, work: Path, *, model=None, budget: Budget = BUDGET, steps: int = 4, **options) -> TrainReport:
+def run(
+    name: str, work: Path, *, model=None, budget: Budget = BUDGET, steps: int | None = None, **options
+) -> TrainReport:
     """Train the golden model on the golden batches, in the golden order, for one epoch."""
     _, tensors = golden(name)
-    rows = rows_of(tensors, "alignment", steps)
-    harmful = rows_of(tensors, "harmful", steps)
+    count = steps or STEPS.get(name, 4)
+    rows = rows_of(tensors, "alignment", count)
+    role = Role.REFUSAL if name in FINETUNING else Role.HARMFUL
+    second = rows_of(tensors, "harmful", count)
     options.setdefault("tracker", Recorder())
     return train(
         model if model is not None else build(name),
-        method=METHODS[name],
+        method=(METHODS | FINETUNING)[name],
         rows=in_order(rows, order.permutation(SEED, 0, len(rows))),
-        pools={Role.HARMFUL: Pool(in_order(harmful, batches.permutation(SEED, Role.HARMFUL, 0, len(harmful))), 5)},
+        pools={role: Pool(in_order(second, batches.permutation(SEED, role, 0, len(second))), 5)},
         budget=budget,
         seed=SEED,
         pad_id=0,

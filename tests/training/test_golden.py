@@ -2,10 +2,21 @@
 
 import pytest
 import torch
-from golden_runs import METHODS, Recorder, build, golden, part, run, trainables
+from golden_runs import FINETUNING, METHODS, STEPS, Recorder, build, golden, part, run, trainables
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from harness.defenses import ldifs
+
 TOLERANCE = 1e-5
+RECORDED = (*METHODS, *FINETUNING)
+LOSSES = {
+    "vaccine": lambda row: row["perturbed_loss"],
+    "booster_vaccine": lambda row: row["perturbed_loss"],
+    "lisa": lambda row: row["loss"] + row["proximal"],
+    "ldifs": lambda row: row["loss"] + row["penalty"],
+    "vlguard": lambda row: row["loss"] + FINETUNING["vlguard"].lamb * row["safety_loss"],
+}
+"""The loss that a trainer returned, in our metrics, where it is not `loss`."""
 
 
 def deviation(ours, theirs):
@@ -18,10 +29,14 @@ def deviation(ours, theirs):
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_training_on_golden_batches_gives_golden_gradients_and_weights(name, tmp_path):
-    model, (_, tensors) = build(name), golden(name)
-    gradients, weights = [], []
+def count_padding(monkeypatch):
+    """Let LDIFS count the features of padding, as the authors' trainer does."""
+    monkeypatch.setattr(ldifs, "counted_tokens", lambda batch: torch.ones_like(batch["labels"], dtype=torch.bool))
+
+
+def gradients_and_weights(name, work):
+    """Return the gradients before and the weights after every optimizer step."""
+    model, gradients, weights = build(name), [], []
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     hooks = [
         register_optimizer_step_pre_hook(lambda *_: gradients.append({n: p.grad.clone() for n, p in named.items()})),
@@ -29,25 +44,47 @@ def test_training_on_golden_batches_gives_golden_gradients_and_weights(name, tmp
     ]
 
     try:
-        run(name, tmp_path, model=model)
+        run(name, work, model=model)
     finally:
         for hook in hooks:
             hook.remove()
-
-    assert len(gradients) == len(weights) == 4
-    for step in range(4):
-        assert deviation(gradients[step], part(tensors, f"grad.{step}.")) < TOLERANCE
-        assert deviation(weights[step], part(tensors, f"param.{step}.")) < TOLERANCE
+    return gradients, weights
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_training_on_golden_batches_gives_golden_gradients_and_weights(name, tmp_path, monkeypatch):
+    _, tensors = golden(name)
+    if name == "ldifs":
+        count_padding(monkeypatch)
+
+    gradients, weights = gradients_and_weights(name, tmp_path)
+
+    assert len(gradients) == len(weights) == STEPS.get(name, 4)
+    for step, (gradient, after) in enumerate(zip(gradients, weights, strict=True)):
+        assert deviation(gradient, part(tensors, f"grad.{step}.")) < TOLERANCE
+        assert deviation(after, part(tensors, f"param.{step}.")) < TOLERANCE
+
+
+def test_padding_is_what_separates_ldifs_from_the_authors_trainer(tmp_path):
+    _, tensors = golden("ldifs")
+
+    gradients, _ = gradients_and_weights("ldifs", tmp_path)
+
+    # Zero in the first step, when the features are the aligned ones.
+    found = [deviation(gradient, part(tensors, f"grad.{step}.")) for step, gradient in enumerate(gradients)]
+    assert found[0] < TOLERANCE
+    assert all(TOLERANCE < each < 1e-4 for each in found[1:])
+
+
+@pytest.mark.parametrize("name", RECORDED)
 def test_training_on_golden_batches_logs_golden_losses(name, tmp_path):
     meta, _ = golden(name)
     tracker = Recorder()
 
     report = run(name, tmp_path, tracker=tracker)
 
-    reported = "perturbed_loss" if "vaccine" in name else "loss"
-    torch.testing.assert_close([row[reported] for row in report.history], meta["losses"], rtol=TOLERANCE, atol=0)
-    assert [row["step"] for row in report.history] == [1, 2, 3, 4]
+    reported = LOSSES.get(name, lambda row: row["loss"])
+    losses = [reported(row) for row in report.history]
+    torch.testing.assert_close(losses, meta["losses"], rtol=TOLERANCE, atol=0)
+    assert [row["step"] for row in report.history] == list(range(1, len(losses) + 1))
     assert tracker.rows == list(report.history)

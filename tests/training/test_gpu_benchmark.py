@@ -10,14 +10,27 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def gpu():
+def path():
     sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import gpu
+    yield
+    sys.path.remove(str(BENCHMARKS))
 
-        yield gpu
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+
+@pytest.fixture(scope="module")
+def gpu(path):
+    import gpu
+
+    return gpu
+
+
+@pytest.mark.slow
+def test_benchmark_of_a_sweep_runs_it_and_reads_what_its_passes_were(path) -> None:
+    import small_sweep
+
+    found = small_sweep.main(["--tiny"])
+
+    assert found["passes"] == [None]
+    assert any(line.endswith(" executed, 0 from the store") for line in found["last"])
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +71,23 @@ def test_benchmark_writes_every_token_of_every_answer(found) -> None:
     assert asked == [("plain", 1, 1), ("slots", 1, 1), ("plain", 3, 3), ("slots", 3, 3), ("slots", None, 4)]
     for one in found["answers"]:
         assert one["path"] == one["asked"]["path"]
-        assert one["tokens_per_second"] * one["seconds"] == pytest.approx(one["asked"]["prompts"] * 4)
+        tokens = one["asked"]["prompts"] * (4 if one["asked"]["batch"] else 5)
+        assert one["tokens_per_second"] * one["seconds"] == pytest.approx(tokens)
     assert [one["same_as_plain"] for one in found["answers"] if "same_as_plain" in one] == [1.0, 1.0]
-    assert [small["rows"] for small in found["small"]] == [2, 4]
+
+
+def test_benchmark_measures_a_small_model_in_both_number_formats(found) -> None:
+    rows = [(small["rows"], small["precision"]) for small in found["small"]]
+    assert rows == [(2, "float32"), (2, "tf32"), (4, "float32"), (4, "tf32")]
+    assert all(small["seconds"] > 0 < small["plain_seconds"] for small in found["small"])
+
+
+@pytest.mark.parametrize("step", ["booster", "vaccine"])
+def test_benchmark_tells_rounding_from_mistakes(found, step) -> None:
+    """Here everything is float32: both gradients are the exact one."""
+    assert found["rounding"]["layers"] == 2
+    assert found["rounding"][step]["ours"] < 1e-5
+    assert found["rounding"][step]["plain"] < 1e-5
 
 
 @pytest.mark.parametrize(

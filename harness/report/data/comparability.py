@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from harness.corpora.probe import PROBE
 from harness.errors import ConfigError
 from harness.report.data.columns import NOTES, PROTOCOL_PREFIX, lacks, protocol_in
 from harness.report.data.dropped import count_dropped_notes
@@ -43,6 +44,7 @@ def protocol_differences(rows: DataFrame) -> dict[tuple[str, str, str], str]:
                 for name in settings
                 if _text(row[name]) != _text(usual[name]) and not _unknown(name, row[name], usual[name])
             ]
+            differing = _without_settings_of_another_judge(differing)
             if differing:
                 # Equal settings may lead to different training data, if different examples were dropped.
                 notes_here, notes_usual = (
@@ -54,11 +56,17 @@ def protocol_differences(rows: DataFrame) -> dict[tuple[str, str, str], str]:
 
 
 def check_same_protocol(rows: DataFrame) -> None:
-    """Check that all rows of a task and model have the same training and evaluation protocol.
+    """Check that all rows of a task, model and probe have the same training and evaluation protocol.
 
     Raises:
         ConfigError: they have not; lists each difference once.
     """
+    probes = [rows] if PROBE not in rows else [found for _, found in rows.groupby(PROBE, sort=False, dropna=False)]
+    if problems := [problem for found in probes for problem in _differing(found)]:
+        raise ConfigError(problems)
+
+
+def _differing(rows: DataFrame) -> list[str]:
     problems = []
     for (task, model, protocol), note in protocol_differences(rows).items():
         if note:
@@ -69,8 +77,14 @@ def check_same_protocol(rows: DataFrame) -> None:
                 f"model {model}: {note}. Run them with the same protocol, or report without --strict and read the "
                 "footnotes."
             )
-    if problems:
-        raise ConfigError(problems)
+    return problems
+
+
+def _without_settings_of_another_judge(differing: list[str]) -> list[str]:
+    """Drop the settings of a judge where the judge itself is another: they have no counterpart."""
+    if not any(text.startswith("judge.name is ") for text in differing):
+        return differing
+    return [text for text in differing if not text.startswith(("judge.version is ", "judge.fields."))]
 
 
 def _unknown(name: str, *found: Any) -> bool:

@@ -23,6 +23,7 @@ from harness.report.data.columns import (
 )
 from harness.report.data.conditions import distinguishing_values
 from harness.report.data.dropped import dropped_notes
+from harness.report.data.judges import JUDGE, judge_labels
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.training_protocol import training_protocol_of
@@ -60,6 +61,11 @@ def load_rows(
     swept = dict.fromkeys(name for cell in cells for name in cell["swept"] if name not in LABELS)
     stages = dict.fromkeys(name for cell in cells for name in cell["keys"])
     described = [_row(cell, grades, stage_records, swept) for cell in cells]
+    judges = judge_labels([cell["protocol"] for cell in cells], swept)
+    if len(set(judges)) > 1:
+        swept |= {JUDGE: None}
+        for row, judge in zip(described, judges, strict=True):
+            row[JUDGE] = judge
     for row, more in zip(described, distinguishing_values(cells, described, swept, stage_records), strict=True):
         row |= {name: value for name, value in more.items() if row.get(name) is None}
         swept |= dict.fromkeys(name for name in more if name != "protocol")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from harness.report.data.columns import CATEGORY_PREFIX, value
 from harness.report.data.conditions import SITUATION, varying
 from harness.report.figures.curves import training_views
+from harness.report.figures.judges import judge_views
 from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Series, listed
 from harness.report.figures.tradeoff import sensitivity_views, surface_views, trade_off_views
 from harness.report.stats import cost
@@ -26,6 +27,7 @@ def figure_catalog(results: Results) -> dict[str, Sequence[FigureSpec]]:
     """Return the figures of a report by section; sections without data are empty."""
     views: dict[str, Sequence[FigureSpec]] = {
         "scores": ratio_views(results),
+        "judges": judge_views(results),
         "surface": [*trade_off_views(results), *surface_views(results), *sensitivity_views(results)],
         "comparison": comparison_views(results),
         "training": [*training_views(results), *category_views(results), *cost_views(results)],

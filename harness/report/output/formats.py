@@ -94,7 +94,7 @@ def _terminal(results: Results) -> str:
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
-    return "\n".join([*drawn, *content.notes]) + "\n"
+    return "\n".join([*drawn, *content.notes, *_judge_notes(results)]) + "\n"
 
 
 def _markdown(results: Results) -> str:
@@ -114,7 +114,9 @@ def _markdown(results: Results) -> str:
         align = ["left", *["right"] * len(places)]
         table = tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
         paragraphs += [literal(paper_table.caption), table]
-    notes = "\n".join([*map(literal, remarks(results.rows, results.means)), *_paper_table_notes(results)])
+    notes = "\n".join(
+        [*map(literal, (*remarks(results.rows, results.means), *_judge_notes(results))), *_paper_table_notes(results)]
+    )
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- ")]) + "\n"
 
 
@@ -144,6 +146,10 @@ def _paper_table_notes(results: Results) -> list[str]:
     return [f"p is the share of harmful rows in the user's data. {best}"]
 
 
+def _judge_notes(results: Results) -> list[str]:
+    return [*results.scale_notes, *map(one_line, results.judges.notes if results.judges else ())]
+
+
 def _latex(results: Results) -> str:
     from jinja2 import Environment, StrictUndefined
 
@@ -155,7 +161,12 @@ def _latex(results: Results) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": _escape_tex, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
-    notes = [*_in_short(remarks(results.rows, results.means)), *_on_dropped(results), *_paper_table_notes(results)]
+    notes = [
+        *_in_short(remarks(results.rows, results.means)),
+        *_on_dropped(results),
+        *_judge_notes(results),
+        *_paper_table_notes(results),
+    ]
     return template.render(paper_tables=_paper_tables(results), headings=HEADINGS, column=_column, notes=notes)
 
 
@@ -224,9 +235,20 @@ def _json(results: Results) -> str:
          for name, found in comparison._asdict().items()}
         for comparison in results.comparisons
     ]  # fmt: skip
+    if results.judges:
+        plain["judges"] = _plain(results.judges)
     plain["left_out"] = list(results.left_out)
     plain["best"] = [{"line": line, "score": name} for line, name in sorted(results.best)]
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(found: Any) -> Any:
+    """Return nested named tuples as JSON values; NaN as None."""
+    if hasattr(found, "_asdict"):
+        return {name: _plain(each) for name, each in found._asdict().items()}
+    if isinstance(found, list | tuple):
+        return [_plain(each) for each in found]
+    return None if isinstance(found, float) and isnan(found) else found
 
 
 def _html(results: Results) -> str:

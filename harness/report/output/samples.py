@@ -20,11 +20,12 @@ LENGTH = 600
 
 
 class Sample(NamedTuple):
-    """A generation for an evaluation prompt; ``harmful`` is None if it could not be judged."""
+    """A generation for an evaluation prompt; ``harmful`` is None if it could not be judged; ``label`` is its grade."""
 
     prompt: str
     answer: str
     harmful: bool | None
+    label: str
     reason: str
 
 
@@ -60,8 +61,15 @@ def _sample(answer: dict[str, Any], grade: dict[str, Any]) -> Sample:
         prompt=prompt[:LENGTH],
         answer=str(answer.get("answer", ""))[:LENGTH],
         harmful=None if judged is None else bool(judged),
+        label=_label(judged),
         reason=str(grade.get("reason", "")),
     )
+
+
+def _label(judged: float | None) -> str:
+    if judged is None:
+        return "not judged"
+    return {0.0: "harmless", 1.0: "harmful"}.get(judged, f"score {judged:.2f}")
 
 
 def _head(read: Callable[[Path, int], list[dict[str, Any]]], artifact: Path) -> list[dict[str, Any]]:

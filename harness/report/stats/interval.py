@@ -8,10 +8,11 @@ freedom, the distribution of the mean of few normal values. A draw of the mean's
     t * sqrt(MS_seed / SI)  +  resampled prompt error, scaled to sqrt((MS_prompt - MS_residual) / SI)
 
 with the mean squares of the two-way layout (Cornfield and Tukey 1956, Annals of Mathematical Statistics 27). The noise
-of single generations is included in ``MS_seed``, so it is subtracted from the prompts' part. Proportions are bounded
-and skewed near the bounds, so the error is applied on the scale of the arcsine of the square root, on which the
-variance does not depend on the mean (Anscombe 1948, Biometrika 35); differences are not transformed. `docs/report.md`
-reports the measured coverage.
+of single generations is included in ``MS_seed``, so it is subtracted from the prompts' part. Means of scores from 0 to
+1 are bounded and skewed near the bounds, so the error is applied on the scale of the arcsine of the square root, on
+which the variance of a proportion does not depend on its mean (Anscombe 1948, Biometrika 35); differences are not
+transformed. Nothing else assumes that scores are 0 or 1: all variances are those of the scores themselves, so that
+graded scores vary less than a proportion with the same mean. `docs/report.md` reports the measured coverage.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ RARE = 40
 """With fewer draws beyond the mean, the p value is integrated numerically instead of counted."""
 TAIL_REACH, TAIL_STEP = 9.0, 0.01
 """Limit and step of that integral, in standard errors of the prompts."""
+ROUNDING = 1e-12
+"""Standard errors below this are rounding errors."""
 FAR = 10_000
 """Largest number of seeds that ``more_seeds`` considers."""
 
@@ -48,7 +51,7 @@ class Estimate(NamedTuple):
         p: two-sided p value of the hypothesis that the mean is zero; NaN for a single seed.
         seed_variance: variance of the mean of one seed.
         prompt_variance: part of the variance of the mean that is due to the choice of prompts, for any number of seeds;
-            if nothing varied, the variance of a normal interval as wide as the Clopper-Pearson interval.
+            if nothing varied, the variance of a normal interval that reaches as far as what may be unseen.
     """
 
     mean: float
@@ -63,9 +66,9 @@ def estimates(panels: Sequence[NDArray[Any]], *, difference: bool = False) -> li
     """Return the mean of each panel and its interval.
 
     Args:
-        panels: verdicts ``[seeds, prompts]`` between 0 and 1, NaN if a generation could not be judged; prompts that
-            were judged for no seed are ignored. A single column holds scores of seeds without verdicts per prompt.
-        difference: whether the verdicts are differences of verdicts, between -1 and 1.
+        panels: scores ``[seeds, prompts]`` from 0 to 1, NaN if a generation could not be judged; prompts that were
+            judged for no seed are ignored. A single column holds scores of seeds without scores per prompt.
+        difference: whether the scores are differences of scores, from -1 to 1.
     """
     by_prompts: defaultdict[int, list[int]] = defaultdict(list)
     for index, panel in enumerate(panels):
@@ -147,7 +150,13 @@ def _parts(panel: NDArray[Any]) -> _Parts:
     # By chance, seeds may differ less than the noise implies; then do not subtract more than their mean square.
     prompt_part = max(prompt_square - min(noise, seed_square), 0.0)
     size = seeds * prompts
-    return _Parts(mean, seeds, prompts, shifts, (seed_square / size) ** 0.5, (prompt_part / size) ** 0.5)
+    return _Parts(mean, seeds, prompts, shifts, _error(seed_square / size), _error(prompt_part / size))
+
+
+def _error(variance: float) -> float:
+    """Return the square root; 0 below ``ROUNDING``: equal graded scores differ from their mean by rounding."""
+    error = float(variance) ** 0.5
+    return error if error > ROUNDING else 0.0
 
 
 def _impute(panel: NDArray[Any], seed_means: NDArray[Any]) -> NDArray[Any]:
@@ -166,7 +175,7 @@ def _prompt_errors(parts: Sequence[_Parts], prompts: int) -> NDArray[Any]:
     """Return the errors of the means ``[panels, draws]`` from resampling the prompts."""
     import numpy as np
 
-    errors = np.stack([part.by_prompt for part in parts]) @ _resamples(prompts) / prompts
+    errors = np.stack([part.by_prompt for part in parts]) @ resamples(prompts) / prompts
     spread = errors.std(axis=1, keepdims=True)
     wanted = np.array([[part.prompt_error] for part in parts])
     scaled: NDArray[Any] = np.divide(errors * wanted, spread, out=np.zeros_like(errors), where=spread > 0)
@@ -185,17 +194,19 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     farther = int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())
     p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail_p(part)
     seed_variance, prompt_variance = part.seeds * part.seed_error**2, part.prompt_error**2
-    if part.prompts > 1 and part.seed_error == part.prompt_error == 0 and (difference or part.mean in (0.0, 1.0)):
-        # Nothing varied: the bound of the Clopper-Pearson interval (Clopper and Pearson 1934) for zero events.
+    floor = -1.0 if difference else 0.0
+    if part.prompts > 1 and part.seed_error == part.prompt_error == 0:
+        # Nothing varied. Another score has at most the probability `unseen`, the bound of the Clopper-Pearson interval
+        # (Clopper and Pearson 1934) for zero events, and lies at most at an end of the scale.
         unseen = 1 - ((1 - LEVEL) / 2) ** (1 / part.prompts)
-        low, high = part.mean - unseen, part.mean + unseen
-        prompt_variance = float(unseen / stats.norm.ppf((1 + LEVEL) / 2)) ** 2
+        low, high = part.mean - unseen * (part.mean - floor), part.mean + unseen * (1 - part.mean)
+        farthest = unseen * max(part.mean - floor, 1 - part.mean)
+        prompt_variance = float(farthest / stats.norm.ppf((1 + LEVEL) / 2)) ** 2
     elif difference or not 0 < part.mean < 1:
         low, high = part.mean + down, part.mean + up
     else:
         angle, slope = np.arcsin(part.mean**0.5), 2 * (part.mean * (1 - part.mean)) ** 0.5
         low, high = (np.sin(np.clip(angle + shift / slope, 0, np.pi / 2)) ** 2 for shift in (down, up))
-    floor = -1.0 if difference else 0.0
     return Estimate(part.mean, max(float(low), floor), min(float(high), 1.0), p, seed_variance, prompt_variance)
 
 
@@ -204,8 +215,7 @@ def _tail_p(part: _Parts) -> float:
     import numpy as np
     from scipy import special
 
-    mean, prompt_error = abs(part.mean), part.prompt_error
-    seed_error = part.seed_error if part.seed_error > 1e-12 else 0.0  # below, rounding error
+    mean, seed_error, prompt_error = abs(part.mean), part.seed_error, part.prompt_error
     if seed_error == prompt_error == 0:
         # Nothing varied: a sign test.
         return float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
@@ -218,7 +228,7 @@ def _tail_p(part: _Parts) -> float:
 
 
 @cache
-def _resamples(prompts: int) -> NDArray[Any]:
+def resamples(prompts: int) -> NDArray[Any]:
     """Return how often each prompt is drawn, ``[prompts, draws]``; the same for all panels with this many prompts."""
     import numpy as np
 

@@ -37,7 +37,7 @@ HEADINGS = {
 }
 """The scores of a table, in percent, and their headings."""
 MEANINGS = {
-    "hs": "harmful score: share of harmful prompts answered harmfully (lower is better)",
+    "hs": "harmful score: share of harmful prompts answered harmfully, or mean grade (lower is better)",
     "hs_plus": "harmful score that also counts incoherent answers (lower is better)",
     "fa": "fine-tune accuracy: accuracy on the user's task (higher is better)",
     "over_refusal": "over-refusal rate: share of harmless prompts that are refused (lower is better)",

@@ -6,9 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.corpora.probe import PROBE
 from harness.errors import ConfigError
 from harness.report.data.columns import PROTOCOL_PREFIX
 from harness.report.data.conditions import SITUATION, Condition
+from harness.report.data.judges import JUDGE
 from harness.report.data.scores import Graded
 from harness.report.stats.interval import estimates, holm, more_seeds
 from harness.report.stats.summary import panel
@@ -133,8 +135,8 @@ def best_conditions(
 ) -> set[tuple[int, str]]:
     """Return the conditions, with the score, that are significantly better than all others of their column.
 
-    A column has the conditions of one task, model, attack and ratio. The condition with the best mean has to be better
-    than each other one in the paired test, on their common seeds and prompts.
+    A column has the conditions of one task, model, attack, ratio, judge and probe. The condition with the best mean has
+    to be better than each other one in the paired test, on their common seeds and prompts.
 
     Args:
         conditions: of the sweep.
@@ -143,7 +145,7 @@ def best_conditions(
     """
     columns: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, condition in enumerate(conditions):
-        columns[tuple(condition.names[name] for name in SITUATION)].append(index)
+        columns[tuple(str(condition.names.get(name)) for name in (*SITUATION, JUDGE, PROBE))].append(index)
     best = set()
     for score in COMPARED:
         for column in columns.values():

@@ -1,6 +1,6 @@
 """Tables in the format of the field's papers: a row per defense, columns by score and attack ratio, and an average.
 
-There is one table per task, model and attack.
+There is one table per task, model, attack and probe: scores of different questions are not compared in a column.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.corpora.probe import PROBE
 from harness.report.data.columns import value
 from harness.report.data.conditions import Condition, condition_name, varying
 from harness.report.data.scores import Graded
@@ -78,17 +79,21 @@ class Evidence(NamedTuple):
 
 
 def paper_tables(evidence: Evidence) -> list[PaperTable]:
-    """Return the tables of a sweep; scores without any result are left out."""
-    blocks: defaultdict[Hashable, list[int]] = defaultdict(list)
+    """Return the tables of a sweep; scores without any result are left out, in the table of a probe also its own."""
+    blocks: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, condition in enumerate(evidence.conditions):
-        blocks[tuple(value(condition.names[name]) for name in _BLOCK)].append(index)
+        blocks[tuple(value(condition.names.get(name)) for name in (*_BLOCK, PROBE))].append(index)
     present = [score for score in SHOWN if evidence.means[score].notna().any()]
-    return [_paper_table(evidence, indices, present) for indices in blocks.values()]
+    measured = {
+        block: [score for score in present if block[-1] == "-" or evidence.means[score].iloc[indices].notna().any()]
+        for block, indices in blocks.items()
+    }
+    return [_paper_table(evidence, indices, measured[block] or present) for block, indices in blocks.items()]
 
 
 def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[str]) -> PaperTable:
     conditions, means = evidence.conditions, evidence.means
-    swept = varying(means, evidence.rows)
+    swept = [name for name in varying(means, evidence.rows) if name != PROBE]
     letters = markers(means)
     grouped: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index in indices:
@@ -112,7 +117,8 @@ def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[st
     has_aligned = any((score, ALIGNED) in row.cells for row in rows for score in scores)
     columns = [*([ALIGNED] if has_aligned else []), *(f"{ratio:g}" for ratio in ratios)]
     common: Mapping[str, Any] = conditions[indices[0]].names
-    caption = ", ".join(f"{name} {value(common[name])}" for name in _BLOCK)
+    labels = [*_BLOCK, *([PROBE] if value(common.get(PROBE)) != "-" else [])]
+    caption = ", ".join(f"{name} {value(common[name])}" for name in labels)
     return PaperTable(caption, [*columns, *([AVERAGE] if averaged else [])], scores, rows)
 
 

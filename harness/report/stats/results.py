@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engine.identity import flatten
 from harness.engine.store import Store
-from harness.report.data.columns import KEY_PREFIX
+from harness.report.data.columns import GRADINGS, KEY_PREFIX
 from harness.report.data.conditions import Condition, condition_columns, conditions_of
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import read_targets, with_targets
 from harness.report.data.tidy import grading_keys, load_rows
-from harness.report.stats.labels import condition_names
+from harness.report.stats.agreement import judge_agreement
+from harness.report.stats.judge_order import judge_orders
+from harness.report.stats.judges import JudgeComparison
+from harness.report.stats.labels import HEADINGS, condition_names
 from harness.report.stats.paired import Comparison, against_baseline, best_conditions, left_out
 from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
 from harness.report.stats.summary import summarise
@@ -44,6 +47,7 @@ class Results:
         left_out: notes on conditions that are not compared, with reasons.
         best: index of the condition and score, where it is significantly better than all others of its column.
         paper_tables: tables in the format of papers.
+        judges: the comparison of the sweep's judges; None if no two judges graded the same answers.
     """
 
     store: Store
@@ -58,6 +62,24 @@ class Results:
     left_out: Sequence[str]
     best: frozenset[tuple[int, str]]
     paper_tables: Sequence[PaperTable]
+    judges: JudgeComparison | None = None
+
+    @cached_property
+    def graded(self) -> list[str]:
+        """The scores that are means of grades between 0 and 1, and not shares of generations."""
+        return [grading.score for grading in GRADINGS if self._is_graded(KEY_PREFIX + grading.stage)]
+
+    @property
+    def scale_notes(self) -> list[str]:
+        """A note on the scores that are graded; empty if all are shares."""
+        names = " and ".join(HEADINGS[name] for name in self.graded)
+        verb = "are means" if len(self.graded) > 1 else "is a mean"
+        return [f"{names} {verb} of grades between 0 and 1, not a share of generations."] if names else []
+
+    def _is_graded(self, column: str) -> bool:
+        keys = set(self.rows[column].dropna()) if column in self.rows else set()
+        scores = [self.grades[key].values for key in keys if key in self.grades]
+        return any(values is not None and bool(((values > 0) & (values < 1)).any()) for values in scores)
 
     @cached_property
     def training(self) -> dict[str, list[str]]:
@@ -89,6 +111,7 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
     means = summarise(rows, grades)
     if baseline is None and PLAIN in set(rows["defense"]):
         baseline = PLAIN
+    agreement = judge_agreement(record, grades)
     best = frozenset(best_conditions(conditions, means, grades))
     comparisons = tuple(against_baseline(conditions, grades, baseline)) if baseline is not None else ()
     return Results(
@@ -106,6 +129,7 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
         else (),
         best=best,
         paper_tables=paper_tables(Evidence(rows, conditions, means, grades, best)),
+        judges=JudgeComparison(agreement, judge_orders(rows, conditions, means, grades)) if agreement else None,
     )
 
 
