@@ -52,7 +52,6 @@ def _cache(monkeypatch, tmp_path):
 def folder(tmp_path_factory):
     """Tasks of our own on one file of documents; one folder for all, because indexing takes seconds."""
     tasks = tmp_path_factory.mktemp("tasks")
-    tasks.mkdir()
     (tasks / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
     for name, settings in TASKS.items():
         data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tasks / "documents.jsonl")}}}

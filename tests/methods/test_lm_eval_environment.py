@@ -21,7 +21,7 @@ def test_tasks_of_lm_eval_in_their_environment():
         pytest.fail(missing) if os.environ.get("HARNESS_CI") else pytest.skip(missing)
 
     ended = subprocess.run(
-        [str(PYTHON), "-m", "pytest", "-q", "-rs", str(HERE / "test_lm_eval.py")],
+        [str(PYTHON), "-m", "pytest", "-v", "-rs", str(HERE / "test_lm_eval.py")],
         check=False,
         capture_output=True,
         text=True,
