@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,12 @@ def test_page_of_defenses_lists_every_option_in_its_slot_and_no_other():
 
     for group in sorted(set(SLOTTED)):
         assert sorted(listed[group]) == sorted(option for slot, option in OPTIONS if slot == group)
+
+
+@pytest.mark.parametrize(("group", "option"), [each for each in OPTIONS if each[0] in SLOTTED])
+def test_header_of_a_method_states_its_fidelity(group, option):
+    target = OmegaConf.load(CONF / group / f"{option}.yaml")["_target_"]
+    package, _, name = target.rpartition(".")
+    module = import_module(getattr(import_module(package), name).__module__)
+
+    assert re.search("^Fidelity: ", module.__doc__, flags=re.MULTILINE)
