@@ -14,7 +14,18 @@ from harness.protocols.methods import (
     TrainMethod,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
+from harness.protocols.shelves import (
+    Benchmark,
+    ExampleSource,
+    HasMatch,
+    Judge,
+    MeasuredTask,
+    Measurements,
+    ModelSource,
+    RefusalJudge,
+    RemoteJudge,
+    Task,
+)
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -24,6 +35,7 @@ __all__ = [
     "AttackContext",
     "Batch",
     "BatchProvider",
+    "Benchmark",
     "ComparesPasses",
     "DataRequirement",
     "ExampleSource",
@@ -33,6 +45,8 @@ __all__ = [
     "HasProbes",
     "Judge",
     "Learner",
+    "MeasuredTask",
+    "Measurements",
     "Metrics",
     "ModelSource",
     "Named",
