@@ -24,7 +24,18 @@ from harness.protocols.methods import (
     TrainMethod,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
+from harness.protocols.shelves import (
+    Benchmark,
+    ExampleSource,
+    HasMatch,
+    Judge,
+    MeasuredTask,
+    Measurements,
+    ModelSource,
+    RefusalJudge,
+    RemoteJudge,
+    Task,
+)
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -36,6 +47,7 @@ __all__ = [
     "AttackPlan",
     "Batch",
     "BatchProvider",
+    "Benchmark",
     "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
@@ -46,6 +58,8 @@ __all__ = [
     "HasProbes",
     "Judge",
     "Learner",
+    "MeasuredTask",
+    "Measurements",
     "Metrics",
     "ModelSource",
     "Named",

@@ -180,7 +180,7 @@ def test_attack_leaves_the_victim_as_it_was(name, tmp_path):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_with_too_few_examples_says_so(name, tmp_path):
-    with pytest.raises(DataError, match="requested|asked for"):
+    with pytest.raises(DataError, match=r"requested|asked for"):
         crafted(ATTACKS[name](), tmp_path, count=41, hosts=HOSTS[:2])
 
 

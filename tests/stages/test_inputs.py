@@ -9,7 +9,7 @@ from test_repair import SMALL
 
 from harness.config.build import cells_of
 from harness.config.compose import compose
-from harness.corpora.examples import Example, Role
+from harness.corpora.examples import Example, Message, Role
 from harness.corpora.world import REFUSES
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
@@ -86,6 +86,17 @@ def test_fine_tuning_and_contamination_read_the_rows_that_a_stage_after_the_mixt
     assert {example for example, role in sent if role is Role.TASK} <= seen
     assert not attackers & seen
     assert tuned.key != chain["finetune"].key
+
+
+def test_mixture_keeps_the_messages_before_an_instruction(tmp_path):
+    plain, told = Example("how", "so", "it"), Example("how", "so", before=(Message("system", "be kind"),))
+
+    write_mixture(tmp_path, [(plain, Role.TASK), (told, Role.ATTACK)])
+
+    assert read_mixture(tmp_path) == [(plain, Role.TASK), (told, Role.ATTACK)]
+    first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert first == {"role": "task", "instruction": "how", "output": "so", "input": "it"}
+    assert second["before"] == [["system", "be kind"]]
 
 
 def test_an_attack_that_needs_a_victim_gets_its_model_tokenizer_and_encoding(chain, store):
