@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from harness.protocols.attacks import Attack, AttackContext, Victim
-from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
     HasConflicts,
@@ -12,6 +12,7 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    UsesAlignment,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
@@ -40,11 +41,13 @@ __all__ = [
     "Piece",
     "Prediction",
     "ProducesOutputs",
+    "Product",
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
     "Task",
     "TrainMethod",
     "TrainStep",
+    "UsesAlignment",
     "Victim",
 ]
