@@ -2,7 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.attacks import Attack, AttackContext, Victim
+from harness.protocols.attacks import (
+    Attack,
+    AttackContext,
+    AttackNeeds,
+    AttackPlan,
+    ChecksPlan,
+    SelectsRows,
+    SendsAlone,
+    Victim,
+    first_of,
+)
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -15,7 +25,18 @@ from harness.protocols.methods import (
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
+from harness.protocols.shelves import (
+    Benchmark,
+    ExampleSource,
+    HasMatch,
+    Judge,
+    MeasuredTask,
+    Measurements,
+    ModelSource,
+    RefusalJudge,
+    RemoteJudge,
+    Task,
+)
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -23,8 +44,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Attack",
     "AttackContext",
+    "AttackNeeds",
+    "AttackPlan",
     "Batch",
     "BatchProvider",
+    "Benchmark",
+    "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
     "ExampleSource",
@@ -34,6 +59,8 @@ __all__ = [
     "HasProbes",
     "Judge",
     "Learner",
+    "MeasuredTask",
+    "Measurements",
     "Metrics",
     "ModelSource",
     "Named",
@@ -45,9 +72,12 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "SelectsRows",
+    "SendsAlone",
     "Task",
     "TrainMethod",
     "TrainStep",
     "UsesAlignment",
     "Victim",
+    "first_of",
 ]
