@@ -173,6 +173,25 @@ def trained_pairs(model: Module) -> list[tuple[str, str]]:
     return found
 
 
+def resize(model: Module, rank: int) -> None:
+    """Give every adapted layer of a model with a plain LoRA adapter another rank, in place; scales stay.
+
+    The factors are replaced by new parameters, filled with zeros. Afterwards, ``save`` writes an adapter of that rank.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    used = model.peft_config["default"]
+    used.lora_alpha = used.lora_alpha * (math.sqrt(rank / used.r) if used.use_rslora else rank / used.r)
+    used.r = rank
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            first, second = layer.lora_A["default"], layer.lora_B["default"]
+            first.weight = torch.nn.Parameter(first.weight.new_zeros(rank, first.in_features))
+            second.weight = torch.nn.Parameter(second.weight.new_zeros(second.out_features, rank))
+            first.out_features = second.in_features = layer.r["default"] = rank
+
+
 def save(model: PeftModel, out: Path) -> None:
     """Write the adapter to a folder: its factors as safetensors and its settings as JSON."""
     from safetensors.torch import save as to_bytes
