@@ -12,6 +12,7 @@ from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
+from harness.experiment.attacked import infeasible, poison_of
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
@@ -23,7 +24,6 @@ from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.inputs import ModelStage
 from harness.stages.measure import Measure
-from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
 
@@ -36,12 +36,13 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
 
     Raises:
         ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus,
-            or two probes have one label.
+            the attack cannot be carried out, or two probes have one label.
     """
     if conflicts := [
         *experiment.defense.conflicts(),
         *_incompatible(experiment),
         *_ambiguous(experiment),
+        *infeasible(experiment),
         *_unmeasured(experiment, probe),
     ]:
         raise ConfigError(conflicts)
@@ -57,18 +58,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    attack = experiment.attack.acting
-    poison = Poison(
-        task=experiment.task.train,
-        attack=attack,
-        harmful=experiment.corpus.slice(Role.ATTACK) if attack else None,
-        victim=aligned if attack and attack.needs_victim else None,
-        encoding=encoding if attack and attack.needs_victim else None,
-        rows=finetune.rows,
-        ratio=experiment.attack.acting_ratio,
-        compat=finetune.compat,
-        seed=experiment.seed,
-    )
+    poison = poison_of(experiment, aligned)
     tuned = Finetune(
         aligned=aligned,
         mixture=poison,
@@ -168,7 +158,11 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
             if method
             for reason in incompatibilities(
-                slot, method, adapter, [(need, _slice(experiment, need)) for need in method.needs]
+                slot,
+                method,
+                adapter,
+                experiment.align.adapter,
+                [(need, _slice(experiment, need)) for need in method.needs],
             )
         ),
     ]
