@@ -68,6 +68,20 @@ class Score(NamedTuple):
     categories: Mapping[str, float] = {}
 
 
+class Measured(NamedTuple):
+    """A benchmark's document with the model's response and its score.
+
+    Attributes:
+        example: the prompt and the reference.
+        response: what the model generated or chose.
+        score: 1 correct, 0 wrong.
+    """
+
+    example: Example
+    response: str
+    score: Score
+
+
 class SafetyRow(NamedTuple):
     """One row of a safety corpus. Columns that a source does not have are empty."""
 

@@ -223,6 +223,39 @@ def read(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     return lora, {_parameter(name): value for name, value in tensors.items()}
 
 
+def products(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what a stored plain LoRA adapter adds to each matrix, as factors ``scale * B`` and ``A``, by layer.
+
+    Raises:
+        ModelError: the folder contains no readable adapter, or its variant is not plain LoRA.
+    """
+    lora, stored = read(folder)
+    if lora.variant is not None:
+        raise ModelError(
+            f"the adapter in {folder} is of the variant `{lora.variant}`, whose change of the weights is no product of "
+            "factors; expected plain LoRA (`align.adapter.variant=null`)"
+        )
+    return {
+        layer_of(name): (stored[name.replace(".lora_A.", ".lora_B.")] * lora.scale, first)
+        for name, first in stored.items()
+        if ".lora_A." in name
+    }
+
+
+def layer_of(factor: str) -> str:
+    """Return the name of the layer that a factor adapts."""
+    return factor.partition(".lora_")[0]
+
+
+def scale_of(model: Module, layer: str) -> float:
+    """Return the factor by which the product of a layer's attached adapter is scaled."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = model.get_submodule(layer)
+    assert isinstance(adapted, LoraLayer)
+    return float(adapted.scaling["default"])
+
+
 def load(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Attach a stored adapter to a model, in place, for inference or further training.
 

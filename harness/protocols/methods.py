@@ -92,3 +92,13 @@ class NeedsPlainLora(Protocol):
     """
 
     needs_plain_lora: ClassVar[bool]
+
+
+@runtime_checkable
+class UsesAlignment(Protocol):
+    """Optional: settings of a method that reads ``Learner.alignment`` after the alignment stage.
+
+    The aligned adapter has to be plain LoRA, and fine-tuning has to adapt every layer that it adapts.
+    """
+
+    uses_alignment: ClassVar[bool]

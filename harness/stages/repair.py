@@ -15,7 +15,7 @@ from harness.errors import ModelError, Problem
 from harness.protocols import RepairMethod
 from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.train_adapter import ADAPTER, pools, record_micro_batch
+from harness.stages.train_adapter import ADAPTER, alignment_for, pools, record_micro_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,12 @@ class Repair(Stage):
             # A repair without data has no batches to split.
             micro_batch = rows_at_once(share, ctx.micro_batch_size, ctx.shrink) if share else None
             record_micro_batch(ctx, micro_batch)
-            learner = CausalLearner(loaded.model, precision=self.tuned.budget.precision, rows_at_once=micro_batch)
+            learner = CausalLearner(
+                loaded.model,
+                precision=self.tuned.budget.precision,
+                rows_at_once=micro_batch,
+                alignment=alignment_for(self.method, self.tuned.aligned.weights(ctx.input).adapter),
+            )
             names = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 NEEDS = {
     ("model", "hub"): ("model.source.repo=owner/name", f"model.source.revision={'0' * 40}"),
     ("judge", "openai"): ("judge.model=name",),
+    ("task", "lm_eval"): ("task.tasks=[arc_easy]",),
 }
 """Options that are incomplete alone; `model=local` needs a folder with a model and is tested in tests/models."""
 OPTIONS = sorted(

@@ -141,6 +141,25 @@ def test_panacea_repairs_share_one_fine_tuning(repaired):
     assert last.key != mean.key
 
 
+@pytest.mark.parametrize("protocol", ["single", "double"])
+def test_repair_is_given_the_change_by_alignment_under_both_adapter_protocols(store, repaired, protocol):
+    stage = repaired("defense=safe_lora", "defense.repair.threshold=1.0", f"finetune.adapter={protocol}")
+
+    aligned, tuned, after = (factors(store, each) for each in (stage.tuned.aligned, stage.tuned, stage))
+
+    found = facts(store, stage)
+    assert found["projected_share"] == 1
+    for name_a in (name for name in aligned if "lora_A" in name):
+        name_b, scale = name_a.replace("lora_A", "lora_B"), stage.tuned.adapter.scale
+        v, w, result = (scale * each[name_b].double() @ each[name_a].double() for each in (aligned, tuned, after))
+        user = w - v if protocol == "single" else w
+        image = v @ v.T @ user / v.norm()
+        cosine = (image * user).sum() / (image.norm() * user.norm())
+        assert found["cosines"][name_a.partition(".lora_A")[0]] == pytest.approx(float(cosine), abs=1e-4)
+        expected = v + image if protocol == "single" else image
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.norm()))
+
+
 def test_fine_tuning_that_leaves_nothing_stores_no_handover(store, repaired):
     stage = repaired("defense=random_perturbation")
 
