@@ -8,6 +8,7 @@ adapter holds ``U`` and the base holds ``V``; with ``single`` the adapter holds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,10 +123,9 @@ def put(learner: Learner, products: Mapping[str, Product]) -> None:
         resize(module, rank)
     with torch.no_grad():
         for name, (name_a, name_b) in pairs.items():
-            a, b = module.get_parameter(name_a), module.get_parameter(name_b)
             part = held[name]
-            a.zero_()[: len(part.a)] = part.a
-            b.zero_()[:, : len(part.a)] = part.b
+            module.get_parameter(name_a).zero_()[: len(part.a)] = part.a
+            module.get_parameter(name_b).zero_()[:, : len(part.a)] = part.b
 
 
 def scaled(product: Product, factor: float) -> Product:
@@ -184,7 +184,7 @@ def product_distance(module: Module, first: Mapping[str, Tensor], second: Mappin
         scale = scale_of(module, layer_of(a))
         difference = total(Product(scale * first[b], first[a]), Product(-scale * second[b], second[a]))
         squares += norm(difference) ** 2
-    return squares**0.5
+    return math.sqrt(squares)
 
 
 class Projector(NamedTuple):

@@ -20,7 +20,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.engine.checks import below_one, counts, positive
 from harness.errors import ModelError, Problem
@@ -181,7 +181,8 @@ def resize(model: Module, rank: int) -> None:
     import torch
     from peft.tuners.lora import LoraLayer
 
-    used = model.peft_config["default"]
+    settings: Any = model.peft_config
+    used = settings["default"]
     used.lora_alpha = used.lora_alpha * (math.sqrt(rank / used.r) if used.use_rslora else rank / used.r)
     used.r = rank
     for layer in model.modules():
