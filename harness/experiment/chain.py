@@ -158,7 +158,11 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
             if method
             for reason in incompatibilities(
-                slot, method, adapter, [(need, _slice(experiment, need)) for need in method.needs]
+                slot,
+                method,
+                adapter,
+                experiment.align.adapter,
+                [(need, _slice(experiment, need)) for need in method.needs],
             )
         ),
     ]

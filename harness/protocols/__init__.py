@@ -13,7 +13,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
-from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
     HasConflicts,
@@ -22,6 +22,7 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    UsesAlignment,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.shelves import (
@@ -67,6 +68,7 @@ __all__ = [
     "Piece",
     "Prediction",
     "ProducesOutputs",
+    "Product",
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
@@ -75,6 +77,7 @@ __all__ = [
     "Task",
     "TrainMethod",
     "TrainStep",
+    "UsesAlignment",
     "Victim",
     "first_of",
 ]
