@@ -12,7 +12,7 @@ from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
-from harness.experiment.attacked import infeasible, poison_of
+from harness.experiment.attacked import infeasible, poison_of, tamper_of
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
@@ -46,7 +46,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_unmeasured(experiment, probe),
     ]:
         raise ConfigError(conflicts)
-    align, finetune, encoding = experiment.align, experiment.finetune, experiment.model.encoding
+    align, encoding = experiment.align, experiment.model.encoding
     base = Base(source=experiment.model.source)
     aligned = Align(
         base=base,
@@ -58,6 +58,19 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
+    attacked, final_model = _attacked(experiment, aligned)
+    chain: dict[str, Stage] = {"base": base, "align": aligned, **attacked}
+    for prefix, model in (("aligned_", aligned), ("", final_model)):
+        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+    return chain
+
+
+def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage], ModelStage]:
+    """Return the stages that follow the alignment, by role, and the one of the final model."""
+    if experiment.tamper is not None:
+        tampered = tamper_of(experiment, aligned, experiment.tamper)
+        return {"tamper": tampered}, tampered
+    finetune, encoding = experiment.finetune, experiment.model.encoding
     poison = poison_of(experiment, aligned)
     tuned = Finetune(
         aligned=aligned,
@@ -70,20 +83,17 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    chain: dict[str, Stage] = {"base": base, "align": aligned, "poison": poison, "finetune": tuned}
-    final_model: Finetune | Repair = tuned
-    if experiment.defense.repair is not None:
-        final_model = Repair(
-            tuned=tuned,
-            method=experiment.defense.repair,
-            **_auxiliary_data(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
-            encoding=encoding,
-            seed=experiment.seed,
-        )
-        chain["repair"] = final_model
-    for prefix, model in (("aligned_", aligned), ("", final_model)):
-        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
-    return chain
+    stages: dict[str, Stage] = {"poison": poison, "finetune": tuned}
+    if experiment.defense.repair is None:
+        return stages, tuned
+    repaired = Repair(
+        tuned=tuned,
+        method=experiment.defense.repair,
+        **_auxiliary_data(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
+        encoding=encoding,
+        seed=experiment.seed,
+    )
+    return {**stages, "repair": repaired}, repaired
 
 
 def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
