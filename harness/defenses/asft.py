@@ -109,7 +109,8 @@ class AsFTStep:
 
         terms = []
         for place_a, place_b, continued, projector in self._layers:
-            a, b = self._learner.trainables[place_a], self._learner.trainables[place_b]
+            a: Tensor = self._learner.trainables[place_a]
+            b: Tensor = self._learner.trainables[place_b]
             first_a, first_b = self._start[place_a], self._start[place_b]
             if continued:
                 # B A - B_0 A_0, in the form that is exactly zero at the start.
