@@ -47,6 +47,12 @@ class Example(NamedTuple):
         """Return the fields for a JSON file; ``before`` only if there is any."""
         return {name: value for name, value in self._asdict().items() if name != "before" or value}
 
+    def framed(self, *, prefix: str = "", suffix: str = "") -> Self:
+        """Return the example with text around its request: the suffix follows the input if there is one."""
+        framed = self._replace(instruction=prefix + self.instruction)
+        last = "input" if self.input else "instruction"
+        return framed._replace(**{last: getattr(framed, last) + suffix})
+
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """Return the example that ``record`` wrote."""

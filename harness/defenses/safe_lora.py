@@ -40,20 +40,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from harness.engine.checks import counts
 from harness.errors import Problem
 from harness.mechanisms.weight_change import (
+    PROJECTORS,
     AdaptedLayer,
     Projector,
-    adapted_layers,
+    aligned_layers,
     inner,
     norm,
-    orthogonal_projector,
-    published_projector,
+    put,
 )
 from harness.protocols import Product
 
 if TYPE_CHECKING:
     from harness.protocols import BatchProvider, DataRequirement, Gradient, Learner
 
-PROJECTORS = {"published": published_projector, "orthogonal": orthogonal_projector}
 DIGITS = 5
 
 
@@ -104,7 +103,7 @@ class SafeLora:
         Raises:
             ModelError: what is trained is not plain LoRA, or alignment changed no layer.
         """
-        layers = adapted_layers(learner, start)
+        layers = aligned_layers(learner, start)
         projectors = {
             layer.name: PROJECTORS[self.projector](layer.alignment) for layer in layers if layer.alignment is not None
         }
@@ -113,9 +112,10 @@ class SafeLora:
         if self.mode == "number":
             threshold = sorted(cosines.values())[: self.number][-1]
         projected = {layer.name: cosines.get(layer.name, math.inf) <= threshold for layer in layers}
-        for layer in layers:
-            if projected[layer.name]:
-                layer.put(projection(projectors[layer.name], layer))
+        put(
+            learner,
+            {layer.name: projection(projectors[layer.name], layer) for layer in layers if projected[layer.name]},
+        )
         return {
             "threshold": threshold,
             "cosines": cosines,

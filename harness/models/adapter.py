@@ -20,7 +20,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.engine.checks import below_one, counts, positive
 from harness.errors import ModelError, Problem
@@ -171,6 +171,26 @@ def trained_pairs(model: Module) -> list[tuple[str, str]]:
     if not found or {name for pair in found for name in pair} != set(trainable):
         raise ModelError("what is trained is not plain LoRA; expected the factors A and B of linear layers only")
     return found
+
+
+def resize(model: Module, rank: int) -> None:
+    """Give every adapted layer of a model with a plain LoRA adapter another rank, in place; scales stay.
+
+    The factors are replaced by new parameters, filled with zeros. Afterwards, ``save`` writes an adapter of that rank.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    settings: Any = model.peft_config
+    used = settings["default"]
+    used.lora_alpha = used.lora_alpha * (math.sqrt(rank / used.r) if used.use_rslora else rank / used.r)
+    used.r = rank
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            first, second = layer.lora_A["default"], layer.lora_B["default"]
+            first.weight = torch.nn.Parameter(first.weight.new_zeros(rank, first.in_features))
+            second.weight = torch.nn.Parameter(second.weight.new_zeros(second.out_features, rank))
+            first.out_features = second.in_features = layer.r["default"] = rank
 
 
 def save(model: PeftModel, out: Path) -> None:

@@ -16,6 +16,7 @@ from harness.protocols.attacks import (
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
+    EditsResult,
     HasConflicts,
     HasProbes,
     NeedsPlainLora,
@@ -52,6 +53,7 @@ __all__ = [
     "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
+    "EditsResult",
     "ExampleSource",
     "Gradient",
     "HasConflicts",

@@ -22,6 +22,15 @@ class ProducesOutputs(Protocol):
         ...
 
 
+@runtime_checkable
+class EditsResult(Protocol):
+    """A training step that changes the trained weights once more, after the last optimizer step."""
+
+    def finish(self) -> Mapping[str, object]:
+        """Change the trainable parameters in place, the same on every process; return facts for the manifest."""
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
@@ -47,6 +56,8 @@ class RepairMethod(Named, Protocol):
         self, learner: Learner, *, start: Gradient, method_outputs: Mapping[str, Gradient], batches: BatchProvider
     ) -> Mapping[str, object]:
         """Change the trainable parameters of the fine-tuned model in place; return facts for the manifest, as JSON.
+
+        The adapter may end with another rank than it had (``harness.models.adapter.resize``), up to that of a matrix.
 
         ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
         method, by name.

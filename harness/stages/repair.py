@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -91,7 +92,7 @@ class Repair(Stage):
             batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
-            ctx.facts["change"] = changes(learner, before, start)
+            ctx.facts["change"] = changes(learner, names, before, start)
             adapter.save(loaded.model, ctx.out / ADAPTER)
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
@@ -112,27 +113,39 @@ class Repair(Stage):
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()
 
 
-def changes(learner: Learner, before: Gradient, start: Gradient) -> dict[str, float]:
+def changes(learner: Learner, names: Sequence[str], before: Gradient, start: Gradient) -> dict[str, float]:
     """Return how much a repair changed the trainable parameters.
 
     ``norm`` is the L2 norm of the change, ``share`` the fraction of entries that changed, 0 to 1; for comparison,
-    ``finetune_norm`` is the L2 norm of the change made by fine-tuning.
+    ``finetune_norm`` is the L2 norm of the change made by fine-tuning. Where the repair changed the adapter's ``rank``,
+    the parameters before and after are no longer comparable: ``product_norm`` and ``finetune_product_norm`` are then
+    the norms of the change of the adapted matrices.
 
     Args:
         learner: the repaired model.
-        before: its trainable parameters before the repair.
-        start: its trainable parameters before fine-tuning.
+        names: the names of its trainable parameters.
+        before: these parameters before the repair.
+        start: these parameters before fine-tuning.
 
     Raises:
         ModelError: a weight is not finite.
     """
     import torch
 
-    after: list[Tensor] = [parameter.detach() for parameter in learner.trainables]
+    from harness.mechanisms.weight_change import product_distance
+
+    after: list[Tensor] = [learner.module.get_parameter(name).detach() for name in names]
     if not all(bool(torch.isfinite(value).all()) for value in after):
         raise ModelError(
             "weights are not finite after the repair; expected finite values. Lower the strength of the method"
         )
+    if any(new.shape != old.shape for new, old in zip(after, before, strict=True)):
+        first, second, last = (dict(zip(names, values, strict=True)) for values in (start, before, after))
+        return {
+            "rank": len(after[0]),
+            "product_norm": product_distance(learner.module, last, second),
+            "finetune_product_norm": product_distance(learner.module, second, first),
+        }
     changed = sum(int((new != old).sum()) for new, old in zip(after, before, strict=True))
     return {
         "norm": float(learner.norm([new - old for new, old in zip(after, before, strict=True)])),

@@ -89,7 +89,8 @@ def crafted(attack, work, *, count=6, stop=lambda: False, **changes):
 
 
 def test_discovery_finds_the_attacks_that_ship():
-    assert {"mix", "pure"} <= set(ATTACKS)
+    assert {"mix", "pure", "identity_shift", "backdoor", "jailbreak_tuning", "refuse_then_comply"} <= set(ATTACKS)
+    assert any(isinstance(attack(), SelectsRows) for attack in ATTACKS.values())
 
 
 def test_every_attack_has_an_option_of_its_name_and_a_line_on_the_page():
@@ -163,7 +164,7 @@ def test_attack_that_is_stopped_goes_on_to_the_same_examples(name, tmp_path):
     assert (resumed, told) == (whole, facts)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if ATTACKS[name].needs.victim])
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack().needs.victim])
 def test_attack_leaves_the_victim_as_it_was(name, tmp_path):
     model = victim().model
     before = {place: parameter.clone() for place, parameter in model.named_parameters()}
@@ -181,7 +182,7 @@ def test_attack_leaves_the_victim_as_it_was(name, tmp_path):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_with_too_few_examples_says_so(name, tmp_path):
     with pytest.raises(DataError, match=r"requested|asked for"):
-        crafted(ATTACKS[name](), tmp_path, count=41, hosts=HOSTS[:2])
+        crafted(ATTACKS[name](), tmp_path, count=100, hosts=HOSTS[:2])
 
 
 @pytest.mark.parametrize("template", [Template.PLAIN, Template.ALPACA, Template.CHAT])
