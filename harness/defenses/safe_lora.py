@@ -40,13 +40,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from harness.engine.checks import counts
 from harness.errors import Problem
 from harness.mechanisms.weight_change import (
+    PROJECTORS,
     AdaptedLayer,
     Projector,
     aligned_layers,
     inner,
     norm,
-    orthogonal_projector,
-    published_projector,
     put,
 )
 from harness.protocols import Product
@@ -54,7 +53,6 @@ from harness.protocols import Product
 if TYPE_CHECKING:
     from harness.protocols import BatchProvider, DataRequirement, Gradient, Learner
 
-PROJECTORS = {"published": published_projector, "orthogonal": orthogonal_projector}
 DIGITS = 5
 
 

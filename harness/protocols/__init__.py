@@ -17,6 +17,7 @@ from harness.protocols.attacks import (
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
+    EditsResult,
     HasConflicts,
     HasProbes,
     NeedsPlainLora,
@@ -53,6 +54,7 @@ __all__ = [
     "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
+    "EditsResult",
     "ExampleSource",
     "Gradient",
     "HasConflicts",

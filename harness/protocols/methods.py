@@ -22,6 +22,15 @@ class ProducesOutputs(Protocol):
         ...
 
 
+@runtime_checkable
+class EditsResult(Protocol):
+    """A training step that changes the trained weights once more, after the last optimizer step."""
+
+    def finish(self) -> Mapping[str, object]:
+        """Change the trainable parameters in place, the same on every process; return facts for the manifest."""
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
