@@ -15,13 +15,14 @@ from harness.errors import ConfigError, Problem
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, ExampleSource, RepairMethod, TrainMethod
+from harness.protocols import DataRequirement, ExampleSource, RepairMethod, TrainedGuard, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.inputs import ModelStage
+from harness.stages.moderate import Moderate
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
 
@@ -63,9 +64,10 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         compat=finetune.compat,
         seed=experiment.seed,
     )
+    guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
         aligned=aligned,
-        mixture=poison,
+        mixture=guardrail or poison,
         method=experiment.defense.finetune,
         **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
         budget=finetune.budget,
@@ -74,7 +76,10 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    chain: dict[str, Stage] = {"base": base, "align": aligned, "poison": poison, "finetune": tuned}
+    chain: dict[str, Stage] = {"base": base, "align": aligned, "poison": poison}
+    if guardrail is not None:
+        chain |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
+    chain["finetune"] = tuned
     final_model: Finetune | Repair = tuned
     if experiment.defense.repair is not None:
         final_model = Repair(
@@ -88,6 +93,14 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
     for prefix, model in (("aligned_", aligned), ("", final_model)):
         chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
     return chain
+
+
+def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
+    guard = experiment.guardrail
+    if guard is None:
+        return None
+    model = Base(source=guard.source) if isinstance(guard, TrainedGuard) else None
+    return Moderate(sent=poison, guard=guard, model=model)
 
 
 def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:

@@ -19,7 +19,7 @@ from harness.experiment.settings import (
     Model,
     OverRefusal,
 )
-from harness.protocols import HasMatch, HasProbes, Judge, Task
+from harness.protocols import HasMatch, HasProbes, Judge, Task, TrainedGuard
 
 
 @final
@@ -29,6 +29,7 @@ class Experiment:
 
     Attributes:
         over_refusal: how over-refusal is measured; null does not measure it.
+        guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
     """
 
     name: ClassVar[str] = "experiment"
@@ -44,6 +45,7 @@ class Experiment:
     evaluation: Evaluation
     seed: int
     over_refusal: OverRefusal | None = None
+    guardrail: Judge | TrainedGuard | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

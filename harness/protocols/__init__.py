@@ -14,7 +14,16 @@ from harness.protocols.methods import (
     TrainMethod,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.shelves import ExampleSource, HasMatch, Judge, ModelSource, RefusalJudge, RemoteJudge, Task
+from harness.protocols.shelves import (
+    ExampleSource,
+    HasMatch,
+    Judge,
+    ModelSource,
+    RefusalJudge,
+    RemoteJudge,
+    Task,
+    TrainedGuard,
+)
 
 if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
@@ -46,5 +55,6 @@ __all__ = [
     "Task",
     "TrainMethod",
     "TrainStep",
+    "TrainedGuard",
     "Victim",
 ]
