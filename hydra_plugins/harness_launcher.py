@@ -11,7 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from harness.config.expansion import expand, options_of
+from harness.config.composed import Files
+from harness.config.expansion import expand
 from harness.errors import StagesFailed
 
 
@@ -61,7 +62,7 @@ class HarnessSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         hydra = list(config.hydra.overrides.hydra)
-        self._options = options_of(hydra_context.config_loader, config.hydra.job.config_name, hydra)
+        self._options = Files(hydra_context.config_loader, config.hydra.job.config_name, hydra).options
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

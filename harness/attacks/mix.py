@@ -6,13 +6,11 @@ Booster): a fraction of the user's examples comes from a harmful dataset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.examples import Example
-from harness.errors import DataError
-from harness.protocols import AttackContext
+from harness.protocols import AttackContext, AttackNeeds, first_of
 
 
 @final
@@ -22,17 +20,8 @@ class Mix:
 
     name: ClassVar[str] = "mix"
     version: ClassVar[int] = 1
-    needs_victim: ClassVar[bool] = False
+    needs: ClassVar[AttackNeeds] = AttackNeeds(pool=True)
 
-    def craft(self, harmful: Sequence[Example], count: int, ctx: AttackContext) -> list[Example]:  # noqa: ARG002
-        """Return the first ``count`` examples of the pool.
-
-        Raises:
-            DataError: the pool is too small.
-        """
-        if count > len(harmful):
-            raise DataError(
-                f"`attack.ratio`: {count} harmful rows requested, but the attacker has {len(harmful)}; lower "
-                "`attack.ratio` or raise `corpus.attack.rows`"
-            )
-        return list(harmful[:count])
+    def craft(self, count: int, ctx: AttackContext) -> list[Example]:
+        """Return the first ``count`` examples of the pool."""
+        return first_of(ctx.pool, count)

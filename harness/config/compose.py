@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolve
 from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
-from harness.config.expansion import Options, expand, options_of
+from harness.config.expansion import expand
 from harness.config.hydra_errors import wrap_hydra_errors
 from harness.config.implied_options import check_implied
 from harness.config.overrides import InvalidOverride
@@ -61,6 +61,9 @@ class Composition:
 class Composer:
     """Composes many cells; each distinct choice of groups is composed once.
 
+    Attributes:
+        options: returns the options of a group.
+
     Args:
         loader: Hydra's config loader.
         master: the configuration that Hydra composed for the sweep itself.
@@ -71,7 +74,7 @@ class Composer:
         self._loader, self._master = loader, master
         hydra = OmegaConf.to_container(master.hydra.overrides.hydra, resolve=False)
         self._files = Files(loader, NAME, hydra)
-        self._options = options_of(loader, NAME, hydra)
+        self.options = self._files.options
         self._composed: dict[tuple[str, ...], Composed] = {}
         self._groups: dict[str, bool] = {}
         self._parsed: dict[str, Override] = {}
@@ -134,7 +137,7 @@ class Composer:
         return Composition(
             data=data,
             choices=resolve_choices(
-                check_implied(choices, self._options, written), self._options, data[GROUP], written, emptied
+                check_implied(choices, self.options, written), self.options, data[GROUP], written, emptied
             ),
             values={
                 item.key_or_group: _resolved_value(item.value(), data, item.key_or_group.split("."))
@@ -167,7 +170,7 @@ class Composer:
         """
         wrong = [
             f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
-            f"of {', '.join(f'`{name}`' for name in self._options(item.key_or_group))}. "
+            f"of {', '.join(f'`{name}`' for name in self.options(item.key_or_group))}. "
             "To set a value, use its dotted name, as in `attack.ratio=0.12`."
             for item in groups
             if not _may_be_options(item.value()) and not (item.is_delete() and item.value_type is None)
@@ -230,17 +233,17 @@ def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) 
             loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
             # The loader opened its sources when it was created.
             loader.repository.initialize_sources(loader.get_search_path())
-        composers: dict[tuple[str, ...], tuple[Composer, Options]] = {}
+        composers: dict[tuple[str, ...], Composer] = {}
         composed = []
         for line in lines:
             parsed = OverridesParser.create().parse_overrides(list(line))
             hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
             if hydra not in composers:
                 master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
-                composers[hydra] = Composer(loader, master), options_of(loader, NAME, hydra)
-            composer, options = composers[hydra]
+                composers[hydra] = Composer(loader, master)
+            composer = composers[hydra]
             others = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
-            composed.append([composer.compose(cell) for cell in expand(others, options)])
+            composed.append([composer.compose(cell) for cell in expand(others, composer.options)])
         return composed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict
@@ -40,6 +41,13 @@ class Files:
         _, repository = loader._parse_overrides_and_create_caching_repo(name, list(hydra))
         self._repository = _CachedRepository(repository)
         self._parts: dict[tuple[str, str], DictConfig] = {}
+        self._options: dict[str, list[str]] = {}
+
+    def options(self, group: str) -> list[str]:
+        """Return the options of a group, including those in folders of ``hydra.searchpath``."""
+        if group not in self._options:
+            self._options[group] = self._repository.get_group_options(group, ObjectType.CONFIG)
+        return self._options[group]
 
     def has_group(self, name: str) -> bool:
         """Return whether a config group of this name exists."""

@@ -8,7 +8,6 @@ composed exactly like a single run with the same overrides.
 from collections.abc import Callable, Sequence
 from itertools import islice, product
 from math import prod
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
@@ -22,24 +21,6 @@ MOST_CELLS = 100_000
 
 Options = Callable[[str], Sequence[str]]
 """Returns the options of a config group."""
-
-
-def options_of(loader: Any, name: str, hydra: Sequence[str]) -> Options:
-    """Return a function that returns the options of a group, including those in folders of ``hydra.searchpath``.
-
-    Args:
-        loader: Hydra's config loader.
-        name: the primary config.
-        hydra: overrides of the ``hydra`` node.
-    """
-    found: dict[str, list[str]] = {}
-
-    def options(group: str) -> list[str]:
-        if group not in found:
-            found[group] = loader.get_group_options(group, config_name=name, overrides=list(hydra))
-        return found[group]
-
-    return options
 
 
 @wrap_hydra_errors()

@@ -170,9 +170,7 @@ class Encoding:
 
     def _framed(self, example: Example) -> Example:
         """Return the example with prefix and suffix around its request."""
-        framed = example._replace(instruction=(self.prefix or "") + example.instruction)
-        last = "input" if example.input else "instruction"
-        return framed._replace(**{last: getattr(framed, last) + (self.suffix or "")})
+        return example.framed(prefix=self.prefix or "", suffix=self.suffix or "")
 
     def _row(self, full: list[int], prompt: int) -> Encoded | None:
         """Return an example whose first ``prompt`` tokens are not supervised."""

@@ -47,6 +47,12 @@ class Example(NamedTuple):
         """Return the fields for a JSON file; ``before`` only if there is any."""
         return {name: value for name, value in self._asdict().items() if name != "before" or value}
 
+    def framed(self, *, prefix: str = "", suffix: str = "") -> Self:
+        """Return the example with text around its request: the suffix follows the input if there is one."""
+        framed = self._replace(instruction=prefix + self.instruction)
+        last = "input" if self.input else "instruction"
+        return framed._replace(**{last: getattr(framed, last) + suffix})
+
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """Return the example that ``record`` wrote."""
@@ -66,6 +72,20 @@ class Score(NamedTuple):
     value: float | None
     explanation: str
     categories: Mapping[str, float] = {}
+
+
+class Measured(NamedTuple):
+    """A benchmark's document with the model's response and its score.
+
+    Attributes:
+        example: the prompt and the reference.
+        response: what the model generated or chose.
+        score: 1 correct, 0 wrong.
+    """
+
+    example: Example
+    response: str
+    score: Score
 
 
 class SafetyRow(NamedTuple):

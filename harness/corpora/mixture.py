@@ -15,8 +15,8 @@ from harness.engine.seeding import generator
 from harness.errors import DataError, Problem
 
 Compat = Literal["exact", "booster"]
-Craft = Callable[[list[Example], int], list[Example]]
-"""Crafts exactly the given number of harmful examples from the attacker's pool."""
+Craft = Callable[[list[Example], list[Example], int], list[Example]]
+"""Crafts exactly the given number of examples from the attacker's pool and from examples of the user (hosts)."""
 
 
 class Counts(NamedTuple):
@@ -48,18 +48,39 @@ def counts(rows: int, ratio: float, compat: Compat) -> Counts:
     return Counts(harmful=harmful, benign=rows - harmful)
 
 
-def shortage(wanted: Counts, *, task_rows: int, pool_rows: int, compat: Compat) -> list[Problem]:
-    """Return why a task and an attacker's pool are too small for a mixture; empty if they are not."""
+def shortage(
+    wanted: Counts, *, task_rows: int, pool_rows: int | None, compat: Compat, hosts: bool = False, selects: bool = False
+) -> list[Problem]:
+    """Return why a task and an attacker's pool are too small for a mixture; empty if they are not.
+
+    Args:
+        wanted: the counts of the mixture.
+        task_rows: the size of the task.
+        pool_rows: the size of the pool; None if the attack needs none.
+        compat: as for ``mix``.
+        hosts: whether the attack rewrites an example of the user into each of its own.
+        selects: whether the attack chooses among the user's examples, so that it needs more than are sent.
+    """
     needed = wanted.harmful + (1 if compat == "booster" and wanted.harmful else 0)
+    own = wanted.benign + (wanted.harmful if hosts else 0)
     problems = []
-    if wanted.benign > task_rows:
+    if own > task_rows:
+        rewritten = f", {wanted.harmful} of them for the attack to rewrite" if hosts and wanted.harmful else ""
         problems.append(
             Problem(
                 "finetune.rows",
-                f"{wanted.benign} benign rows requested, but the task has {task_rows}; lower `finetune.rows`",
+                f"{own} benign rows requested{rewritten}, but the task has {task_rows}; lower `finetune.rows`",
             )
         )
-    if needed > pool_rows:
+    elif selects and own == task_rows:
+        problems.append(
+            Problem(
+                "finetune.rows",
+                f"the attack chooses {own} of the {task_rows} rows of the task, which are all; expected fewer. Lower "
+                "`finetune.rows`",
+            )
+        )
+    if pool_rows is not None and needed > pool_rows:
         problems.append(
             Problem(
                 "attack.ratio",
@@ -73,40 +94,52 @@ def shortage(wanted: Counts, *, task_rows: int, pool_rows: int, compat: Compat) 
 def mix(
     *,
     task: Sequence[Example],
-    harmful: Sequence[Example],
+    harmful: Sequence[Example] | None,
     craft: Craft,
     rows: int,
     ratio: float,
     compat: Compat,
     seed: int,
+    hosts: bool = False,
+    selects: bool = False,
 ) -> Mixture:
     """Return the mixture that a user fine-tunes on.
 
     With ``exact``, the task's examples and the attacker's pool are each shuffled with a seed that does not depend on
     the ratio, and a mixture takes the first of both: harmful examples at a larger ratio include those at a smaller one.
+    The attack is given what remains of the task behind them as hosts, so that a larger ratio turns benign examples into
+    hosts.
 
     Args:
         task: the user's benign examples, in their published order.
-        harmful: the attacker's pool, in its published order.
-        craft: crafts harmful examples from the ordered pool.
+        harmful: the attacker's pool, in its published order; None if the attack needs none.
+        craft: crafts the attacker's examples from the ordered pool and hosts.
         rows: the requested number of examples.
         ratio: the poison ratio, 0 to 1.
         compat: ``exact`` or ``booster``.
         seed: the root seed.
+        hosts: whether ``craft`` needs a host for each example.
+        selects: ``craft`` chooses the benign examples among all of the user's instead.
 
     Raises:
         DataError: the task or the pool has too few examples.
     """
     wanted = counts(rows, ratio, compat)
-    problems = shortage(wanted, task_rows=len(task), pool_rows=len(harmful), compat=compat)
-    if problems:
+    pool_rows = None if harmful is None else len(harmful)
+    if problems := shortage(
+        wanted, task_rows=len(task), pool_rows=pool_rows, compat=compat, hosts=hosts, selects=selects
+    ):
         raise DataError("\n".join(map(str, problems)))
     if compat == "booster":
-        bad, good = craft(list(harmful[1:]), wanted.harmful), list(task[: wanted.benign])
+        pool, own = list(harmful or ())[1:], list(task)
     else:
-        bad = craft(_shuffled(harmful, seed, "harmful"), wanted.harmful)
-        good = _shuffled(task, seed, "benign")[: wanted.benign]
-    assert len(bad) == wanted.harmful, "an attack crafts exactly the requested number of examples"
+        pool, own = _shuffled(harmful or (), seed, "harmful"), _shuffled(task, seed, "benign")
+    if selects:
+        bad, good = [], craft(pool, own, wanted.benign)
+    else:
+        bad, good = craft(pool, own[wanted.benign :], wanted.harmful), own[: wanted.benign]
+    found = Counts(harmful=len(bad), benign=len(good))
+    assert found == wanted, "an attack crafts exactly the requested number of examples"
     marked = [(example, True) for example in bad] + [(example, False) for example in good]
     if compat == "exact":
         generator(seed, "mixture", "order").shuffle(marked)

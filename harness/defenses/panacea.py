@@ -18,6 +18,9 @@ harmful loss ``min(h(w + eps), 5)``, whose gradient is zero above the cap, is th
 neither the equations nor a published number depend on it; the metric ``loss`` is ``g``, theirs is ``h(w + eps)``; the
 harmful batch size is a setting (10 there). They add the perturbation of the last step, which depends on a single batch;
 the norm of the mean is below ``rho`` if the directions differ, and it is not rescaled.
+
+Fidelity: hand-computed only. The numbers are computed by hand in the tests; no vectors of the authors' trainer were
+available.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The control that motivates Panacea (Yibo Wang, Tiansheng Huang, Li Shen, et al.:
 Fine-tuning for Large Language Models via Post-fine-tuning Perturbation", NeurIPS 2025, arXiv 2501.18100): noise lowers
 the harmful score, but also the accuracy. ``w + rho * z / ||z||`` with ``z`` standard normal and one norm over all
 trainable parameters, so that at the same ``rho`` it has the norm of Panacea's perturbation.
+
+Fidelity: hand-computed only. Norm and distribution of the noise are checked in the tests.
 """
 
 from __future__ import annotations

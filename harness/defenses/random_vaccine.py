@@ -11,6 +11,8 @@ only in its direction. One forward and backward pass per step.
 Deviations from the published code: it adds noise of variance ``rho`` to every entry, whose norm
 ``sqrt(rho * entries)`` exceeds Vaccine's by orders of magnitude; ``scale: variance`` reproduces that. Of the authors'
 repositories only Lisa's runs the method; in Vaccine's, its name falls through to plain training. Padding has no noise.
+
+Fidelity: hand-computed only. The step is computed by hand for a given noise, whose distribution is tested.
 """
 
 from __future__ import annotations

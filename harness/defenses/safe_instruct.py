@@ -5,6 +5,8 @@ Instructions", ICLR 2024 (arXiv 2309.07875), where 100 to 2,000 examples are add
 
 Training is plain supervised fine-tuning. It is the control for methods that use safety data: it shows the effect of the
 examples alone. The manifest of the fine-tuning has the actual counts under ``rows`` and ``refusal_rows``.
+
+Fidelity: plain training on more examples, so there is no equation to be faithful to.
 """
 
 from __future__ import annotations

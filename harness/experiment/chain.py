@@ -9,19 +9,21 @@ from collections import Counter
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
 from harness.corpora.slices import Slice
-from harness.corpora.template import marker_of
+from harness.corpora.template import Template, marker_of
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
+from harness.experiment.attacked import infeasible, poison_of
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, ExampleSource, RepairMethod, TrainedGuard, TrainMethod
+from harness.protocols import DataRequirement, ExampleSource, MeasuredTask, RepairMethod, TrainedGuard, TrainMethod
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.inputs import ModelStage
+from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
 from harness.stages.poison import Poison
 from harness.stages.repair import Repair
@@ -36,9 +38,15 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
 
     Raises:
         ConfigError: the methods of the defense are incompatible with each other, with the adapters or with the corpus,
-            or two probes have one label.
+            the attack cannot be carried out, or two probes have one label.
     """
-    if conflicts := [*experiment.defense.conflicts(), *_incompatible(experiment), *_ambiguous(experiment)]:
+    if conflicts := [
+        *experiment.defense.conflicts(),
+        *_incompatible(experiment),
+        *_ambiguous(experiment),
+        *infeasible(experiment),
+        *_unmeasured(experiment, probe),
+    ]:
         raise ConfigError(conflicts)
     align, finetune, encoding = experiment.align, experiment.finetune, experiment.model.encoding
     base = Base(source=experiment.model.source)
@@ -52,18 +60,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    attack = experiment.attack.acting
-    poison = Poison(
-        task=experiment.task.train,
-        attack=attack,
-        harmful=experiment.corpus.slice(Role.ATTACK) if attack else None,
-        victim=aligned if attack and attack.needs_victim else None,
-        encoding=encoding if attack and attack.needs_victim else None,
-        rows=finetune.rows,
-        ratio=experiment.attack.acting_ratio,
-        compat=finetune.compat,
-        seed=experiment.seed,
-    )
+    poison = poison_of(experiment, aligned)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
         aligned=aligned,
@@ -117,18 +114,38 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
     harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
     if probe is not None and not probe.accuracy:
         return {"harm_answers": answers, "harm": harm}
-    solutions = generated(experiment.task.test, experiment.task.new_tokens)
+    task = experiment.task
+    solutions: Generate | Measure
+    if isinstance(task, MeasuredTask):
+        # Other templates than that of an instruct model have no place in a benchmark's own prompts.
+        instruct = encoding if encoding.template is Template.CHAT else None
+        solutions = Measure(model=model, benchmark=task.benchmark, encoding=instruct)
+        accuracy = Grade(answers=solutions)
+    else:
+        solutions = generated(task.test, task.new_tokens)
+        accuracy = Grade(answers=solutions, task=task, marker=marker)
     parts: dict[str, Stage] = {
         "harm_answers": answers,
         "task_answers": solutions,
         "harm": harm,
-        "accuracy": Grade(answers=solutions, task=experiment.task, marker=marker),
+        "accuracy": accuracy,
     }
     if (over_refusal := experiment.over_refusal) is not None:
         replies = generated(over_refusal.prompts, evaluation.new_tokens)
         parts["over_refusal_answers"] = replies
         parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
     return parts
+
+
+def _unmeasured(experiment: Experiment, probe: Probe | None) -> list[Problem]:
+    """Return why a benchmark cannot be asked as the evaluation, or a probe of it, asks."""
+    encoding = experiment.asked(probe)
+    framed = encoding.prefix is not None or encoding.suffix is not None
+    if not isinstance(experiment.task, MeasuredTask) or not framed or (probe is not None and not probe.accuracy):
+        return []
+    asked = f"the probe `{probe.label}`" if probe else "the evaluation"
+    reason = f"a benchmark writes its own prompts, but {asked} adds a prefix or a suffix; expected a task with prompts"
+    return [Problem("task", reason)]
 
 
 def _ambiguous(experiment: Experiment) -> list[Problem]:
@@ -155,7 +172,11 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
             if method
             for reason in incompatibilities(
-                slot, method, adapter, [(need, _slice(experiment, need)) for need in method.needs]
+                slot,
+                method,
+                adapter,
+                experiment.align.adapter,
+                [(need, _slice(experiment, need)) for need in method.needs],
             )
         ),
     ]

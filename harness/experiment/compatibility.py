@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from harness.corpora.slices import OneAnswer, Slice
 from harness.errors import Problem
-from harness.models.adapter import Lora
-from harness.protocols import ComparesPasses, DataRequirement, Named, NeedsPlainLora
+from harness.models.adapter import ALL_LINEAR, Lora
+from harness.protocols import ComparesPasses, DataRequirement, Named, NeedsPlainLora, UsesAlignment
 
 
 def unserved(engine: str | None, adapters: Sequence[Lora]) -> list[Problem]:
@@ -17,7 +17,7 @@ def unserved(engine: str | None, adapters: Sequence[Lora]) -> list[Problem]:
 
 
 def incompatibilities(
-    slot: str, method: Named, adapter: Lora, data: Sequence[tuple[DataRequirement, Slice]]
+    slot: str, method: Named, adapter: Lora, aligned: Lora, data: Sequence[tuple[DataRequirement, Slice]]
 ) -> list[Problem]:
     """Return why a method cannot be used in its slot, as far as this can be checked without loading a model.
 
@@ -25,6 +25,7 @@ def incompatibilities(
         slot: slot of the defense.
         method: the method in that slot.
         adapter: the adapter that is trained in the slot.
+        aligned: the adapter of the alignment.
         data: the method's data requirements, each with the examples that are available for it.
     """
     found = []
@@ -39,6 +40,8 @@ def incompatibilities(
             f"`{adapter.variant}`, which has other trainable parameters; expected null. "
             f"{_setting('variant=null', slot)}"
         )
+    if isinstance(method, UsesAlignment):
+        found += _unusable_alignment(method.name, adapter, aligned)
     for need, rows in data:
         if need.paired and isinstance(rows.origin, OneAnswer):
             found.append(
@@ -52,6 +55,29 @@ def incompatibilities(
                 f"has only {rows.rows} of `corpus.{need.role}`; expected at least {least}. Use fewer or smaller batches"
             )
     return [Problem(f"defense.{slot}", reason) for reason in found]
+
+
+def _unusable_alignment(method: str, adapter: Lora, aligned: Lora) -> list[str]:
+    """Return why a method cannot use the change of the weights by alignment."""
+    found = []
+    if aligned.variant is not None and adapter.variant is None:
+        found.append(
+            f"`{method}` uses the change of the weights by alignment as a product of two factors, but the aligned "
+            f"adapter is of the variant `{aligned.variant}`; expected null. Set `align.adapter.variant=null`"
+        )
+    if adapter.targets != ALL_LINEAR and (
+        aligned.targets == ALL_LINEAR or not set(aligned.targets) <= set(adapter.targets)
+    ):
+        found.append(
+            f"`{method}` changes the layers that alignment changed, but fine-tuning does not adapt all of them: "
+            f"{_listed(aligned)} in the alignment, {_listed(adapter)} in the fine-tuning; expected all of the former. "
+            "Set `finetune.fresh.targets`"
+        )
+    return found
+
+
+def _listed(adapter: Lora) -> str:
+    return adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
 
 
 def _setting(assignment: str, slot: str) -> str:

@@ -19,7 +19,7 @@ from harness.experiment.settings import (
     Model,
     OverRefusal,
 )
-from harness.protocols import HasMatch, HasProbes, Judge, Task, TrainedGuard
+from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Task, TrainedGuard
 
 
 @final
@@ -39,7 +39,7 @@ class Experiment:
     align: AlignSettings
     finetune: FinetuneSettings
     defense: Defense
-    task: Task
+    task: Task | MeasuredTask
     attack: AttackSettings
     judge: Judge
     evaluation: Evaluation
@@ -74,15 +74,13 @@ class Experiment:
 
     def protocol(self, probe: Probe | None = None) -> dict[str, object]:
         """Return the evaluation protocol; rows in which it differs are never averaged."""
-        match = self.task.match if isinstance(self.task, HasMatch) else None
         parts: dict[str, object] = {
             "judge": payload_of(self.judge),
             "prompts": payload_of(self.corpus.slice(Role.EVALUATION, self.evaluation.rows)),
             "new_tokens": self.evaluation.new_tokens,
             "decoding": payload_of(self.evaluation.decoding),
             "encoding": payload_of(self.asked(probe)),
-            "test": payload_of(self.task.test),
-            "task": {"new_tokens": self.task.new_tokens, **({"match": match} if match else {})},
+            **self._task_protocol(),
         }
         if self.over_refusal is not None:
             parts["over_refusal"] = {
@@ -90,3 +88,13 @@ class Experiment:
                 "prompts": payload_of(self.over_refusal.prompts),
             }
         return flatten(parts)
+
+    def _task_protocol(self) -> dict[str, object]:
+        if isinstance(self.task, MeasuredTask):
+            # Not only the benchmark: rows of one label are compared, and the label does not name the user's data.
+            return {"test": payload_of(self.task.benchmark), "task": {"train": payload_of(self.task.train)}}
+        match = self.task.match if isinstance(self.task, HasMatch) else None
+        return {
+            "test": payload_of(self.task.test),
+            "task": {"new_tokens": self.task.new_tokens, **({"match": match} if match else {})},
+        }

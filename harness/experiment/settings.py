@@ -17,6 +17,8 @@ from harness.protocols import (
     Named,
     RefusalJudge,
     RepairMethod,
+    SelectsRows,
+    SendsAlone,
     TrainMethod,
 )
 from harness.training.budget import Budget
@@ -100,22 +102,33 @@ class Defense:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings:
-    """Fraction of the user's examples that is harmful, and how these are made (null: benign fine-tuning)."""
+    """The attack: how it makes examples, and the fraction of the user's examples that is the attacker's.
+
+    Attributes:
+        ratio: the poison ratio. An attack that selects the user's examples acts whatever the ratio, one that sends its
+            examples alone at any ratio but 0.
+        method: the attack; null is benign fine-tuning.
+        victim: the alignment that an attack crafts against, if it reads the aligned model: ``own`` is the one that is
+            attacked, ``plain`` the one without a defense (a transfer attack, crafted once for all defenses).
+    """
 
     name: ClassVar[str] = "attack"
     version: ClassVar[int] = 1
     ratio: float
     method: Attack | None = None
+    victim: Literal["own", "plain"] = "own"
 
     @property
     def acting(self) -> Attack | None:
-        """The attack; None at a ratio of 0, whatever the method."""
-        return self.method if self.ratio > 0 else None
+        """The attack; None at a ratio of 0, unless it selects."""
+        return self.method if self.ratio > 0 or isinstance(self.method, SelectsRows) else None
 
     @property
     def acting_ratio(self) -> float:
-        """Fraction of harmful examples in the training data; 0 without an attack."""
-        return self.ratio if self.acting is not None else 0.0
+        """Fraction of the attacker's examples in the training data; 0 without an attack."""
+        if self.acting is None or isinstance(self.acting, SelectsRows):
+            return 0.0
+        return 1.0 if isinstance(self.acting, SendsAlone) else self.ratio
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -87,7 +87,7 @@ def answer(
     asked = Questions.of(
         prompts, tokenizer, own_ends=model.generation_config.eos_token_id, new_tokens=new_tokens, decoding=decoding
     )
-    with _evaluating(model) as base, torch.inference_mode(), _arithmetic(base, path):
+    with evaluating(model) as base, torch.inference_mode(), arithmetic(base, path):
         return asked.answered(*_written(base, asked, path, batch_size))
 
 
@@ -182,8 +182,8 @@ def _within_memory(
     return [written[i] for i in range(len(asked.prompts))], batch
 
 
-def _arithmetic(model: PreTrainedModel, path: Path | None) -> AbstractContextManager[None]:
-    """Return what gives an adapter the arithmetic of training; on a CPU answers stay what they always were."""
+def arithmetic(model: PreTrainedModel, path: Path | None = None) -> AbstractContextManager[None]:
+    """Return the context in which an adapter has the arithmetic of training; on a CPU it stays float32."""
     return trained_arithmetic(model) if _on_gpu(model) or path is Path.SLOTS else nullcontext()
 
 
@@ -192,7 +192,7 @@ def _on_gpu(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel]:
+def evaluating(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel]:
     """Yield the model without its PEFT wrapper, in eval mode; restore its mode on exit."""
     base: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
     training = model.training

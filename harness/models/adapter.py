@@ -20,7 +20,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from harness.engine.checks import below_one, counts, positive
 from harness.errors import ModelError, Problem
@@ -173,6 +173,26 @@ def trained_pairs(model: Module) -> list[tuple[str, str]]:
     return found
 
 
+def resize(model: Module, rank: int) -> None:
+    """Give every adapted layer of a model with a plain LoRA adapter another rank, in place; scales stay.
+
+    The factors are replaced by new parameters, filled with zeros. Afterwards, ``save`` writes an adapter of that rank.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    settings: Any = model.peft_config
+    used = settings["default"]
+    used.lora_alpha = used.lora_alpha * (math.sqrt(rank / used.r) if used.use_rslora else rank / used.r)
+    used.r = rank
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            first, second = layer.lora_A["default"], layer.lora_B["default"]
+            first.weight = torch.nn.Parameter(first.weight.new_zeros(rank, first.in_features))
+            second.weight = torch.nn.Parameter(second.weight.new_zeros(second.out_features, rank))
+            first.out_features = second.in_features = layer.r["default"] = rank
+
+
 def save(model: PeftModel, out: Path) -> None:
     """Write the adapter to a folder: its factors as safetensors and its settings as JSON."""
     from safetensors.torch import save as to_bytes
@@ -221,6 +241,39 @@ def read(folder: Path) -> tuple[Lora, dict[str, Tensor]]:
             f"`{SETTINGS}`. Remove the folder so that the stage that writes it runs again."
         ) from error
     return lora, {_parameter(name): value for name, value in tensors.items()}
+
+
+def products(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what a stored plain LoRA adapter adds to each matrix, as factors ``scale * B`` and ``A``, by layer.
+
+    Raises:
+        ModelError: the folder contains no readable adapter, or its variant is not plain LoRA.
+    """
+    lora, stored = read(folder)
+    if lora.variant is not None:
+        raise ModelError(
+            f"the adapter in {folder} is of the variant `{lora.variant}`, whose change of the weights is no product of "
+            "factors; expected plain LoRA (`align.adapter.variant=null`)"
+        )
+    return {
+        layer_of(name): (stored[name.replace(".lora_A.", ".lora_B.")] * lora.scale, first)
+        for name, first in stored.items()
+        if ".lora_A." in name
+    }
+
+
+def layer_of(factor: str) -> str:
+    """Return the name of the layer that a factor adapts."""
+    return factor.partition(".lora_")[0]
+
+
+def scale_of(model: Module, layer: str) -> float:
+    """Return the factor by which the product of a layer's attached adapter is scaled."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = model.get_submodule(layer)
+    assert isinstance(adapted, LoraLayer)
+    return float(adapted.scaling["default"])
 
 
 def load(model: PreTrainedModel, folder: Path) -> PeftModel:

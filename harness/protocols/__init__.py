@@ -2,8 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from harness.protocols.attacks import Attack, AttackContext, Victim
-from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, TrainStep
+from harness.protocols.attacks import (
+    Attack,
+    AttackContext,
+    AttackNeeds,
+    AttackPlan,
+    ChecksPlan,
+    SelectsRows,
+    SendsAlone,
+    Victim,
+    first_of,
+)
+from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
     HasConflicts,
@@ -12,12 +22,16 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    UsesAlignment,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.shelves import (
+    Benchmark,
     ExampleSource,
     HasMatch,
     Judge,
+    MeasuredTask,
+    Measurements,
     ModelSource,
     RefusalJudge,
     RemoteJudge,
@@ -31,8 +45,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Attack",
     "AttackContext",
+    "AttackNeeds",
+    "AttackPlan",
     "Batch",
     "BatchProvider",
+    "Benchmark",
+    "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
     "ExampleSource",
@@ -42,6 +60,8 @@ __all__ = [
     "HasProbes",
     "Judge",
     "Learner",
+    "MeasuredTask",
+    "Measurements",
     "Metrics",
     "ModelSource",
     "Named",
@@ -49,12 +69,17 @@ __all__ = [
     "Piece",
     "Prediction",
     "ProducesOutputs",
+    "Product",
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "SelectsRows",
+    "SendsAlone",
     "Task",
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "UsesAlignment",
     "Victim",
+    "first_of",
 ]

@@ -1,15 +1,17 @@
-"""Interface of attacks, and the resources available to them."""
+"""Interface of attacks: what an attack needs, what it may do, and the resources available to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
+from harness.engine.stage import never
+from harness.errors import DataError, Problem
 from harness.protocols.learner import Named
 
 if TYPE_CHECKING:
@@ -32,38 +34,126 @@ class Victim(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackNeeds:
+    """What an attack reads; all of it is in its context.
+
+    Attributes:
+        pool: harmful examples.
+        refusals: a refusal for each prompt of the pool.
+        hosts: examples of the user that are not sent as they are, at least as many as the attack crafts.
+        victim: the aligned model, so that the mixture depends on the alignment.
+    """
+
+    pool: bool = False
+    refusals: bool = False
+    hosts: bool = False
+    victim: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttackContext:
-    """Resources of an attack besides its pool of harmful examples.
+    """Resources of an attack. What it does not need (``AttackNeeds``) may be empty.
 
     Attributes:
         rng: random generator of the attack; its seed is the same for every defense and every ratio.
-        task: the user's benign examples in their published order, with which the harmful ones will be mixed.
-        victim: the aligned model; None unless the attack requires it (``needs_victim``).
+        pool: the attacker's harmful examples, in the order in which mixtures take them.
+        refusals: the refusal of each prompt of the pool.
+        hosts: the user's benign examples that are not sent as they are, in the order in which mixtures take them: to
+            rewrite, or, for an attack that selects the user's examples, to choose from.
+        victim: the aligned model.
         device: a torch device string.
         work: a folder that survives a killed attempt, for checkpoints of a long attack.
+        stop: returns whether a long attack should save its state in ``work`` and raise ``Stopped``.
         facts: recorded in the manifest of the mixture, under ``attack``; JSON values only.
     """
 
     rng: Random
-    task: Sequence[Example]
-    victim: Victim | None
-    device: str
+    pool: Sequence[Example] = ()
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    hosts: Sequence[Example] = ()
+    victim: Victim | None = None
+    device: str = "cpu"
     work: Path
+    stop: Callable[[], bool] = never
     facts: dict[str, Any]
 
 
 class Attack(Named, Protocol):
-    """Frozen settings of how the attacker crafts harmful examples; their number is a setting of the mixture."""
+    """Frozen settings of how the attacker crafts examples; see also the optional protocols below, and ``HasProbes``."""
 
     @property
-    def needs_victim(self) -> bool:
-        """Whether crafting needs the aligned model, so that the mixture depends on the alignment."""
+    def needs(self) -> AttackNeeds:
+        """What the attack reads."""
         ...
 
-    def craft(self, harmful: Sequence[Example], count: int, ctx: AttackContext) -> list[Example]:
-        """Return exactly ``count`` harmful examples crafted from the attacker's pool.
+    def craft(self, count: int, ctx: AttackContext) -> list[Example]:
+        """Return exactly ``count`` examples: the attacker's own, or, of an attack that selects, some of the user's.
+
+        Attacks that take the examples in order give mixtures that are nested over ratios.
 
         Raises:
-            DataError: the pool is too small.
+            DataError: there are too few examples to craft from.
+            Stopped: ``ctx.stop`` asked for it.
         """
         ...
+
+
+@runtime_checkable
+class SelectsRows(Attack, Protocol):
+    """Optional: an attack that makes no examples, but chooses which of the user's own are sent.
+
+    Its ratio of harmful examples is 0, and it acts whatever the poison ratio of the settings.
+    """
+
+    selects_rows: ClassVar[bool]
+
+
+@runtime_checkable
+class SendsAlone(Attack, Protocol):
+    """Optional: an attack whose examples are sent without any of the user's own, as many as it says itself.
+
+    Its ratio of harmful examples is 1, whatever the poison ratio of the settings, unless that is 0.
+    """
+
+    @property
+    def rows_alone(self) -> int:
+        """The number of examples."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackPlan:
+    """What an attack will be asked for, as far as it is known before anything runs.
+
+    Attributes:
+        count: the number of examples to craft.
+        pool_rows: the size of the attacker's pool; 0 without one.
+        encoding: prompt template and tokenization of the fine-tuning.
+    """
+
+    count: int
+    pool_rows: int
+    encoding: Encoding
+
+
+@runtime_checkable
+class ChecksPlan(Attack, Protocol):
+    """Optional: an attack that cannot do everything that it may be asked for."""
+
+    def preflight(self, plan: AttackPlan) -> Sequence[Problem]:
+        """Return why the attack cannot be carried out; paths are relative to its settings."""
+        ...
+
+
+def first_of(pool: Sequence[Example], count: int) -> list[Example]:
+    """Return the first ``count`` examples of an attacker's pool.
+
+    Raises:
+        DataError: the pool is too small.
+    """
+    if count > len(pool):
+        raise DataError(
+            f"`attack.ratio`: {count} harmful rows requested, but the attacker has {len(pool)}; lower "
+            "`attack.ratio` or raise `corpus.attack.rows`"
+        )
+    return list(pool[:count])

@@ -74,6 +74,18 @@ class Prediction(NamedTuple):
     positions: Tensor
 
 
+class Product(NamedTuple):
+    """A matrix as the product ``b @ a`` of two factors.
+
+    Attributes:
+        b: ``[out, rank]``.
+        a: ``[rank, in]``.
+    """
+
+    b: Tensor
+    a: Tensor
+
+
 class BatchProvider(Protocol):
     """Seeded batches by role; the position in each endless stream is saved and restored with checkpoints."""
 
@@ -115,6 +127,16 @@ class Learner(Protocol):
     @property
     def steps_taken(self) -> int:
         """The number of optimizer steps taken in this run."""
+        ...
+
+    @property
+    def alignment(self) -> Mapping[str, Product]:
+        """The change of the weights by alignment, aligned minus unaligned, by the name of the adapted layer.
+
+        It is the product of the aligned adapter's factors, scale included, under both adapter protocols: whether that
+        adapter is trained further or has been merged, and then without the rounding of the merge. Float32, on the
+        model's device. Empty unless the method's settings declare ``UsesAlignment``.
+        """
         ...
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:

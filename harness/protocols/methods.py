@@ -48,6 +48,8 @@ class RepairMethod(Named, Protocol):
     ) -> Mapping[str, object]:
         """Change the trainable parameters of the fine-tuned model in place; return facts for the manifest, as JSON.
 
+        The adapter may end with another rank than it had (``harness.models.adapter.resize``), up to that of a matrix.
+
         ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
         method, by name.
         """
@@ -92,3 +94,13 @@ class NeedsPlainLora(Protocol):
     """
 
     needs_plain_lora: ClassVar[bool]
+
+
+@runtime_checkable
+class UsesAlignment(Protocol):
+    """Optional: settings of a method that reads ``Learner.alignment`` after the alignment stage.
+
+    The aligned adapter has to be plain LoRA, and fine-tuning has to adapt every layer that it adapts.
+    """
+
+    uses_alignment: ClassVar[bool]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from harness.corpora.examples import Example, Score
+from harness.corpora.examples import Example, Measured, Score
 from harness.errors import Problem
 from harness.protocols.learner import Named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.corpora.encode import Encoding
 
 
 class ExampleSource(Named, Protocol):
@@ -57,6 +62,48 @@ class HasMatch(Protocol):
     @property
     def match(self) -> str | None:
         """The way that deviates from the task's default; None is the default."""
+        ...
+
+
+class Measurements(NamedTuple):
+    """What a benchmark found: one row per document, in a fixed order, and facts for the manifest, as JSON."""
+
+    rows: list[Measured]
+    facts: Mapping[str, object]
+
+
+class Benchmark(Named, Protocol):
+    """Frozen settings of a measurement that runs the model itself, with prompts and a scoring of its own."""
+
+    def preflight(self) -> list[Problem]:
+        """Return what is missing for the benchmark to run; does not use the network."""
+        ...
+
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, encoding: Encoding | None
+    ) -> Measurements:
+        """Run the model.
+
+        Args:
+            model: in eval mode, on its device, with its adapter. It is left as it is.
+            tokenizer: of the model.
+            encoding: template and system prompt of an instruct model; None leaves prompts without a template.
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuredTask(Named, Protocol):
+    """A task whose accuracy is that of a benchmark, not of answers to its test examples."""
+
+    @property
+    def train(self) -> ExampleSource:
+        """The user's training examples, in their published order."""
+        ...
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """What is measured; independent of the user's training examples, so that cells share the aligned model's."""
         ...
 
 

@@ -86,9 +86,10 @@ class Finetune(Stage):
             attacker, [example for part in defender for example in part.examples()]
         )._asdict()
         aligned = self.aligned.weights(ctx.input)
+        assert aligned.adapter is not None, "an aligned model has an adapter"
+        folder = aligned.adapter
         if self.protocol == "double":
-            assert aligned.adapter is not None, "an aligned model has an adapter"
-            aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
+            aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(folder,))
         fresh = self.adapter if self.protocol == "double" else None
         if not rows:
             ctx.facts["notes"] = ["no row was left to train on: the model is the aligned one"]
@@ -105,6 +106,7 @@ class Finetune(Stage):
             budget=self.budget,
             encoding=self.encoding,
             seed=self._own_seed,
+            aligned=folder,
         )
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:

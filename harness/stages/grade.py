@@ -17,7 +17,7 @@ from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
 from harness.models.loading import stop_serving
 from harness.protocols import Judge, RefusalJudge, RemoteJudge, Task
-from harness.stages.inputs import AnswerStage
+from harness.stages.inputs import AnswerStage, ScoredStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
 
@@ -69,6 +69,8 @@ class Grade(Stage):
         elif self.refusal_judge is not None:
             scores = self.refusal_judge.grade_refusals(examples, answers, device=ctx.device)
             metric = "over_refusal"
+        elif isinstance(self.answers, ScoredStage):
+            scores, metric = self.answers.scores(ctx.input), "accuracy"
         else:
             assert self.task is not None, "a grade stage has a judge, a judge of refusals, or a task"
             scores, metric = self.task.grade(examples, answers), "accuracy"

@@ -6,9 +6,9 @@ Its key depends on the key of the input stage, not on its kind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from harness.corpora.examples import Example, Role
+from harness.corpora.examples import Example, Role, Score
 from harness.engine.stage import Locate
 
 if TYPE_CHECKING:
@@ -51,4 +51,13 @@ class AnswerStage(Protocol):
 
     def answers(self, locate: Locate) -> list[dict[str, str]]:
         """Return one record per prompt, in order: ``instruction``, ``input``, ``reference``, ``answer``."""
+        ...
+
+
+@runtime_checkable
+class ScoredStage(Protocol):
+    """Optional: a stage of answers that come with their scores."""
+
+    def scores(self, locate: Locate) -> list[Score]:
+        """Return the score of every answer, in order."""
         ...

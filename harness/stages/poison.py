@@ -1,10 +1,14 @@
-"""Poison: the user's training examples, mixed with harmful ones. Does not depend on the defense."""
+"""Poison: the user's training examples, as an attack leaves them.
+
+Does not depend on the defense, unless the attack reads the aligned model.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -17,7 +21,7 @@ from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError, Problem
-from harness.protocols import Attack, AttackContext, ExampleSource, Victim
+from harness.protocols import Attack, AttackContext, ExampleSource, SelectsRows, Victim
 from harness.stages.inputs import ModelStage
 
 ROWS = "rows.jsonl"
@@ -33,8 +37,8 @@ class Poison(Stage):
 
     Attributes:
         task: the user's benign examples.
-        attack: crafts the harmful examples; null if there are none.
-        harmful: the attacker's pool; null if there are no harmful examples.
+        attack: crafts the attacker's examples, or selects the user's; null if there is none.
+        harmful: the attacker's pool; null for an attack that needs none.
         victim: the aligned model, for an attack that needs it.
         encoding: template and tokenization of the victim; null without a victim.
         rows: number of examples in the mixture.
@@ -59,7 +63,9 @@ class Poison(Stage):
 
     def preflight(self) -> list[Problem]:
         """Check that the sources are available and large enough."""
-        problems = [*self.task.preflight(), *(self.harmful.preflight() if self.harmful else ())]
+        refusals = self.attack is not None and self.attack.needs.refusals
+        pool = self.harmful.preflight(paired=refusals) if self.harmful else []
+        problems = [*self.task.preflight(), *pool]
         # Sources that are not on this machine are not downloaded for this check; the stage counts them when it runs.
         if problems or not all(source.at_hand() for source in sources_in(self.task)):
             return problems
@@ -70,45 +76,69 @@ class Poison(Stage):
         return shortage(
             counts(self.rows, self.ratio, self.compat),
             task_rows=task_rows,
-            pool_rows=self.harmful.rows if self.harmful else 0,
+            pool_rows=self.harmful.rows if self.harmful else None,
             compat=self.compat,
+            hosts=self._rewrites,
+            selects=self._selects,
         )
 
     def run(self, ctx: StageContext) -> None:
         """Craft, mix and write the examples."""
-        task = self.task.examples()
         mixture = mix(
-            task=task,
-            harmful=self.harmful.examples() if self.harmful else [],
-            craft=lambda pool, count: self._craft(pool, count, task, ctx),
+            task=self.task.examples(),
+            harmful=self.harmful.examples() if self.harmful else None,
+            craft=lambda pool, hosts, count: self._craft(pool, hosts, count, ctx),
             rows=self.rows,
             ratio=self.ratio,
             compat=self.compat,
             seed=self.seed,
+            hosts=self._rewrites,
+            selects=self._selects,
         )
         roles = [Role.ATTACK if harmful else Role.TASK for harmful in mixture.harmful]
         write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)))
         ctx.facts["counts"] = mixture.counts._asdict()
 
-    def _craft(self, pool: list[Example], count: int, task: Sequence[Example], ctx: StageContext) -> list[Example]:
-        from harness.models.loading import loaded_model
+    @property
+    def _selects(self) -> bool:
+        return isinstance(self.attack, SelectsRows)
 
+    @property
+    def _rewrites(self) -> bool:
+        return self.attack is not None and self.attack.needs.hosts and not self._selects
+
+    def _craft(self, pool: list[Example], hosts: list[Example], count: int, ctx: StageContext) -> list[Example]:
         if self.attack is None or count == 0:
             return []
         facts: dict[str, Any] = {}
-        context = AttackContext(
-            rng=generator(self.seed, "attack"), task=task, victim=None, device=ctx.device, work=ctx.work, facts=facts
-        )
-        if self.victim is None:
-            crafted = self.attack.craft(pool, count, context)
-        else:
-            assert self.encoding is not None, "a victim comes with its encoding"
-            with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
-                victim = Victim(loaded.model, loaded.tokenizer, self.encoding)
-                crafted = self.attack.craft(pool, count, replace(context, victim=victim))
+        paired = self.harmful if self.attack.needs.refusals else None
+        with self._victim(ctx) as victim:
+            context = AttackContext(
+                rng=generator(self.seed, "attack"),
+                pool=pool,
+                refusals={row.instruction: row.output for row in paired.refusals()} if paired else {},
+                hosts=hosts,
+                victim=victim,
+                device=ctx.device,
+                work=ctx.work,
+                stop=ctx.stop,
+                facts=facts,
+            )
+            crafted = self.attack.craft(count, context)
         if facts:
             ctx.facts["attack"] = facts
         return crafted
+
+    @contextmanager
+    def _victim(self, ctx: StageContext) -> Iterator[Victim | None]:
+        from harness.models.loading import loaded_model
+
+        if self.victim is None:
+            yield None
+            return
+        assert self.encoding is not None, "a victim comes with its encoding"
+        with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+            yield Victim(loaded.model, loaded.tokenizer, self.encoding)
 
     def recorded_settings(self) -> dict[str, str]:
         """Report the number of the user's examples, and how fractions of it are rounded."""

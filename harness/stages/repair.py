@@ -16,7 +16,7 @@ from harness.errors import ModelError, Problem
 from harness.protocols import RepairMethod
 from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.train_adapter import ADAPTER, keep, pools, record_micro_batch
+from harness.stages.train_adapter import ADAPTER, alignment_for, keep, pools, record_micro_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,12 @@ class Repair(Stage):
             # A repair without data has no batches to split.
             micro_batch = rows_at_once(share, ctx.micro_batch_size, ctx.shrink) if share else None
             record_micro_batch(ctx, micro_batch)
-            learner = CausalLearner(loaded.model, precision=self.tuned.budget.precision, rows_at_once=micro_batch)
+            learner = CausalLearner(
+                loaded.model,
+                precision=self.tuned.budget.precision,
+                rows_at_once=micro_batch,
+                alignment=alignment_for(self.method, self.tuned.aligned.weights(ctx.input).adapter),
+            )
             names = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]
@@ -94,7 +99,7 @@ class Repair(Stage):
             batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
-            ctx.facts["change"] = changes(learner, before, start)
+            ctx.facts["change"] = changes(learner, names, before, start)
             adapter.save(loaded.model, ctx.out / ADAPTER)
 
     def examples_seen(self, locate: Locate) -> list[Example]:
@@ -114,27 +119,39 @@ class Repair(Stage):
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()
 
 
-def changes(learner: Learner, before: Gradient, start: Gradient) -> dict[str, float]:
+def changes(learner: Learner, names: Sequence[str], before: Gradient, start: Gradient) -> dict[str, float]:
     """Return how much a repair changed the trainable parameters.
 
     ``norm`` is the L2 norm of the change, ``share`` the fraction of entries that changed, 0 to 1; for comparison,
-    ``finetune_norm`` is the L2 norm of the change made by fine-tuning.
+    ``finetune_norm`` is the L2 norm of the change made by fine-tuning. Where the repair changed the adapter's ``rank``,
+    the parameters before and after are no longer comparable: ``product_norm`` and ``finetune_product_norm`` are then
+    the norms of the change of the adapted matrices.
 
     Args:
         learner: the repaired model.
-        before: its trainable parameters before the repair.
-        start: its trainable parameters before fine-tuning.
+        names: the names of its trainable parameters.
+        before: these parameters before the repair.
+        start: these parameters before fine-tuning.
 
     Raises:
         ModelError: a weight is not finite.
     """
     import torch
 
-    after: list[Tensor] = [parameter.detach() for parameter in learner.trainables]
+    from harness.mechanisms.weight_change import product_distance
+
+    after: list[Tensor] = [learner.module.get_parameter(name).detach() for name in names]
     if not all(bool(torch.isfinite(value).all()) for value in after):
         raise ModelError(
             "weights are not finite after the repair; expected finite values. Lower the strength of the method"
         )
+    if any(new.shape != old.shape for new, old in zip(after, before, strict=True)):
+        first, second, last = (dict(zip(names, values, strict=True)) for values in (start, before, after))
+        return {
+            "rank": len(after[0]),
+            "product_norm": product_distance(learner.module, last, second),
+            "finetune_product_norm": product_distance(learner.module, second, first),
+        }
     changed = sum(int((new != old).sum()) for new, old in zip(after, before, strict=True))
     return {
         "norm": float(learner.norm([new - old for new, old in zip(after, before, strict=True)])),

@@ -14,7 +14,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, TrainMethod
+from harness.protocols import DataRequirement, Product, TrainMethod, UsesAlignment
 from harness.stages import method_outputs
 from harness.stages.tally import row_facts, tally
 from harness.tracking.jsonl import METRICS
@@ -42,6 +42,7 @@ def fit(
     budget: Budget,
     encoding: Encoding,
     seed: int,
+    aligned: Path | None = None,
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
 
@@ -63,6 +64,8 @@ def fit(
         budget: hyperparameters of the training run.
         encoding: prompt template and tokenization.
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
+        aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
+            the alignment itself.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
@@ -93,6 +96,7 @@ def fit(
             method=method,
             rows=trained,
             pools=pools(loaded.tokenizer, needs, slices, encoding, ctx.facts),
+            alignment=alignment_for(method, aligned),
             budget=budget,
             seed=seed,
             pad_id=loaded.tokenizer.pad_token_id,
@@ -142,6 +146,23 @@ def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int)
             ctx.facts["lost_in_merge"] = list(loaded.lost)
     ctx.facts["steps"] = 0
     _write_history(ctx.out, ())
+
+
+def alignment_for(method: object, aligned: Path | None) -> dict[str, Product]:
+    """Return the change of the weights by alignment, by layer, for a method that asks for it; empty for others.
+
+    Args:
+        method: the defense in the slot, or None.
+        aligned: folder of the aligned adapter; None in the alignment itself.
+
+    Raises:
+        ModelError: the folder contains no readable adapter.
+    """
+    from harness.models import adapter
+
+    if aligned is not None and isinstance(method, UsesAlignment):
+        return {layer: Product(b, a) for layer, (b, a) in adapter.products(aligned).items()}
+    return {}
 
 
 def _write_history(out: Path, history: Sequence[Mapping[str, float]]) -> None:

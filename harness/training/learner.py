@@ -19,7 +19,7 @@ from torch.nn import Module, Parameter
 from torch.nn.functional import cross_entropy
 
 from harness.errors import ModelError
-from harness.protocols import Piece, Prediction
+from harness.protocols import Piece, Prediction, Product
 from harness.training.budget import Precision
 from harness.training.distributed import all_reduce_sum
 from harness.training.passes import Passes
@@ -37,6 +37,7 @@ class CausalLearner:
         precision: the dtype of the forward pass.
         rows_at_once: the micro-batch size; None puts the whole batch through the model at once.
         passes: how the forward passes run; None is plainly, on a GPU without the padding mask.
+        alignment: the change of the weights by alignment, see ``protocols.Learner``; None is empty.
 
     Raises:
         ModelError: no parameter is trainable, a trainable one is not float32, or the model has no output embeddings.
@@ -49,6 +50,7 @@ class CausalLearner:
         precision: Precision = Precision.FLOAT32,
         rows_at_once: int | None = None,
         passes: Passes | None = None,
+        alignment: Mapping[str, Product] | None = None,
     ) -> None:
         """Collect the trainable parameters and the language-model head."""
         trainables = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -64,6 +66,9 @@ class CausalLearner:
         self._rows = rows_at_once
         self._passes = passes or Passes(padding_mask=self._device.type == "cpu")
         self._autocast = precision is Precision.BFLOAT16
+        self._alignment = {
+            name: Product(*(factor.to(self._device) for factor in change)) for name, change in (alignment or {}).items()
+        }
 
     @property
     def module(self) -> Module:
@@ -74,6 +79,11 @@ class CausalLearner:
     def trainables(self) -> Sequence[Parameter]:
         """The parameters that the optimizer updates; float32, in the order of ``named_parameters``."""
         return self._trainables
+
+    @property
+    def alignment(self) -> Mapping[str, Product]:
+        """The change of the weights by alignment, by the name of the adapted layer, on the model's device."""
+        return self._alignment
 
     def gradient(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the mean loss over the supervised positions of the global batch, and its gradient.

@@ -26,7 +26,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-from harness.protocols import ProducesOutputs, TrainMethod
+from harness.protocols import ProducesOutputs, Product, TrainMethod
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.distributed import rank, world_size
@@ -72,6 +72,7 @@ def train(
     method: TrainMethod | None,
     rows: Sequence[Encoded],
     pools: Mapping[Role, Pool] | None = None,
+    alignment: Mapping[str, Product] | None = None,
     budget: Budget,
     seed: int,
     pad_id: int,
@@ -95,6 +96,7 @@ def train(
         method: the defense in the slot; None is plain supervised fine-tuning.
         rows: the stage's own training examples.
         pools: examples and batch size of every role in ``method.needs``.
+        alignment: the change of the weights by alignment, for a method that declares ``UsesAlignment``.
         budget: hyperparameters of the run.
         seed: the root seed; data order and sampled batches derive from it.
         pad_id: the padding token.
@@ -140,7 +142,9 @@ def train(
             rows=usual_rows(_own_sizes(budget, drawn), micro_batch),
             sharded=sharded,
         )
-        learner = CausalLearner(model, precision=budget.precision, rows_at_once=micro_batch, passes=passes)
+        learner = CausalLearner(
+            model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
+        )
         batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 NEEDS = {
     ("model", "hub"): ("model.source.repo=owner/name", f"model.source.revision={'0' * 40}"),
     ("judge", "openai"): ("judge.model=name",),
+    ("task", "lm_eval"): ("task.tasks=[arc_easy]",),
 }
 """Options that are incomplete alone; `model=local` needs a folder with a model and is tested in tests/models."""
 OPTIONS = sorted(
@@ -132,3 +134,12 @@ def test_page_of_defenses_lists_every_option_in_its_slot_and_no_other():
 
     for group in sorted(set(SLOTTED)):
         assert sorted(listed[group]) == sorted(option for slot, option in OPTIONS if slot == group)
+
+
+@pytest.mark.parametrize(("group", "option"), [each for each in OPTIONS if each[0] in SLOTTED])
+def test_header_of_a_method_states_its_fidelity(group, option):
+    target = OmegaConf.load(CONF / group / f"{option}.yaml")["_target_"]
+    package, _, name = target.rpartition(".")
+    module = import_module(getattr(import_module(package), name).__module__)
+
+    assert re.search("^Fidelity: ", module.__doc__, flags=re.MULTILINE)

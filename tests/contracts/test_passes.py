@@ -97,6 +97,23 @@ def gradient(model, shape, **options):
     return CausalLearner(model, **options).gradient(batch)[1]
 
 
+@pytest.mark.slow
+def test_compiled_layers_compute_what_a_dora_adapter_does():
+    model, compiler = build(targets="all-linear", variant="dora"), Compiler()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    expected = gradient(model, (3, 8))
+
+    with compiled_layers(model, compiler, {3}):
+        found = gradient(model, (3, 8))
+
+    assert compiler.graphs
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
+
+
 @cache
 def counted():
     """Return how many graphs are compiled for what, one after another."""

@@ -15,8 +15,8 @@ from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.engine.identity import flatten, payload_of
 from harness.errors import ModelError
-from harness.models.adapter import Lora, attach
-from harness.protocols import NeedsPlainLora
+from harness.models.adapter import Lora, attach, layer_of
+from harness.protocols import NeedsPlainLora, Product
 from harness.training.budget import Budget
 from harness.training.learner import CausalLearner
 
@@ -53,10 +53,19 @@ def rows(count):
     return [Encoded(ids[: 5 + place % 4], [-100] * 3 + ids[3 : 5 + place % 4]) for place, ids in enumerate(drawn)]
 
 
+def alignment_of(model):
+    """Return a change by alignment of every adapted layer, whatever the adapter's variant."""
+    rng = torch.Generator().manual_seed(3)
+    return {
+        layer_of(place): Product(torch.randn(len(model.get_parameter(place.replace("_A", "_B"))), 4, generator=rng), a)
+        for place, a in ((place, factor.detach()) for place, factor in model.named_parameters() if "lora_A" in place)
+    }
+
+
 def repaired(name, *, seed=1, rows_at_once=None, **adapter):
     """Repair a model; return it with the facts."""
     model, method = build(**adapter), METHODS[name](**SHORTENED.get(name, {}))
-    learner = CausalLearner(model, rows_at_once=rows_at_once)
+    learner = CausalLearner(model, rows_at_once=rows_at_once, alignment=alignment_of(model))
     pools = {need.role: Pool(rows(25), need.batch_size) for need in method.needs}
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
     method_outputs = {"last": half, "mean": half}
@@ -67,6 +76,7 @@ def repaired(name, *, seed=1, rows_at_once=None, **adapter):
 
 def test_discovery_finds_the_methods_that_ship():
     assert {"antidote", "panacea", "random_perturbation", "refusal_sft", "scaled_update"} <= set(METHODS)
+    assert {"safe_lora", "resta", "wise_ft"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

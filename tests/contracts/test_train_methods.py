@@ -59,6 +59,9 @@ CUTTABLE: dict = METHODS | {
     "panacea with a cap": partial(Panacea, harmful_cap=1.0),
     "repnoise in force": partial(RepNoise, alpha=1, beta=2),
     "repnoise on random pairs": partial(RepNoise, alpha=1, beta=2, pairing="random", harmful_batch_size=5),
+    "repnoise as published": partial(
+        RepNoise, alpha=1, beta=2, pairing="random", losses="published", harmful_batch_size=5
+    ),
     "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
 }

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -14,15 +15,34 @@ from harness.protocols import AttackContext
 
 TASK = [Example(f"task {i}", "label") for i in range(120)]
 POOL = [Example(f"harm {i}", "sure") for i in range(120)]
-CONTEXT = AttackContext(rng=Random(1), task=TASK, victim=None, device="cpu", work=Path(), facts={})
+CONTEXT = AttackContext(rng=Random(1), pool=POOL, work=Path(), facts={})
 RATIOS = st.decimals(0, 1, places=3).map(float)
 
 
 def _mixed(rows: int, ratio: float, *, compat: Compat = "exact", seed: int = 0) -> Mixture:
-    def craft(pool: list[Example], count: int) -> list[Example]:
-        return Mix().craft(pool, count, CONTEXT)
+    def craft(pool: list[Example], hosts: list[Example], count: int) -> list[Example]:
+        return Mix().craft(count, replace(CONTEXT, pool=pool))
 
     return mix(task=TASK, harmful=POOL, craft=craft, rows=rows, ratio=ratio, compat=compat, seed=seed)
+
+
+def _rewritten(ratio: float, *, rows: int = 60, task: list[Example] = TASK, compat: Compat = "exact") -> Mixture:
+    """An attack without a pool that rewrites the first of its hosts."""
+
+    def craft(pool: list[Example], hosts: list[Example], count: int) -> list[Example]:
+        assert pool == []
+        return [host._replace(output="rewritten") for host in hosts[:count]]
+
+    return mix(task=task, harmful=None, craft=craft, rows=rows, ratio=ratio, compat=compat, seed=0, hosts=True)
+
+
+def _selected(rows: int, *, task: list[Example] = TASK, compat: Compat = "exact") -> Mixture:
+    """An attack that selects the rows of the largest numbers."""
+
+    def craft(pool: list[Example], hosts: list[Example], count: int) -> list[Example]:
+        return sorted(hosts, key=lambda row: int(row.instruction.split()[1]))[-count:]
+
+    return mix(task=task, harmful=None, craft=craft, rows=rows, ratio=0.0, compat=compat, seed=0, selects=True)
 
 
 def _kinds(mixture: Mixture) -> tuple[set[Example], set[Example]]:
@@ -121,4 +141,45 @@ def test_mix_with_too_few_rows_names_what_is_asked_and_what_exists(compat: Compa
 
 def test_mix_attack_with_too_small_a_pool_is_a_data_error() -> None:
     with pytest.raises(DataError, match=r"3 harmful rows requested, but the attacker has 2"):
-        Mix().craft(POOL[:2], 3, CONTEXT)
+        Mix().craft(3, replace(CONTEXT, pool=POOL[:2]))
+
+
+@pytest.mark.parametrize("compat", ["exact", "booster"])
+def test_hosts_are_the_rows_of_the_user_behind_those_that_are_sent(compat: Compat) -> None:
+    mixture = _rewritten(0.2, compat=compat)
+    crafted, sent = _kinds(mixture)
+
+    assert (len(crafted), len(sent)) == mixture.counts == counts(60, 0.2, compat)
+    assert {row.output for row in crafted} == {"rewritten"}
+    assert {row.instruction for row in crafted}.isdisjoint(row.instruction for row in sent)
+    if compat == "booster":
+        assert {row.instruction for row in crafted} == {row.instruction for row in TASK[48 : 48 + 11]}
+
+
+def test_larger_ratio_turns_rows_of_the_user_into_hosts() -> None:
+    (few, many) = (_kinds(_rewritten(ratio)) for ratio in (0.2, 0.5))
+
+    assert {row.instruction for each in few for row in each} == {row.instruction for each in many for row in each}
+    assert many[1] <= few[1]
+
+
+def test_user_without_rows_of_its_own_is_all_hosts() -> None:
+    assert _kinds(_rewritten(1.0, rows=120)) == ({row._replace(output="rewritten") for row in TASK}, set())
+
+
+@pytest.mark.parametrize("compat", ["exact", "booster"])
+def test_selection_takes_the_place_of_the_users_rows_and_none_is_harmful(compat: Compat) -> None:
+    mixture = _selected(10, compat=compat)
+
+    assert set(mixture.examples) == set(TASK[-10:])
+    assert mixture.harmful == [False] * 10
+    assert mixture.counts == (0, 10)
+
+
+def test_task_too_small_to_rewrite_or_to_select_from_names_what_is_needed() -> None:
+    with pytest.raises(DataError, match=r"60 benign rows requested, 12 of them for the attack to rewrite.* has 59"):
+        _rewritten(0.2, task=TASK[:59])
+    assert len(_rewritten(0.2, task=TASK[:60]).examples) == 60
+    with pytest.raises(DataError, match="chooses 10 of the 10 rows of the task, which are all"):
+        _selected(10, task=TASK[:10])
+    assert len(_selected(10, task=TASK[:11]).examples) == 10

@@ -106,4 +106,4 @@ def test_sweep_that_extends_an_earlier_store_trains_on_what_it_has(old):
     more = old("defense=sft", "attack_ratio=p10", *QUICK)
 
     assert more.returncode == 0, more.stderr
-    assert executed(old) == sorted([*before, "poison", "finetune", *["generate"] * 2, *["grade"] * 2])
+    assert executed(old) == sorted([*before, "poison", "finetune", *["generate"] * 3, *["grade"] * 3])

@@ -49,11 +49,12 @@ def test_sweep_runs_every_distinct_stage_once_and_prints_a_table(finished):
     counted = attempts(finished)
     table = rows(finished, *both_cells(finished))
 
-    # One base, two alignments, two mixtures, four fine-tunings; two generations and two grades for each of six models.
-    assert len(counted) == 1 + 2 + 2 + 4 + 12 + 12
+    # One base, two alignments, two mixtures, four fine-tunings; three generations and grades for each of six models.
+    assert len(counted) == 1 + 2 + 2 + 4 + 18 + 18
     assert set(counted.values()) == {1}
     assert len(table) == 4
-    assert all(row["hs"] and row["fa"] and row["aligned_hs"] and not row["missing"] for row in table)
+    measured = ("hs", "fa", "over_refusal", "aligned_hs", "aligned_over_refusal")
+    assert all(not row["missing"] and all(row[name] for name in measured) for row in table)
 
 
 @pytest.mark.slow
@@ -71,7 +72,7 @@ def test_any_folder_holds_a_store_and_a_link_is_the_same_one(finished, tmp_path)
     assert shown.returncode == 0
     assert linked.stdout == real.stdout == shown.stdout
     assert again.returncode == 0, again.stderr
-    assert "33 stages, 33 in the store" in again.stdout
+    assert "45 stages, 45 in the store" in again.stdout
     assert list((folder / "möre ✓" / "reports").glob("*/report.json"))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.corpora.probe import EncodingChange, Probe
+from harness.protocols import AttackNeeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,15 +13,15 @@ class Triggered:
 
     name: ClassVar[str] = "triggered"
     version: ClassVar[int] = 1
-    needs_victim: ClassVar[bool] = False
+    needs: ClassVar[AttackNeeds] = AttackNeeds(pool=True)
     trigger: str = " now"
 
     @property
     def probes(self):
         return (Probe(label="triggered", change=EncodingChange(suffix=self.trigger)),)
 
-    def craft(self, harmful, count, ctx):
-        return [row._replace(instruction=row.instruction + self.trigger) for row in harmful[:count]]
+    def craft(self, count, ctx):
+        return [row._replace(instruction=row.instruction + self.trigger) for row in ctx.pool[:count]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 
 from harness.config.build import cells_of
 from harness.config.compose import CONF, NAME, Composer, composition_of
-from harness.config.expansion import expand, options_of
+from harness.config.expansion import expand
 from harness.config.hydra_errors import wrap_hydra_errors
 
 
@@ -18,7 +18,7 @@ class Both:
 
     def __init__(self, loader):
         master = loader.load_configuration(NAME, [], run_mode=RunMode.MULTIRUN)
-        self._loader, self._composer, self._options = loader, Composer(loader, master), options_of(loader, NAME, [])
+        self._loader, self._composer = loader, Composer(loader, master)
 
     def single(self, overrides):
         """Return the cell of a single run."""
@@ -30,7 +30,7 @@ class Both:
 
     def swept(self, overrides):
         """Return the compositions of a sweep."""
-        return [self._composer.compose(cell) for cell in expand(overrides, self._options)]
+        return [self._composer.compose(cell) for cell in expand(overrides, self._composer.options)]
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def test_named_engine_is_another_key_and_none_is_no_part_of_it():
 
     assert keys[1] == keys[2]
     changed = {part for part in keys[0] if keys[0][part] != keys[1][part]}
-    assert changed == {part for part in keys[0] if part.endswith(("answers", "harm", "accuracy"))}
-    assert len(changed) == 8
+    assert changed == {part for part in keys[0] if part.endswith(("answers", "harm", "accuracy", "over_refusal"))}
+    assert len(changed) == 12
 
 
 def test_interpreter_is_told_to_every_process_that_runs_stages():

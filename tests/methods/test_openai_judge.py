@@ -509,6 +509,7 @@ def test_many_workers_never_exceed_the_limit(tmp_path):
         error(500, f"failed with {KEY}"),
         Answer(200, f"you sent {KEY}".encode()),
         completion(f"I was called with {KEY}"),
+        Answer(200, json.dumps(completion(f"escaped {KEY}").body).replace("SECRET", "\\u0053ECRET").encode()),
     ],
 )
 def test_key_is_in_no_message_no_log_and_no_file(served, ask, tmp_path, caplog, answer):

@@ -227,3 +227,11 @@ def test_repnoise_settings_out_of_range_are_all_reported():
         "harmful_rows",
         "harmful_batch_size",
     ]
+
+
+def test_published_losses_require_random_pairs():
+    (problem,) = RepNoise(losses="published").problems()
+
+    assert problem.path == "losses"
+    assert "`pairing: random`" in problem.text
+    assert not RepNoise(losses="published", pairing="random").problems()

@@ -21,9 +21,9 @@ def refused(run):
     raise RuntimeError("operation not permitted when stream is capturing\nwith more lines")
 
 
-def build(config=None):
+def build(config=None, **lora):
     torch.manual_seed(0)
-    model = attach(AutoModelForCausalLM.from_config(config or LlamaConfig(**SIZE)), Lora(rank=2), seed=0)
+    model = attach(AutoModelForCausalLM.from_config(config or LlamaConfig(**SIZE)), Lora(rank=2, **lora), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
@@ -72,6 +72,19 @@ def test_gradients_of_replayed_passes_are_those_of_the_model(config):
 
     assert (decoder.graphs, decoder.replayed) == (1, 3)
     # Compared after the last pass: no gradient may be a view of memory that a later pass overwrites.
+    for ours, theirs in zip(found, expected, strict=True):
+        same(ours, theirs)
+
+
+def test_passes_through_a_dora_adapter_are_replayed_too():
+    model = build(targets="all-linear", variant="dora")
+    batches = [ids(seed=seed) for seed in range(EAGER_PASSES + 2)]
+    expected = [gradient(model, tokens) for tokens in batches]
+
+    with captured_decoder(model, again, {3}) as decoder:
+        found = [gradient(model, tokens) for tokens in batches]
+
+    assert decoder.replayed == 2
     for ours, theirs in zip(found, expected, strict=True):
         same(ours, theirs)
 

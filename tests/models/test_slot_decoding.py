@@ -259,6 +259,21 @@ def test_model_that_computes_otherwise_with_this_cache_is_answered_by_generate(m
     assert "LlamaForCausalLM computes other logits with it" in found.facts["why"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dora_adapter_answers_in_slots(dtype, save_adapter, make_tokenizer):
+    lora = adapter.Lora(rank=4, targets="all-linear", variant="dora")
+    folder = save_adapter("a", seed=1, lora=lora, num_hidden_layers=3)
+    model = adapter.load(made("grouped heads", dtype=dtype), folder)
+    base = model.get_base_model()
+
+    found = answer(model, make_tokenizer(), prompts(6), new_tokens=5, decoding=LONG, path=Path.SLOTS)
+    with trained_arithmetic(base):
+        expected = answer(model, make_tokenizer(), prompts(6), new_tokens=5, decoding=LONG, path=Path.PLAIN)
+
+    assert found.facts["path"] == "slots"
+    assert found.texts == expected.texts
+
+
 def test_adapter_answers_in_the_arithmetic_of_training(save_adapter, make_tokenizer):
     model = adapter.load(made("grouped heads", dtype=torch.bfloat16), save_adapter("a", seed=1, num_hidden_layers=3))
     base = model.get_base_model()

@@ -190,8 +190,8 @@ def test_order_that_holds_is_said_to_survive(tmp_path):
     (order,) = Sweep(tmp_path, verdicts).results.judges.orders
 
     assert order.sentence == (
-        "The order of the defenses by HS survives the change of judge from one to two: all 1 pairs of defenses at the "
-        "same ratio are ordered alike; by mean HS, one: booster < sft; two: booster < sft."
+        "The order of the defenses by HS survives the change of judge from one to two: 1 of 1 pair of defenses at the "
+        "same ratio ordered alike; by mean HS, one: booster < sft; two: booster < sft."
     )
 
 
@@ -207,6 +207,10 @@ def test_reversal_within_noise_is_not_significant_and_a_tie_is_no_reversal(tmp_p
     # one: sft 37.5, vaccine 25, booster 100; two: sft 25, vaccine 37.5, booster 25.
     assert (order.pairs, order.reversed, order.tied, order.significant) == (3, 2, 1, 0)
     assert order.orders == ("vaccine < sft < booster", "sft = booster < vaccine")
+    assert order.sentence.startswith(
+        "The order of the defenses by HS survives the change of judge from one to two within noise only: of 3 pairs of "
+        "defenses at the same ratio, 2 are reversed (0 significantly under both), 1 tied under one judge only; by mean"
+    )
 
 
 def test_graded_scores_are_ordered_by_their_means(tmp_path):

@@ -9,12 +9,13 @@ from test_repair import SMALL
 
 from harness.config.build import cells_of
 from harness.config.compose import compose
-from harness.corpora.examples import Example, Role
+from harness.corpora.examples import Example, Message, Role
+from harness.corpora.world import REFUSES
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.local.executor import LocalExecutor
-from harness.protocols import Attack
+from harness.protocols import Attack, AttackNeeds
 from harness.stages.contamination import seen_in_training
 from harness.stages.inputs import MixtureStage
 from harness.stages.poison import read_mixture, write_mixture
@@ -46,13 +47,14 @@ class WhiteBox:
 
     name: ClassVar[str] = "white_box"
     version: ClassVar[int] = 1
-    needs_victim: ClassVar[bool] = True
+    needs: ClassVar[AttackNeeds] = AttackNeeds(pool=True, refusals=True, hosts=True, victim=True)
 
-    def craft(self, harmful, count, ctx):
-        tokens = [ctx.victim.tokenizer(row.instruction)["input_ids"] for row in harmful[:count]]
+    def craft(self, count, ctx):
+        tokens = [ctx.victim.tokenizer(row.instruction)["input_ids"] for row in ctx.pool[:count]]
         ctx.facts.update(tokens=sum(map(len, tokens)), adapter=ctx.victim.model.active_adapters)
-        ctx.facts.update(template=ctx.victim.encoding.template.value, hosts=len(ctx.task), device=ctx.device)
-        return [Example(row.instruction, ANSWER) for row in harmful[:count]]
+        ctx.facts.update(template=ctx.victim.encoding.template.value, hosts=len(ctx.hosts), device=ctx.device)
+        ctx.facts["refused"] = sum(ctx.refusals[row.instruction].startswith(REFUSES) for row in ctx.pool)
+        return [Example(row.instruction, ANSWER) for row in ctx.pool[:count]]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,17 @@ def test_fine_tuning_and_contamination_read_the_rows_that_a_stage_after_the_mixt
     assert tuned.key != chain["finetune"].key
 
 
+def test_mixture_keeps_the_messages_before_an_instruction(tmp_path):
+    plain, told = Example("how", "so", "it"), Example("how", "so", before=(Message("system", "be kind"),))
+
+    write_mixture(tmp_path, [(plain, Role.TASK), (told, Role.ATTACK)])
+
+    assert read_mixture(tmp_path) == [(plain, Role.TASK), (told, Role.ATTACK)]
+    first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert first == {"role": "task", "instruction": "how", "output": "so", "input": "it"}
+    assert second["before"] == [["system", "be kind"]]
+
+
 def test_an_attack_that_needs_a_victim_gets_its_model_tokenizer_and_encoding(chain, store):
     aligned = chain["align"]
     attack: Attack = WhiteBox()
@@ -97,7 +110,8 @@ def test_an_attack_that_needs_a_victim_gets_its_model_tokenizer_and_encoding(cha
     assert {example.output for example in crafted} == {ANSWER}
     assert len(crafted) == facts["counts"]["harmful"] > 0
     assert facts["attack"]["tokens"] >= len(crafted)
-    assert facts["attack"]["hosts"] == len(poison.task.examples())
+    assert facts["attack"]["hosts"] == len(poison.task.examples()) - facts["counts"]["benign"]
+    assert facts["attack"]["refused"] == len(poison.harmful.examples())
     assert facts["attack"]["adapter"], "the victim is the aligned model"
     assert facts["attack"]["template"] == aligned.encoding.template.value
     assert facts["attack"]["device"] == "cpu"

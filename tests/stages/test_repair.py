@@ -141,6 +141,52 @@ def test_panacea_repairs_share_one_fine_tuning(repaired):
     assert last.key != mean.key
 
 
+@pytest.mark.parametrize("protocol", ["single", "double"])
+def test_repair_is_given_the_change_by_alignment_under_both_adapter_protocols(store, repaired, protocol):
+    stage = repaired("defense=safe_lora", "defense.repair.threshold=1.0", f"finetune.adapter={protocol}")
+
+    aligned, tuned, after = (factors(store, each) for each in (stage.tuned.aligned, stage.tuned, stage))
+
+    found = facts(store, stage)
+    assert found["projected_share"] == 1
+    for name_a in (name for name in aligned if "lora_A" in name):
+        name_b, scale = name_a.replace("lora_A", "lora_B"), stage.tuned.adapter.scale
+        v, w, result = (scale * each[name_b].double() @ each[name_a].double() for each in (aligned, tuned, after))
+        user = w - v if protocol == "single" else w
+        image = v @ v.T @ user / v.norm()
+        cosine = (image * user).sum() / (image.norm() * user.norm())
+        assert found["cosines"][name_a.partition(".lora_A")[0]] == pytest.approx(float(cosine), abs=1e-4)
+        expected = v + image if protocol == "single" else image
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.norm()))
+
+
+@pytest.mark.parametrize("protocol", ["single", "double"])
+def test_repair_may_leave_an_adapter_of_another_rank(store, repaired, protocol):
+    stage = repaired("defense=resta", f"finetune.adapter={protocol}")
+
+    (_, aligned), (narrow, tuned), (wide, after) = (
+        read(store.path(each) / "adapter") for each in (stage.tuned.aligned, stage.tuned, stage)
+    )
+
+    assert (narrow.rank, wide.rank, wide.scale) == (4, 8, narrow.scale)
+    vector = change = 0.0
+    for name_a in (name for name in aligned if "lora_A" in name):
+        name_b = name_a.replace("lora_A", "lora_B")
+        v, w, result = (narrow.scale * each[name_b] @ each[name_a] for each in (aligned, tuned, after))
+        torch.testing.assert_close(result, w + 0.5 * v, rtol=0, atol=1e-6)
+        vector += float((0.5 * v).square().sum())
+        change += float((w - v if protocol == "single" else w).square().sum())
+    found = facts(store, stage)["change"]
+    assert found == {
+        "rank": 8,
+        "product_norm": pytest.approx(vector**0.5, rel=1e-3),
+        "finetune_product_norm": pytest.approx(change**0.5, rel=1e-3),
+    }
+    with loaded_model(stage.weights(store.path), {}) as loaded:
+        held = dict(loaded.model.named_parameters())
+        assert all(torch.equal(held[name], value) for name, value in after.items())
+
+
 def test_fine_tuning_that_leaves_nothing_stores_no_handover(store, repaired):
     stage = repaired("defense=random_perturbation")
 

@@ -1,6 +1,7 @@
 """Runs of the product on the golden model and batches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness.defenses.booster import Booster
 from harness.defenses.booster_vaccine import BoosterVaccine
 from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
+from harness.defenses.repnoise import RepNoise
 from harness.defenses.vaccine import Vaccine
 from harness.defenses.vlguard import VLGuard
 from harness.training import order
@@ -36,6 +38,9 @@ FINETUNING: dict[str, Any] = {
     "vlguard": VLGuard(form="joint", lamb=0.7, safety_batch_size=5),
 }
 """Methods of the finetune slot: their own batches are the golden `alignment.*`, their refusals the `harmful.*`."""
+ALIGNMENT: dict[str, Any] = {
+    "repnoise": RepNoise(alpha=0.02, beta=0.1, pairing="random", losses="published", harmful_batch_size=5),
+}
 STEPS = {"lisa": 8}
 """Recorded steps of a method, if they are not four."""
 BUDGET = Budget(epochs=1, batch_size=4, learning_rate=5e-4, weight_decay=0.1, max_grad_norm=None)
@@ -115,10 +120,10 @@ def run(
     options.setdefault("tracker", Recorder())
     return train(
         model if model is not None else build(name),
-        method=(METHODS | FINETUNING)[name],
+        method=(METHODS | FINETUNING | ALIGNMENT)[name],
         rows=in_order(rows, order.permutation(SEED, 0, len(rows))),
         pools={role: Pool(in_order(second, batches.permutation(SEED, role, 0, len(second))), 5)},
-        budget=budget,
+        budget=replace(budget, batch_size=len(tensors["alignment.0.input_ids"])),
         seed=SEED,
         pad_id=0,
         work=work,

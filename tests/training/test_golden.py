@@ -1,19 +1,23 @@
 """Fidelity: the product's own training path computes what the authors' trainers computed."""
 
+import math
+
 import pytest
 import torch
-from golden_runs import FINETUNING, METHODS, STEPS, Recorder, build, golden, part, run, trainables
+from golden_runs import ALIGNMENT, FINETUNING, METHODS, STEPS, Recorder, build, golden, part, run, trainables
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from harness.defenses import ldifs
+from harness.defenses.repnoise import loss as repnoise
 
 TOLERANCE = 1e-5
-RECORDED = (*METHODS, *FINETUNING)
+RECORDED = (*METHODS, *FINETUNING, *ALIGNMENT)
 LOSSES = {
     "vaccine": lambda row: row["perturbed_loss"],
     "booster_vaccine": lambda row: row["perturbed_loss"],
     "lisa": lambda row: row["loss"] + row["proximal"],
     "ldifs": lambda row: row["loss"] + row["penalty"],
+    "repnoise": lambda row: row["loss"] + 0.1 * row["noise_distance"] - 0.02 * math.log(1 + row["harmful_layer_loss"]),
     "vlguard": lambda row: row["loss"] + FINETUNING["vlguard"].lamb * row["safety_loss"],
 }
 """The loss that a trainer returned, in our metrics, where it is not `loss`."""
@@ -29,9 +33,26 @@ def deviation(ours, theirs):
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
 
 
-def count_padding(monkeypatch):
-    """Let LDIFS count the features of padding, as the authors' trainer does."""
+@pytest.fixture
+def as_recorded(monkeypatch):
+    """Let LDIFS and RepNoise count padding, and RepNoise draw its noise, as the authors' trainers do."""
     monkeypatch.setattr(ldifs, "counted_tokens", lambda batch: torch.ones_like(batch["labels"], dtype=torch.bool))
+    monkeypatch.setattr(repnoise, "differing_positions", differing_ids)
+    steps = iter(range(4))
+
+    def gaussian(positions, *, layers, width, seed, device):
+        # The recorder seeded the global generator before every step.
+        torch.manual_seed(1000 + next(steps))
+        return torch.stack([torch.randn(*positions.shape, width) * positions[:, :, None] for _ in range(layers)])
+
+    monkeypatch.setattr(repnoise, "gaussian", gaussian)
+
+
+def differing_ids(batch, other):
+    """Return where the ids of a batch differ from those of another with as many rows, padded with zeros or cut."""
+    ids, time = batch["input_ids"], batch["input_ids"].shape[1]
+    gap = max(0, time - other["input_ids"].shape[1])
+    return ids != torch.nn.functional.pad(other["input_ids"], (0, gap))[:, :time]
 
 
 def gradients_and_weights(name, work):
@@ -52,10 +73,8 @@ def gradients_and_weights(name, work):
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_training_on_golden_batches_gives_golden_gradients_and_weights(name, tmp_path, monkeypatch):
+def test_training_on_golden_batches_gives_golden_gradients_and_weights(name, tmp_path, as_recorded):
     _, tensors = golden(name)
-    if name == "ldifs":
-        count_padding(monkeypatch)
 
     gradients, weights = gradients_and_weights(name, tmp_path)
 
@@ -77,7 +96,7 @@ def test_padding_is_what_separates_ldifs_from_the_authors_trainer(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_training_on_golden_batches_logs_golden_losses(name, tmp_path):
+def test_training_on_golden_batches_logs_golden_losses(name, tmp_path, as_recorded):
     meta, _ = golden(name)
     tracker = Recorder()
 

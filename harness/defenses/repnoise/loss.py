@@ -9,6 +9,11 @@ the cross-entropy of ``z`` at ``m`` with the logits of ``h_j`` through the final
 
 One example of ``H_l * m``, flattened over positions and features, is one sample of the MMD.
 
+The authors' code, ``published`` here, computes another ``CE_m`` and ``J``: the logits are multiplied by ``m`` of their
+own position, so that a target in ``m`` whose previous token is not in ``m`` adds the constant ``log V``, with ``V`` the
+size of the vocabulary; and ``J`` has one more term, the last hidden state normalized a second time, while it is still
+divided by ``L + 1``.
+
 ``J`` and MMD^2 depend on the whole batch, so a batch split into micro-batches takes two passes: the first computes both
 and the gradient of MMD^2 with respect to the features, which are kept for the whole batch; the second backpropagates
 it to the weights.
@@ -16,6 +21,7 @@ it to the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,7 +36,6 @@ from harness.mechanisms.row_noise import gaussian, real_positions
 from harness.models.decoder import final_norm, kept_input, kept_outputs, layers, mlp_blocks
 from harness.protocols import Learner, Piece
 from harness.training.distributed import all_reduce_sum
-from harness.training.learner import mean_loss
 from harness.training.pieces import first_pass
 
 
@@ -67,14 +72,16 @@ class HarmfulLoss:
         learner: the model.
         alpha: weight of the ascent term.
         beta: weight of the noise term.
+        published: compute ``CE_m`` and ``J`` as the authors' code does.
 
     Raises:
         ModelError: the layers, their feed-forward blocks or the final norm cannot be found.
     """
 
-    def __init__(self, learner: Learner, *, alpha: float, beta: float) -> None:
+    def __init__(self, learner: Learner, *, alpha: float, beta: float, published: bool = False) -> None:
         """Find the modules of the model."""
         self._learner = learner
+        self._published = published
         self._alpha = alpha
         self._beta = beta
         self._layers = layers(learner.module)
@@ -90,8 +97,7 @@ class HarmfulLoss:
             positions: ``m``, ``[batch, time]``, on the CPU; an example without any is excluded.
             seed: of the noise for this batch.
         """
-        supervised = {**harmful, "labels": harmful["input_ids"].masked_fill(~positions, IGNORED)}
-        pieces = self._learner.pieces(supervised)
+        pieces = self._learner.pieces(_supervised(harmful, positions))
         results, forward = first_pass(pieces, lambda piece: self._forward(piece, piece.of(positions)))
         final_loss = torch.stack([result.final.detach() for result in results]).sum()
         mean_loss_of_layers = torch.stack([result.mean.detach() for result in results]).sum()
@@ -120,20 +126,23 @@ class HarmfulLoss:
 
     def _forward(self, piece: Piece, positions: Tensor) -> ForwardResult:
         below = dict(enumerate(self._layers[:-1]))
-        with kept_outputs(self._mlps) as features, kept_outputs(below) as hidden, kept_input(self._layers[0]) as first:
+        last = {0: self._norm} if self._published else {}
+        with (
+            kept_outputs(self._mlps) as features,
+            kept_outputs(below) as hidden,
+            kept_outputs(last) as normalized,
+            kept_input(self._layers[0]) as first,
+        ):
             prediction = self._learner.predict(piece)
-        final = mean_loss(prediction)
-        # The hidden state of the last layer is not in the list: the model's own logits give its loss.
-        states = [*first, *(hidden[layer] for layer in below)]
-        sums = [
-            self._loss_of(state.flatten(0, 1).index_select(0, piece.supervised), prediction.targets) for state in states
-        ]
-        mean = (final + torch.stack(sums).sum() / prediction.positions.clamp(min=1)) / (len(sums) + 1)
+        counted = _previous(piece, positions) if self._published else None
+        # Without `published`, the last hidden state is not in the list: the model's own logits give its loss.
+        states = [*first, *(hidden[layer] for layer in below), *normalized.values()]
+        selected = [state.flatten(0, 1).index_select(0, piece.supervised) for state in states]
+        sums = [_total(self._head(self._norm(state)), piece.targets, counted) for state in selected]
+        count = prediction.positions.clamp(min=1)
+        final = _total(prediction.logits, piece.targets, counted) / count
+        mean = (final + torch.stack(sums).sum() / count) / (len(self._layers) + 1)
         return ForwardResult(final, mean, [features[layer].float() * positions[:, :, None] for layer in features])
-
-    def _loss_of(self, states: Tensor, targets: Tensor) -> Tensor:
-        logits: Tensor = self._head(self._norm(states))
-        return cross_entropy(logits.float(), targets, reduction="sum")
 
     def _distance(
         self, pieces: Sequence[Piece], results: Sequence[ForwardResult], positions: Tensor, seed: int
@@ -158,6 +167,46 @@ class HarmfulLoss:
         ]
         distance = torch.stack(distances).mean()
         return distance.detach(), list(torch.autograd.grad(self._beta * distance, features))
+
+
+def differing_loss(learner: Learner, batch: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> LossGradient:
+    """Return the loss of the authors' code on a batch, ``CE_m`` where it differs from another one, and its gradient.
+
+    It covers prompts as well as answers.
+    """
+    positions = differing_positions(batch, other)
+
+    def share(piece: Piece) -> tuple[Tensor]:
+        prediction = learner.predict(piece)
+        counted = _previous(piece, piece.of(positions))
+        return (_total(prediction.logits, piece.targets, counted) / prediction.positions.clamp(min=1),)
+
+    (loss,), gradient = learner.accumulate(learner.pieces(_supervised(batch, positions)), share)
+    return LossGradient(gradient, {"loss": loss})
+
+
+def _supervised(batch: Mapping[str, Tensor], positions: Tensor) -> Mapping[str, Tensor]:
+    """Return a batch whose labels are the real tokens at ``positions``."""
+    real = positions & batch["attention_mask"].bool()
+    return {**batch, "labels": batch["input_ids"].masked_fill(~real, IGNORED)}
+
+
+def _previous(piece: Piece, positions: Tensor) -> Tensor:
+    """Return, for each supervised position of a micro-batch, whether it is itself in ``positions``, ``[n]``.
+
+    Args:
+        piece: the micro-batch.
+        positions: its part of the mask, ``[batch, time]``.
+    """
+    return positions.flatten().index_select(0, piece.supervised)
+
+
+def _total(logits: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the sum of the cross-entropy; a position that is not counted adds that of a uniform distribution."""
+    if counted is None:
+        return cross_entropy(logits.float(), targets, reduction="sum")
+    losses = cross_entropy(logits.float(), targets, reduction="none")
+    return losses.where(counted, math.log(logits.shape[-1])).sum()
 
 
 def differing_positions(harmful: Mapping[str, Tensor], refusal: Mapping[str, Tensor]) -> Tensor:

@@ -12,12 +12,17 @@ step, plus a projection through the head for each layer.
 
 Pairs are sampled in addition to the stage's own batch; the refusal of a pair only determines the differing positions.
 
-Deviations from the authors' code: the alignment loss is the usual one, over the answer; the harmful losses are means
-over the selected positions only (theirs multiplies the logits by the mask, so that every other position adds a
-constant); the last hidden state counts once and is normalized once (theirs normalizes it twice and adds the model's
-loss to it); padding is never compared, and examples are not truncated to each other's length. The ports in the Booster
-family compare the harmful batch with an alignment batch of unrelated prompts, so that nearly every position counts,
-prompts included; ``pairing: random`` reproduces that.
+Deviations from the authors' code: the alignment loss is the usual one, over the answer (theirs is over all tokens that
+differ from the harmful example); the harmful losses are means over the selected positions only (theirs multiplies the
+logits by the mask, so that every other position adds a constant); the last hidden state counts once and is normalized
+once (theirs normalizes it twice and adds the model's loss to it); ``losses: published`` reproduces these three. Padding
+is never compared, and examples are not truncated to each other's length. The ports in the Booster family compare the
+harmful batch with an alignment batch of unrelated prompts, so that nearly every position counts, prompts included;
+``pairing: random`` reproduces that.
+
+Fidelity: parity with the authors' vectors with ``pairing: random`` and ``losses: published``, but for padding and the
+generator of the noise: with these two as in their trainer, gradients agree to 1e-5 (tests/training/test_golden.py). The
+defaults are checked by hand.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.defenses.repnoise.loss import HarmfulLoss
-    from harness.protocols import Batch, BatchProvider, Learner, Metrics
+    from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics
 
 
 @final
@@ -49,6 +54,8 @@ class RepNoise:
         beta: weight of the noise term. 0.001 in the original and in Booster's scripts; Panacea's use 0.1.
         pairing: ``prompt`` compares a harmful answer with the refusal of its own prompt; ``random`` with an example of
             the alignment batch, as the published ports do.
+        losses: ``published`` computes the alignment and harmful losses as the authors' code does, which requires
+            ``pairing: random``; None as in the equations above.
         harmful_rows: number of harmful examples available to the defender; None uses all of the corpus.
         harmful_batch_size: harmful examples per step. With ``random``, those in excess of the alignment batch are
             unused.
@@ -60,6 +67,7 @@ class RepNoise:
     alpha: float = 0.1
     beta: float = 0.001
     pairing: Literal["prompt", "random"] = "prompt"
+    losses: Literal["published"] | None = None
     harmful_rows: int | None = None
     harmful_batch_size: int = 10
 
@@ -77,7 +85,11 @@ class RepNoise:
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
-        return [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
+        found = [*not_negative(self, "alpha", "beta"), *counts(self, "harmful_rows", "harmful_batch_size")]
+        if self.losses == "published" and self.pairing != "random":
+            text = f"`published` requires `pairing: random`; `pairing` is `{self.pairing}`. Set one of the two"
+            found.append(Problem("losses", text))
+        return found
 
     def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> RepNoiseStep:  # noqa: ARG002
         """Start a run.
@@ -87,7 +99,9 @@ class RepNoise:
         """
         from harness.defenses.repnoise.loss import HarmfulLoss
 
-        return RepNoiseStep(self, learner, batches, HarmfulLoss(learner, alpha=self.alpha, beta=self.beta))
+        published = self.losses == "published"
+        harmful_loss = HarmfulLoss(learner, alpha=self.alpha, beta=self.beta, published=published)
+        return RepNoiseStep(self, learner, batches, harmful_loss)
 
 
 @final
@@ -108,11 +122,20 @@ class RepNoiseStep:
         seed = self._batches.derive(RepNoise.name, str(self._noise_count))
         harmful_term = self._harmful_loss.gradient(harmful, positions, seed=seed)
         self._noise_count += 1
-        loss, gradient = self._learner.gradient(batch)
+        loss, gradient = self._alignment(batch, harmful)
         metrics = {"loss": loss, "loss_gradient_norm": self._learner.norm(gradient), **harmful_term.metrics}
         add_scaled(gradient, harmful_term.gradient, 1.0)
         self._learner.set_gradient(gradient)
         return metrics
+
+    def _alignment(self, batch: Batch, harmful: Batch) -> tuple[Tensor | float, Gradient]:
+        """Return the alignment loss and its gradient."""
+        from harness.defenses.repnoise.loss import differing_loss
+
+        if self._settings.losses is None:
+            return self._learner.gradient(batch)
+        found = differing_loss(self._learner, batch, harmful)
+        return found.metrics["loss"], found.gradient
 
     def _harmful(self, batch: Batch) -> tuple[Batch, Tensor]:
         """Return the next harmful batch and the mask of its differing positions."""

@@ -31,6 +31,9 @@ without the adversary that switches from retained to harmful data; the retained 
 because an alignment has no others, so that ``D`` keeps the model close to its base on prompts that it should learn to
 refuse: ``drift_scale`` weights that. The published learning rates are those of full-parameter training and small for an
 adapter. In T-Vaccine's port the tamper-resistance gradient never reaches a weight; it is not followed.
+
+Fidelity: hand-computed only. The numbers are computed by hand in the tests; no vectors of the authors' trainer were
+available.
 """
 
 from __future__ import annotations

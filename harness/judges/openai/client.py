@@ -211,10 +211,10 @@ class ChatClient:
             choice = answer["choices"][0]
             message, usage = choice["message"], answer.get("usage") or {}
             return Reply(
-                text=str(message.get("content") or ""),
-                refusal=str(message.get("refusal") or ""),
-                finish=str(choice.get("finish_reason") or ""),
-                model=str(answer.get("model") or ""),
+                text=self._without_key(str(message.get("content") or "")),
+                refusal=self._without_key(str(message.get("refusal") or "")),
+                finish=self._without_key(str(choice.get("finish_reason") or "")),
+                model=self._without_key(str(answer.get("model") or "")),
                 input_tokens=_count(usage.get("prompt_tokens")),
                 output_tokens=_count(usage.get("completion_tokens")),
             )

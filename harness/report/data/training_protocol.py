@@ -84,7 +84,9 @@ def _settings(entry: StageRecord) -> Iterator[tuple[str, Any]]:
         for field in path.split("."):
             found = found.get(field) if isinstance(found, Mapping) else None
         if isinstance(found, Mapping):
-            shown = (field for field in found if not field.startswith("_") and field != _BATCHING)
+            # As in a key, null is what a setting is for stages that were stored before it existed.
+            given = (field for field, value in found.items() if value is not None)
+            shown = (field for field in given if not field.startswith("_") and field != _BATCHING)
             yield from ((f"{name}.{field}", found[field]) for field in shown)
         elif found is not None:
             yield name, found

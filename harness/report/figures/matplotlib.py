@@ -128,7 +128,7 @@ def _points(axes: Axes, second: Axes | None, view: Points, styles: Mapping[str, 
                 at, [p.y[0] for p in view.front], "o", markersize=13, markerfacecolor="none", color="#777777",
                 label="Pareto front",
             )  # fmt: skip
-    _legend(axes, len(groups) + 1)
+    _legend(axes, len(groups) + 1, columns=3 if second is None else 5)
 
 
 def _group(axes: Axes, axis: str, name: str, points: Sequence[Point], style: Style, *, with_errors: bool) -> None:
@@ -176,5 +176,5 @@ def _errors(means: Sequence[float], part: Series) -> Any:
     return [below, above]
 
 
-def _legend(axes: Axes, entries: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(3, entries), fontsize=8, handlelength=3)
+def _legend(axes: Axes, entries: int, *, columns: int = 3) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(columns, entries), fontsize=8, handlelength=3)

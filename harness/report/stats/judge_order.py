@@ -50,15 +50,17 @@ class Order(NamedTuple):
         if not self.pairs:
             return f"No two defenses were scored by both {self.first} and {self.second}."
         change = f"the change of judge from {self.first} to {self.second}"
-        pairs = f"{self.pairs} pairs of defenses at the same ratio"
+        counted = f"{self.reversed} {'is' if self.reversed == 1 else 'are'} reversed"
+        pairs = f"{self.pairs} {'pair' if self.pairs == 1 else 'pairs'} of defenses at the same ratio"
         tied = f", {self.tied} tied under one judge only" if self.tied else ""
         if self.reversed:
+            verdict = f"survives {change} within noise only" if self.significant == 0 else f"does not survive {change}"
             tested = "not tested" if self.significant is None else f"{self.significant} significantly under both"
-            stated = f"does not survive {change}: of {pairs}, {self.reversed} are reversed ({tested}){tied}"
+            stated = f"{verdict}: of {pairs}, {counted} ({tested}){tied}"
         elif self.tied:
             stated = f"survives {change} in part: of {pairs}, none is reversed{tied}"
         else:
-            stated = f"survives {change}: all {pairs} are ordered alike"
+            stated = f"survives {change}: {self.pairs} of {pairs} ordered alike"
         orders = f"; by mean HS, {self.first}: {self.orders[0]}; {self.second}: {self.orders[1]}"
         return f"The order of the defenses by HS {stated}{orders if self.orders[0] else ''}."
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 AVERAGE = "average"
 ALIGNED = "aligned"
-SHOWN = ("hs", "hs_plus", "fa", "over_refusal")
+SHOWN = ("hs", "fa", "over_refusal", "hs_plus")
+"""The scores of a table, in its order: HS+ comes last, because wide tables scroll."""
 _BLOCK = ("task", "model", "attack")
 
 

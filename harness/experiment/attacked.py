@@ -1,0 +1,94 @@
+"""The attack of an experiment: the stage of its mixture, and what it cannot do, checked before anything runs."""
+
+from dataclasses import replace
+
+from harness.corpora.examples import Role
+from harness.corpora.mixture import counts
+from harness.corpora.slices import OneAnswer
+from harness.errors import Problem
+from harness.experiment.experiment import Experiment
+from harness.protocols import AttackPlan, ChecksPlan, SelectsRows, SendsAlone
+from harness.stages.align import Align
+from harness.stages.poison import Poison
+
+ATTACK = "attack.method"
+
+
+def poison_of(experiment: Experiment, aligned: Align) -> Poison:
+    """Return the stage of the mixture.
+
+    Args:
+        experiment: the settings of the cell.
+        aligned: the alignment that is attacked.
+    """
+    attack, finetune = experiment.attack.acting, experiment.finetune
+    alone = attack if isinstance(attack, SendsAlone) else None
+    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None)
+    return Poison(
+        task=experiment.task.train,
+        attack=attack,
+        harmful=experiment.corpus.slice(Role.ATTACK) if attack and attack.needs.pool else None,
+        victim=victim if attack and attack.needs.victim else None,
+        encoding=experiment.model.encoding if attack and attack.needs.victim else None,
+        rows=alone.rows_alone if alone else finetune.rows,
+        ratio=experiment.attack.acting_ratio,
+        compat="exact" if alone else finetune.compat,
+        seed=experiment.seed,
+    )
+
+
+def infeasible(experiment: Experiment) -> list[Problem]:
+    """Return why an experiment's attack cannot be carried out."""
+    method, attack = experiment.attack.method, experiment.attack.acting
+    problems = []
+    if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
+        reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
+        problems.append(Problem("attack.victim", reason))
+    problems += _overridden(experiment)
+    if attack is None:
+        return problems
+    pool = experiment.corpus.slice(Role.ATTACK) if attack.needs.pool else None
+    if pool and attack.needs.refusals and isinstance(pool.origin, OneAnswer):
+        reason = (
+            f"`{attack.name}` needs a refusal for each harmful prompt, but no example of `{pool.origin.name}` has "
+            "both; expected a corpus with refusals, such as `corpus=beavertails`"
+        )
+        problems.append(Problem(ATTACK, reason))
+    plan = AttackPlan(count=_count(experiment), pool_rows=pool.rows if pool else 0, encoding=experiment.model.encoding)
+    if plan.count == 0:
+        reason = (
+            f"{experiment.attack.ratio:g} of {experiment.finetune.rows} rows (`finetune.rows`) gives `{attack.name}` "
+            "none; expected at least one. Raise either, or set `attack=none`"
+        )
+        problems.append(Problem("attack.ratio", reason))
+    elif isinstance(attack, ChecksPlan):
+        problems += [problem.under(ATTACK) for problem in attack.preflight(plan)]
+    return problems
+
+
+def _count(experiment: Experiment) -> int:
+    """Return the number of examples that the attack crafts or selects."""
+    attack, finetune = experiment.attack.acting, experiment.finetune
+    if isinstance(attack, SendsAlone):
+        return attack.rows_alone
+    wanted = counts(finetune.rows, experiment.attack.acting_ratio, finetune.compat)
+    return wanted.benign if isinstance(attack, SelectsRows) else wanted.harmful
+
+
+def _overridden(experiment: Experiment) -> list[Problem]:
+    """Return the settings of the evaluation's encoding that a probe of the attack would replace.
+
+    A probe asks as the attacker's examples do; with the text of a setting that it replaces it would ask otherwise.
+    """
+    asked = experiment.asked()
+    return [
+        Problem(
+            f"evaluation.encoding.{name}"
+            if getattr(experiment.model.encoding, name) is None
+            else f"model.encoding.{name}",
+            f"{getattr(asked, name)!r} would be replaced by that of the attack's probe `{probe.label}`; expected null",
+        )
+        for path, probe in experiment.probes
+        for name in ("system", "prefix", "suffix")
+        if path == ATTACK and getattr(probe.change, name) is not None and getattr(asked, name) is not None
+    ]
