@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
+from harness.config.attacker import Attacker
 from harness.config.compose import Composition, compose
 from harness.config.defense_slots import GROUP, label, slots_without_method
 from harness.config.hydra_errors import HydraError, undecodable_files
@@ -51,6 +52,7 @@ class Settings:
     tracker: TrackerSettings
     targets: tuple[str, ...]
     on_invalid: OnInvalid = "refuse"
+    attacker: Attacker | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

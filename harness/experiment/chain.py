@@ -10,13 +10,22 @@ from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
+from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, ExampleSource, MeasuredTask, RepairMethod, TrainedGuard, TrainMethod
+from harness.protocols import (
+    DataRequirement,
+    ExampleSource,
+    MeasuredTask,
+    NeedsSafeAdapter,
+    RepairMethod,
+    TrainedGuard,
+    TrainMethod,
+)
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
@@ -26,6 +35,7 @@ from harness.stages.inputs import ModelStage
 from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
 from harness.stages.poison import Poison
+from harness.stages.refusals import Refusals
 from harness.stages.repair import Repair
 
 
@@ -78,13 +88,28 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         chain |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     chain["finetune"] = tuned
     final_model: Finetune | Repair = tuned
-    if experiment.defense.repair is not None:
+    if (repair := experiment.defense.repair) is not None:
+        safe = None
+        if isinstance(repair, NeedsSafeAdapter):
+            refusals = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
+            safe = Finetune(
+                aligned=aligned,
+                mixture=refusals,
+                budget=finetune.budget,
+                protocol=finetune.adapter,
+                adapter=_tuned_adapter(experiment),
+                encoding=encoding,
+                # A fresh adapter that starts like the user's would make their cross terms larger.
+                seed=derive(experiment.seed, "safe"),
+            )
+            chain |= {"safe_rows": refusals, "safe": safe}
         final_model = Repair(
             tuned=tuned,
-            method=experiment.defense.repair,
-            **_auxiliary_data(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
+            method=repair,
+            **_auxiliary_data(experiment, repair, Role.REFUSAL, Role.HARMFUL),
             encoding=encoding,
             seed=experiment.seed,
+            safe=safe,
         )
         chain["repair"] = final_model
     for prefix, model in (("aligned_", aligned), ("", final_model)):

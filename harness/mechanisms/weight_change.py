@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from harness.protocols import Gradient, Learner
 
+DIGITS = 5
+"""Digits of a cosine, as in Safe LoRA's code."""
+
 
 class AdaptedLayer(NamedTuple):
     """An adapted layer of a fine-tuned model.
@@ -73,8 +76,9 @@ def adapted_layers(learner: Learner, start: Gradient) -> list[AdaptedLayer]:
         scale, first_b = scale_of(learner.module, name), initial[id(b)]
         held = Product(scale * first_b, initial[id(a)]) if bool(first_b.any()) else None
         alignment = learner.alignment.get(name)
-        moved = alignment is not None and bool(alignment.b.any())
-        found.append(AdaptedLayer(name, a, b, scale, held, alignment if moved else None))
+        if alignment is not None and bool((alignment.b == 0).all()):
+            alignment = None
+        found.append(AdaptedLayer(name, a, b, scale, held, alignment))
     return found
 
 
@@ -215,10 +219,28 @@ def orthogonal_projector(change: Product) -> Projector:
     """Return the orthogonal projector onto the column space of a change ``V``."""
     import torch
 
-    left, core_b = torch.linalg.qr(change.b.double())
-    core_a = torch.linalg.qr(change.a.double().T).R
-    directions, singular, _ = torch.linalg.svd(core_b @ core_a.T, full_matrices=False)
+    directions, singular = main_directions(change)
     # Below this the directions of a float32 product are rounding errors.
-    kept = singular > singular[0] * max(change.b.shape[0], change.a.shape[1]) * torch.finfo(torch.float32).eps
-    columns = (left @ directions[:, kept]).to(change.b.dtype)
+    size = max(change.b.shape[0], change.a.shape[1])
+    columns = directions[:, singular > singular[0] * size * torch.finfo(torch.float32).eps]
     return Projector(columns=columns, mapping=columns.T, rows=columns.T @ change.b @ change.a)
+
+
+def cosine(projector: Projector, change: Product) -> float:
+    """Return the cosine between a change and its projection, rounded to five digits; 0 if either is zero."""
+    image = projector.of(change)
+    lengths = norm(image) * norm(change)
+    return round(inner(image, change) / lengths, DIGITS) if lengths else 0.0
+
+
+PROJECTORS = {"published": published_projector, "orthogonal": orthogonal_projector}
+
+
+def main_directions(product: Product) -> tuple[Tensor, Tensor]:
+    """Return the left singular vectors of a product as columns, and its singular values, in descending order."""
+    import torch
+
+    left, core_b = torch.linalg.qr(product.b.double())
+    core_a = torch.linalg.qr(product.a.double().T).R
+    directions, singular, _ = torch.linalg.svd(core_b @ core_a.T, full_matrices=False)
+    return (left @ directions).to(product.b.dtype), singular

@@ -16,9 +16,11 @@ from harness.protocols.attacks import (
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
+    EditsResult,
     HasConflicts,
     HasProbes,
     NeedsPlainLora,
+    NeedsSafeAdapter,
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
@@ -53,6 +55,7 @@ __all__ = [
     "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
+    "EditsResult",
     "ExampleSource",
     "Gradient",
     "HasConflicts",
@@ -66,6 +69,7 @@ __all__ = [
     "ModelSource",
     "Named",
     "NeedsPlainLora",
+    "NeedsSafeAdapter",
     "Piece",
     "Prediction",
     "ProducesOutputs",

@@ -40,6 +40,7 @@ class Repair(Stage):
         harmful: the defender's harmful examples, for methods that need them.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        safe: the model with the safe adapter, for methods that need one.
     """
 
     name: ClassVar[str] = "repair"
@@ -53,6 +54,7 @@ class Repair(Stage):
     harmful: Slice | None = None
     encoding: Encoding
     seed: int
+    safe: Finetune | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples."""
@@ -96,6 +98,9 @@ class Repair(Stage):
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]
             outputs = method_outputs.read(ctx.input(self.tuned), loaded.model, ctx.device)
+            if self.safe is not None:
+                _, stored = adapter.read(ctx.input(self.safe) / ADAPTER)
+                outputs["safe"] = [stored[name].to(ctx.device) for name in names]
             batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))

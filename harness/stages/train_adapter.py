@@ -51,7 +51,8 @@ def fit(
     the micro-batch was reduced after running out of memory; ``lost_in_merge``, for each adapter merged into the base
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
-    by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``).
+    by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
+    method did to the weights after the last step.
 
     Args:
         ctx: the stage's context.
@@ -115,6 +116,8 @@ def fit(
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
+    if report.edit:
+        ctx.facts["edit"] = dict(report.edit)
     if report.passes:
         ctx.facts["passes"] = dict(report.passes)
     record_micro_batch(ctx, report.rows_at_once)

@@ -71,6 +71,9 @@ def record_sweep(
         "argv": redacted(sys.argv),
         "place": describe(ExecutionSettings.of(settings)),
         "targets": list(settings.targets),
+        "attacker": {"space": settings.attacker.columns, "utility_loss": settings.attacker.utility_loss}
+        if settings.attacker
+        else None,
         "predicted": {
             **rates,
             **{kind: rate for kind, rate in before.get("predicted", {}).items() if rate is not None},

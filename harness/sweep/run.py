@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from harness.config.attacker import check_swept
 from harness.config.build import Skipped, check_cells, settings_of
 from harness.config.compose import Composer, Composition, composition_of
 from harness.config.objective import Objective
@@ -239,6 +240,8 @@ def _run_cells(
     if settings.objective.over_refusal and not all("over_refusal" in cell.stages for cell in cells):
         advice = "it needs over-refusal, which some cells do not measure; expected `over_refusal=NAME`, as in xstest"
         raise ConfigError([Problem("objective", advice)])
+    if settings.attacker:
+        check_swept(settings.attacker, _varied(cells))
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)
@@ -261,6 +264,16 @@ def _run_cells(
         plan.preflight(store)
     outcome = execute(planned, plan, store, ExecutionSettings.of(settings), session.reporter)
     return [_result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in checked]
+
+
+def _varied(cells: Sequence[Cell]) -> set[str]:
+    """Return the columns of rows in which cells differ, apart from the defense."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, found in (*cell.labels.items(), *cell.swept.items()):
+            values.setdefault(name, set()).add(str(found))
+    swept = {name for cell in cells for name in cell.swept}
+    return {name for name, found in values.items() if (name in swept or len(found) > 1) and name != "defense"}
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:

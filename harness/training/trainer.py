@@ -26,7 +26,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-from harness.protocols import ProducesOutputs, Product, TrainMethod
+from harness.protocols import EditsResult, ProducesOutputs, Product, TrainMethod
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.distributed import rank, world_size
@@ -55,6 +55,7 @@ class TrainReport:
             applied by clipping) and the method's metrics, averaged over the interval.
         rows_at_once: the micro-batch size of each process; None if batches were not split.
         passes: numeric switches of the forward passes that differ from those of a CPU; empty on one.
+        edit: facts about the change that the method made to the weights after the last step; empty without one.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -63,6 +64,7 @@ class TrainReport:
     history: Sequence[Mapping[str, float]]
     rows_at_once: int | None
     passes: Mapping[str, Any] = field(default_factory=dict)
+    edit: Mapping[str, Any] = field(default_factory=dict)
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -173,6 +175,7 @@ def train(
         with passes.running(model, arguments.device) as trouble:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran = passes.facts(trouble())
+    edit = step.finish() if isinstance(step, EditsResult) else {}
     history = [dict(row) for row in trainer.state.log_history]
     return TrainReport(
         steps=trainer.state.global_step,
@@ -180,6 +183,7 @@ def train(
         history=history,
         rows_at_once=micro_batch,
         passes=ran,
+        edit=edit,
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_train_methods import CUTTABLE, build, mostly_slow, prepared, rows
+from test_train_methods import CUTTABLE, alignment_of, build, mostly_slow, prepared, rows
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,9 +70,11 @@ def waits_of(name, rows_at_once, monkeypatch):
     monkeypatch.setattr("harness.defenses.repnoise.loss.gaussian", noise_without_a_generator)
     method, pools = prepared(name)
     model, passes = build().to(META), Passes(padding_mask=False, causal_attention=True)
-    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes)
+    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes, alignment=alignment_of(model))
     draws = RoleBatches(pools, pad_id=0, seed=3)
-    step = method.start(learner, draws, 9) if method else PlainStep(learner)
+    with HostWaits():
+        # A method may read the weights when it starts.
+        step = method.start(learner, draws, 9) if method else PlainStep(learner)
     meter = Meter()
     for place in range(2):
         learner.steps_taken = place

@@ -26,8 +26,8 @@ from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
 from harness.errors import ModelError
-from harness.models.adapter import Lora, attach
-from harness.protocols import ComparesPasses
+from harness.models.adapter import Lora, attach, layer_of
+from harness.protocols import ComparesPasses, NeedsPlainLora, Product
 from harness.training.budget import Budget
 from harness.training.distributed import rank, world_size
 from harness.training.learner import CausalLearner
@@ -123,6 +123,15 @@ def build(**adapter):
     return attach(LlamaForCausalLM(config), Lora(rank=2, **adapter), seed=0)
 
 
+def alignment_of(model):
+    """Return a change by alignment of every adapted layer."""
+    rng = torch.Generator().manual_seed(5)
+    return {
+        layer_of(place): Product(torch.randn(len(model.get_parameter(place.replace("_A", "_B"))), 2, generator=rng), a)
+        for place, a in ((place, factor.detach()) for place, factor in model.named_parameters() if "lora_A" in place)
+    }
+
+
 def weights_of(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -137,6 +146,7 @@ def prepared(name):
 def run(name, work, *, model, **options):
     method, pools = prepared(name)
     options = {"tracker": Tracker(), "budget": BUDGET, "micro_batch_size": CUT} | options
+    options["alignment"] = alignment_of(model)
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
 
@@ -146,6 +156,7 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
+    assert {"asft", "lox"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -200,9 +211,13 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_method_trains_a_dora_adapter_on_all_linear_layers(name, tmp_path):
+def test_method_trains_a_dora_adapter_on_all_linear_layers_unless_its_settings_say_otherwise(name, tmp_path):
     model = build(targets="all-linear", scaling="rslora", variant="dora")
     before = weights_of(model)
+    if METHODS[name] and isinstance(METHODS[name](), NeedsPlainLora):
+        with pytest.raises(ModelError, match="not plain LoRA"):
+            run(name, tmp_path, model=model)
+        return
 
     run(name, tmp_path, model=model)
 
@@ -246,7 +261,7 @@ def stepped(name, rows_at_once, passes=None, record=None):
     """
     model, (method, pools) = build(), prepared(name)
     passes = passes or Passes()
-    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes)
+    learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes, alignment=alignment_of(model))
     with torch.no_grad():
         # Adapter factors that are not zero: every term of a method has a gradient.
         for parameter in learner.trainables:

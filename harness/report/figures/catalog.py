@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.report.data.columns import CATEGORY_PREFIX, value
 from harness.report.data.conditions import SITUATION, varying
+from harness.report.figures.attacker import attacker_views
 from harness.report.figures.curves import training_views
 from harness.report.figures.judges import judge_views
 from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Series, listed
@@ -28,6 +29,7 @@ def figure_catalog(results: Results) -> dict[str, Sequence[FigureSpec]]:
     views: dict[str, Sequence[FigureSpec]] = {
         "scores": ratio_views(results),
         "judges": judge_views(results),
+        "attacker": attacker_views(results),
         "surface": [*trade_off_views(results), *surface_views(results), *sensitivity_views(results)],
         "comparison": comparison_views(results),
         "training": [*training_views(results), *category_views(results), *cost_views(results)],

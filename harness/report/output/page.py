@@ -21,6 +21,7 @@ from harness.report.figures.spec import FigureSpec
 from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.samples import samples
+from harness.report.output.worst_case_table import HEADING, worst_lines
 from harness.report.stats import cost
 from harness.report.stats.labels import (
     HEADINGS,
@@ -72,6 +73,9 @@ def page(
         baseline=results.baseline,
         comparisons=_comparisons(results),
         judges=results.judges,
+        adaptive=results.adaptive,
+        worst_heading=HEADING,
+        worst_lines=worst_lines(results.adaptive),
         left_out=results.left_out,
         resolved=RESOLVED * 100,
         alpha=ALPHA,

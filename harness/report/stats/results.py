@@ -22,6 +22,7 @@ from harness.report.stats.labels import HEADINGS, condition_names
 from harness.report.stats.paired import Comparison, against_baseline, best_conditions, left_out
 from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
 from harness.report.stats.summary import summarise
+from harness.report.stats.worst_case import Adaptive, worst_cases
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -48,6 +49,7 @@ class Results:
         best: index of the condition and score, where it is significantly better than all others of its column.
         paper_tables: tables in the format of papers.
         judges: the comparison of the sweep's judges; None if no two judges graded the same answers.
+        adaptive: the worst case of each defense; None if the sweep declares no attacker.
     """
 
     store: Store
@@ -63,6 +65,7 @@ class Results:
     best: frozenset[tuple[int, str]]
     paper_tables: Sequence[PaperTable]
     judges: JudgeComparison | None = None
+    adaptive: Adaptive | None = None
 
     @cached_property
     def graded(self) -> list[str]:
@@ -139,6 +142,7 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
         best=best,
         paper_tables=paper_tables(Evidence(rows, conditions, means, grades, best)),
         judges=JudgeComparison(agreement, judge_orders(rows, conditions, means, grades)) if agreement else None,
+        adaptive=worst_cases(attacker, conditions, grades, baseline) if (attacker := record.get("attacker")) else None,
     )
 
 
