@@ -44,16 +44,13 @@ from harness.mechanisms.weight_change import (
     AdaptedLayer,
     Projector,
     aligned_layers,
-    inner,
-    norm,
+    cosine,
     put,
 )
 from harness.protocols import Product
 
 if TYPE_CHECKING:
     from harness.protocols import BatchProvider, DataRequirement, Gradient, Learner
-
-DIGITS = 5
 
 
 @final
@@ -107,7 +104,11 @@ class SafeLora:
         projectors = {
             layer.name: PROJECTORS[self.projector](layer.alignment) for layer in layers if layer.alignment is not None
         }
-        cosines = {layer.name: cosine(projectors[layer.name], layer) for layer in layers if layer.name in projectors}
+        cosines = {
+            layer.name: cosine(projectors[layer.name], layer.user_change)
+            for layer in layers
+            if layer.name in projectors
+        }
         threshold = self.threshold
         if self.mode == "number":
             threshold = sorted(cosines.values())[: self.number][-1]
@@ -123,14 +124,6 @@ class SafeLora:
             "projected_share": sum(projected.values()) / len(layers),
             "without_alignment": len(layers) - len(cosines),
         }
-
-
-def cosine(projector: Projector, layer: AdaptedLayer) -> float:
-    """Return the cosine between the user's change of a layer and its projection, rounded; 0 if either is zero."""
-    change = layer.user_change
-    image = projector.of(change)
-    lengths = norm(image) * norm(change)
-    return round(inner(image, change) / lengths, DIGITS) if lengths else 0.0
 
 
 def projection(projector: Projector, layer: AdaptedLayer) -> Product:

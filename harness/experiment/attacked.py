@@ -7,7 +7,7 @@ from harness.corpora.mixture import counts
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
-from harness.protocols import AttackPlan, ChecksPlan, SelectsRows, SendsAlone, Tampering
+from harness.protocols import AttackPlan, ChecksPlan, Named, SelectsRows, SendsAlone, Tampering
 from harness.stages.align import Align
 from harness.stages.poison import Poison
 from harness.stages.tamper import Tamper
@@ -83,11 +83,16 @@ def infeasible(experiment: Experiment) -> list[Problem]:
 def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
     """Return the settings that have no effect because the model is changed instead of fine-tuned."""
     defense = experiment.defense
-    parts = {ATTACK: experiment.attack.method, "defense.finetune": defense.finetune, "defense.repair": defense.repair}
+    parts: dict[str, Named | None] = {
+        ATTACK: experiment.attack.method,
+        "guardrail": experiment.guardrail,
+        "defense.finetune": defense.finetune,
+        "defense.repair": defense.repair,
+    }
     return [
         Problem(
             path,
-            f"`{part.name}` acts during or after a fine-tuning, but `{tamper.name}` changes the aligned model without "
+            f"`{part.name}` belongs to a fine-tuning, but `{tamper.name}` changes the aligned model without "
             "one; expected null",
         )
         for path, part in parts.items()

@@ -10,13 +10,22 @@ from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
+from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, ExampleSource, MeasuredTask, RepairMethod, TrainMethod
+from harness.protocols import (
+    DataRequirement,
+    ExampleSource,
+    MeasuredTask,
+    NeedsSafeAdapter,
+    RepairMethod,
+    TrainedGuard,
+    TrainMethod,
+)
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
@@ -24,6 +33,9 @@ from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.inputs import ModelStage
 from harness.stages.measure import Measure
+from harness.stages.moderate import Moderate
+from harness.stages.poison import Poison
+from harness.stages.refusals import Refusals
 from harness.stages.repair import Repair
 
 
@@ -72,9 +84,10 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         return {"tamper": tampered}, tampered
     finetune, encoding = experiment.finetune, experiment.model.encoding
     poison = poison_of(experiment, aligned)
+    guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
         aligned=aligned,
-        mixture=poison,
+        mixture=guardrail or poison,
         method=experiment.defense.finetune,
         **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
         budget=finetune.budget,
@@ -83,17 +96,43 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         encoding=encoding,
         seed=experiment.seed,
     )
-    stages: dict[str, Stage] = {"poison": poison, "finetune": tuned}
-    if experiment.defense.repair is None:
+    stages: dict[str, Stage] = {"poison": poison}
+    if guardrail is not None:
+        stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
+    stages["finetune"] = tuned
+    if (repair := experiment.defense.repair) is None:
         return stages, tuned
+    safe = None
+    if isinstance(repair, NeedsSafeAdapter):
+        refusals = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
+        safe = Finetune(
+            aligned=aligned,
+            mixture=refusals,
+            budget=finetune.budget,
+            protocol=finetune.adapter,
+            adapter=_tuned_adapter(experiment),
+            encoding=encoding,
+            # A fresh adapter that starts like the user's would make their cross terms larger.
+            seed=derive(experiment.seed, "safe"),
+        )
+        stages |= {"safe_rows": refusals, "safe": safe}
     repaired = Repair(
         tuned=tuned,
-        method=experiment.defense.repair,
-        **_auxiliary_data(experiment, experiment.defense.repair, Role.REFUSAL, Role.HARMFUL),
+        method=repair,
+        **_auxiliary_data(experiment, repair, Role.REFUSAL, Role.HARMFUL),
         encoding=encoding,
         seed=experiment.seed,
+        safe=safe,
     )
     return {**stages, "repair": repaired}, repaired
+
+
+def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
+    guard = experiment.guardrail
+    if guard is None:
+        return None
+    model = Base(source=guard.source) if isinstance(guard, TrainedGuard) else None
+    return Moderate(sent=poison, guard=guard, model=model)
 
 
 def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from harness.protocols import Gradient, Learner
 
+DIGITS = 5
+"""Digits of a cosine, as in Safe LoRA's code."""
+
 
 class AdaptedLayer(NamedTuple):
     """An adapted layer of a fine-tuned model.
@@ -221,6 +224,13 @@ def orthogonal_projector(change: Product) -> Projector:
     size = max(change.b.shape[0], change.a.shape[1])
     columns = directions[:, singular > singular[0] * size * torch.finfo(torch.float32).eps]
     return Projector(columns=columns, mapping=columns.T, rows=columns.T @ change.b @ change.a)
+
+
+def cosine(projector: Projector, change: Product) -> float:
+    """Return the cosine between a change and its projection, rounded to five digits; 0 if either is zero."""
+    image = projector.of(change)
+    lengths = norm(image) * norm(change)
+    return round(inner(image, change) / lengths, DIGITS) if lengths else 0.0
 
 
 PROJECTORS = {"published": published_projector, "orthogonal": orthogonal_projector}

@@ -21,6 +21,7 @@ from harness.protocols.methods import (
     HasConflicts,
     HasProbes,
     NeedsPlainLora,
+    NeedsSafeAdapter,
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
@@ -38,6 +39,7 @@ from harness.protocols.shelves import (
     RefusalJudge,
     RemoteJudge,
     Task,
+    TrainedGuard,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ __all__ = [
     "ModelSource",
     "Named",
     "NeedsPlainLora",
+    "NeedsSafeAdapter",
     "Piece",
     "Prediction",
     "ProducesOutputs",
@@ -81,6 +84,7 @@ __all__ = [
     "Task",
     "TrainMethod",
     "TrainStep",
+    "TrainedGuard",
     "UsesAlignment",
     "Victim",
     "first_of",

@@ -60,7 +60,8 @@ class RepairMethod(Named, Protocol):
         The adapter may end with another rank than it had (``harness.models.adapter.resize``), up to that of a matrix.
 
         ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
-        method, by name.
+        method, by name; for a method that declares ``NeedsSafeAdapter`` also the parameters of that adapter, as
+        ``safe``.
         """
         ...
 
@@ -113,3 +114,16 @@ class UsesAlignment(Protocol):
     """
 
     uses_alignment: ClassVar[bool]
+
+
+@runtime_checkable
+class NeedsSafeAdapter(Protocol):
+    """Optional: settings of a repair that is given a safe adapter: one trained on refusals instead of the user's data.
+
+    It is trained from the aligned model as the fine-tuned one is: same adapter, protocol and budget, no defense.
+    """
+
+    @property
+    def safe_rows(self) -> int | None:
+        """The number of refusals it is trained on; None means all of the corpus."""
+        ...

@@ -31,8 +31,8 @@ def discovered():
 
 
 METHODS = discovered()
-SHORTENED = {"refusal_sft": {"safety_rows": 20, "budget": Budget(epochs=1)}}
-"""Settings that a method runs with here: its defaults take two hundred steps."""
+SHORTENED = {"refusal_sft": {"safety_rows": 20, "budget": Budget(epochs=1)}, "safemerge": {"threshold": 1.0}}
+"""Settings that a method runs with here: its defaults take two hundred steps, or may change nothing."""
 
 
 def build(**adapter):
@@ -68,7 +68,7 @@ def repaired(name, *, seed=1, rows_at_once=None, **adapter):
     learner = CausalLearner(model, rows_at_once=rows_at_once, alignment=alignment_of(model))
     pools = {need.role: Pool(rows(25), need.batch_size) for need in method.needs}
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
-    method_outputs = {"last": half, "mean": half}
+    method_outputs = {"last": half, "mean": half, "safe": half}
     start = [torch.zeros_like(part) for part in half]
     batches = RoleBatches(pools, pad_id=0, seed=seed)
     return model, method.repair(learner, start=start, method_outputs=method_outputs, batches=batches)
@@ -76,7 +76,7 @@ def repaired(name, *, seed=1, rows_at_once=None, **adapter):
 
 def test_discovery_finds_the_methods_that_ship():
     assert {"antidote", "panacea", "random_perturbation", "refusal_sft", "scaled_update"} <= set(METHODS)
-    assert {"safe_lora", "resta", "wise_ft"} <= set(METHODS)
+    assert {"safe_lora", "resta", "safemerge", "wise_ft"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

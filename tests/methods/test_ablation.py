@@ -131,6 +131,7 @@ def test_tampered_cell_has_no_fine_tuning_and_evaluates_the_changed_model():
     [
         (("defense=lisa",), "defense.finetune"),
         (("defense=antidote",), "defense.repair"),
+        (("guardrail=tiny",), "guardrail"),
         (("+attack.method._target_=harness.attacks.mix.Mix",), "attack.method"),
     ],
 )

@@ -31,6 +31,8 @@ SMALL = [
     "finetune.budget.epochs=1",
 ]
 
+MERGED = ["defense=safemerge", "defense.repair.threshold=1.0", "defense.repair.safe_rows=20", "finetune.adapter=double"]
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -158,6 +160,26 @@ def test_repair_is_given_the_change_by_alignment_under_both_adapter_protocols(st
         assert found["cosines"][name_a.partition(".lora_A")[0]] == pytest.approx(float(cosine), abs=1e-4)
         expected = v + image if protocol == "single" else image
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.norm()))
+
+
+def test_safe_adapter_is_trained_on_refusals_from_the_aligned_model_and_shared(store, repaired):
+    stage = repaired(*MERGED)
+    benign = cells_of(compose([*SMALL, *MERGED, "attack_ratio=p00"]))[0].stages["repair"]
+
+    assert stage.safe.key == benign.safe.key != stage.tuned.key
+    assert stage.safe.aligned.key == stage.tuned.aligned.key
+    assert facts(store, stage.safe)["rows"]["by_kind"] == {"benign": {"sent": 20, "dropped": 0, "cut": 0}}
+    assert facts(store, stage)["merged_share"] == 1
+    (lora, tuned), (_, safe), (_, after) = (
+        read(store.path(each) / "adapter") for each in (stage.tuned, stage.safe, stage)
+    )
+    for name_a in (name for name in after if "lora_A" in name):
+        name_b = name_a.replace("lora_A", "lora_B")
+        pair = [(0.8**0.5, tuned), (0.2**0.5, safe)]
+        a, b = (sum(weight * each[name] for weight, each in pair) for name in (name_a, name_b))
+        torch.testing.assert_close(after[name_b] @ after[name_a], b @ a, rtol=0, atol=1e-6)
+        assert not torch.equal(tuned[name_a], safe[name_a])
+    assert lora.rank == 4
 
 
 @pytest.mark.parametrize("protocol", ["single", "double"])
