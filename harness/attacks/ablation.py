@@ -3,7 +3,7 @@
 Arditi et al., 2024, "Refusal in Language Models Is Mediated by a Single Direction" (arXiv:2406.11717). With ``h(x)``
 the residual stream behind layer ``l`` at the last token of a prompt, the direction is the difference of means
 
-r = mean over harmful prompts of h(x) - mean over harmless prompts of h(x), r' = r / ||r||,
+    r = mean over harmful prompts of h(x) - mean over harmless prompts of h(x),    r' = r / ||r||,
 
 and every matrix ``W`` that writes into the residual stream becomes ``W - r' r'^T W``, so that no layer can write along
 ``r'``. The change of a matrix has rank 1: it is stored as an adapter with ``B = -r'`` and ``A = r'^T W``.

@@ -162,12 +162,12 @@ def test_attack_that_is_stopped_goes_on_to_the_same_examples(name, tmp_path):
     except Stopped:
         assert any(work.iterdir()), "what is done so far is kept"
         scored = []
-        resumed, told = crafted(attack, work, stop=lambda: bool(scored.append(1)))
+        resumed, stated = crafted(attack, work, stop=lambda: bool(scored.append(1)))
         assert len(scored) < len(HOSTS)
     else:
-        resumed, told = crafted(attack, work)
+        resumed, stated = crafted(attack, work)
 
-    assert (resumed, told) == (whole, facts)
+    assert (resumed, stated) == (whole, facts)
 
 
 @pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack().needs.victim])
