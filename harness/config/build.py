@@ -31,6 +31,9 @@ TUNED = "tuned"
 OnInvalid = Literal["refuse", "skip"]
 """Handling of a cell with incompatible settings: reject the whole sweep, or skip the cell."""
 
+GUARDRAIL, NONE = "guardrail", "none"
+"""Config group of the guardrail, and its option that uses none."""
+
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
 
@@ -202,6 +205,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
     parts: list[tuple[str, Named | None]] = [
         *(("defenses", method) for method in (defense.align, defense.finetune, defense.repair)),
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
+        ("judges", experiment.guardrail),
     ]
     return [
         f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
@@ -239,6 +243,10 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
+    if (guard := experiment.guardrail) is not None:
+        # Not a label: cells without a guardrail keep the identity that they had before there was one.
+        choice = composition.choices.get(GUARDRAIL, NONE)
+        swept[GUARDRAIL] = guard.name if choice == NONE else choice
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

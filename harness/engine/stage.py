@@ -92,6 +92,8 @@ class Stage(ABC):
     """Whether several children of this kind may run in the job of a common parent, one after another."""
     loads_base: ClassVar[bool] = False
     """Whether it loads the model of its first ancestor, so that it starts faster in a process that has it in memory."""
+    reported_shares: ClassVar[Mapping[str, str]] = {}
+    """Facts between 0 and 1 (null: undefined) that report and W&B show in percent, each with its meaning."""
 
     @cached_property
     def key(self) -> str:

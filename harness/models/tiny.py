@@ -99,7 +99,7 @@ class Synthetic:
         earlier random numbers.
         """
         tokenizer = build_tokenizer()
-        with _isolated(derive(self.seed, self.name, "weights")):
+        with isolated(derive(self.seed, self.name, "weights")):
             model = self._initialize(tokenizer)
             loss = self._train(model, tokenizer)
         model.save_pretrained(out)
@@ -196,7 +196,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @contextmanager
-def _isolated(seed: int) -> Iterator[None]:
+def isolated(seed: int) -> Iterator[None]:
     """Within the context, run in one thread with a seeded random state; restore both on exit."""
     import torch
 

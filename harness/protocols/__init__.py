@@ -10,6 +10,7 @@ from harness.protocols.attacks import (
     ChecksPlan,
     SelectsRows,
     SendsAlone,
+    Tampering,
     Victim,
     first_of,
 )
@@ -38,6 +39,7 @@ from harness.protocols.shelves import (
     RefusalJudge,
     RemoteJudge,
     Task,
+    TrainedGuard,
 )
 
 if TYPE_CHECKING:
@@ -78,9 +80,11 @@ __all__ = [
     "RepairMethod",
     "SelectsRows",
     "SendsAlone",
+    "Tampering",
     "Task",
     "TrainMethod",
     "TrainStep",
+    "TrainedGuard",
     "UsesAlignment",
     "Victim",
     "first_of",

@@ -156,6 +156,26 @@ class RemoteJudge(Judge, Protocol):
         ...
 
 
+@runtime_checkable
+class TrainedGuard(Named, Protocol):
+    """Frozen settings of a judge of uploaded rows whose model is made by a stage, so that several stages share it."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The origin of the model."""
+        ...
+
+    def preflight(self) -> list[Problem]:
+        """Return what is missing for the guard to run."""
+        ...
+
+    def grade_with(
+        self, model: Path, examples: Sequence[Example], answers: Sequence[str], *, device: str
+    ) -> list[Score]:
+        """Score each answer as a judge does, with the model that ``source`` wrote to a folder."""
+        ...
+
+
 class ModelSource(Named, Protocol):
     """Frozen settings of the origin of a base model."""
 

@@ -18,7 +18,7 @@ from harness.protocols import TrainMethod
 from harness.stages.align import Align
 from harness.stages.inputs import MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL
-from harness.stages.train_adapter import ADAPTER, adapter_seed, fit
+from harness.stages.train_adapter import ADAPTER, adapter_seed, fit, keep
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ class Finetune(Stage):
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
     def run(self, ctx: StageContext) -> None:
-        """Train on the mixture; report the overlap between the attacker's and the defender's examples."""
+        """Train on the mixture; report the overlap between the attacker's and the defender's examples.
+
+        Without any row, as after a guardrail that removes all, nothing is trained, not even on a method's own examples:
+        the model is the aligned one, which a note states.
+        """
         from harness.models.loading import ModelRef
 
         rows = self.mixture.mixture(ctx.input)
@@ -86,10 +90,15 @@ class Finetune(Stage):
         folder = aligned.adapter
         if self.protocol == "double":
             aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(folder,))
+        fresh = self.adapter if self.protocol == "double" else None
+        if not rows:
+            ctx.facts["notes"] = ["no row was left to train on: the model is the aligned one"]
+            keep(ctx, weights=aligned, fresh=fresh, seed=self._own_seed)
+            return
         fit(
             ctx,
             weights=aligned,
-            fresh=self.adapter if self.protocol == "double" else None,
+            fresh=fresh,
             method=self.method,
             rows=[example for example, _ in rows],
             kinds=[HARMFUL if role is Role.ATTACK else BENIGN for _, role in rows],
@@ -121,8 +130,9 @@ class Finetune(Stage):
         return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
 
     def examples_seen(self, locate: Locate) -> list[Example]:
-        """Return the mixture and the method's examples."""
-        return [*(example for example, _ in self.mixture.mixture(locate)), *examples_of(self.refusal, self.harmful)]
+        """Return the mixture and the method's examples; none if nothing was trained."""
+        rows = [example for example, _ in self.mixture.mixture(locate)]
+        return [*rows, *examples_of(self.refusal, self.harmful)] if rows else []
 
     @property
     def _own_seed(self) -> int:

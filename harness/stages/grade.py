@@ -65,7 +65,7 @@ class Grade(Stage):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
         if self.judge is not None:
-            scores, metric = self._judged(self.judge, examples, answers, ctx), "harm"
+            scores, metric = judged(self.judge, examples, answers, ctx), "harm"
         elif self.refusal_judge is not None:
             scores = self.refusal_judge.grade_refusals(examples, answers, device=ctx.device)
             metric = "over_refusal"
@@ -90,13 +90,13 @@ class Grade(Stage):
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
 
-    def _judged(
-        self, judge: Judge, examples: Sequence[Example], answers: Sequence[str], ctx: StageContext
-    ) -> list[Score]:
-        if isinstance(judge, RemoteJudge):
-            replies = ctx.replies or ctx.work / "replies"
-            return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
-        return judge.grade(examples, answers, device=ctx.device)
+
+def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ctx: StageContext) -> list[Score]:
+    """Return a judge's scores; one that asks a service gets a folder for the replies."""
+    if isinstance(judge, RemoteJudge):
+        replies = ctx.replies or ctx.work / "replies"
+        return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
+    return judge.grade(examples, answers, device=ctx.device)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from harness.errors import ModelError, Problem
 from harness.protocols import RepairMethod
 from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.train_adapter import ADAPTER, alignment_for, pools, record_micro_batch
+from harness.stages.train_adapter import ADAPTER, alignment_for, keep, pools, record_micro_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,8 @@ class Repair(Stage):
     def run(self, ctx: StageContext) -> None:
         """Apply the method to the trainable parameters and store them.
 
+        Where nothing was fine-tuned there is nothing to repair: the model stays the aligned one, which a note states.
+
         Raises:
             ModelError: a weight is not finite afterwards.
         """
@@ -73,7 +75,12 @@ class Repair(Stage):
         from harness.training.pieces import rows_at_once
 
         seed = derive(self.seed, self.name)
-        self._report_overlaps(ctx)
+        rows = self.tuned.mixture.mixture(ctx.input)
+        self._report_overlaps(rows, ctx)
+        if not rows:
+            ctx.facts["notes"] = ["no row was left to train on: nothing was repaired"]
+            keep(ctx, weights=self.tuned.weights(ctx.input), fresh=None, seed=seed)
+            return
         with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as loaded:
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
             drawn = pools(loaded.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
@@ -100,9 +107,9 @@ class Repair(Stage):
             ctx.facts["change"] = changes(learner, names, before, start)
             adapter.save(loaded.model, ctx.out / ADAPTER)
 
-    def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """Return the method's examples."""
-        return examples_of(self.refusal, self.harmful)
+    def examples_seen(self, locate: Locate) -> list[Example]:
+        """Return the method's examples; none if nothing was repaired."""
+        return examples_of(self.refusal, self.harmful) if self.tuned.mixture.mixture(locate) else []
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the fine-tuned model with the repaired adapter."""
@@ -111,8 +118,7 @@ class Repair(Stage):
         tuned = self.tuned.weights(locate)
         return ModelRef(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
 
-    def _report_overlaps(self, ctx: StageContext) -> None:
-        rows = self.tuned.mixture.mixture(ctx.input)
+    def _report_overlaps(self, rows: Sequence[tuple[Example, Role]], ctx: StageContext) -> None:
         attacker = [example for example, role in rows if role is Role.ATTACK]
         own = [example for part in (self.refusal, self.harmful) if part for example in part.examples()]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
-    from harness.training.trainer import TrainReport
 
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
@@ -123,7 +122,33 @@ def fit(
         ctx.facts["passes"] = dict(report.passes)
     record_micro_batch(ctx, report.rows_at_once)
     if ctx.rank == 0:
-        _write_history(ctx.out, report)
+        _write_history(ctx.out, report.history)
+
+
+def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int) -> None:
+    """Write the adapter from which training would start and an empty history: there is nothing to train on.
+
+    A new adapter changes nothing, so either way the model is that of ``weights``. Facts: ``steps``, 0;
+    ``lost_in_merge``, see ``fit``.
+
+    Args:
+        ctx: the stage's context.
+        weights: the model to keep.
+        fresh: settings of a new adapter to attach; None keeps the existing one.
+        seed: the stage's seed.
+    """
+    from harness.models import adapter
+    from harness.models.loading import loaded_model
+
+    if ctx.rank != 0:
+        return
+    with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+        model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
+        adapter.save(model, ctx.out / ADAPTER)
+        if loaded.lost:
+            ctx.facts["lost_in_merge"] = list(loaded.lost)
+    ctx.facts["steps"] = 0
+    _write_history(ctx.out, ())
 
 
 def alignment_for(method: object, aligned: Path | None) -> dict[str, Product]:
@@ -143,10 +168,10 @@ def alignment_for(method: object, aligned: Path | None) -> dict[str, Product]:
     return {}
 
 
-def _write_history(out: Path, report: TrainReport) -> None:
+def _write_history(out: Path, history: Sequence[Mapping[str, float]]) -> None:
     with (out / METRICS).open("w", encoding="utf-8") as file:
         # Sorted like the history restored from a checkpoint, so that a resumed run writes the same bytes.
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in report.history)
+        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in history)
 
 
 def record_micro_batch(ctx: StageContext, rows_at_once: int | None) -> None:

@@ -104,6 +104,7 @@ def describe_stage(stage: Stage) -> dict[str, object]:
         "parallel": stage.parallel,
         "attacked": any(ancestor.attacks for ancestor in lineage((stage,))),
         "settings": None if settings is None else dict(settings),
+        **({"reported_shares": dict(stage.reported_shares)} if stage.reported_shares else {}),
     }
 
 

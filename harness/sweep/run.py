@@ -37,6 +37,7 @@ from harness.protocols import RemoteJudge
 from harness.slurm.job_log import JobLog
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade, read_summary
+from harness.stages.moderate import Moderate
 from harness.sweep.chat_templates import check_chat_templates
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
@@ -163,12 +164,14 @@ def check_engines(pending: Sequence[Stage], cluster: Cluster) -> None:
 
 
 def check_services(pending: Sequence[Stage], cluster: Cluster) -> None:
-    """Check before anything runs that a service which a judge of the pending stages asks can be asked.
+    """Check before anything runs that a service which a judge or guard of the pending stages asks can be asked.
 
     Raises:
         ConfigError: its key is missing, or its address cannot be used.
     """
-    asked = any(isinstance(stage, Grade) and isinstance(stage.judge, RemoteJudge) for stage in pending)
+    judges = [stage.judge for stage in pending if isinstance(stage, Grade)]
+    guards = [stage.guard for stage in pending if isinstance(stage, Moderate)]
+    asked = any(isinstance(judge, RemoteJudge) for judge in (*judges, *guards))
     if asked and (problem := cluster.judge_service.problem()):
         raise ConfigError([problem])
 

@@ -13,7 +13,16 @@ from harness.engine.identity import flatten
 from harness.engine.layout import SPEC
 from harness.engine.store import Store
 from harness.errors import UnreadableFile
-from harness.report.data.columns import CATEGORY_PREFIX, COUNTS, GRADINGS, MISSING, PREDICTED, SCORES, SECONDS
+from harness.report.data.columns import (
+    CATEGORY_PREFIX,
+    COUNTS,
+    GRADINGS,
+    MISSING,
+    PREDICTED,
+    SCORES,
+    SECONDS,
+    SHARE_PREFIX,
+)
 from harness.report.data.stage_records import StageRecord, load_stage_records, trained_in
 from harness.report.data.tidy import load_rows
 from harness.report.data.training_protocol import known_late, training_protocol_of
@@ -165,6 +174,11 @@ class SweepRuns:
                     if name.startswith(CATEGORY_PREFIX)
                 },
                 **{f"seconds/{part}": stage.seconds for part, stage in stages.items()},
+                **{
+                    f"share/{name.removeprefix(SHARE_PREFIX)}": value
+                    for name, value in known.items()
+                    if name.startswith(SHARE_PREFIX)
+                },
                 "seconds/total": known.get(SECONDS),
                 "fa_loss": 100.0 - known["fa"] if "fa" in known else None,
                 "cost/gpu_hours": sum(on_gpu.values()) / 3600,

@@ -64,6 +64,20 @@ def test_cell_shows_the_cost_as_it_was_predicted_and_as_it_was(store):
     assert cell.summary["cost/gpu_hours"] == 4 * 600 / 3600
 
 
+def test_cell_shows_the_shares_that_its_stages_report(store):
+    first = store.read_sweep(SWEEP)["cells"][0]
+    reported = {"leakage": "what it means", "false_positives": "what it means"}
+    traits = {"kind": "finetune", "parents": [], "trains": True, "parallel": True, "attacked": True, "settings": {}}
+    tuned = first["keys"]["finetune"]
+    change_record(store, stages={tuned: {**traits, "reported_shares": reported}})
+    change_manifest(store, "finetune", tuned, facts={"leakage": 0.25, "false_positives": None})
+
+    shown, *others = _cells(store)
+
+    assert {name: value for name, value in shown.summary.items() if "share" in name} == {"share/leakage": 25.0}
+    assert not any(name.startswith("share/") for cell in others for name in cell.summary)
+
+
 def test_cell_whose_cost_was_not_predicted_shows_none(store):
     change_record(store, predicted={"base": 1.0, "align": None})
 

@@ -17,6 +17,8 @@ PROTOCOL_PREFIX = "protocol."
 """Columns ``protocol.<setting>`` hold a cell's training and evaluation protocol; ``protocol`` is their hash."""
 CATEGORY_PREFIX = "category."
 """Columns ``category.<name>`` hold the harmful score of one category, in percent."""
+SHARE_PREFIX = "share."
+"""Columns ``share.<name>`` hold a fact of one of the cell's stages, in percent (``Stage.reported_shares``)."""
 MISSING = "missing"
 """Column with the grades that are not in the store, joined by commas; empty if none is missing."""
 NOTES = "notes"
@@ -65,8 +67,13 @@ def lacks(found: Any) -> bool:
 def swept_in(rows: DataFrame) -> list[str]:
     """Return the columns of swept values."""
     fixed = {*LABELS, *SCORES, *COUNTS, *COLUMNS, MISSING, NOTES, SECONDS, PREDICTED, "protocol"}
-    prefixes = (KEY_PREFIX, PROTOCOL_PREFIX, CATEGORY_PREFIX)
+    prefixes = (KEY_PREFIX, PROTOCOL_PREFIX, CATEGORY_PREFIX, SHARE_PREFIX)
     return [name for name in rows.columns if name not in fixed and not name.startswith(prefixes)]
+
+
+def shares_in(rows: DataFrame) -> list[str]:
+    """Return the columns of shares that stages report."""
+    return [name for name in rows.columns if name.startswith(SHARE_PREFIX)]
 
 
 def protocol_in(rows: DataFrame) -> list[str]:

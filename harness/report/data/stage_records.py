@@ -39,6 +39,7 @@ class StageRecord:
             None for a stage that takes no part in training; its spec is not read.
         damaged: whether its manifest exists but cannot be read; cost, facts and provenance are then unknown.
         perhaps_cut: upper bound of the truncated prompts, for stages of an earlier version, which did not count them.
+        reported_shares: the facts that are columns of the cells' rows, each with its meaning.
     """
 
     key: str
@@ -55,6 +56,18 @@ class StageRecord:
     settings: Mapping[str, str] | None = None
     damaged: bool = False
     perhaps_cut: int = 0
+    reported_shares: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the stage states about itself in the rows of its cells."""
+        return tuple(map(str, self.facts.get("notes") or ()))
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """The reported facts in percent; None where undefined, or while the stage is not finished."""
+        found = {name: self.facts.get(name) for name in self.reported_shares}
+        return {name: None if share is None else 100.0 * share for name, share in found.items()}
 
     @property
     def own_data(self) -> frozenset[str]:
@@ -132,6 +145,7 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
             parallel=traits["parallel"],
             attacked=traits["attacked"],
             settings=settings if settings is None or traits is recorded else settings_in(settings, spec),
+            reported_shares=recorded.get("reported_shares", {}),
             perhaps_cut=perhaps_cut(folder, _json(store.layout.spec(key))) if folder and uncounted else 0,
             # lexists: a dangling link or a folder in its place is a damaged manifest as well.
             damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / MANIFEST),

@@ -19,6 +19,7 @@ from harness.report.data.columns import (
     PROTOCOL_PREFIX,
     SCORES,
     SECONDS,
+    SHARE_PREFIX,
     Grading,
 )
 from harness.report.data.conditions import distinguishing_values
@@ -42,9 +43,9 @@ def load_rows(
     """Return one row per cell of a sweep; a cell whose grades are not stored yet has a row without scores.
 
     The columns are the labels, the swept values by dotted name (and other settings that are needed to distinguish
-    experiments), scores in percent, counts, missing grades, notes, measured and predicted wall time in seconds of the
-    cell's stages, harmful scores by category, the keys of the stages, and the protocol: that of the evaluation, and
-    that of the training without swept settings.
+    experiments), scores in percent, counts, shares that stages report, missing grades, notes, measured and predicted
+    wall time in seconds of the cell's stages, harmful scores by category, the keys of the stages, and the protocol:
+    that of the evaluation, and that of the training without swept settings.
 
     Args:
         store: the store.
@@ -70,11 +71,13 @@ def load_rows(
         row |= {name: value for name, value in more.items() if row.get(name) is None}
         swept |= dict.fromkeys(name for name in more if name != "protocol")
     found = dict.fromkeys(name for row in described for name in row)
+    shares = [name for name in found if name.startswith(SHARE_PREFIX)]
     columns = [
         *LABELS,
         *swept,
         *SCORES,
         *COUNTS,
+        *shares,
         MISSING,
         NOTES,
         SECONDS,
@@ -85,7 +88,7 @@ def load_rows(
         *(name for name in found if name.startswith(PROTOCOL_PREFIX)),
     ]
     rows = frame_of(described, columns)
-    numbers = dict.fromkeys((*SCORES, SECONDS, PREDICTED), "float64")
+    numbers = dict.fromkeys((*SCORES, *shares, SECONDS, PREDICTED), "float64")
     return rows.astype(numbers | dict.fromkeys(COUNTS, "Int64"))
 
 
@@ -130,9 +133,9 @@ def _row(
     row |= {name: cell["labels"].get(name) for name in LABELS}
     row |= {KEY_PREFIX + name: key for name, key in keys.items()}
     row |= {PROTOCOL_PREFIX + name: value for name, value in protocol.items()}
-    row |= _cost(
-        [stage_records[key] for key in dict.fromkeys(keys.values()) if key is not None and key in stage_records]
-    )
+    stages = {part: stage_records[key] for part, key in keys.items() if key is not None and key in stage_records}
+    row |= {SHARE_PREFIX + name: share for stage in stages.values() for name, share in stage.shares.items()}
+    row |= _cost(list({stage.key: stage for stage in stages.values()}.values()))
     missing = []
     notes = [
         f"out of memory in {part}: rerun with smaller micro-batches"
@@ -145,6 +148,7 @@ def _row(
         for part, key in keys.items()
         if key is not None and key not in grade_keys and key in stage_records and stage_records[key].damaged
     ]
+    notes += [f"{part}: {note}" for part, stage in stages.items() for note in stage.notes]
     notes += dropped_notes(keys, stage_records)
     for grading in GRADINGS:
         key = keys.get(grading.stage)

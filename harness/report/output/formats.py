@@ -11,13 +11,13 @@ from math import isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
-from harness.report.data.columns import NOTES, records, value
+from harness.report.data.columns import NOTES, records, shares_in, value
 from harness.report.data.comparability import SHOWN
-from harness.report.data.conditions import varying
+from harness.report.data.conditions import condition_name, varying
 from harness.report.data.dropped import count_dropped_notes
 from harness.report.output.markdown import literal
 from harness.report.output.worst_case_table import HEADING, worst_lines
-from harness.report.stats.labels import HEADINGS, markers, number, one_line, remarks, score
+from harness.report.stats.labels import HEADINGS, headings, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
@@ -62,12 +62,13 @@ def render(results: Results, format: str) -> str:
 
 
 def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
-    """Return the table of the means as text: defense, swept values, ratio and scores."""
+    """Return the table of the means as text: defense, swept values, ratio, scores and shares that stages report."""
     swept = varying(means, rows)
     constant = [name for name in ("task", "attack", "model") if means[name].nunique(dropna=False) <= 1]
     shown = [name for name in ("model", "task", "attack") if name not in constant]
     named = ["defense", *swept, *shown, "ratio"]
-    scores = [name for name in HEADINGS if rows[name].notna().any()]
+    called = headings(rows)
+    scores = [name for name in called if rows[name].notna().any()]
     letters = markers(means)
     cells = []
     for row in records(means):
@@ -75,7 +76,7 @@ def sheet(rows: DataFrame, means: DataFrame) -> Sheet:
         if row[NOTE]:
             label[0] += f" [{letters[row[NOTE]]}]"
         cells.append([*map(one_line, label), *(score(row, name) for name in scores), str(row["seeds"])])
-    heading = [*named, *(HEADINGS[name] for name in scores), "seeds"]
+    heading = [*named, *(called[name] for name in scores), "seeds"]
     caption = ", ".join(f"{name} {value(means[name].iloc[0])}" for name in constant if len(means))
     return Sheet(one_line(caption), heading, cells, remarks(rows, means))
 
@@ -128,7 +129,10 @@ def _markdown(results: Results) -> str:
         table = tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
         paragraphs += [literal(paper_table.caption), table]
     notes = "\n".join(
-        [*map(literal, (*remarks(results.rows, results.means), *_judge_notes(results))), *_paper_table_notes(results)]
+        [
+            *map(literal, (*remarks(results.rows, results.means), *_judge_notes(results), *_share_notes(results))),
+            *_paper_table_notes(results),
+        ]
     )
     worst = _worst_cases(results, "pipe")[1:]
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *worst]) + "\n"
@@ -160,6 +164,17 @@ def _paper_table_notes(results: Results) -> list[str]:
     return [f"p is the share of harmful rows in the user's data. {best}"]
 
 
+def _share_notes(results: Results) -> list[str]:
+    """Return the shares that stages report, for tables in the format of papers, which have scores only."""
+    called, swept = headings(results.rows), varying(results.means, results.rows)
+    notes = []
+    for row in records(results.means):
+        shares = [f"{called[name]} {score(row, name)}" for name in shares_in(results.rows) if row[name] == row[name]]
+        if shares:
+            notes.append(f"{condition_name(row, swept)}, p={value(row['ratio'])}: {', '.join(shares)} (percent).")
+    return list(map(one_line, notes))
+
+
 def _judge_notes(results: Results) -> list[str]:
     return [*results.scale_notes, *map(one_line, results.judges.notes if results.judges else ())]
 
@@ -180,6 +195,7 @@ def _latex(results: Results) -> str:
         *_on_dropped(results),
         *_judge_notes(results),
         *_worst_notes(results),
+        *_share_notes(results),
         *_paper_table_notes(results),
     ]
     return template.render(paper_tables=_paper_tables(results), headings=HEADINGS, column=_column, notes=notes)

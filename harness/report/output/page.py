@@ -23,7 +23,17 @@ from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.samples import samples
 from harness.report.output.worst_case_table import HEADING, worst_lines
 from harness.report.stats import cost
-from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, duration, markers, number, remarks, score
+from harness.report.stats.labels import (
+    HEADINGS,
+    MEANINGS,
+    compared_names,
+    duration,
+    headings,
+    markers,
+    number,
+    remarks,
+    score,
+)
 from harness.report.stats.paired import ALPHA, RESOLVED
 from harness.report.stats.paper_table import ALIGNED, AVERAGE
 from harness.report.stats.results import Results
@@ -53,8 +63,8 @@ def page(
         figures={section: _figures(found) for section, found in views.items()},
         charts=_script_json(_charts(results, views)),
         paper_tables=results.paper_tables,
-        headings=HEADINGS,
-        meanings=MEANINGS,
+        headings=headings(results.rows),
+        meanings=MEANINGS | results.shares,
         aligned=ALIGNED,
         average=AVERAGE,
         lines=_lines(results),
@@ -125,7 +135,7 @@ def _lines(results: Results) -> list[dict[str, Any]]:
             "name": condition_name(row, swept),
             "marker": letters.get(row[NOTE], ""),
             "labels": {name: value(row[name]) for name in ("defense", "task", "model", "attack", "ratio")},
-            "scores": [(score(row, name), (index, name) in results.best) for name in HEADINGS],
+            "scores": [(score(row, name), (index, name) in results.best) for name in headings(results.rows)],
             "seeds": row["seeds"],
         }
         for index, row in enumerate(records(results.means))

@@ -12,8 +12,10 @@ from harness.report.data.columns import (
     MISSING,
     NOTES,
     SCORES,
+    SHARE_PREFIX,
     Grading,
     records,
+    shares_in,
     swept_in,
     value,
 )
@@ -44,6 +46,11 @@ MEANINGS = {
 }
 
 
+def headings(rows: DataFrame) -> dict[str, str]:
+    """Return the headings of the scores, and of the shares that stages report."""
+    return HEADINGS | {name: name.removeprefix(SHARE_PREFIX).replace("_", " ") for name in shares_in(rows)}
+
+
 def one_line(text: str) -> str:
     """Return text with all whitespace collapsed, as cells, captions and notes are single lines."""
     return " ".join(text.split())
@@ -57,7 +64,12 @@ def number(mean: float, low: float, high: float) -> str:
 
 
 def score(row: Mapping[str, Any], name: str) -> str:
-    """Return a score of a row of ``summarise``, with ``(n=...)`` if it has fewer measurements than seeds."""
+    """Return a score of a row of ``summarise``, with ``(n=...)`` if it has fewer measurements than seeds.
+
+    A share has neither an interval nor a number of measurements.
+    """
+    if name.startswith(SHARE_PREFIX):
+        return number(row[name], float("nan"), float("nan"))
     fewer = "" if row[name] != row[name] or row[name + SIZE] == row["seeds"] else f" (n={row[name + SIZE]})"
     return number(row[name], row[name + LOW], row[name + HIGH]) + fewer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.engine.identity import flatten
 from harness.engine.store import Store
-from harness.report.data.columns import GRADINGS, KEY_PREFIX
+from harness.report.data.columns import GRADINGS, KEY_PREFIX, SHARE_PREFIX
 from harness.report.data.conditions import Condition, condition_columns, conditions_of
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
@@ -83,6 +83,15 @@ class Results:
         keys = set(self.rows[column].dropna()) if column in self.rows else set()
         scores = [self.grades[key].values for key in keys if key in self.grades]
         return any(values is not None and bool(((values > 0) & (values < 1)).any()) for values in scores)
+
+    @cached_property
+    def shares(self) -> dict[str, str]:
+        """The meaning of each share that stages report, by its column."""
+        return {
+            SHARE_PREFIX + name: meaning
+            for stage in self.stage_records.values()
+            for name, meaning in stage.reported_shares.items()
+        }
 
     @cached_property
     def training(self) -> dict[str, list[str]]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.report.data.columns import COUNTS, GRADINGS, KEY_PREFIX, LABELS, MISSING, SCORES, swept_in
+from harness.report.data.columns import (
+    COUNTS,
+    GRADINGS,
+    KEY_PREFIX,
+    LABELS,
+    MISSING,
+    SCORES,
+    lacks,
+    shares_in,
+    swept_in,
+)
 from harness.report.data.comparability import protocol_differences
 from harness.report.data.conditions import Condition, conditions_of
 from harness.report.data.scores import Graded
@@ -65,8 +75,8 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
 
     Columns: the labels without the seed, the swept values, ``seeds`` (number of seeds with a result), ``missing``
     (number of seeds with missing results), each score as a mean with ``<score>_low``, ``<score>_high`` and
-    ``<score>_n``, summed counts, ``protocol`` and ``note``. A grade that several seeds share is one measurement, so
-    ``<score>_n`` can be less than ``seeds``.
+    ``<score>_n``, summed counts, the means of the shares that stages report, ``protocol`` and ``note``. A grade that
+    several seeds share is one measurement, so ``<score>_n`` can be less than ``seeds``.
 
     Args:
         rows: as returned by ``load_rows``.
@@ -97,11 +107,12 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
             if estimate:
                 ends = {score + LOW: 100 * estimate.low, score + HIGH: 100 * estimate.high}
                 row |= {score: measured[index, score].mean, **ends}
-        described.append(row | _counts(condition.cells))
+        described.append(row | _counts(condition.cells) | _means(condition.cells, shares_in(rows)))
     statistics = [name for score in SCORES for name in (score, score + LOW, score + HIGH, score + SIZE)]
     named = [name for name in (*LABELS, *swept_in(rows)) if name != "seed"]
-    table = frame_of(described, [*named, "seeds", MISSING, *statistics, *COUNTS, "protocol", NOTE])
-    return table.astype({name: "float64" for name in statistics if not name.endswith(SIZE)})
+    table = frame_of(described, [*named, "seeds", MISSING, *statistics, *COUNTS, *shares_in(rows), "protocol", NOTE])
+    numbers = [*(name for name in statistics if not name.endswith(SIZE)), *shares_in(rows)]
+    return table.astype(dict.fromkeys(numbers, "float64"))
 
 
 def _distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
@@ -111,6 +122,15 @@ def _distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str,
 
 def _verdicts(grades: Mapping[str, Graded], key: str | None, score: str) -> NDArray[Any] | None:
     return grades[key].of(score) if key in grades and key is not None else None
+
+
+def _means(cells: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean of each column over the cells that have a value."""
+    means: dict[str, float | None] = {}
+    for name in columns:
+        found = [cell[name] for cell in cells if not lacks(cell[name])]
+        means[name] = sum(found) / len(found) if found else None
+    return means
 
 
 def _counts(cells: Sequence[Mapping[str, Any]]) -> dict[str, int]:
