@@ -172,7 +172,8 @@ def inverse_root(curvature: Tensor) -> Tensor:
     # A feature that is always zero has no curvature; any positive number does.
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    root: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return root
 
 
 def input_products(learner: Learner, modules: list[Module], batches: BatchProvider) -> list[Tensor]:
