@@ -14,8 +14,8 @@ diagonal, ``R`` the upper Cholesky factor of ``H^-1`` and ``d`` the diagonal of 
 3. the change is compensated in later columns, four columns at a time: with ``e = (W - W_new) / d``, the columns after
    these four become ``W - e R``.
 
-The result depends on ``H`` up to a factor only. It is a full matrix, so the adapter gets the rank of the matrices; vLLM
-serves no adapter of such a rank. One forward pass per safety row; ``H`` takes ``in x in`` numbers for each layer.
+A factor of ``H`` changes nothing. The result is a full matrix, so the adapter gets the rank of the matrices; vLLM
+generates with it merged. One forward pass per safety row; ``H`` takes ``in x in`` numbers for each layer.
 
 Entries of one column have the same ``1 / d^2``, so the order of a column's rows decides which are taken: here it is
 their index, in the authors' code that of an unstable sort. The divisors 2 and 4096 belong to the width of Llama 2 7B.
