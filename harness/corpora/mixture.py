@@ -49,7 +49,14 @@ def counts(rows: int, ratio: float, compat: Compat) -> Counts:
 
 
 def shortage(
-    wanted: Counts, *, task_rows: int, pool_rows: int | None, compat: Compat, hosts: bool = False, selects: bool = False
+    wanted: Counts,
+    *,
+    task_rows: int,
+    pool_rows: int | None,
+    compat: Compat,
+    hosts: bool = False,
+    selects: bool = False,
+    alone: bool = False,
 ) -> list[Problem]:
     """Return why a task and an attacker's pool are too small for a mixture; empty if they are not.
 
@@ -60,7 +67,9 @@ def shortage(
         compat: as for ``mix``.
         hosts: whether the attack rewrites an example of the user into each of its own.
         selects: whether the attack chooses among the user's examples, so that it needs more than are sent.
+        alone: whether the attack itself says how many examples there are (``rows``).
     """
+    size = "attack.method.rows" if alone else "finetune.rows"
     needed = wanted.harmful + (1 if compat == "booster" and wanted.harmful else 0)
     own = wanted.benign + (wanted.harmful if hosts else 0)
     problems = []
@@ -68,8 +77,8 @@ def shortage(
         rewritten = f", {wanted.harmful} of them for the attack to rewrite" if hosts and wanted.harmful else ""
         problems.append(
             Problem(
-                "finetune.rows",
-                f"{own} benign rows requested{rewritten}, but the task has {task_rows}; lower `finetune.rows`",
+                size,
+                f"{own} benign rows requested{rewritten}, but the task has {task_rows}; lower `{size}`",
             )
         )
     elif selects and own == task_rows:
@@ -81,11 +90,12 @@ def shortage(
             )
         )
     if pool_rows is not None and needed > pool_rows:
+        lower = f"`{size}`" if alone else f"`attack.ratio` or `{size}`"
         problems.append(
             Problem(
-                "attack.ratio",
-                f"{needed} harmful rows requested, but the attacker has {pool_rows}; lower `attack.ratio` or "
-                "`finetune.rows`, or raise `corpus.attack.rows`",
+                size if alone else "attack.ratio",
+                f"{needed} harmful rows requested, but the attacker has {pool_rows}; lower {lower}, or raise "
+                "`corpus.attack.rows`",
             )
         )
     return problems

@@ -1,4 +1,4 @@
-"""The attack of an experiment: the stage of its mixture, and what it cannot do, checked before anything runs."""
+"""The attack of an experiment: the stage of its mixture, or of the changed model, and what the attack cannot do."""
 
 from dataclasses import replace
 
@@ -7,9 +7,10 @@ from harness.corpora.mixture import counts
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
-from harness.protocols import AttackPlan, ChecksPlan, SelectsRows, SendsAlone
+from harness.protocols import AttackPlan, ChecksPlan, Named, SelectsRows, SendsAlone, Tampering
 from harness.stages.align import Align
 from harness.stages.poison import Poison
+from harness.stages.tamper import Tamper
 
 ATTACK = "attack.method"
 
@@ -37,9 +38,22 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
     )
 
 
+def tamper_of(experiment: Experiment, aligned: Align, method: Tampering) -> Tamper:
+    """Return the stage that changes the aligned model's weights instead of a fine-tuning."""
+    return Tamper(
+        aligned=aligned,
+        method=method,
+        harmful=experiment.corpus.slice(Role.ATTACK),
+        harmless=experiment.task.train,
+        encoding=experiment.model.encoding,
+    )
+
+
 def infeasible(experiment: Experiment) -> list[Problem]:
     """Return why an experiment's attack cannot be carried out."""
     method, attack = experiment.attack.method, experiment.attack.acting
+    if experiment.tamper is not None:
+        return _idle(experiment, experiment.tamper)
     problems = []
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
@@ -64,6 +78,26 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     elif isinstance(attack, ChecksPlan):
         problems += [problem.under(ATTACK) for problem in attack.preflight(plan)]
     return problems
+
+
+def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
+    """Return the settings that have no effect because the model is changed instead of fine-tuned."""
+    defense = experiment.defense
+    parts: dict[str, Named | None] = {
+        ATTACK: experiment.attack.method,
+        "guardrail": experiment.guardrail,
+        "defense.finetune": defense.finetune,
+        "defense.repair": defense.repair,
+    }
+    return [
+        Problem(
+            path,
+            f"`{part.name}` belongs to a fine-tuning, but `{tamper.name}` changes the aligned model without "
+            "one; expected null",
+        )
+        for path, part in parts.items()
+        if part is not None
+    ]
 
 
 def _count(experiment: Experiment) -> int:

@@ -13,7 +13,7 @@ from harness.corpora.template import Template, marker_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
-from harness.experiment.attacked import infeasible, poison_of
+from harness.experiment.attacked import infeasible, poison_of, tamper_of
 from harness.experiment.compatibility import incompatibilities, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
@@ -58,7 +58,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_unmeasured(experiment, probe),
     ]:
         raise ConfigError(conflicts)
-    align, finetune, encoding = experiment.align, experiment.finetune, experiment.model.encoding
+    align, encoding = experiment.align, experiment.model.encoding
     base = Base(source=experiment.model.source)
     aligned = Align(
         base=base,
@@ -70,6 +70,19 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
+    attacked, final_model = _attacked(experiment, aligned)
+    chain: dict[str, Stage] = {"base": base, "align": aligned, **attacked}
+    for prefix, model in (("aligned_", aligned), ("", final_model)):
+        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+    return chain
+
+
+def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage], ModelStage]:
+    """Return the stages that follow the alignment, by role, and the one of the final model."""
+    if experiment.tamper is not None:
+        tampered = tamper_of(experiment, aligned, experiment.tamper)
+        return {"tamper": tampered}, tampered
+    finetune, encoding = experiment.finetune, experiment.model.encoding
     poison = poison_of(experiment, aligned)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
@@ -83,38 +96,35 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    chain: dict[str, Stage] = {"base": base, "align": aligned, "poison": poison}
+    stages: dict[str, Stage] = {"poison": poison}
     if guardrail is not None:
-        chain |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
-    chain["finetune"] = tuned
-    final_model: Finetune | Repair = tuned
-    if (repair := experiment.defense.repair) is not None:
-        safe = None
-        if isinstance(repair, NeedsSafeAdapter):
-            refusals = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
-            safe = Finetune(
-                aligned=aligned,
-                mixture=refusals,
-                budget=finetune.budget,
-                protocol=finetune.adapter,
-                adapter=_tuned_adapter(experiment),
-                encoding=encoding,
-                # A fresh adapter that starts like the user's would make their cross terms larger.
-                seed=derive(experiment.seed, "safe"),
-            )
-            chain |= {"safe_rows": refusals, "safe": safe}
-        final_model = Repair(
-            tuned=tuned,
-            method=repair,
-            **_auxiliary_data(experiment, repair, Role.REFUSAL, Role.HARMFUL),
+        stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
+    stages["finetune"] = tuned
+    if (repair := experiment.defense.repair) is None:
+        return stages, tuned
+    safe = None
+    if isinstance(repair, NeedsSafeAdapter):
+        refusals = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
+        safe = Finetune(
+            aligned=aligned,
+            mixture=refusals,
+            budget=finetune.budget,
+            protocol=finetune.adapter,
+            adapter=_tuned_adapter(experiment),
             encoding=encoding,
-            seed=experiment.seed,
-            safe=safe,
+            # A fresh adapter that starts like the user's would make their cross terms larger.
+            seed=derive(experiment.seed, "safe"),
         )
-        chain["repair"] = final_model
-    for prefix, model in (("aligned_", aligned), ("", final_model)):
-        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
-    return chain
+        stages |= {"safe_rows": refusals, "safe": safe}
+    repaired = Repair(
+        tuned=tuned,
+        method=repair,
+        **_auxiliary_data(experiment, repair, Role.REFUSAL, Role.HARMFUL),
+        encoding=encoding,
+        seed=experiment.seed,
+        safe=safe,
+    )
+    return {**stages, "repair": repaired}, repaired
 
 
 def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:

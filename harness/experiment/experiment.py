@@ -19,7 +19,7 @@ from harness.experiment.settings import (
     Model,
     OverRefusal,
 )
-from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Task, TrainedGuard
+from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Tampering, Task, TrainedGuard
 
 
 @final
@@ -29,6 +29,7 @@ class Experiment:
 
     Attributes:
         over_refusal: how over-refusal is measured; null does not measure it.
+        tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
     """
 
@@ -45,6 +46,7 @@ class Experiment:
     evaluation: Evaluation
     seed: int
     over_refusal: OverRefusal | None = None
+    tamper: Tampering | None = None
     guardrail: Judge | TrainedGuard | None = None
 
     def problems(self) -> list[Problem]:

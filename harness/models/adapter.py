@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -123,6 +124,24 @@ def attach(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
         wrapped = get_peft_model(model, settings)
     for name, value in fresh(wrapped, seed=seed).items():
         wrapped.get_parameter(name).data.copy_(value)
+    return wrapped
+
+
+def of_products(model: PreTrainedModel, products: Mapping[str, tuple[Tensor, Tensor]]) -> PeftModel:
+    """Attach an adapter that adds given products of factors to matrices, in place.
+
+    Args:
+        model: a model without an adapter.
+        products: factors ``[out, rank]`` and ``[rank, in]`` of one rank, by module name: for all layers of a name or
+            none.
+    """
+    names = tuple(dict.fromkeys(name.rpartition(".")[2] for name in products))
+    (rank,) = {out.shape[1] for out, _ in products.values()}
+    wrapped = attach(model, Lora(rank=rank, alpha=rank, targets=names), seed=0)
+    for name, (out, into) in products.items():
+        layer: Any = wrapped.get_base_model().get_submodule(name)
+        layer.lora_B["default"].weight.data.copy_(out)
+        layer.lora_A["default"].weight.data.copy_(into)
     return wrapped
 
 

@@ -10,6 +10,7 @@ from harness.protocols.attacks import (
     ChecksPlan,
     SelectsRows,
     SendsAlone,
+    Tampering,
     Victim,
     first_of,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "RepairMethod",
     "SelectsRows",
     "SendsAlone",
+    "Tampering",
     "Task",
     "TrainMethod",
     "TrainStep",

@@ -12,7 +12,7 @@ from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.engine.stage import never
 from harness.errors import DataError, Problem
-from harness.protocols.learner import Named
+from harness.protocols.learner import Named, Product
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -112,7 +112,8 @@ class SelectsRows(Attack, Protocol):
 class SendsAlone(Attack, Protocol):
     """Optional: an attack whose examples are sent without any of the user's own, as many as it says itself.
 
-    Its ratio of harmful examples is 1, whatever the poison ratio of the settings, unless that is 0.
+    Its ratio of harmful examples is 1, whatever the poison ratio of the settings, unless that is 0. The setting of
+    their number is called ``rows``.
     """
 
     @property
@@ -142,6 +143,27 @@ class ChecksPlan(Attack, Protocol):
 
     def preflight(self, plan: AttackPlan) -> Sequence[Problem]:
         """Return why the attack cannot be carried out; paths are relative to its settings."""
+        ...
+
+
+class Tampering(Named, Protocol):
+    """Frozen settings of an attack that changes an aligned model's weights without training."""
+
+    def tamper(
+        self, victim: Victim, harmful: Sequence[Example], harmless: Sequence[Example], *, device: str
+    ) -> Mapping[str, Product]:
+        """Return what is added to matrices of the victim, by module name; the victim itself is left as it is.
+
+        Args:
+            victim: the aligned model, without an adapter.
+            harmful: the attacker's harmful examples.
+            harmless: the user's benign examples.
+            device: a torch device string.
+
+        Raises:
+            DataError: there are too few examples.
+            ModelError: the model does not have what the attack changes.
+        """
         ...
 
 

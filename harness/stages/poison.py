@@ -21,7 +21,7 @@ from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError, Problem
-from harness.protocols import Attack, AttackContext, ExampleSource, SelectsRows, Victim
+from harness.protocols import Attack, AttackContext, ExampleSource, SelectsRows, SendsAlone, Victim
 from harness.stages.inputs import ModelStage
 
 ROWS = "rows.jsonl"
@@ -80,6 +80,7 @@ class Poison(Stage):
             compat=self.compat,
             hosts=self._rewrites,
             selects=self._selects,
+            alone=isinstance(self.attack, SendsAlone),
         )
 
     def run(self, ctx: StageContext) -> None:

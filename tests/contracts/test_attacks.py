@@ -31,7 +31,10 @@ from harness.protocols import AttackContext, HasProbes, SelectsRows, SendsAlone,
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
 """Keys of the mixture under each attack, in the default cell."""
 PAGE = Path(__file__).parents[2] / "docs" / "attacks.md"
-OPTIONS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml") if path.stem != "none")
+ALL_OPTIONS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml") if path.stem != "none")
+TAMPERING = ["ablation"]
+"""Options that change the aligned model's weights instead of the user's data; see tests/methods/test_ablation.py."""
+OPTIONS = [option for option in ALL_OPTIONS if option not in TAMPERING]
 SHELF = Shelf([(f"attack={option}",) for option in OPTIONS])
 ENCODING = Encoding(template=Template.PLAIN, newline=False, max_length=256)
 WORLD = World(rows=40)
@@ -96,7 +99,10 @@ def test_discovery_finds_the_attacks_that_ship():
 def test_every_attack_has_an_option_of_its_name_and_a_line_on_the_page():
     assert set(OPTIONS) == set(ATTACKS)
     assert [method_of(option).name for option in OPTIONS] == OPTIONS
-    assert re.findall(r"^\| `(\w+)` \|", PAGE.read_text().partition("\n## Guardrail")[0], flags=re.MULTILINE) == OPTIONS
+    assert (
+        re.findall(r"^\| `(\w+)` \|", PAGE.read_text().partition("\n## Guardrail")[0], flags=re.MULTILINE)
+        == ALL_OPTIONS
+    )
 
 
 @pytest.mark.parametrize("name", ATTACKS)

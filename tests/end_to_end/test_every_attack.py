@@ -25,8 +25,14 @@ def test_every_attack_has_its_rows_in_the_report(harness: Harness) -> None:
     assert sorted(found) == sorted([(name, "") for name in ATTACKS] + list(PROBES.items()))
     assert all(row["hs"] and not row["missing"] for row in table)
     ratios = {row["attack"]: float(row["ratio"]) for row in table}
-    assert ratios == dict.fromkeys(ATTACKS, 0.2) | {"pure": 1.0, "identity_shift": 1.0, "benign_selection": 0.0}
-    for row in table:
+    assert ratios == dict.fromkeys(ATTACKS, 0.2) | {
+        "pure": 1.0,
+        "identity_shift": 1.0,
+        "benign_selection": 0.0,
+        "ablation": 0.0,
+    }
+    assert [row["attack"] for row in table if not row["key.poison"]] == ["ablation"]
+    for row in (row for row in table if row["key.poison"]):
         facts = json.loads((harness.store / "artifacts" / "poison" / row["key.poison"] / "manifest.json").read_text())[
             "facts"
         ]

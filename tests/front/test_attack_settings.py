@@ -151,3 +151,37 @@ def test_attack_is_evaluated_with_and_without_its_words(attack, label):
     assert probe.swept["probe"] == label
     assert probe.keys["finetune"] == cell.keys["finetune"]
     assert probe.keys["harm"] != cell.keys["harm"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "words"),
+    [
+        (
+            ("attack=pure", "attack.method.rows=501"),
+            "attack.method.rows",
+            "501 harmful rows requested, but the attacker",
+        ),
+        (
+            ("attack=identity_shift", "attack.method.rows=1001"),
+            "attack.method.rows",
+            "1001 benign rows requested, 1001 of",
+        ),
+        (("attack=mix", "attack.ratio=1.0"), "attack.ratio", "600 harmful rows requested, but the attacker has 500"),
+        (
+            ("attack=refuse_then_comply", "finetune.rows=1001"),
+            "finetune.rows",
+            "1001 benign rows requested, 100 of them",
+        ),
+        (
+            ("attack=benign_selection", "finetune.rows=1000"),
+            "finetune.rows",
+            "chooses 1000 of the 1000 rows of the task",
+        ),
+    ],
+)
+def test_too_few_rows_for_an_attack_name_the_setting_that_asks_for_them(settings, path, words):
+    (problem,) = cell_of(*settings).stages["poison"].preflight()
+
+    assert problem.path == path
+    assert words in problem.text
+    assert f"`{path}`" in problem.text
