@@ -31,7 +31,7 @@ from harness.models.loading import ModelRef, loaded_model, serve, served
 
 SCRIPT = Path(__file__).parent / "inference_server" / "vllm_server.py"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""LoRA ranks that vLLM supports; other ranks are rounded up."""
+"""LoRA ranks that vLLM supports; other ranks are rounded up. An adapter of a higher rank is merged instead."""
 SHARE = 0.9
 """Share of this process's GPU memory that vLLM may allocate."""
 _LAST = 2000
@@ -192,6 +192,9 @@ def answer(
             f"`cluster.vllm_python` or in {VLLM_PYTHON} (docs/generation.md)."
         )
     rank = None if weights.adapter is None else read(weights.adapter)[0].rank
+    if rank is not None and rank > RANKS[-1]:
+        assert weights.adapter is not None
+        weights, rank = replace(weights, merged=(*weights.merged, weights.adapter), adapter=None), None
     wanted = _Base(
         key=(weights.base_key, tuple(map(str, weights.merged))),
         rank=None if rank is None else next((known for known in RANKS if known >= rank), rank),

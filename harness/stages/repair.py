@@ -31,7 +31,7 @@ class Repair(Stage):
     """The fine-tuned adapter, repaired.
 
     Facts: those of the method; ``change``, see ``changes``; ``attack_and_defense_share``, the overlap between the
-    attacker's and the method's examples; ``micro_batch_size``, if batches were split.
+    attacker's and the method's examples, those of a safe adapter included; ``micro_batch_size``, if batches were split.
 
     Attributes:
         tuned: the fine-tuned model.
@@ -121,6 +121,8 @@ class Repair(Stage):
     def _report_overlaps(self, rows: Sequence[tuple[Example, Role]], ctx: StageContext) -> None:
         attacker = [example for example, role in rows if role is Role.ATTACK]
         own = [example for part in (self.refusal, self.harmful) if part for example in part.examples()]
+        if self.safe is not None:
+            own += [example for example, _ in self.safe.mixture.mixture(ctx.input)]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()
 
 

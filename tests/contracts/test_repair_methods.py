@@ -76,7 +76,7 @@ def repaired(name, *, seed=1, rows_at_once=None, **adapter):
 
 def test_discovery_finds_the_methods_that_ship():
     assert {"antidote", "panacea", "random_perturbation", "refusal_sft", "scaled_update"} <= set(METHODS)
-    assert {"safe_lora", "resta", "safemerge", "wise_ft"} <= set(METHODS)
+    assert {"safe_lora", "resta", "safemerge", "safe_delta", "wise_ft"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

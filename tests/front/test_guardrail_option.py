@@ -2,12 +2,14 @@
 
 import pytest
 
-from harness.config.build import cells_of
+from harness.config.build import cells_of, settings_of
 from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError, HarnessError
 from harness.judges.prompted.llama_guard import LlamaGuard2
+from harness.stages.moderate import Moderate
+from harness.sweep.run import check_services
 
 BEFORE = ("base", "align", "poison", "aligned_harm", "aligned_harm_answers", "aligned_accuracy", "aligned_over_refusal")
 AFTER = ("finetune", "harm_answers", "harm", "task_answers", "accuracy", "over_refusal")
@@ -57,6 +59,29 @@ def test_guardrail_is_an_axis_of_the_sweep_by_the_name_of_its_option(overrides, 
     assert cell.swept["guardrail"] == name
     assert getattr(cell.stages["moderate"].guard, "max_answer", None) == max_answer
     assert cell.stages["finetune"].mixture is cell.stages["moderate"]
+
+
+@pytest.mark.parametrize("guardrail", ["tiny", "llama_guard3"])
+def test_job_rebuilds_the_stage_from_its_stored_spec(guardrail, tmp_path):
+    cell, store = cell_of(f"guardrail={guardrail}"), Store(tmp_path / "store")
+    store.register(Plan.of(cell.leaves).stages)
+
+    rebuilt = store.stage(cell.keys["moderate"])
+
+    assert rebuilt == cell.stages["moderate"]
+    assert rebuilt.guard == cell.stages["moderate"].guard
+    assert rebuilt.model == cell.stages["moderate"].model
+
+
+def test_guard_that_asks_a_service_needs_its_key_before_anything_runs(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    overrides = ["judge=openai", "judge.model=m", "cluster=local"]
+    composition = compose(overrides)
+    judge = cells_of(composition)[0].stages["harm"].judge
+    stage = Moderate(sent=cell_of().stages["poison"], guard=judge)
+
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        check_services([stage], settings_of(composition[0]).cluster)
 
 
 def test_class_that_is_no_guard_and_settings_out_of_range_are_refused_with_their_path():

@@ -92,6 +92,18 @@ def test_answers_of_one_process_are_those_of_transformers(ask, with_vllm, memory
 
 
 @pytest.mark.slow
+def test_adapter_of_a_rank_that_vllm_does_not_serve_is_merged(ask, with_vllm, memory, save_base, save_adapter):
+    wide = ModelRef(base_key="base", base=save_base(), adapter=save_adapter("wide", seed=1, lora=Lora(rank=513)))
+    with loaded_model(wide, memory) as loaded:
+        expected = transformers.answer(loaded.model, loaded.tokenizer, ASKED, **SETTINGS)
+
+    found = ask(with_vllm, wide)
+
+    assert found.texts == expected.texts
+    assert served(memory).base.rank is None
+
+
+@pytest.mark.slow
 def test_process_that_ends_says_why(ask, with_vllm, memory, save_base, save_adapter):
     weights = ModelRef(base_key="base", base=save_base(), adapter=save_adapter("a", seed=1, lora=Lora(rank=600)))
 
