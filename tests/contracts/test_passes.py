@@ -143,6 +143,7 @@ def test_layers_share_one_piece_of_code_and_nothing_is_compiled_twice():
     assert found["again"] == found["other rows"] == 0
 
 
+@pytest.mark.slow
 def test_layer_with_hooks_inside_is_compiled_in_parts_and_heeds_them():
     found = counted()
 
@@ -214,7 +215,7 @@ def test_passes_of_a_cpu_are_plain_and_tell_nothing():
 def test_passes_of_a_gpu_state_their_switches(options, reason, monkeypatch):
     monkeypatch.setattr("harness.models.compiled.compiler_problem", lambda _: "")
     monkeypatch.setattr("harness.training.passes.SMALL", 0)
-    model = build(options.pop("dropout", 0.0))
+    model = build(dropout=options.pop("dropout", 0.0))
 
     passes = passes_on(model, "cuda", precision=Precision.TF32, longest=40, rows={4}, **options)
 

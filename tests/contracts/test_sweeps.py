@@ -26,11 +26,13 @@ def test_published_sweeps_are_discovered():
     assert all(any(sweep.startswith(f"{repository}_") for sweep in SWEEPS) for repository in REPOSITORIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_published_sweep_plans_as_many_stages_as_the_documentation_says(sweep):
     assert asked(sweep) == told(sweep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repository", REPOSITORIES)
 def test_sweeps_of_a_repository_together_plan_what_the_documentation_says(repository):
     own = [sweep for sweep in SWEEPS if sweep.startswith(f"{repository}_")]
@@ -38,6 +40,7 @@ def test_sweeps_of_a_repository_together_plan_what_the_documentation_says(reposi
     assert asked(*own) == told(f"all of {repository}")
 
 
+@pytest.mark.slow
 def test_published_sweep_by_its_file_is_what_is_counted():
     sweep = "antidote_dense_ratio"
     _, *params = command_line(sweep)
@@ -51,6 +54,7 @@ def test_documentation_names_no_sweep_that_does_not_exist():
     assert set(LINES) == {name for name, _ in lines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["antidote_dense_ratio", "antidote_benign", "antidote_llama3"])
 def test_sweep_of_a_reproduction_target_meets_every_target_of_its_group(group):
     # The random control is not part of the family that the sweep replaces.

@@ -170,7 +170,7 @@ def test_method_defaults_are_in_range_hashable_and_have_an_identity(name):
     assert all(need.batch_size is None or need.batch_size >= 1 for need in method.needs)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(name, tmp_path):
     model = build()
     after_step, before_step = [weights_of(model)], []
@@ -198,7 +198,7 @@ def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(na
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
-@pytest.mark.parametrize("name", discovered())
+@pytest.mark.parametrize("name", mostly_slow(discovered()))
 def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(name, tmp_path):
     refused = ""
 
@@ -210,7 +210,7 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
     assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_trains_a_dora_adapter_on_all_linear_layers_unless_its_settings_say_otherwise(name, tmp_path):
     model = build(targets="all-linear", scaling="rslora", variant="dora")
     before = weights_of(model)
@@ -299,12 +299,12 @@ def whole_steps(name):
 
 # One row at once, uneven pieces of the step's five rows and of the draws, and more than there are.
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
 def test_method_computes_the_same_however_its_batches_are_cut(name, rows_at_once):
     assert_same_steps(stepped(name, rows_at_once), whole_steps(name))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_reports_a_loss_beside_norm_clip_factor_and_learning_rate(name):
     report, _ = uninterrupted(name)
 

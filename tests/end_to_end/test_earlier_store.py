@@ -82,6 +82,7 @@ def test_command_repeated_on_an_earlier_store_executes_nothing_and_writes_its_sp
         assert json.loads(path.read_text()) == json.loads((finished.store / "specs" / path.name).read_text())
 
 
+@pytest.mark.slow
 def test_retry_in_an_earlier_store_runs_the_failed_stage_alone(old):
     before = executed(old)
     lost = next(old.store.glob("artifacts/grade/*"))

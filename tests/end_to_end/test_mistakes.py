@@ -101,7 +101,7 @@ def test_help_names_groups_and_verbs_and_leaves_with_zero(harness):
     run = harness("--help")
 
     assert run.returncode == 0
-    for word in ("defense/align: booster", "attack_ratio: p00", "harness plan", "harness doctor"):
+    for word in ("defense/align: antibody", "attack_ratio: p00", "harness plan", "harness doctor"):
         assert word in run.stdout
 
 
@@ -112,6 +112,7 @@ def test_what_an_ascii_terminal_cannot_show_is_substituted(harness):
     assert "/f\\xfcr/alle" in run.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_stream_is_no_mistake(harness, closed):
     run = subprocess.run(

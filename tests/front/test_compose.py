@@ -233,6 +233,7 @@ def test_cells_that_share_what_no_value_touches_do_not_see_each_others_values():
     ]
 
 
+@pytest.mark.slow
 def test_choice_of_all_defenses_is_every_option_that_the_choice_takes():
     offered = {path.stem for path in (CONF / "defense").rglob("*.yaml")}
 

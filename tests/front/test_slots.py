@@ -275,6 +275,7 @@ def test_fresh_adapter_counts_only_where_there_is_one():
     assert second.stages["finetune"].adapter.rank == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["align.adapter.", "+finetune.fresh."])
 def test_targets_in_another_order_or_twice_are_the_same_adapter(adapter):
     def key(targets):

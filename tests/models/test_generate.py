@@ -195,6 +195,7 @@ def test_sampling_settings_of_a_model_neither_apply_nor_warn(make_model, make_to
     assert model.generation_config is own
 
 
+@pytest.mark.slow
 def test_batch_that_does_not_fit_into_memory_is_halved(make_model, make_tokenizer, monkeypatch, caplog):
     model, tokenizer, asked = make_model(), make_tokenizer(), prompts(20)
     expected = generate(model, tokenizer, asked, new_tokens=6, decoding=LONG)

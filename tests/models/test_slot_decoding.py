@@ -95,6 +95,7 @@ def test_slots_give_the_answers_of_generate(family, make_tokenizer):
     assert (plain.facts["path"], plain.facts["why"]) == ("plain", "the device is cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_slots_hold_for_attached_adapters_and_either_attention(attention, make_tokenizer, save_adapter):
     asked, tokenizer = prompts(), make_tokenizer()
@@ -191,6 +192,7 @@ def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_written(make_to
     assert "batch size of 4" in caplog.text
 
 
+@pytest.mark.slow
 def test_memory_without_room_for_one_row_is_a_mistake_of_the_settings(make_tokenizer, monkeypatch):
     real = slots.SlotDecoder
 
@@ -259,6 +261,7 @@ def test_model_that_computes_otherwise_with_this_cache_is_answered_by_generate(m
     assert "LlamaForCausalLM computes other logits with it" in found.facts["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dora_adapter_answers_in_slots(dtype, save_adapter, make_tokenizer):
     lora = adapter.Lora(rank=4, targets="all-linear", variant="dora")

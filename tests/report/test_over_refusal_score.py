@@ -127,6 +127,7 @@ def test_over_refusal_is_compared_and_marked_as_lower_is_better(maker):
     assert "difference-over-refusal" in {view.name for view in comparison_views(results)}
 
 
+@pytest.mark.slow
 def test_files_of_a_report_have_the_score(maker, tmp_path):
     maker.sweep(cells_of(maker))
 

@@ -26,6 +26,7 @@ def facts(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_merge_before_fine_tuning_states_what_it_lost(facts):
     (lost,) = facts("double")["lost_in_merge"]
 

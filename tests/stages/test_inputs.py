@@ -73,6 +73,7 @@ def facts_of(store, stage):
     return json.loads((store.path(stage) / "manifest.json").read_text())["facts"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_contamination_read_the_rows_that_a_stage_after_the_mixture_kept(chain, store):
     tuned = replace(chain["finetune"], mixture=Moderated(sent=chain["poison"]))
 

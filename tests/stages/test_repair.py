@@ -66,6 +66,7 @@ def facts(store, stage):
     return json.loads((store.path(stage) / "manifest.json").read_text())["facts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["single", "double"])
 def test_repair_changes_the_tuned_adapter_and_nothing_else(store, repaired, protocol):
     stage = repaired("defense=antidote", "defense.repair.dense_ratio=0.25", f"finetune.adapter={protocol}")

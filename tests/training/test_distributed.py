@@ -54,6 +54,7 @@ def test_two_processes_end_with_equal_weights_and_histories(name, results):
     assert first_history == second_history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", runs(*NAMES))
 def test_two_processes_compute_what_one_process_with_the_same_global_batches_computes(name, results):
     (one, one_history), (two, two_history) = results(name, 1, 0), results(name, 2, 0)

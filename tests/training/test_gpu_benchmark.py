@@ -8,6 +8,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def path():
@@ -23,7 +25,6 @@ def gpu(path):
     return gpu
 
 
-@pytest.mark.slow
 def test_benchmark_of_a_sweep_runs_it_and_reads_what_its_passes_were(path) -> None:
     import small_sweep
 
