@@ -78,7 +78,10 @@ def ended_by(model, tokenizer, asked, new_tokens=24):
     return tokenizer
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    ["grouped heads", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "grouped heads")],
+)
 def test_slots_give_the_answers_of_generate(family, make_tokenizer):
     model, asked = made(family), prompts()
     tokenizer = ended_by(model, make_tokenizer(), asked)
