@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from test_train_methods import CUTTABLE, assert_same_steps, build, stepped, whole_steps
+from test_train_methods import CUTTABLE, assert_same_steps, build, mostly_slow, stepped, whole_steps
 from torch._dynamo.backends.debugging import aot_eager
 
 from harness.models.attention import needs_no_mask
@@ -31,7 +31,7 @@ class Compiler:
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 2])
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
 def test_padding_to_buckets_without_a_mask_changes_gradients_by_rounding_only(name, rows_at_once):
     assert_same_steps(stepped(name, rows_at_once, SHORTER), whole_steps(name))
 
@@ -80,7 +80,7 @@ HOOKED = {
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 2])
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
 def test_captured_passes_change_gradients_by_rounding_only(name, rows_at_once, monkeypatch):
     monkeypatch.setattr("harness.models.captured.EAGER_PASSES", 0)
     launches = Launches()

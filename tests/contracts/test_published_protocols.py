@@ -105,6 +105,7 @@ def protocol(*overrides):
     return finetune.protocol, align.budget.batch_size, finetune.budget.batch_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("defense", "expected"), BOOSTER)
 def test_booster_protocol_follows_what_the_slots_hold_in_whatever_words(defense, expected):
     assert protocol("experiment=booster_paper", *defense) == expected

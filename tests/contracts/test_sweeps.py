@@ -50,6 +50,7 @@ def test_published_sweep_by_its_file_is_what_is_counted():
     assert [cell.stages["harm"].key for cell in found] == [cell.stages["harm"].key for cell in cells()[sweep]]
 
 
+@pytest.mark.slow
 def test_documentation_names_no_sweep_that_does_not_exist():
     assert set(LINES) == {name for name, _ in lines()}
 

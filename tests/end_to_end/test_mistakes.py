@@ -43,6 +43,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_told_in_one_message(harness, name):
     arguments, said = MISTAKES[name]

@@ -27,6 +27,7 @@ def test_cell_on_real_rows_is_stored_with_exact_counts_and_no_overlap(harness):
     assert "sst2" in run.stdout
 
 
+@pytest.mark.slow
 def test_doctor_finds_and_fetches_the_files_of_an_experiment(harness):
     found = harness("doctor", HARNESS_DATA=str(DATA))
     fetched = harness("doctor", "--fetch", "smollm2", HARNESS_DATA=str(DATA))

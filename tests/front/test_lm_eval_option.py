@@ -46,6 +46,7 @@ def test_user_trains_on_the_data_of_the_task_inside_and_the_aligned_model_is_mea
     assert other.protocol != tiny.protocol
 
 
+@pytest.mark.slow
 def test_only_what_is_measured_is_part_of_the_key():
     def key(*overrides):
         return cell_of(*overrides).stages["accuracy"].key

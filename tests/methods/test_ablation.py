@@ -84,6 +84,7 @@ def read_before_second_layer(loaded, questions):
     return torch.stack(read)
 
 
+@pytest.mark.slow
 def test_layers_of_the_tampered_model_write_nothing_along_the_direction_of_its_aligned_model(tampered, store):
     memory = {}
     encoding = tampered.encoding

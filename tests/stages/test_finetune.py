@@ -33,5 +33,6 @@ def test_merge_before_fine_tuning_states_what_it_lost(facts):
     assert 0 < lost < 1e-3, "the base is float32"
 
 
+@pytest.mark.slow
 def test_continued_adapter_lost_nothing(facts):
     assert "lost_in_merge" not in facts("single")

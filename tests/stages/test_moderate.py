@@ -198,6 +198,7 @@ def test_new_adapter_without_a_row_to_train_on_changes_nothing(store):
     assert len(tuned.weights(store.path).merged) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", ["panacea", "antidote", "lisa"])
 def test_defense_after_the_alignment_leaves_the_aligned_model_alone_without_a_row(store, defense):
     (cell,) = cells_of(compose([*SMALL, f"defense={defense}", "guardrail=tiny", "finetune.adapter=single"]))

@@ -96,6 +96,7 @@ def test_repair_states_rows_rank_and_change(store, repaired):
     assert found["change"]["norm"] == pytest.approx(float(distance), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_repair_measures_fine_tuning_from_the_aligned_adapter_that_was_continued(store, repaired):
     stage = repaired("defense=random_perturbation", "finetune.adapter=single")
 
@@ -104,6 +105,7 @@ def test_repair_measures_fine_tuning_from_the_aligned_adapter_that_was_continued
     assert facts(store, stage)["change"]["finetune_norm"] == pytest.approx(float(moved.norm()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_repair_measures_fine_tuning_from_the_fresh_adapter_that_was_trained(store, repaired):
     # One step moves an entry by about the learning rate, so that the start shows in the result.
     stage = repaired("defense=random_perturbation", "finetune.adapter=double", "finetune.budget.batch_size=20")
@@ -114,6 +116,7 @@ def test_repair_measures_fine_tuning_from_the_fresh_adapter_that_was_trained(sto
     assert 0 < found < 1.5 * stage.tuned.budget.learning_rate * entries**0.5
 
 
+@pytest.mark.slow
 def test_repair_reports_rows_that_the_attacker_has_as_well(store, repaired):
     stage = repaired("defense=antidote")
     leaked = replace(stage, harmful=replace(stage.tuned.mixture.harmful, role=Role.HARMFUL))
@@ -144,6 +147,7 @@ def test_panacea_repairs_share_one_fine_tuning(repaired):
     assert last.key != mean.key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["single", "double"])
 def test_repair_is_given_the_change_by_alignment_under_both_adapter_protocols(store, repaired, protocol):
     stage = repaired("defense=safe_lora", "defense.repair.threshold=1.0", f"finetune.adapter={protocol}")
@@ -163,6 +167,7 @@ def test_repair_is_given_the_change_by_alignment_under_both_adapter_protocols(st
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.norm()))
 
 
+@pytest.mark.slow
 def test_safe_adapter_is_trained_on_refusals_from_the_aligned_model_and_shared(store, repaired):
     stage = repaired(*MERGED)
     benign = cells_of(compose([*SMALL, *MERGED, "attack_ratio=p00"]))[0].stages["repair"]
@@ -183,6 +188,7 @@ def test_safe_adapter_is_trained_on_refusals_from_the_aligned_model_and_shared(s
     assert lora.rank == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["single", "double"])
 def test_repair_may_leave_an_adapter_of_another_rank(store, repaired, protocol):
     stage = repaired("defense=resta", f"finetune.adapter={protocol}")

@@ -33,6 +33,7 @@ def elsewhere():
     opened.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_key_does_not_follow_a_redirect_to_another_server(elsewhere, code):
     here = Passthrough("http://127.0.0.1:9")

@@ -66,6 +66,7 @@ def test_two_processes_compute_what_one_process_with_the_same_global_batches_com
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", runs(*STOPPED))
 def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, processes, results):

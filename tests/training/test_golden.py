@@ -95,6 +95,7 @@ def test_padding_is_what_separates_ldifs_from_the_authors_trainer(tmp_path):
     assert all(TOLERANCE < each < 1e-4 for each in found[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
 def test_training_on_golden_batches_logs_golden_losses(name, tmp_path, as_recorded):
     meta, _ = golden(name)
