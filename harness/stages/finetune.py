@@ -17,7 +17,7 @@ from harness.models.head import unmergeable
 from harness.protocols import TrainMethod
 from harness.stages.align import Align
 from harness.stages.inputs import MixtureStage
-from harness.stages.tally import BENIGN, HARMFUL
+from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
 from harness.stages.train_adapter import ADAPTER, adapter_seed, fit, keep
 from harness.training.budget import Budget
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models.loading import ModelRef
+
+KINDS = {Role.ATTACK: HARMFUL, Role.REFUSAL: REFUSAL}
+"""How the rows of a mixture are counted; all others are the user's own."""
 
 
 @final
@@ -101,7 +104,7 @@ class Finetune(Stage):
             fresh=fresh,
             method=self.method,
             rows=[example for example, _ in rows],
-            kinds=[HARMFUL if role is Role.ATTACK else BENIGN for _, role in rows],
+            kinds=[KINDS.get(role, BENIGN) for _, role in rows],
             slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
             budget=self.budget,
             encoding=self.encoding,

@@ -96,7 +96,11 @@ def run(config: DictConfig) -> float | None:
     Raises:
         StagesFailed: a stage of the cell failed.
     """
-    if HydraConfig.get().sweeper.get("params"):
+    sweeper = HydraConfig.get().sweeper
+    if not isinstance(sweeper, DictConfig):
+        advice = f"`{sweeper}` is no sweeper's settings; a sweeper is chosen with a slash: `hydra/sweeper=NAME`"
+        raise ConfigError([Problem("hydra.sweeper", advice)])
+    if sweeper.get("params"):
         raise ConfigError(
             ["the configuration describes a sweep, and this is a single run; add `-m` to run all its cells"]
         )

@@ -54,7 +54,9 @@ def test_rows_mixed_in_are_counted_in_the_manifest(swept):
     mixed = {fact["refusal_rows"]["mixed_in"]: fact for fact in facts if "mixed_in" in fact.get("refusal_rows", {})}
     assert {count: fact["rows"]["trained"] for count, fact in mixed.items()} == {7: 47, 5: 45}
     assert {fact["steps"] for fact in mixed.values()} == {5}
-    plain = [fact["rows"]["trained"] for fact in facts if "refusal_rows" not in fact]
+    # A safe adapter (SafeMERGE) is a fine-tuning too, on refusals alone.
+    users = [fact for fact in facts if "benign" in fact["rows"]["by_kind"]]
+    plain = [fact["rows"]["trained"] for fact in users if "refusal_rows" not in fact]
     assert set(plain) == {40}
 
 

@@ -104,11 +104,12 @@ def test_adapter_of_a_rank_that_vllm_does_not_serve_is_merged(ask, with_vllm, me
 
 
 @pytest.mark.slow
-def test_process_that_ends_says_why(ask, with_vllm, memory, save_base, save_adapter):
-    weights = ModelRef(base_key="base", base=save_base(), adapter=save_adapter("a", seed=1, lora=Lora(rank=600)))
+def test_process_that_ends_says_why(ask, with_vllm, memory, save_base):
+    base = save_base()
+    (base / "unsupported").touch()
 
-    with pytest.raises(ModelError, match=r"(?s)exit code 1.*max_lora_rank=600 is not supported.*engine=null"):
-        ask(with_vllm, weights)
+    with pytest.raises(ModelError, match=r"(?s)exit code 1.*this architecture is not supported.*engine=null"):
+        ask(with_vllm, ModelRef(base_key="base", base=base))
 
     assert served(memory) is None
 

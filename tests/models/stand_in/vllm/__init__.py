@@ -5,6 +5,7 @@ It is found by an interpreter of its own environment only, and is as strict as v
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -38,6 +39,8 @@ class LLM:
         self, model: str, *, dtype: str = "auto", enable_lora: bool = False, max_loras: int = 1, max_lora_rank: int = 16
     ) -> None:
         sys.stdout.write(f"loading {model}\n")  # as vLLM does, where the harness reads
+        if (Path(model) / "unsupported").exists():
+            raise ValueError("this architecture is not supported")
         if max_lora_rank not in (8, 16, 32, 64, 128, 256, 320, 512) or max_loras < 1:
             raise ValueError(f"max_lora_rank={max_lora_rank} is not supported")
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
