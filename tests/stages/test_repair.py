@@ -174,7 +174,7 @@ def test_safe_adapter_is_trained_on_refusals_from_the_aligned_model_and_shared(s
 
     assert stage.safe.key == benign.safe.key != stage.tuned.key
     assert stage.safe.aligned.key == stage.tuned.aligned.key
-    assert facts(store, stage.safe)["rows"]["by_kind"] == {"benign": {"sent": 20, "dropped": 0, "cut": 0}}
+    assert facts(store, stage.safe)["rows"]["by_kind"] == {"refusal": {"sent": 20, "dropped": 0, "cut": 0}}
     assert facts(store, stage)["merged_share"] == 1
     (lora, tuned), (_, safe), (_, after) = (
         read(store.path(each) / "adapter") for each in (stage.tuned, stage.safe, stage)
