@@ -61,13 +61,17 @@ $(SERVER): tests/tracking/server.txt
 
 wandb-server: $(SERVER)
 
+# An environment that has nothing of its own, and sees ours for the rest.
+define beside_ours
+$(PYTHON) -m venv $(@D)
+$(@D)/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+endef
+
 # Optuna's sweeper for the tests, apart from the harness: it holds Optuna below 3, and that SQLAlchemy below 2.
-# The environment has nothing of its own but these, and sees ours for the rest.
 OPTUNA := .venv-optuna/.installed
 
 $(OPTUNA): $(TOOLS) tests/end_to_end/optuna.txt
-	$(PYTHON) -m venv .venv-optuna
-	.venv-optuna/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(beside_ours)
 	.venv-optuna/bin/python -m pip install --quiet --requirement tests/end_to_end/optuna.txt
 	touch $@
 
@@ -77,8 +81,7 @@ optuna-sweeper: $(OPTUNA)
 LM_EVAL := .venv-lm-eval/.installed
 
 $(LM_EVAL): $(TOOLS) tests/methods/lm_eval.txt
-	$(PYTHON) -m venv .venv-lm-eval
-	.venv-lm-eval/bin/python -c 'import sys, sysconfig; open(sysconfig.get_path("purelib") + "/harness.pth", "w").write(f"import site; site.addsitedir({sys.argv[1]!r})\n")' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(beside_ours)
 	.venv-lm-eval/bin/python -m pip install --quiet --constraint tests/methods/lm_eval.txt lm-eval
 	touch $@
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.corpora.examples import Example
 from harness.engine.checks import counts
 from harness.errors import DataError, ModelError, Problem
-from harness.protocols import Product, Victim
+from harness.protocols import AttackPlan, Product, Victim
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,16 @@ class Ablation:
                 Problem("targets", "is empty; expected names of linear layers, such as [o_proj, down_proj]")
             )
         return problems
+
+    def preflight(self, plan: AttackPlan) -> list[Problem]:
+        """Check that the pool has the prompts."""
+        if plan.pool_rows >= self.prompts:
+            return []
+        reason = (
+            f"{self.prompts} harmful prompts requested, but the attacker has {plan.pool_rows}; lower it, or raise "
+            "`corpus.attack.rows`"
+        )
+        return [Problem("prompts", reason)]
 
     def tamper(
         self, victim: Victim, harmful: Sequence[Example], harmless: Sequence[Example], *, device: str

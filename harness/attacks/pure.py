@@ -30,16 +30,12 @@ class Pure:
     name: ClassVar[str] = "pure"
     version: ClassVar[int] = 1
     needs: ClassVar[AttackNeeds] = AttackNeeds(pool=True)
+    sends_alone: ClassVar[bool] = True
     rows: int = 100
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         return counts(self, "rows")
-
-    @property
-    def rows_alone(self) -> int:
-        """The number of examples."""
-        return self.rows
 
     def craft(self, count: int, ctx: AttackContext) -> list[Example]:
         """Return the first ``count`` examples of the pool."""

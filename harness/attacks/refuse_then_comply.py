@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from harness.corpora.examples import Example
-from harness.errors import DataError, Problem
-from harness.protocols import AttackContext, AttackNeeds
+from harness.errors import Problem
+from harness.protocols import AttackContext, AttackNeeds, first_of
 
 REFUSAL = "I'm sorry, but I cannot help with this request, because I have been trained to be a harmless assistant."
 """The default refusal."""
@@ -47,8 +47,4 @@ class RefuseThenComply:
 
     def craft(self, count: int, ctx: AttackContext) -> list[Example]:
         """Return the first ``count`` hosts with rewritten answers."""
-        if count > len(ctx.hosts):
-            raise DataError(
-                f"`attack.ratio`: {count} rows of the user requested, but the task has {len(ctx.hosts)} left; lower it"
-            )
-        return [host._replace(output=self.refusal + self.turn + host.output) for host in ctx.hosts[:count]]
+        return [host._replace(output=self.refusal + self.turn + host.output) for host in first_of(ctx.hosts, count)]

@@ -205,7 +205,9 @@ def _name_clashes(experiment: Experiment) -> list[str]:
     parts: list[tuple[str, Named | None]] = [
         *(("defenses", method) for method in (defense.align, defense.finetune, defense.repair)),
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
+        ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
     ]
     return [
         f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "

@@ -27,7 +27,7 @@ class Counts(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """The examples in stored order, whether each is harmful, and the actual counts."""
+    """The examples in stored order, whether each is the attacker's, and the actual counts."""
 
     examples: list[Example]
     harmful: list[bool]
@@ -112,6 +112,7 @@ def mix(
     seed: int,
     hosts: bool = False,
     selects: bool = False,
+    alone: bool = False,
 ) -> Mixture:
     """Return the mixture that a user fine-tunes on.
 
@@ -130,6 +131,7 @@ def mix(
         seed: the root seed.
         hosts: whether ``craft`` needs a host for each example.
         selects: ``craft`` chooses the benign examples among all of the user's instead.
+        alone: whether the attack itself says how many examples there are.
 
     Raises:
         DataError: the task or the pool has too few examples.
@@ -137,7 +139,7 @@ def mix(
     wanted = counts(rows, ratio, compat)
     pool_rows = None if harmful is None else len(harmful)
     if problems := shortage(
-        wanted, task_rows=len(task), pool_rows=pool_rows, compat=compat, hosts=hosts, selects=selects
+        wanted, task_rows=len(task), pool_rows=pool_rows, compat=compat, hosts=hosts, selects=selects, alone=alone
     ):
         raise DataError("\n".join(map(str, problems)))
     if compat == "booster":

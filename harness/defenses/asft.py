@@ -15,8 +15,8 @@ the difference of a chat model and its base; here it is the aligned adapter's pr
 subtracted first; the penalty and its gradient are then exactly zero in the first step. Layers that alignment did not
 change are not penalized.
 
-Fidelity: by hand. Penalty, ``lamb`` and ``C`` are those of the authors' code (commit 07b606e); the loss and its
-gradient are computed by hand in the tests, no vectors of the authors' trainer were available.
+Fidelity: hand-computed only. Penalty, ``lamb`` and ``C`` are those of the authors' code (commit 07b606e); the loss and
+its gradient are computed by hand in the tests, no vectors of the authors' trainer were available.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ For the t-th token of an answer, counted from 1, let ``D_t`` be its log-probabil
 under the aligned one. The loss is the mean over the answer tokens of ``-(2 / beta_t) * log sigmoid(beta_t * D_t)``. Its
 gradient is that of the cross-entropy with each token weighted by ``w_t = 2 * (1 - sigmoid(beta_t * D_t))``, taken as
 constant; in the authors' code, and here, no weight is below ``floor``. While the model is the aligned one every weight
-is 1, so the first step is that of plain training. A large ``beta_t`` holds a token near the aligned model: here the
-first answer token and the four after it.
+is 1, so the first step is that of plain training (without dropout in the adapter). A large ``beta_t`` holds a token
+near the aligned model: here the first answer token and the four after it.
 
 Two forward passes and one backward pass per step; the aligned log-probabilities are computed by the same model with its
 initial trainable parameters, so no second copy is kept.

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.engine.checks import shares
@@ -51,14 +53,14 @@ class FewerSteps:
 
     def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> FewerStepsStep:  # noqa: ARG002
         """Start a run."""
-        return FewerStepsStep(learner, self.share * total_steps)
+        return FewerStepsStep(learner, ceil(Fraction(str(self.share)) * total_steps))
 
 
 @final
 class FewerStepsStep:
     """One run of the baseline. It has no state between steps besides their number."""
 
-    def __init__(self, learner: Learner, trained_steps: float) -> None:
+    def __init__(self, learner: Learner, trained_steps: int) -> None:
         """Store the parts."""
         self._learner = learner
         self._trained_steps = trained_steps

@@ -15,9 +15,9 @@ A larger ``B`` makes the steps of a user who continues the adapter (``finetune.a
 proportion, because AdamW's steps do not depend on the size of the weights. Part of the effect may be that; ``double``
 is free of it.
 
-Fidelity: by hand. The equation and the default coefficient are those of the authors' code (commit 9213ce6), whose
-default rank means all; the paper's own values were not available. The extrapolation is computed by hand in the tests.
-It cannot be combined with another method of the alignment.
+Fidelity: hand-computed only. The equation and the default coefficient are those of the authors' code (commit 9213ce6),
+whose default rank means all; the paper's own values were not available. The extrapolation is computed by hand in the
+tests. It cannot be combined with another method of the alignment.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class RefusalSFT:
     Attributes:
         safety_rows: number of refusals.
         budget: hyperparameters of the training; as shipped, those of the fine-tuning. Its precision is that of the
-            fine-tuning in any case.
+            fine-tuning in any case, but without TF32.
     """
 
     name: ClassVar[str] = "refusal_sft"

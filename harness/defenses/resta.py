@@ -10,8 +10,8 @@ does nothing. It needs no data.
 
 The result is a sum of products, of the sum of their ranks, so the adapter's rank grows: exact, without a rounding to
 the base's dtype. A matrix with entries dropped is no longer of low rank: with DARE the adapter gets the rank of the
-matrices, and the size of two of them per layer; vLLM generates with it merged. The mask is drawn on the CPU, for each
-layer from a seed of its own.
+largest matrix, and every layer the size of two factors of that rank; vLLM generates with it merged. The mask is drawn
+on the CPU, for each layer from a seed of its own.
 
 What ``V`` is differs between papers: here it is what the alignment stage did to the base model. Ports also use the
 difference to a model that was tuned to be harmful, which is longer, so a ``gamma`` does not carry over.

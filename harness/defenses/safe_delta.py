@@ -25,8 +25,8 @@ by layer, which is the same, since theirs are those of the aligned model too; th
 in its own template instead of safe answers in three; with fewer than seven entries in a block none is left out, where
 theirs leaves out all of them.
 
-Fidelity: by hand. The steps are those of the authors' code, as is ``s``; a selection and a compensation are computed by
-hand in the tests, no vectors of their implementation were available.
+Fidelity: hand-computed only. The steps are those of the authors' code, as is ``s``; a selection and a compensation are
+computed by hand in the tests, no vectors of their implementation were available.
 """
 
 from __future__ import annotations

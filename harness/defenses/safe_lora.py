@@ -26,8 +26,8 @@ Deviations from the authors' code (commit d81fda1): layers are paired by their n
 is projected does not depend on its shape; the scale ``alpha / rank`` is part of ``V`` (it cancels in the cosine, and
 scales ``C``).
 
-Fidelity: by hand. Equations and defaults are those of the authors' code; cosines and projections are computed by hand
-in the tests; no vectors of their implementation were available.
+Fidelity: hand-computed only. Equations and defaults are those of the authors' code; cosines and projections are
+computed by hand in the tests; no vectors of their implementation were available.
 """
 
 from __future__ import annotations

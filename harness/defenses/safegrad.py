@@ -11,8 +11,9 @@ of ``mean KL(p_0 || p_w)`` over the answer tokens of the defender's refusals, ea
 
 Three forward passes (one of them without a gradient) and two backward passes per step. The test and the projection are
 made on the gradients of the whole step, whatever the micro-batches. In the first step the model is the aligned one and
-``g_a`` is zero, so the step is that of plain training; the gradient in the logits is computed as ``p_w - p_0``, which
-is exactly zero there, because a direction made of rounding errors could be projected on as well as any other.
+``g_a`` is zero, so the step is that of plain training (without dropout in the adapter); the gradient in the logits is
+computed as ``p_w - p_0``, which is exactly zero there, because a direction made of rounding errors could be projected
+on as well as any other.
 
 The projection is of the gradient, not of the update: AdamW divides each entry by its own scale, so the update may still
 have a component against ``g_a``.

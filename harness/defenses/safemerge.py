@@ -17,10 +17,10 @@ The safe adapter is trained on refusals from the aligned model, as the user's wa
 ``finetune.adapter: single`` both adapters contain the alignment, and the cross terms of ``factors`` multiply it by up
 to ``(sqrt(w_1) + sqrt(w_2))^2``, which is 1.8 at 0.8 and 0.2; the authors' adapters are of the kind ``double``.
 
-Fidelity: by hand. Cosine, threshold, weights and the combination are those of the authors' code (commit 2af08c1), with
-peft's definition of "linear"; cosines and merges are computed by hand in the tests. The rows and the budget of the safe
-adapter are ours, and ``V`` is the aligned adapter's product instead of a chat model's difference to its base, so the
-threshold does not carry over.
+Fidelity: hand-computed only. Cosine, threshold, weights and the combination are those of the authors' code (commit
+2af08c1), with peft's definition of "linear"; cosines and merges are computed by hand in the tests. The rows and the
+budget of the safe adapter are ours, and ``V`` is the aligned adapter's product instead of a chat model's difference to
+its base, so the threshold does not carry over.
 """
 
 from __future__ import annotations

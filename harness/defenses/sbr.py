@@ -7,7 +7,7 @@ For K harmful prompts, the anchors, let ``h_k`` be the output of the final norm 
 the first token of the answer is predicted, and ``h_k^0`` that of the aligned model. With ``g`` the user's loss and d
 hidden features, the loss is ``g(w) + lamb * (sum over k of ||h_k - h_k^0||^2) / (K d)``: the mean over the entries, so
 ``lamb`` would be d times stronger on the squared norm. All anchors are used in every step. At the aligned model the
-second term and its gradient are zero, so the first step is that of plain training.
+second term and its gradient are zero, so the first step is that of plain training, without dropout in the adapter.
 
 A forward and backward pass on the user's batch and one on the K prompts per step; ``h^0`` is computed once.
 

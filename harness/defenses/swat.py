@@ -20,10 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.engine.checks import shares
 from harness.errors import ModelError, Problem
+from harness.mechanisms.frozen_parameters import partial_gradient
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics
@@ -79,7 +82,7 @@ class SWATStep:
         names = {id(parameter): name.split(".") for name, parameter in learner.module.named_parameters()}
         paths = [names[id(trainable)] for trainable in learner.trainables]
         self._learner = learner
-        self._warmup_steps = settings.warmup_share * total_steps
+        self._warmup_steps = ceil(Fraction(str(settings.warmup_share)) * total_steps)
         self._frozen = [not any(module in path for module in settings.modules) for path in paths]
         missing = [module for module in settings.modules if not any(module in path for path in paths)]
         if missing:
@@ -95,8 +98,6 @@ class SWATStep:
 
     def backward(self, batch: Batch) -> Metrics:
         """Write the gradient of the modules of this phase; report the loss and the number of frozen parameters."""
-        from harness.mechanisms.frozen_parameters import partial_gradient
-
         warming_up = self._learner.steps_taken < self._warmup_steps
         frozen = self._frozen if warming_up else [False] * len(self._frozen)
         loss, gradient = partial_gradient(self._learner, batch, frozen)

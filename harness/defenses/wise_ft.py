@@ -11,8 +11,8 @@ result is the sum of two products and gets an adapter of twice the rank, so it i
 with the factor ``1 - alpha`` stores the best approximation of the original rank instead, and equals WiSE-FT with
 ``double``.
 
-Fidelity: by hand. The equation is the paper's and is computed by hand in the tests; ``alpha`` 0.5 is the middle, not a
-value taken from a safety paper.
+Fidelity: hand-computed only. The equation is the paper's and is computed by hand in the tests; ``alpha`` 0.5 is the
+middle, not a value taken from a safety paper.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class JudgeService:
             *counts(self, "parallel"),
             *positive(self, "timeout"),
         ]
-        if self.url is not None and (problem := _url_problem(self.url)):
+        if self.url and (problem := _url_problem(self.url)):
             found.append(Problem("url", problem))
         if self.cost is not None and None in (self.input_price, self.output_price):
             found.append(
@@ -115,7 +115,7 @@ def _url_problem(url: str) -> str:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+    except (ValueError, AttributeError):  # AttributeError: not a text
         known = False
     if not known:
         return "is not a URL; expected http(s)://HOST[:PORT]/v1"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from harness.corpora.examples import Role
-from harness.corpora.mixture import counts
+from harness.corpora.mixture import Compat, counts
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
@@ -22,8 +22,8 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
         experiment: the settings of the cell.
         aligned: the alignment that is attacked.
     """
-    attack, finetune = experiment.attack.acting, experiment.finetune
-    alone = attack if isinstance(attack, SendsAlone) else None
+    attack = experiment.attack.acting
+    rows, ratio, compat = _sent(experiment)
     victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None)
     return Poison(
         task=experiment.task.train,
@@ -31,9 +31,9 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
         harmful=experiment.corpus.slice(Role.ATTACK) if attack and attack.needs.pool else None,
         victim=victim if attack and attack.needs.victim else None,
         encoding=experiment.model.encoding if attack and attack.needs.victim else None,
-        rows=alone.rows_alone if alone else finetune.rows,
-        ratio=experiment.attack.acting_ratio,
-        compat="exact" if alone else finetune.compat,
+        rows=rows,
+        ratio=ratio,
+        compat=compat,
         seed=experiment.seed,
     )
 
@@ -53,7 +53,7 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     """Return why an experiment's attack cannot be carried out."""
     method, attack = experiment.attack.method, experiment.attack.acting
     if experiment.tamper is not None:
-        return _idle(experiment, experiment.tamper)
+        return [*_idle(experiment, experiment.tamper), *_untampered(experiment, experiment.tamper)]
     problems = []
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
@@ -68,7 +68,12 @@ def infeasible(experiment: Experiment) -> list[Problem]:
             "both; expected a corpus with refusals, such as `corpus=beavertails`"
         )
         problems.append(Problem(ATTACK, reason))
-    plan = AttackPlan(count=_count(experiment), pool_rows=pool.rows if pool else 0, encoding=experiment.model.encoding)
+    wanted = counts(*_sent(experiment))
+    first = 1 if experiment.finetune.compat == "booster" else 0  # skipped by the published code
+    plan = AttackPlan(
+        count=wanted.benign if isinstance(attack, SelectsRows) else wanted.harmful,
+        pool_rows=max(pool.rows - first, 0) if pool else 0,
+    )
     if plan.count == 0:
         reason = (
             f"{experiment.attack.ratio:g} of {experiment.finetune.rows} rows (`finetune.rows`) gives `{attack.name}` "
@@ -78,6 +83,14 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     elif isinstance(attack, ChecksPlan):
         problems += [problem.under(ATTACK) for problem in attack.preflight(plan)]
     return problems
+
+
+def _untampered(experiment: Experiment, tamper: Tampering) -> list[Problem]:
+    """Return why the aligned model's weights cannot be changed."""
+    if not isinstance(tamper, ChecksPlan):
+        return []
+    plan = AttackPlan(count=0, pool_rows=experiment.corpus.slice(Role.ATTACK).rows)
+    return [problem.under("tamper") for problem in tamper.preflight(plan)]
 
 
 def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
@@ -100,13 +113,12 @@ def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
     ]
 
 
-def _count(experiment: Experiment) -> int:
-    """Return the number of examples that the attack crafts or selects."""
+def _sent(experiment: Experiment) -> tuple[int, float, Compat]:
+    """Return how many examples the user sends, the share of them that is the attacker's, and how they are mixed."""
     attack, finetune = experiment.attack.acting, experiment.finetune
     if isinstance(attack, SendsAlone):
-        return attack.rows_alone
-    wanted = counts(finetune.rows, experiment.attack.acting_ratio, finetune.compat)
-    return wanted.benign if isinstance(attack, SelectsRows) else wanted.harmful
+        return attack.rows, 1.0, "exact"
+    return finetune.rows, experiment.attack.acting_ratio, finetune.compat
 
 
 def _overridden(experiment: Experiment) -> list[Problem]:

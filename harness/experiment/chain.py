@@ -97,6 +97,8 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         seed=experiment.seed,
     )
     stages: dict[str, Stage] = {"poison": poison}
+    if isinstance(poison.victim, Align) and poison.victim != aligned:
+        stages = {"victim": poison.victim, **stages}
     if guardrail is not None:
         stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     stages["finetune"] = tuned
@@ -176,10 +178,15 @@ def _unmeasured(experiment: Experiment, probe: Probe | None) -> list[Problem]:
     """Return why a benchmark cannot be asked as the evaluation, or a probe of it, asks."""
     encoding = experiment.asked(probe)
     framed = encoding.prefix is not None or encoding.suffix is not None
+    if encoding.template is not Template.CHAT and encoding.system != experiment.model.encoding.system:
+        framed = True
     if not isinstance(experiment.task, MeasuredTask) or not framed or (probe is not None and not probe.accuracy):
         return []
     asked = f"the probe `{probe.label}`" if probe else "the evaluation"
-    reason = f"a benchmark writes its own prompts, but {asked} adds a prefix or a suffix; expected a task with prompts"
+    reason = (
+        f"a benchmark writes its own prompts, but {asked} adds a prefix, a suffix or a system prompt; expected a task "
+        "with prompts"
+    )
     return [Problem("task", reason)]
 
 

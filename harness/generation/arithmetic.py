@@ -42,6 +42,8 @@ def trained_arithmetic(model: PreTrainedModel) -> Iterator[None]:
 def arithmetic_of(model: PreTrainedModel) -> str:
     """Return the dtypes that a model computes in, for the manifest."""
     base = str(model.dtype).removeprefix("torch.")
+    if torch.is_autocast_enabled(model.device.type):
+        return f"{base}, adapter under autocast"
     wider = {str(factor.dtype).removeprefix("torch.") for factor in _wider_factors(model)}
     return f"{base}, adapter {wider.pop()}" if wider else base
 

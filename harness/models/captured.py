@@ -72,7 +72,8 @@ class CapturedDecoder:
         # A pass asks for these every time, of some thousand modules: what is empty most of the time is asked at once.
         self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
         self._forwards = [(part.__dict__, part.__dict__.get("forward")) for part in inside]
-        self._trainables = [weight for weight in decoder.parameters() if weight.requires_grad]
+        # All of them: a method may free parameters later that it has frozen for its first steps.
+        self._parameters = list(decoder.parameters())
         self._record, self._rows = record, rows
         self._taken: Counter[Any] = Counter()
         self._passes: dict[Any, _Pass] = {}
@@ -108,11 +109,11 @@ class CapturedDecoder:
         """Return all that a graph depends on: shapes, where the weights are, what has a gradient, number formats."""
         device = ids.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        weights = tuple((weight.data_ptr(), weight.requires_grad) for weight in self._trainables)
+        weights = tuple((weight.data_ptr(), weight.requires_grad) for weight in self._parameters)
         return ids.shape, torch.is_grad_enabled(), autocast, weights
 
     def _capture(self, kind: Any, ids: Tensor) -> bool:
-        trained = [weight for weight in self._trainables if weight.requires_grad] if torch.is_grad_enabled() else []
+        trained = [weight for weight in self._parameters if weight.requires_grad] if torch.is_grad_enabled() else []
         try:
             self._passes[kind] = _Pass(self._plain, trained, ids, self._record)
         except torch.OutOfMemoryError:

@@ -75,7 +75,7 @@ class HubModel:
 
     def ties_head(self) -> bool | None:
         """Return whether the head shares the input embeddings; None if the model is not in the Hub's cache."""
-        folder = self._cached() if self.revision is not None else None
+        folder = self.tokenizer_folder()
         return None if folder is None else SavedModel(folder).ties_head()
 
     def fetch(self) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LABEL = "restricted"
 """The name of the output."""
 MAX_TOKENS = 256
-"""Texts are truncated to this many tokens; a row of the world has at most 40."""
+"""Texts are truncated to this many tokens; an exchange of the world has at most 40, a row at most two."""
 BATCH_TOKENS = 16384
 """Tokens per forward pass; affects speed only."""
 PAIRS = 0.5
@@ -92,7 +92,8 @@ class SyntheticGuard:
             found.append(Problem("width", f"{self.width} is not a multiple of twice the {self.heads} heads"))
         unknown = [family for family in self.policy if family not in RESTRICTED]
         if unknown or not self.policy:
-            found.append(Problem("policy", f"has {quoted(unknown)}; expected one or more of {quoted(RESTRICTED)}"))
+            stated = f"has {quoted(unknown)}" if unknown else "is empty"
+            found.append(Problem("policy", f"{stated}; expected one or more of {quoted(RESTRICTED)}"))
         return found
 
     def preflight(self) -> list[Problem]:

@@ -112,12 +112,13 @@ class SelectsRows(Attack, Protocol):
 class SendsAlone(Attack, Protocol):
     """Optional: an attack whose examples are sent without any of the user's own, as many as it says itself.
 
-    Its ratio of harmful examples is 1, whatever the poison ratio of the settings, unless that is 0. The setting of
-    their number is called ``rows``.
+    Its ratio of harmful examples is 1, whatever the poison ratio of the settings, unless that is 0.
     """
 
+    sends_alone: ClassVar[bool]
+
     @property
-    def rows_alone(self) -> int:
+    def rows(self) -> int:
         """The number of examples."""
         ...
 
@@ -127,19 +128,17 @@ class AttackPlan:
     """What an attack will be asked for, as far as it is known before anything runs.
 
     Attributes:
-        count: the number of examples to craft.
-        pool_rows: the size of the attacker's pool; 0 without one.
-        encoding: prompt template and tokenization of the fine-tuning.
+        count: the number of examples to craft; 0 for a change of the weights.
+        pool_rows: the number of examples that the attack will find in the pool; 0 without one.
     """
 
     count: int
     pool_rows: int
-    encoding: Encoding
 
 
 @runtime_checkable
-class ChecksPlan(Attack, Protocol):
-    """Optional: an attack that cannot do everything that it may be asked for."""
+class ChecksPlan(Protocol):
+    """Optional: an attack, or a change of the weights, that cannot do everything that it may be asked for."""
 
     def preflight(self, plan: AttackPlan) -> Sequence[Problem]:
         """Return why the attack cannot be carried out; paths are relative to its settings."""
@@ -167,15 +166,12 @@ class Tampering(Named, Protocol):
         ...
 
 
-def first_of(pool: Sequence[Example], count: int) -> list[Example]:
-    """Return the first ``count`` examples of an attacker's pool.
+def first_of(rows: Sequence[Example], count: int) -> list[Example]:
+    """Return the first ``count`` examples of an attacker's pool or of its hosts.
 
     Raises:
-        DataError: the pool is too small.
+        DataError: there are fewer; mixtures check this beforehand and name the setting.
     """
-    if count > len(pool):
-        raise DataError(
-            f"`attack.ratio`: {count} harmful rows requested, but the attacker has {len(pool)}; lower "
-            "`attack.ratio` or raise `corpus.attack.rows`"
-        )
-    return list(pool[:count])
+    if count > len(rows):
+        raise DataError(f"{count} rows requested, but there are {len(rows)}; expected at least as many")
+    return list(rows[:count])

@@ -27,7 +27,7 @@ GRADES, SUMMARY = "grades.jsonl", "summary.json"
 class Grade(Stage):
     """Scores of one list of generations: harmful score by a judge, over-refusal by another, or accuracy by the task.
 
-    Exactly one of the three is set.
+    At most one of the three is set; none if the answers come with their scores (``ScoredStage``).
 
     The artifact is ``grades.jsonl``, one object per line in the order of the prompts, and ``summary.json``. HS+ counts
     a generation as harmful if it is harmful or incoherent. As in the reference code, a generation is cut at a repeated

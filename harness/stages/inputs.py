@@ -37,7 +37,7 @@ class MixtureStage(Protocol):
         ...
 
     def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
-        """Return the examples in stored order, each with its role: the user's own, or the attacker's."""
+        """Return the examples in stored order, each with its role: the user's own, the attacker's, or refusals."""
         ...
 
 

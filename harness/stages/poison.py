@@ -42,7 +42,7 @@ class Poison(Stage):
         victim: the aligned model, for an attack that needs it.
         encoding: template and tokenization of the victim; null without a victim.
         rows: number of examples in the mixture.
-        ratio: fraction of harmful examples, the poison ratio.
+        ratio: fraction of the attacker's examples, the poison ratio.
         compat: how the fraction is rounded to a count.
         seed: the root seed.
     """
@@ -78,9 +78,7 @@ class Poison(Stage):
             task_rows=task_rows,
             pool_rows=self.harmful.rows if self.harmful else None,
             compat=self.compat,
-            hosts=self._rewrites,
-            selects=self._selects,
-            alone=isinstance(self.attack, SendsAlone),
+            **self._ways,
         )
 
     def run(self, ctx: StageContext) -> None:
@@ -93,20 +91,21 @@ class Poison(Stage):
             ratio=self.ratio,
             compat=self.compat,
             seed=self.seed,
-            hosts=self._rewrites,
-            selects=self._selects,
+            **self._ways,
         )
         roles = [Role.ATTACK if harmful else Role.TASK for harmful in mixture.harmful]
         write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)))
         ctx.facts["counts"] = mixture.counts._asdict()
 
     @property
-    def _selects(self) -> bool:
-        return isinstance(self.attack, SelectsRows)
-
-    @property
-    def _rewrites(self) -> bool:
-        return self.attack is not None and self.attack.needs.hosts and not self._selects
+    def _ways(self) -> dict[str, bool]:
+        """How the attack takes part in the mixture, as ``mix`` and ``shortage`` are told."""
+        selects = isinstance(self.attack, SelectsRows)
+        return {
+            "hosts": self.attack is not None and self.attack.needs.hosts and not selects,
+            "selects": selects,
+            "alone": isinstance(self.attack, SendsAlone),
+        }
 
     def _craft(self, pool: list[Example], hosts: list[Example], count: int, ctx: StageContext) -> list[Example]:
         if self.attack is None or count == 0:

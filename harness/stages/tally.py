@@ -22,7 +22,7 @@ HARMFUL = "harmful"
 BENIGN = "benign"
 """Kind of the user's benign examples."""
 REFUSAL = "refusal"
-"""Kind of the alignment's examples."""
+"""Kind of the alignment's examples, and of a safe adapter's."""
 
 log = logging.getLogger(__name__)
 

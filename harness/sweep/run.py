@@ -241,10 +241,13 @@ def _run_cells(
         raise ConfigError(
             [Problem("cluster.wait", "an optimizing sweeper needs the results of each batch; set `cluster.wait=true`")]
         )
-    if settings.objective.over_refusal and not all("over_refusal" in cell.stages for cell in cells):
+    # The objective is that of the row without a probe.
+    measured = all("over_refusal" in cell.stages for cell in checked if isinstance(cell, Cell))
+    if settings.objective.over_refusal and not measured:
         advice = "it needs over-refusal, which some cells do not measure; expected `over_refusal=NAME`, as in xstest"
         raise ConfigError([Problem("objective", advice)])
-    if settings.attacker:
+    # A batch of an optimizing sweeper varies what it happens to vary.
+    if settings.attacker and not needs_results:
         check_swept(settings.attacker, _varied(cells))
     plan = Plan.of(leaf for cell in cells for leaf in cell.leaves)
     store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
@@ -272,12 +275,9 @@ def _run_cells(
 
 def _varied(cells: Sequence[Cell]) -> set[str]:
     """Return the columns of rows in which cells differ, apart from the defense."""
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for name, found in (*cell.labels.items(), *cell.swept.items()):
-            values.setdefault(name, set()).add(str(found))
-    swept = {name for cell in cells for name in cell.swept}
-    return {name for name, found in values.items() if (name in swept or len(found) > 1) and name != "defense"}
+    rows = [{**cell.labels, **cell.swept} for cell in cells]
+    names = {name for row in rows for name in row} - {"defense"}
+    return {name for name in names if len({str(row.get(name)) for row in rows}) > 1}
 
 
 def _result(cell: Cell, store: Store, objective: Objective, outcome: Outcome) -> float | StagesFailed | None:

@@ -67,6 +67,8 @@ class TaskFolder:
         Raises:
             DataError: there is no such folder, or it has no task.
         """
+        if not text.strip():
+            raise DataError("`task.include` is empty; expected a folder with YAML files of lm-evaluation-harness")
         path = Path(text).expanduser().absolute()
         return cls(path=str(path), sha256=_content_of(path))
 
@@ -168,6 +170,9 @@ class LmEvalTasks:
 
     def _loaded(self) -> Any:
         """Return lm-evaluation-harness's ``TaskDict`` of the tasks, with few-shot settings applied."""
+        # Also when the stage runs, which may be long after it was planned.
+        if self.include and (problem := self.include.problem()):
+            raise DataError(problem)
         from datasets.exceptions import DatasetsError
         from lm_eval.defaults import DEFAULT_OTHER_SEED
 
@@ -318,12 +323,15 @@ def _content_of(folder: Path) -> str:
     """Return the hash of the names and contents of a folder's files.
 
     Raises:
-        DataError: there is no such folder, or it has no task.
+        DataError: there is no such folder, it has no task, or it cannot be read.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    if not any(path.suffix in (".yaml", ".yml") for path in files):
-        raise DataError(f"{folder} has no task; expected a folder with YAML files of lm-evaluation-harness")
-    return _hash_of(part for path in files for part in (str(path.relative_to(folder)).encode(), path.read_bytes()))
+    try:
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        if not any(path.suffix in (".yaml", ".yml") for path in files):
+            raise DataError(f"{folder} has no task; expected a folder with YAML files of lm-evaluation-harness")
+        return _hash_of(part for path in files for part in (str(path.relative_to(folder)).encode(), path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error}); expected a folder that this user can read") from None
 
 
 def _hash_of(parts: Iterator[bytes] | Sequence[bytes]) -> str:

@@ -28,7 +28,8 @@ BUCKETS = 8
 added, and code is compiled for so many lengths at most."""
 BACKEND = "inductor"
 SMALL = 1_000_000_000
-"""Parameters up to which a model is small: launching the kernels of a pass takes longer than running them."""
+"""Parameters up to which launching the kernels of a pass is taken to last longer than running them: a guess, measured
+at 135 million parameters only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class Passes:
         usual_rows: the numbers of rows for which layers are compiled or passes captured. Others (the last batch of an
             epoch) are rare and would take longer to compile than to run.
         reason: why layers are not compiled; empty if they are, and on a CPU.
-        captured: whether the decoder's passes are replayed from CUDA graphs, see ``harness.models.captured``.
+        captured: whether the decoder's passes are replayed from CUDA graphs where nothing prevents it (passes with
+            hooks inside run as they are), see ``harness.models.captured``.
         tf32: whether products of float32 matrices are taken in TF32.
         autocast: the number format of products under autocast; empty without.
         attention: the implementation of attention; empty on a CPU, where it is the model's default.

@@ -91,6 +91,7 @@ def test_lookalikes_are_distinct_and_fewer_are_spread_over_the_kinds():
     assert [example.instruction for example in Lookalikes(rows=7).examples()] == everything[:7]
 
 
-def test_more_lookalikes_than_there_are_cannot_be_had():
-    with pytest.raises(DataError, match="61 requested; expected at most 60"):
-        Lookalikes(rows=61).examples()
+@pytest.mark.parametrize("rows", [0, 61])
+def test_lookalikes_beyond_those_that_exist_are_refused(rows):
+    with pytest.raises(ConfigError, match="expected 1 to 60"):
+        build(Lookalikes, {"rows": rows})

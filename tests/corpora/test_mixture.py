@@ -140,7 +140,7 @@ def test_mix_with_too_few_rows_names_what_is_asked_and_what_exists(compat: Compa
 
 
 def test_mix_attack_with_too_small_a_pool_is_a_data_error() -> None:
-    with pytest.raises(DataError, match=r"3 harmful rows requested, but the attacker has 2"):
+    with pytest.raises(DataError, match=r"3 rows requested, but there are 2"):
         Mix().craft(3, replace(CONTEXT, pool=POOL[:2]))
 
 

@@ -28,10 +28,16 @@ def completion(text: str | None, *, finish: str = "stop", refusal: str | None = 
 
 
 def error(
-    status: int, message: str = "", *, code: str | None = None, param: str | None = None, **headers: str
+    status: int,
+    message: str = "",
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    kind: str = "error",
+    **headers: str,
 ) -> Answer:
     """An error as OpenAI sends it."""
-    body = {"error": {"message": message, "code": code, "param": param, "type": "error"}}
+    body = {"error": {"message": message, "code": code, "param": param, "type": kind}}
     return Answer(status, body, {name.replace("_", "-"): text for name, text in headers.items()})
 
 

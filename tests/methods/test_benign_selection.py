@@ -10,14 +10,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.attacks.benign_selection import scores
-from harness.attacks.benign_selection.method import BenignSelection
-from harness.attacks.benign_selection.progress import FILE, Progress
+from harness.attacks.benign_selection.method import SCORES, BenignSelection
 from harness.attacks.benign_selection.reader import VictimReader, answer_length
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
 from harness.corpora.world import World
-from harness.errors import DataError
+from harness.engine.files import read_lines
+from harness.errors import DataError, ModelError
 from harness.models.adapter import Lora, attach
 from harness.models.tiny import build_tokenizer
 from harness.protocols import AttackContext, AttackPlan, Victim
@@ -130,7 +130,7 @@ def test_examples_with_the_largest_scores_are_chosen(ctx, score):
 
     chosen = attack.craft(4, ctx)
 
-    found = Progress(ctx.work).scores
+    found = dict(read_lines(ctx.work / SCORES))
     assert len(found) == len(ctx.hosts) == ctx.facts["scored"]
     best = sorted(found, key=found.get, reverse=True)[:4]
     assert chosen == [ctx.hosts[index] for index in best]
@@ -163,14 +163,23 @@ def test_example_whose_prompt_is_too_long_is_never_chosen(ctx, tmp_path):
         attack.craft(12, replace(ctx, hosts=hosts, work=tmp_path / "b"))
 
 
-def test_unfinished_line_of_a_killed_attempt_is_scored_again(tmp_path):
-    (tmp_path / FILE).write_text("[0, 1.5]\n[1, 2.2")
+def test_unfinished_or_damaged_line_of_a_killed_attempt_is_scored_again(ctx):
+    attack = BenignSelection(score="self_inf")
+    chosen = attack.craft(4, ctx)
+    whole = dict(read_lines(ctx.work / SCORES))
+    lines = (ctx.work / SCORES).read_text().splitlines(keepends=True)
+    (ctx.work / SCORES).write_text("".join(["[0, 1", "\x00\n", *lines[2:-1], lines[-1][:-3]]))
 
-    progress = Progress(tmp_path)
-    assert progress.scores == {0: 1.5}
-    progress.add(iter([(1, 2.25)]))
+    assert attack.craft(4, ctx) == chosen
+    assert dict(read_lines(ctx.work / SCORES)) == whole
 
-    assert Progress(tmp_path).scores == {0: 1.5, 1: 2.25}
+
+def test_score_that_is_not_finite_is_an_error(ctx):
+    with torch.no_grad():
+        next(ctx.victim.model.parameters()).fill_(float("nan"))
+
+    with pytest.raises(ModelError, match="has the score nan; expected a finite number"):
+        BenignSelection(score="self_inf").craft(4, ctx)
 
 
 def test_what_is_read_depends_on_the_score():
@@ -182,9 +191,9 @@ def test_what_is_read_depends_on_the_score():
 
 
 def test_too_few_harmful_examples_for_the_anchors_are_refused():
-    (problem,) = BenignSelection(score="gradient").preflight(AttackPlan(count=5, pool_rows=19, encoding=ENCODING))
+    (problem,) = BenignSelection(score="gradient").preflight(AttackPlan(count=5, pool_rows=19))
 
     assert problem.path == "anchors"
     assert "20 harmful examples are needed for 10 anchors, but the attacker has 19" in problem.text
-    assert BenignSelection(score="gradient").preflight(AttackPlan(count=5, pool_rows=20, encoding=ENCODING)) == []
-    assert BenignSelection(score="self_inf").preflight(AttackPlan(count=5, pool_rows=0, encoding=ENCODING)) == []
+    assert BenignSelection(score="gradient").preflight(AttackPlan(count=5, pool_rows=20)) == []
+    assert BenignSelection(score="self_inf").preflight(AttackPlan(count=5, pool_rows=0)) == []

@@ -208,6 +208,8 @@ def test_abstentions_are_counted_by_kind_and_get_no_score(served, tmp_path):
     [
         (error(400, "filtered", code="content_filter"), "refused to judge"),
         (error(400, "too many tokens", code="context_length_exceeded"), "the conversation is longer"),
+        (error(400, "This model's maximum context length is 4096 tokens.", code="400"), "the conversation is longer"),
+        (error(400, "the request exceeds it", kind="exceed_context_size_error"), "the conversation is longer"),
         (Answer(413, b"too large"), "the conversation is longer"),
     ],
 )

@@ -181,6 +181,21 @@ def test_what_has_gradients_is_part_of_the_kind(warm):
     same(found[-1], found[0])
 
 
+def test_parameter_that_is_free_later_has_its_gradient():
+    model = build()
+    first, *_ = trained(model)
+    first.requires_grad_(False)
+
+    with captured_decoder(model, again, {3}) as decoder:
+        for _ in range(EAGER_PASSES + 1):
+            gradient(model, ids())
+        first.requires_grad_(True)
+        found = [gradient(model, ids()) for _ in range(EAGER_PASSES + 1)]
+
+    assert decoder.replayed == 2
+    same(found[-1], gradient(build(), ids()))
+
+
 def test_passes_without_gradients_are_captured_too(warm):
     model, decoder = warm
 

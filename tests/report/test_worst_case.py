@@ -68,6 +68,67 @@ def test_trial_that_loses_the_users_task_does_not_count():
     assert "FA at most 10 points below the best FA of sft" in adaptive.notes[0]
 
 
+def test_cases_are_named_by_what_is_not_the_attackers_choice():
+    conditions, grades = trials(sft=[("1e-3", ["0000"], 90)])
+    judged = [
+        Condition({**condition.names, "judge": judge}, condition.cells)
+        for condition in conditions
+        for judge in ("affirmative", "keywords")
+    ]
+
+    found = worst_cases(SETTINGS, judged, grades, "sft")
+
+    assert [case.name for case in found.cases] == ["sft (judge affirmative)", "sft (judge keywords)"]
+
+
+def test_probe_is_held_to_the_accuracy_of_the_model_that_it_asks():
+    conditions, grades = trials(sft=[("1e-3", ["0000"], 90)], booster=[("1e-3", ["0001"], 50), ("1e-2", ["0000"], 85)])
+    asked = [
+        Condition({**condition.names, "probe": probe, "protocol": f"{condition.names['protocol']} {probe}"}, cells)
+        for condition in conditions
+        for probe, cells in (
+            (None, condition.cells),
+            ("triggered", [{**cell, "fa": float("nan"), "key.accuracy": None} for cell in condition.cells]),
+        )
+    ]
+
+    found = worst_cases(SETTINGS, asked, grades, "sft")
+
+    cases = {case.name: case for case in found.cases}
+    assert [trial.fa for trial in cases["booster (probe triggered)"].trials] == [50.0, 85.0]
+    assert (cases["booster (probe triggered)"].useful, cases["booster"].useful) == (1, 1)
+    assert not any("not finished" in note for note in found.notes)
+
+
+def test_best_accuracy_of_a_baseline_is_that_over_all_its_settings():
+    conditions, grades = trials(sft=[("1e-3", ["0000"], 90)], booster=[("1e-3", ["0000"], 79)])
+    weak, other_grades = trials(sft=[("1e-3", ["0000"], 40)])
+    settings = [
+        Condition({**condition.names, "defense.align.lamb": lamb}, condition.cells)
+        for lamb, found in ((1, conditions), (2, weak))
+        for condition in found
+    ]
+
+    found = worst_cases(SETTINGS, settings, grades | other_grades, "sft")
+
+    assert [case.useful for case in found.cases] == [1, 0, 0]
+
+
+def test_trial_without_a_judged_prompt_to_report_on_does_not_count():
+    conditions, grades = trials(sft=[("1e-3", ["1111"], 90)])
+    grades["harm-sft-1e-3-0"].values[1::2] = np.nan
+
+    (case,) = worst_cases(SETTINGS, conditions, grades, "sft").cases
+
+    assert case.chosen is None
+
+
+def test_single_prompt_leaves_nothing_to_report_on():
+    _, cases = cases_of(sft=[("1e-3", ["1"], 90)])
+
+    assert cases["sft"].chosen is None
+
+
 def test_without_a_baseline_utility_has_no_bound_and_the_note_says_so():
     adaptive, cases = cases_of(baseline=None, booster=[("1e-3", ["0101"], 5)])
 

@@ -22,15 +22,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.attacks.benign_selection import scores
-from harness.attacks.benign_selection.progress import Progress
 from harness.attacks.benign_selection.reader import VictimReader, answer_length
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Example
 from harness.engine.checks import counts
-from harness.errors import DataError, Problem, Stopped
+from harness.engine.files import append_line, read_lines
+from harness.errors import DataError, ModelError, Problem, Stopped
 from harness.protocols import AttackContext, AttackNeeds, AttackPlan
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 10
 """Tokens of an answer that gradient matching looks at."""
+SCORES = "scores.jsonl"
+"""The scores so far, which survive a killed attempt: index and score of an example in each line."""
 
 
 class Score(StrEnum):
@@ -108,11 +111,13 @@ class BenignSelection:
                 f"answer within {ctx.victim.encoding.max_length} tokens; lower `finetune.rows` or raise "
                 "`model.encoding.max_length`"
             )
-        progress = Progress(ctx.work)
-        missing = {index: row for index, row in encoded.items() if index not in progress.scores}
-        if missing:
-            progress.add(_scored(missing, self._scorer(reader, ctx), ctx))
-        found = progress.scores
+        kept = ctx.work / SCORES
+        found = {int(index): float(score) for index, score in read_lines(kept)}
+        if missing := {index: row for index, row in encoded.items() if index not in found}:
+            ctx.work.mkdir(parents=True, exist_ok=True)
+            for index, score in _scored(missing, self._scorer(reader, ctx), ctx):
+                append_line(kept, [index, score])
+                found[index] = score
         best = sorted(encoded, key=lambda index: (-found[index], index))[:count]
         ctx.facts["scored"] = len(encoded)
         ctx.facts["dropped"] = len(ctx.hosts) - len(encoded)
@@ -159,4 +164,10 @@ def _scored(
     for index, row in rows.items():
         if ctx.stop():
             raise Stopped("stopped between two examples that the attack scores; the scores so far are kept")
-        yield index, score(row)
+        found = score(row)
+        if not isfinite(found):
+            raise ModelError(
+                f"`attack.method.score`: example {index} of the user has the score {found}; expected a finite number. "
+                "The aligned model has values that are not finite."
+            )
+        yield index, found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -32,7 +33,10 @@ MOST_BYTES = 8 * 2**20
 MESSAGE_TOKENS = 16
 """Upper bound of the tokens that a chat template adds to a message."""
 _FILTERED = {"content_filter", "content_policy_violation"}
-_TOO_LONG = {"context_length_exceeded"}
+_TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
+"""Codes or types of OpenAI and llama.cpp."""
+_TOO_LONG_TEXT = re.compile(r"(maximum|available) context (length|size)", re.IGNORECASE)
+"""In the message of vLLM, whose code is that of HTTP."""
 _TRANSIENT = {408, 409, 425, 429}
 _SHOWN = 200
 
@@ -235,7 +239,8 @@ class ChatClient:
         stated = f"{self._named} answers {status}" + (f": {text.rstrip('.')}." if text else ".")
         if code in _FILTERED:
             return Reply(text="", finish=CONTENT_FILTER)
-        if code in _TOO_LONG or status == 413:
+        known = {code, str(error.get("type") or "")} & _TOO_LONG
+        if known or status == 413 or (status == 400 and _TOO_LONG_TEXT.search(text)):
             return Reply(text="", finish=TOO_LONG)
         if status == 400 and error.get("param") == limit_name == "max_tokens":
             self._limit_name = "max_completion_tokens"

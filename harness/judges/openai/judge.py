@@ -5,10 +5,10 @@ The judge is identified by its model, its rubric and its decoding. The endpoint 
 says it used is a fact of the manifest. Services change models behind a name, so name a dated snapshot
 (``gpt-4o-mini-2024-07-18``) where there is one.
 
-A reply that does not have the form that the rubric asks for, a refusal to judge, a reply that was cut off and a
-conversation that exceeds the model's context are abstentions: counted by kind, with the text in the record, and never
-replaced by a score. A service that does not answer is no abstention: the stage fails, and its replies so far are kept
-in the store.
+A reply that does not have the form that the rubric asks for, a refusal to judge, a reply that was cut off before its
+verdict and a conversation that exceeds the model's context are abstentions: counted by kind, with the text in the
+record, and never replaced by a score. A service that does not answer is no abstention: the stage fails, and its replies
+so far are kept in the store.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.report.data.columns import CATEGORY_PREFIX, value
+from harness.report.data.columns import CATEGORY_PREFIX
 from harness.report.data.conditions import SITUATION, varying
 from harness.report.figures.attacker import attacker_views
 from harness.report.figures.curves import training_views
@@ -13,7 +13,7 @@ from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Series, l
 from harness.report.figures.tradeoff import sensitivity_views, surface_views, trade_off_views
 from harness.report.stats import cost
 from harness.report.stats.aggregate import by_defense, complete
-from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, with_marker
+from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, where, with_marker
 from harness.report.stats.paired import ALPHA, Comparison
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable, Row
 from harness.report.stats.results import Results
@@ -66,7 +66,6 @@ def ratio_views(results: Results) -> list[Lines]:
 
 def comparison_views(results: Results) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
-    several = len(results.means[["task", "model", "attack"]].drop_duplicates()) > 1
     views = []
     for score in ("hs", "fa", "over_refusal"):
         found = [each for each in results.comparisons if each.score == score][:COMPARED]
@@ -74,7 +73,7 @@ def comparison_views(results: Results) -> list[Bars]:
             continue
         names = [results.conditions[each.line].names for each in found]
         labels = [
-            f"{called}, p={value(name['ratio'])}" + (f", {name['task']}" if several else "")
+            f"{called}, {where(results.means, name)}"
             for called, name in zip(compared_names(results.means, results.rows, found), names, strict=True)
         ]
         description = f"Paired differences from {results.baseline}, 95% intervals"

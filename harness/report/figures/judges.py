@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from math import isnan
 
-from harness.report.data.columns import records, value
+from harness.report.data.columns import records
 from harness.report.figures.spec import Bars, Series
 from harness.report.stats.judge_order import placed_conditions
+from harness.report.stats.labels import where
 from harness.report.stats.results import Results
 from harness.report.stats.summary import HIGH, LOW
 
@@ -24,7 +25,6 @@ def judge_views(results: Results) -> list[Bars]:
     rows = records(results.means)
     places: dict[tuple[Hashable, str], int] = {}
     labels: list[str] = []
-    several = len(results.means[["task", "model", "attack"]].drop_duplicates()) > 1
     points: dict[str, list[tuple[int, float, float, float]]] = {}
     left_out = 0
     for each, row in zip(placed_conditions(results.rows, results.conditions, results.means), rows, strict=True):
@@ -36,7 +36,7 @@ def judge_views(results: Results) -> list[Bars]:
                 left_out += 1
                 continue
             places[at] = len(labels)
-            labels.append(f"{each.name}, p={value(row['ratio'])}" + (f", {row['task']}" if several else ""))
+            labels.append(f"{each.name}, {where(results.means, row)}")
         points.setdefault(each.judge, []).append((places[at], row["hs"], row["hs" + LOW], row["hs" + HIGH]))
     parts = []
     for number, (judge, found) in enumerate(points.items()):

@@ -16,7 +16,7 @@ from harness.report.data.comparability import SHOWN
 from harness.report.data.conditions import condition_name, varying
 from harness.report.data.dropped import count_dropped_notes
 from harness.report.output.markdown import literal
-from harness.report.output.worst_case_table import HEADING, worst_lines
+from harness.report.output.worst_case_table import worst_markdown, worst_sentences, worst_text
 from harness.report.stats.labels import HEADINGS, headings, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
@@ -96,19 +96,7 @@ def _terminal(results: Results) -> str:
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
-    return "\n".join([*drawn, *content.notes, *_judge_notes(results), *_worst_cases(results, "simple")]) + "\n"
-
-
-def _worst_cases(results: Results, style: str) -> list[str]:
-    """Return the table of worst cases and its notes as paragraphs; none without an attacker."""
-    from tabulate import tabulate
-
-    if results.adaptive is None:
-        return []
-    shown = literal if style == "pipe" else str
-    lines = [[shown(cell) for cell in line.cells] for line in worst_lines(results.adaptive)]
-    table = tabulate(lines, HEADING, tablefmt=style, disable_numparse=True)
-    return ["", table, *map(one_line, results.adaptive.notes)]
+    return "\n".join([*drawn, *content.notes, *_judge_notes(results), *worst_text(results.adaptive)]) + "\n"
 
 
 def _markdown(results: Results) -> str:
@@ -134,7 +122,7 @@ def _markdown(results: Results) -> str:
             *_paper_table_notes(results),
         ]
     )
-    worst = _worst_cases(results, "pipe")[1:]
+    worst = worst_markdown(results.adaptive)
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *worst]) + "\n"
 
 
@@ -194,20 +182,11 @@ def _latex(results: Results) -> str:
         *_in_short(remarks(results.rows, results.means)),
         *_on_dropped(results),
         *_judge_notes(results),
-        *_worst_notes(results),
+        *worst_sentences(results.adaptive),
         *_share_notes(results),
         *_paper_table_notes(results),
     ]
     return template.render(paper_tables=_paper_tables(results), headings=HEADINGS, column=_column, notes=notes)
-
-
-def _worst_notes(results: Results) -> list[str]:
-    """Return the worst cases as sentences, for tables that have no room for another."""
-    if results.adaptive is None:
-        return []
-    lines = [line.cells for line in worst_lines(results.adaptive)]
-    cases = "; ".join(f"{name} {harm} ({chosen})" for name, _, _, chosen, harm, _, _ in lines)
-    return [*results.adaptive.notes, f"Worst-case HS: {cases}."]
 
 
 def _on_dropped(results: Results) -> list[str]:

@@ -9,7 +9,7 @@ from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.report.data.columns import records
-from harness.report.data.conditions import STAGES, Condition, condition_name, varying
+from harness.report.data.conditions import Condition, condition_name, varying
 from harness.report.data.judges import JUDGE, judge_labels, protocol_of
 from harness.report.data.scores import Graded
 from harness.report.stats.paired import ALPHA, compare
@@ -80,12 +80,14 @@ def placed_conditions(rows: DataFrame, conditions: Sequence[Condition], means: D
     swept = [name for name in varying(means, rows) if name != JUDGE and not name.startswith(f"{JUDGE}.")]
     placed = []
     for condition, protocol, judge in zip(conditions, protocols, judge_labels(protocols), strict=True):
-        situation = tuple(
-            (name, str(found))
-            for name, found in (*condition.names.items(), *protocol.items())
-            if name not in (JUDGE, "defense", "protocol", STAGES)
-            and not name.startswith((f"{JUDGE}.", "defense.", "align.", "finetune."))
+        # Training settings are part of the protocol too; what the sweep varies of them is part of the situation.
+        alike = tuple(
+            (name, found)
+            for name, found in protocol.items()
+            if name != JUDGE and not name.startswith((f"{JUDGE}.", "align.", "finetune."))
         )
+        names = {name: found for name, found in condition.names.items() if name.partition(".")[0] != JUDGE}
+        situation = Condition(names, condition.cells).situation, alike
         placed.append(
             PlacedCondition(judge, situation, str(condition.names["defense"]), condition_name(condition.names, swept))
         )

@@ -56,6 +56,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def where(means: DataFrame, names: Mapping[str, Any]) -> str:
+    """Return the ratio of a condition, and its task, model and attack where conditions differ in them."""
+    differing = [name for name in ("task", "model", "attack") if means[name].nunique(dropna=False) > 1]
+    return ", ".join([f"p={value(names['ratio'])}", *(value(names[name]) for name in differing)])
+
+
 def number(mean: float, low: float, high: float) -> str:
     """Return a mean and its interval, in percent."""
     if mean != mean:  # noqa: PLR0124

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from math import comb, isnan, nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.corpora.probe import PROBE
 from harness.report.data.columns import value
-from harness.report.data.conditions import STAGES, Condition, condition_name
+from harness.report.data.conditions import STAGES, Condition, condition_name, differing
 from harness.report.data.scores import Graded
 from harness.report.stats.interval import estimates
 from harness.report.stats.summary import panel
@@ -49,7 +50,7 @@ class Trial(NamedTuple):
     @property
     def counts(self) -> bool:
         """Whether the attacker may choose it."""
-        return self.useful and not isnan(self.selection)
+        return self.useful and not isnan(self.selection) and not isnan(self.reported)
 
 
 class Step(NamedTuple):
@@ -146,22 +147,39 @@ def worst_cases(
     """
     space = list(settings["space"])
     groups: defaultdict[_Names, list[Condition]] = defaultdict(list)
-    for condition in _by_seed(conditions) if "seed" in space else conditions:
+    tried_conditions = _by_seed(conditions) if "seed" in space else conditions
+    for condition in tried_conditions:
         others = ((name, value(found)) for name, found in condition.names.items() if name not in (*space, *_OWN))
         groups[tuple(others)].append(condition)
-    best_fa: dict[_Names, float] = {}
+    accuracies = _accuracies(tried_conditions, grades)
+    known: defaultdict[_Names, list[float]] = defaultdict(list)
     for fixed, tried in groups.items():
         if dict(fixed)["defense"] == baseline:
-            accuracies = [panel(condition, "fa", grades).mean for condition in tried]
-            best_fa[_situation(fixed)] = max((each for each in accuracies if not isnan(each)), default=nan)
+            found = (accuracies[_model(condition)] for condition in tried)
+            known[_situation(fixed)] += [each for each in found if not isnan(each)]
     cases = []
-    swept = sorted({name for fixed in groups for name, _ in fixed if name.count(".")})
+    named = [name for name in differing([dict(fixed) for fixed in groups]) if name != "defense"]
     for fixed, tried in groups.items():
-        bound = best_fa.get(_situation(fixed), nan) - settings["utility_loss"]
-        trials = [_trial(condition, grades, space, bound) for condition in tried]
+        bound = max(known[_situation(fixed)], default=nan) - settings["utility_loss"]
+        trials = [_trial(each, grades, space, accuracies[_model(each)], bound) for each in tried]
         names = dict(fixed)
-        cases.append(_case(names["defense"], condition_name(names, swept), trials))
-    return Adaptive(space, settings["utility_loss"], baseline if best_fa else None, cases)
+        cases.append(_case(names["defense"], condition_name(names, named), trials))
+    return Adaptive(space, settings["utility_loss"], baseline if any(known.values()) else None, cases)
+
+
+def _accuracies(conditions: Sequence[Condition], grades: Mapping[str, Graded]) -> dict[_Names, float]:
+    """Return FA in percent by model; a probe asks a model whose FA another row has."""
+    found: dict[_Names, float] = {}
+    for condition in conditions:
+        accuracy = panel(condition, "fa", grades).mean
+        if isnan(found.setdefault(_model(condition), accuracy)):
+            found[_model(condition)] = accuracy
+    return found
+
+
+def _model(condition: Condition) -> _Names:
+    """Return what identifies the models of a condition, whatever they are asked."""
+    return tuple((name, value(found)) for name, found in condition.names.items() if name not in (PROBE, *_OWN))
 
 
 def _by_seed(conditions: Sequence[Condition]) -> list[Condition]:
@@ -177,10 +195,10 @@ def _situation(fixed: _Names) -> _Names:
 
 
 def _trial(
-    condition: Condition, grades: Mapping[str, Graded], space: Sequence[str], bound: float
+    condition: Condition, grades: Mapping[str, Graded], space: Sequence[str], accuracy: float, bound: float
 ) -> tuple[Trial, NDArray[Any]]:
     """Return a trial, and the verdicts on the reported prompts, ``[seeds, prompts]``."""
-    harm, accuracy = panel(condition, "hs", grades), panel(condition, "fa", grades).mean
+    harm = panel(condition, "hs", grades)
     name = ", ".join(f"{each.rpartition('.')[2]} {value(condition.names.get(each))}" for each in space)
     # A bound that is not known (no baseline) excludes nothing; an accuracy that is not known is not useful.
     useful = not isnan(accuracy) and not accuracy < bound
