@@ -33,6 +33,8 @@ OnInvalid = Literal["refuse", "skip"]
 
 GUARDRAIL, NONE = "guardrail", "none"
 """Config group of the guardrail, and its option that uses none."""
+FEDERATION = "federation"
+"""Config group of the federation."""
 
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
@@ -208,6 +210,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
+        ("aggregators", experiment.federation.aggregate if experiment.federation else None),
     ]
     return [
         f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
@@ -249,6 +252,10 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         # Not a label: cells without a guardrail keep the identity that they had before there was one.
         choice = composition.choices.get(GUARDRAIL, NONE)
         swept[GUARDRAIL] = guard.name if choice == NONE else choice
+
+    if (federation := experiment.federation) is not None:
+        swept[FEDERATION] = composition.choices.get(FEDERATION, NONE)
+        swept[f"{FEDERATION}.aggregate"] = federation.aggregate.name
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
 from harness.engine.checks import counts
-from harness.errors import ModelError, Problem
+from harness.errors import Problem
+from harness.mechanisms.tuning import tune
 from harness.protocols import DataRequirement
 from harness.training.budget import Budget
 
@@ -68,38 +69,11 @@ class RefusalSFT:
         Raises:
             ModelError: the loss is not finite.
         """
-        import torch
-        from transformers import get_scheduler
-
         budget = self.budget
-        steps = math.ceil(budget.epochs * self.safety_rows / budget.batch_size)
-        optimizer = torch.optim.AdamW(
-            learner.trainables,
-            lr=budget.learning_rate,
-            betas=(budget.adam_beta1, budget.adam_beta2),
-            eps=budget.adam_epsilon,
-            weight_decay=budget.weight_decay,
+        return tune(
+            learner,
+            lambda: learner.gradient(batches.next(Role.REFUSAL)),
+            budget=budget,
+            steps=math.ceil(budget.epochs * self.safety_rows / budget.batch_size),
+            data="refusals",
         )
-        scheduler = get_scheduler(
-            budget.scheduler.value,
-            optimizer,
-            num_warmup_steps=math.ceil(steps * budget.warmup_ratio),
-            num_training_steps=steps,
-        )
-        losses = []
-        for _ in range(steps):
-            loss, gradient = learner.gradient(batches.next(Role.REFUSAL))
-            learner.set_gradient(gradient)
-            if budget.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(learner.trainables, budget.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            losses.append(loss)
-        optimizer.zero_grad()
-        first, last = float(losses[0]), float(losses[-1])
-        if not math.isfinite(last):
-            raise ModelError(
-                f"the loss on refusals is {last} after {steps} steps; expected a finite number. Lower "
-                "`defense.repair.budget.learning_rate`"
-            )
-        return {"steps": steps, "first_loss": first, "last_loss": last}

@@ -15,6 +15,7 @@ from harness.experiment.settings import (
     AttackSettings,
     Defense,
     Evaluation,
+    Federation,
     FinetuneSettings,
     Model,
     OverRefusal,
@@ -31,6 +32,7 @@ class Experiment:
         over_refusal: how over-refusal is measured; null does not measure it.
         tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
+        federation: clients that hold the user's rows and train on them; null fine-tunes in one place.
     """
 
     name: ClassVar[str] = "experiment"
@@ -48,6 +50,7 @@ class Experiment:
     over_refusal: OverRefusal | None = None
     tamper: Tampering | None = None
     guardrail: Judge | TrainedGuard | None = None
+    federation: Federation | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "Aggregate",
+    "Aggregator",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -80,6 +83,7 @@ __all__ = [
     "RepairMethod",
     "SelectsRows",
     "SendsAlone",
+    "Submission",
     "Tampering",
     "Task",
     "TrainMethod",

@@ -30,11 +30,13 @@ log = logging.getLogger(__name__)
 class Tally(NamedTuple):
     """Encoded examples in their order, and the counts ``sent``, ``dropped`` and ``cut`` of each kind.
 
-    An example is dropped if ``max_length`` leaves no room for its answer, and cut if its answer is truncated.
+    An example is dropped if ``max_length`` leaves no room for its answer, and cut if its answer is truncated. ``kept``
+    says of each example that was sent whether it is among the rows.
     """
 
     rows: list[Encoded]
     kinds: dict[str, dict[str, int]]
+    kept: list[bool]
 
 
 def tally(
@@ -63,21 +65,23 @@ def tally(
                 kind,
                 encoding.max_length,
             )
-    return Tally([row for row in encoded if row is not None], found)
+    kept = [row is not None for row in encoded]
+    return Tally([row for row in encoded if row is not None], found, kept)
 
 
-def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget) -> dict[str, Any]:
+def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget | None) -> dict[str, Any]:
     """Return the facts about a stage's training examples; with steps if dropped examples reduced their number.
 
     Args:
         own: the stage's own examples.
         mixed: the examples that a method mixed into them.
         mixed_dropped: how many of the method's examples were dropped.
-        budget: gives the number of steps.
+        budget: gives the number of steps; None if it does not depend on the examples.
     """
     trained = len(own.rows) + len(mixed)
     dropped = sum(counts["dropped"] for counts in own.kinds.values())
-    steps, asked = budget.steps(trained), budget.steps(trained + dropped + mixed_dropped)
+    steps = budget.steps(trained) if budget else 0
+    asked = budget.steps(trained + dropped + mixed_dropped) if budget else 0
     return {
         "trained": trained,
         "dropped": dropped,
