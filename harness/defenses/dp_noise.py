@@ -70,6 +70,11 @@ class DPNoise:
             *unreachable(self.schedule, "clip_end", self.clip, self.clip_end),
         ]
 
+    def disguised(self, gradient: Gradient, seed: int) -> Gradient:
+        """Return a row's gradient, clipped and with the noise of a step of this row alone."""
+        kept = clipped(gradient, self.clip, self.clip_scope)
+        return [part + noise for part, noise in zip(kept, noise_like(kept, self.sigma * self.clip, seed), strict=True)]
+
     def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> DPNoiseStep:
         """Start a run."""
         return DPNoiseStep(self, learner, batches, total_steps)

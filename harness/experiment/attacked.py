@@ -108,6 +108,7 @@ def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
         ATTACK: experiment.attack.method,
         "guardrail": experiment.guardrail,
         "federation": experiment.federation,
+        "leakage": experiment.leakage,
         "defense.finetune": defense.finetune,
         "defense.repair": defense.repair,
     }

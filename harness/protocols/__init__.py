@@ -18,6 +18,7 @@ from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
+    DisguisesGradients,
     EditsResult,
     HasConflicts,
     HasProbes,
@@ -59,6 +60,7 @@ __all__ = [
     "ChecksPlan",
     "ComparesPasses",
     "DataRequirement",
+    "DisguisesGradients",
     "EditsResult",
     "ExampleSource",
     "Gradient",
