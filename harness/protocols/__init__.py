@@ -25,9 +25,11 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    TrainsPlainly,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
+from harness.protocols.rows import AnswerPair, ComposesRows, RewritesExamples, RewritesMixedIn
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "AnswerPair",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -55,6 +58,7 @@ __all__ = [
     "Benchmark",
     "ChecksPlan",
     "ComparesPasses",
+    "ComposesRows",
     "DataRequirement",
     "EditsResult",
     "ExampleSource",
@@ -78,6 +82,8 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "RewritesExamples",
+    "RewritesMixedIn",
     "SelectsRows",
     "SendsAlone",
     "Tampering",
@@ -85,6 +91,7 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsPlainly",
     "UsesAlignment",
     "Victim",
     "first_of",

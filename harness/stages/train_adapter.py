@@ -14,8 +14,15 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, Product, TrainMethod, UsesAlignment
+from harness.protocols import (
+    DataRequirement,
+    Product,
+    RewritesExamples,
+    TrainMethod,
+    UsesAlignment,
+)
 from harness.stages import method_outputs
+from harness.stages.mixed_in import Changes
 from harness.stages.tally import row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
@@ -85,8 +92,11 @@ def fit(
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
         model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
         needs = method.needs if method else ()
-        own = tally(loaded.tokenizer, encoding, rows, kinds)
-        mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
+        own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds)
+        mixed = encode_mixed(
+            loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
+        )
         trained = [*own.rows, *mixed]
         if loaded.lost:
             ctx.facts["lost_in_merge"] = list(loaded.lost)
@@ -221,8 +231,18 @@ def encode_mixed(
     slices: Mapping[Role, Slice | None],
     encoding: Encoding,
     facts: dict[str, Any],
+    *,
+    changed_by: Changes | None = None,
 ) -> list[Encoded]:
     """Encode the examples that a method mixes into the stage's own, and record their counts in the facts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        needs: the method's requirements; those with a batch size are skipped.
+        slices: the examples available to the method, by role.
+        encoding: prompt template and tokenization.
+        facts: receives the counts.
+        changed_by: what the method does to these examples; None is nothing.
 
     Raises:
         DataError: a required role has no slice, or its examples cannot be read.
@@ -231,7 +251,7 @@ def encode_mixed(
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = encoding.encode_all(tokenizer, _slice_for(need, slices).examples())
+        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, _slice_for(need, slices), paired=need.paired)
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,
