@@ -31,6 +31,9 @@ Question = str | Conversation
 IGNORED = -100
 """The label of positions without supervision."""
 
+PLACES = "places"
+"""Key of a batch under which it has the index of each of its examples among all of the stage's own."""
+
 log = logging.getLogger(__name__)
 
 

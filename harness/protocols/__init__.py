@@ -29,7 +29,16 @@ from harness.protocols.methods import (
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
-from harness.protocols.rows import AnswerPair, ComposesRows, RewritesExamples, RewritesMixedIn
+from harness.protocols.rows import (
+    AnswerPair,
+    ChoosesRows,
+    Chosen,
+    ComposesRows,
+    GivenRows,
+    RewritesExamples,
+    RewritesMixedIn,
+    WeighsRows,
+)
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -57,11 +66,14 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "ChoosesRows",
+    "Chosen",
     "ComparesPasses",
     "ComposesRows",
     "DataRequirement",
     "EditsResult",
     "ExampleSource",
+    "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
@@ -94,5 +106,6 @@ __all__ = [
     "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "WeighsRows",
     "first_of",
 ]

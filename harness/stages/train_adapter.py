@@ -23,7 +23,7 @@ from harness.protocols import (
 )
 from harness.stages import method_outputs
 from harness.stages.mixed_in import Changes
-from harness.stages.tally import row_facts, tally
+from harness.stages.tally import MIXED_IN, choice_facts, mean_by_kind, row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
@@ -59,7 +59,8 @@ def fit(
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
-    method did to the weights after the last step.
+    method did to the weights after the last step; ``chosen``, how many examples and tokens of each kind a method left
+    out before training; ``row_weights``, the final mean weight of the examples of each kind, of a method that has some.
 
     Args:
         ctx: the stage's context.
@@ -126,6 +127,13 @@ def fit(
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
+    kind_of = [*own.kind_of, *[MIXED_IN] * len(mixed)]
+    if report.chosen is not None:
+        ctx.facts["chosen"] = choice_facts(report.chosen, trained, kind_of)
+        ctx.facts["rows"]["trained"] = len(report.chosen.rows)
+        kind_of = [kind_of[place] for place, _ in report.chosen.rows]
+    if report.row_weights:
+        ctx.facts["row_weights"] = mean_by_kind(report.row_weights, kind_of)
     if report.edit:
         ctx.facts["edit"] = dict(report.edit)
     if report.passes:
