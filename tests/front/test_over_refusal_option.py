@@ -1,9 +1,9 @@
 """Whether over-refusal is measured: by default where an option has the name of the corpus."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.errors import ConfigError
 
 PARTS = {"over_refusal", "over_refusal_answers", "aligned_over_refusal", "aligned_over_refusal_answers"}

@@ -5,10 +5,10 @@ from math import isnan
 
 import numpy as np
 import pytest
+from composed import compose
 from fabricated import PROTOCOL, Fabricator
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.report.data.comparability import protocol_differences
 from harness.report.data.judges import judge_labels
 from harness.report.figures.catalog import figure_catalog

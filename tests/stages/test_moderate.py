@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from composed import compose
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Example, Message, Role, Score
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage

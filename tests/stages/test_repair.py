@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composed import compose
 from safetensors.torch import load_file
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Role
 from harness.engine.identity import payload_of
 from harness.engine.plan import Plan
