@@ -126,6 +126,7 @@ def test_repair_reports_rows_that_the_attacker_has_as_well(store, repaired):
     assert facts(store, leaked)["attack_and_defense_share"] == {"rows": 2, "prompts": 2}
 
 
+@pytest.mark.slow
 def test_panacea_travels_from_fine_tuning_to_repair(store, repaired):
     stage = repaired("defense=panacea")
 
