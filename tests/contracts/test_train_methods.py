@@ -212,7 +212,8 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
     assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
 
 
-@pytest.mark.parametrize("name", mostly_slow(METHODS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_method_trains_a_dora_adapter_on_all_linear_layers_unless_its_settings_say_otherwise(name, tmp_path):
     model = build(targets="all-linear", scaling="rslora", variant="dora")
     before = weights_of(model)
