@@ -59,6 +59,7 @@ class LARF:
 
     name: ClassVar[str] = "larf"
     version: ClassVar[int] = 1
+    gradients_per_step: ClassVar[int] = 1
 
     share: float = 0.1
     layer: int | None = None

@@ -46,6 +46,7 @@ class LookAhead:
 
     name: ClassVar[str] = "lookahead"
     version: ClassVar[int] = 1
+    gradients_per_step: ClassVar[int] = 1
 
     form: Literal["real", "virtual"] = "real"
     tokens: int = 6

@@ -49,6 +49,7 @@ class Paraphrase:
 
     name: ClassVar[str] = "paraphrase"
     version: ClassVar[int] = 1
+    gradients_per_step: ClassVar[int] = 1
 
     safety_rows: int = 100
 

@@ -50,6 +50,7 @@ class PTST:
 
     name: ClassVar[str] = "ptst"
     version: ClassVar[int] = 1
+    gradients_per_step: ClassVar[int] = 1
     trains_plainly: ClassVar[bool] = True
 
     system: str | None = None

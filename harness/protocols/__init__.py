@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerPair",
+    "AsksForGradients",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -72,6 +74,7 @@ __all__ = [
     "ComposesRows",
     "DataRequirement",
     "EditsResult",
+    "Estimator",
     "ExampleSource",
     "GivenRows",
     "Gradient",
@@ -87,6 +90,7 @@ __all__ = [
     "Named",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "Perturbation",
     "Piece",
     "Prediction",
     "ProducesOutputs",
