@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "AsksForGradients",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -57,6 +59,7 @@ __all__ = [
     "ComparesPasses",
     "DataRequirement",
     "EditsResult",
+    "Estimator",
     "ExampleSource",
     "Gradient",
     "HasConflicts",
@@ -71,6 +74,7 @@ __all__ = [
     "Named",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "Perturbation",
     "Piece",
     "Prediction",
     "ProducesOutputs",
