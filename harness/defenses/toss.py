@@ -120,7 +120,7 @@ def token_losses(learner: Learner, batch: Batch) -> list[list[float]]:
             for piece in learner.pieces(batch):
                 prediction = learner.predict(piece)
                 losses = cross_entropy(prediction.logits.float(), prediction.targets, reduction="none").cpu()
-                for row, part in zip(piece.rows, losses.split(piece.counts), strict=False):
+                for row, part in zip(piece.rows, torch.split(losses, list(piece.counts)), strict=False):
                     found[row] = part.tolist()
     finally:
         module.train(training)

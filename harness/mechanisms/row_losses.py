@@ -34,7 +34,7 @@ def row_losses(prediction: Prediction, piece: Piece) -> Tensor:
     from torch.nn.functional import cross_entropy
 
     losses = cross_entropy(prediction.logits.float(), prediction.targets, reduction="none")
-    return torch.stack([part.sum() / max(len(part), 1) for part in losses.split(piece.counts)])
+    return torch.stack([part.sum() / max(len(part), 1) for part in torch.split(losses, list(piece.counts))])
 
 
 def mean_row_loss(learner: Learner, batch: Batch) -> tuple[Tensor, Gradient]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from harness.protocols.learner import Named
+
 if TYPE_CHECKING:
     from random import Random
 
@@ -103,7 +105,7 @@ class GivenRows(Protocol):
 
 
 @runtime_checkable
-class ChoosesRows(Protocol):
+class ChoosesRows(Named, Protocol):
     """Optional: settings of a training method that chooses what to train on: examples, or tokens of them.
 
     It may train the model to find out; afterwards the trainable parameters are restored.

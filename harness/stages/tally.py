@@ -69,8 +69,8 @@ def tally(
                 kind,
                 encoding.max_length,
             )
-    kept = [(row, kind) for row, kind in zip(encoded, kinds, strict=True) if row is not None]
-    return Tally([row for row, _ in kept], found, [kind for _, kind in kept])
+    numbered = [(row, kind) for row, kind in zip(encoded, kinds, strict=True) if row is not None]
+    return Tally([row for row, _ in numbered], found, [kind for _, kind in numbered])
 
 
 def choice_facts(chosen: Chosen, rows: Sequence[Encoded], kind_of: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from harness.corpora.examples import Role
 from harness.engine.files import read_json, write_json
 from harness.engine.seeding import derive
 from harness.errors import DataError
-from harness.protocols import ChoosesRows, Chosen, TrainMethod
+from harness.protocols import ChoosesRows, Chosen
 from harness.training.budget import Budget
 from harness.training.distributed import broadcast_numbers, rank, world_size
 from harness.training.learner import CausalLearner
@@ -75,7 +75,7 @@ class StageRows:
 
 
 def chosen_rows(
-    method: TrainMethod | None,
+    method: object,
     learner: CausalLearner,
     rows: Sequence[Encoded],
     pools: Mapping[Role, Pool],
