@@ -36,6 +36,9 @@ GUARDRAIL, NONE = "guardrail", "none"
 FEDERATION = "federation"
 """Config group of the federation."""
 
+UPDATE = "update"
+"""Config group of the estimator of gradients; its option ``none`` computes them."""
+
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
 
@@ -209,6 +212,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
         ("aggregators", experiment.federation.aggregate if experiment.federation else None),
     ]
@@ -248,10 +252,11 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    if (guard := experiment.guardrail) is not None:
-        # Not a label: cells without a guardrail keep the identity that they had before there was one.
-        choice = composition.choices.get(GUARDRAIL, NONE)
-        swept[GUARDRAIL] = guard.name if choice == NONE else choice
+    for group, part in ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update)):
+        if part is not None:
+            # Not a label: cells without such a part keep the identity that they had before there was one.
+            choice = composition.choices.get(group, NONE)
+            swept[group] = part.name if choice == NONE else choice
 
     if (federation := experiment.federation) is not None:
         swept[FEDERATION] = composition.choices.get(FEDERATION, NONE)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
 from harness.engine.checks import counts
-from harness.errors import Problem
-from harness.mechanisms.tuning import tune
+from harness.errors import ModelError, Problem
+from harness.mechanisms.short_training import ShortTraining
 from harness.protocols import DataRequirement
 from harness.training.budget import Budget
 
@@ -70,10 +70,17 @@ class RefusalSFT:
             ModelError: the loss is not finite.
         """
         budget = self.budget
-        return tune(
-            learner,
-            lambda: learner.gradient(batches.next(Role.REFUSAL)),
-            budget=budget,
-            steps=math.ceil(budget.epochs * self.safety_rows / budget.batch_size),
-            data="refusals",
-        )
+        steps = math.ceil(budget.epochs * self.safety_rows / budget.batch_size)
+        training = ShortTraining(learner, budget, steps)
+        losses = []
+        for _ in range(steps):
+            loss, gradient = learner.gradient(batches.next(Role.REFUSAL))
+            training.step(gradient)
+            losses.append(loss)
+        first, last = float(losses[0]), float(losses[-1])
+        if not math.isfinite(last):
+            raise ModelError(
+                f"the loss on refusals is {last} after {steps} steps; expected a finite number. Lower "
+                "`defense.repair.budget.learning_rate`"
+            )
+        return {"steps": steps, "first_loss": first, "last_loss": last}

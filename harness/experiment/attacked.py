@@ -8,7 +8,16 @@ from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
-from harness.protocols import AttackPlan, ChecksPlan, Named, SelectsRows, SendsAlone, Tampering
+from harness.protocols import (
+    AttackPlan,
+    ChecksPlan,
+    ChoosesRows,
+    Named,
+    RewritesExamples,
+    SelectsRows,
+    SendsAlone,
+    Tampering,
+)
 from harness.stages.align import Align
 from harness.stages.poison import Poison
 from harness.stages.tamper import Tamper
@@ -25,7 +34,7 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
     """
     attack = experiment.attack.acting
     rows, ratio, compat = _sent(experiment)
-    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None)
+    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None, benign=None)
     return Poison(
         task=experiment.task.train,
         attack=attack,
@@ -151,6 +160,13 @@ def _unshared(experiment: Experiment) -> list[Problem]:
     if experiment.guardrail is not None:
         reason = f"`{experiment.guardrail.name}` reads the rows that a user uploads, but clients keep theirs"
         problems.append(Problem("guardrail", f"{reason}; expected null"))
+    if experiment.finetune.update is not None:
+        reason = f"`{experiment.finetune.update.name}` is not implemented for clients of a federation; expected null"
+        problems.append(Problem("finetune.update", reason))
+    method = experiment.defense.finetune
+    if isinstance(method, ChoosesRows | RewritesExamples):
+        reason = f"`{method.name}` changes the rows of all users before training, but clients keep theirs"
+        problems.append(Problem("defense.finetune", f"{reason}; expected another method"))
     wanted = counts(*_sent(experiment))
     rows = sum(wanted)
     if rows < federation.clients:

@@ -13,6 +13,7 @@ from harness.models.adapter import Lora
 from harness.protocols import (
     Aggregator,
     Attack,
+    Estimator,
     ExampleSource,
     HasConflicts,
     ModelSource,
@@ -66,6 +67,7 @@ class FinetuneSettings:
             a new one.
         compat: ``exact`` uses exact counts, ``booster`` the published code's strict slice (99 of 100 examples).
         fresh: configuration of the new adapter; null is that of the alignment. Ignored with ``single``.
+        update: estimates gradients from forward passes; null computes them.
     """
 
     name: ClassVar[str] = "finetune"
@@ -75,6 +77,7 @@ class FinetuneSettings:
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
     fresh: Lora | None = None
+    update: Estimator | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

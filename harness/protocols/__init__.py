@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
@@ -27,9 +28,20 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    TrainsPlainly,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
+from harness.protocols.rows import (
+    AnswerPair,
+    ChoosesRows,
+    Chosen,
+    ComposesRows,
+    GivenRows,
+    RewritesExamples,
+    RewritesMixedIn,
+    WeighsRows,
+)
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -50,6 +62,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Aggregate",
     "Aggregator",
+    "AnswerPair",
+    "AsksForGradients",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -58,11 +72,16 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "ChoosesRows",
+    "Chosen",
     "ComparesPasses",
+    "ComposesRows",
     "DataRequirement",
     "DisguisesGradients",
     "EditsResult",
+    "Estimator",
     "ExampleSource",
+    "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
@@ -76,6 +95,7 @@ __all__ = [
     "Named",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "Perturbation",
     "Piece",
     "Prediction",
     "ProducesOutputs",
@@ -83,6 +103,8 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "RewritesExamples",
+    "RewritesMixedIn",
     "SelectsRows",
     "SendsAlone",
     "Submission",
@@ -91,7 +113,9 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "WeighsRows",
     "first_of",
 ]

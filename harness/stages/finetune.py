@@ -14,7 +14,7 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
-from harness.protocols import TrainMethod
+from harness.protocols import Estimator, TrainMethod
 from harness.stages.align import Align
 from harness.stages.inputs import ClientStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
@@ -51,6 +51,8 @@ class Finetune(Stage):
         adapter: rank and target modules of the new adapter; null with ``single``.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        update: estimates gradients from forward passes; null computes them.
+        benign: harmless examples with helpful answers, for methods that need them.
         rounds: the rounds of a federation whose clients hold the mixture; null trains on all of it in one place.
     """
 
@@ -69,11 +71,15 @@ class Finetune(Stage):
     adapter: Lora | None = None
     encoding: Encoding
     seed: int
+    update: Estimator | None = None
+    benign: Slice | None = None
     rounds: Rounds | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
-        problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        paired = any(need.paired for need in (self.method.needs if self.method else ()))
+        problems = self.harmful.preflight(paired=paired) if self.harmful else []
+        problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
         merged = self.aligned.adapter.targets if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
@@ -108,11 +114,12 @@ class Finetune(Stage):
             method=self.method,
             rows=[example for example, _ in rows],
             kinds=[KINDS.get(role, BENIGN) for _, role in rows],
-            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
+            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
             seed=self._own_seed,
             aligned=folder,
+            update=self.update,
             federation=self._federation(ctx),
         )
 
@@ -138,8 +145,10 @@ class Finetune(Stage):
         return adapter.read(aligned)[1]
 
     def recorded_settings(self) -> dict[str, str]:
-        """Report the budget and the adapter protocol; with ``double`` also the new adapter's rank and targets."""
+        """Report budget, adapter protocol and estimator; with ``double`` also the new adapter's rank and targets."""
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
+        if self.update is not None:
+            settings["finetune.update"] = "update"
         fresh = {"finetune.fresh": "adapter"} if self.protocol == "double" else {}
         federation = ("per_round", "rounds", "local_steps", "average", "optimizer") if self.rounds else ()
         return settings | fresh | {f"federation.{name}": f"rounds.{name}" for name in federation}
@@ -147,7 +156,7 @@ class Finetune(Stage):
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""
         rows = [example for example, _ in self.mixture.mixture(locate)]
-        return [*rows, *examples_of(self.refusal, self.harmful)] if rows else []
+        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if rows else []
 
     @property
     def _own_seed(self) -> int:

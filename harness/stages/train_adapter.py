@@ -16,10 +16,18 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, Product, TrainMethod, UsesAlignment
+from harness.protocols import (
+    DataRequirement,
+    Estimator,
+    Product,
+    RewritesExamples,
+    TrainMethod,
+    UsesAlignment,
+)
 from harness.stages import method_outputs
 from harness.stages.federation import federation_facts
-from harness.stages.tally import row_facts, tally
+from harness.stages.mixed_in import Changes
+from harness.stages.tally import MIXED_IN, choice_facts, mean_by_kind, row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 from harness.training.rounds import Rounds
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
+    from harness.training.trainer import TrainReport
 
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
@@ -56,6 +65,7 @@ def fit(
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
+    update: Estimator | None = None,
     federation: Federation | None = None,
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
@@ -68,7 +78,10 @@ def fit(
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
-    method did to the weights after the last step.
+    method did to the weights after the last step; ``update``, of a run on estimated gradients, its forward passes and
+    the bytes that it kept between steps (see ``harness.training.estimates.EstimatingLearner.facts``); ``chosen``, how
+    many examples and tokens of each kind a method left out before training; ``row_weights``, the final mean weight of
+    the examples of each kind, of a method that has some.
 
     Args:
         ctx: the stage's context.
@@ -83,6 +96,7 @@ def fit(
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
+        update: estimates gradients from forward passes; None computes them.
         federation: the clients that train, and their rounds; None trains on all examples in one place.
 
     Raises:
@@ -91,10 +105,9 @@ def fit(
     from harness.models import adapter
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
-    from harness.training.checkpoint import discarded
     from harness.training.distributed import leave
     from harness.training.federated import train_rounds
-    from harness.training.trainer import TrainReport, train
+    from harness.training.trainer import train
 
     if ctx.compiled is not None and not ctx.device.startswith("cpu"):
         use_cache(ctx.compiled)
@@ -103,13 +116,17 @@ def fit(
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
         model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
         needs = method.needs if method else ()
-        own = tally(loaded.tokenizer, encoding, rows, kinds)
-        mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
+        own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds)
+        mixed = encode_mixed(
+            loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
+        )
+        trained = [*own.rows, *mixed]
         if loaded.lost:
             ctx.facts["lost_in_merge"] = list(loaded.lost)
         mixed_dropped = sum(ctx.facts[f"{need.role}_rows"]["dropped"] for need in needs if need.batch_size is None)
         ctx.facts["rows"] = row_facts(own, mixed, mixed_dropped, None if federation else budget)
-        run: Callable[..., TrainReport] = partial(train, rows=[*own.rows, *mixed])
+        run: Callable[..., TrainReport] = partial(train, rows=trained, update=update)
         if federation:
             owners = [owner for owner, kept in zip(federation.shards.owners, own.kept, strict=True) if kept]
             shards = federation.shards._replace(owners=owners)
@@ -134,20 +151,39 @@ def fit(
         if ctx.rank == 0:
             adapter.save(model, ctx.out / ADAPTER)
             method_outputs.write(report.method_outputs, model, ctx.out)
-    ctx.facts.update(steps=report.steps, final=dict(report.metrics))
-    if damaged := discarded(ctx.work):
-        ctx.facts["damaged_checkpoints"] = damaged
-    if report.edit:
-        ctx.facts["edit"] = dict(report.edit)
-    if report.passes:
-        ctx.facts["passes"] = dict(report.passes)
-    record_micro_batch(ctx, report.rows_at_once)
+    _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
     if federation:
         ctx.facts["federation"] = federation_facts(federation.shards, report.rounds)
     if ctx.rank == 0:
         _write_history(ctx.out, report.history)
         if report.rounds:
             write_lines(ctx.out / ROUNDS, report.rounds)
+
+
+def _record(ctx: StageContext, report: TrainReport, rows: Sequence[Encoded], kind_of: Sequence[str]) -> None:
+    """Record the facts about a training run.
+
+    Args:
+        ctx: the stage's context.
+        report: of the run.
+        rows: the examples that it was given, mixed-in ones included.
+        kind_of: the kind of each of them.
+    """
+    from harness.training.checkpoint import discarded
+
+    ctx.facts.update(steps=report.steps, final=dict(report.metrics))
+    if damaged := discarded(ctx.work):
+        ctx.facts["damaged_checkpoints"] = damaged
+    if report.chosen is not None:
+        ctx.facts["chosen"] = choice_facts(report.chosen, rows, kind_of)
+        ctx.facts["rows"]["trained"] = len(report.chosen.rows)
+        kind_of = [kind_of[place] for place, _ in report.chosen.rows]
+    if report.row_weights:
+        ctx.facts["row_weights"] = mean_by_kind(report.row_weights, kind_of)
+    for name in ("edit", "update", "passes"):
+        if found := getattr(report, name):
+            ctx.facts[name] = dict(found)
+    record_micro_batch(ctx, report.rows_at_once)
 
 
 def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int) -> None:
@@ -251,8 +287,18 @@ def encode_mixed(
     slices: Mapping[Role, Readable | None],
     encoding: Encoding,
     facts: dict[str, Any],
+    *,
+    changed_by: Changes | None = None,
 ) -> list[Encoded]:
     """Encode the examples that a method mixes into the stage's own, and record their counts in the facts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        needs: the method's requirements; those with a batch size are skipped.
+        slices: the examples available to the method, by role.
+        encoding: prompt template and tokenization.
+        facts: receives the counts.
+        changed_by: what the method does to these examples; None is nothing.
 
     Raises:
         DataError: a required role has no slice, or its examples cannot be read.
@@ -261,7 +307,7 @@ def encode_mixed(
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = encoding.encode_all(tokenizer, _slice_for(need, slices).examples())
+        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, _slice_for(need, slices), paired=need.paired)
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,

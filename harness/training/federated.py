@@ -31,8 +31,8 @@ from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError, ModelError, Stopped
 from harness.models.adapter import trained_pairs
-from harness.protocols import Aggregate, EditsResult, ProducesOutputs, Product, Submission, TrainMethod
-from harness.training.budget import Budget
+from harness.protocols import Aggregate, EditsResult, ProducesOutputs, Product, Submission, TrainMethod, WeighsRows
+from harness.training.budget import Budget, Optimizer
 from harness.training.checkpoint import FOLDER, MARKER, STATE, complete, resumable
 from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
 from harness.training.fsdp import shard_frozen
@@ -262,25 +262,20 @@ class _Federation:
             rank=rank(),
             world_size=world_size(),
         )
+        rows = [*self.held[client], *(self.mixed if honest else ())]
+        learner.example_count = len(rows)
         method = self.method if honest else None
         step = method.start(learner, batches, steps) if method else PlainStep(learner)
-        if isinstance(step, ProducesOutputs):
+        if method and isinstance(step, ProducesOutputs | WeighsRows):
             raise ModelError(
-                f"`{method.name if method else ''}` hands something of its training on to the repair, but the clients "
-                "of a federation send parameters only; expected another method. Set `defense/finetune`"
+                f"`{method.name}` keeps something of its training besides the parameters, which clients of a "
+                "federation do not send; expected another method. Set `defense/finetune`"
             )
-        optimizer = torch.optim.AdamW(
-            learner.trainables,
-            lr=rate,
-            betas=(budget.adam_beta1, budget.adam_beta2),
-            eps=budget.adam_epsilon,
-            weight_decay=budget.weight_decay,
-        )
+        optimizer = _optimizer(learner, budget, rate)
         if client in progress.moments:
             optimizer.load_state_dict(progress.moments[client])
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        rows = [*self.held[client], *(self.mixed if honest else ())]
         for taken, batch in enumerate(self._batches(rows, own, progress.visits.get(client, 0) * steps)):
             learner.steps_taken = taken
             metrics = step.backward(batch)
@@ -333,6 +328,19 @@ class _Federation:
                 "Lower `learning_rate` or the strength of the method, or set `max_grad_norm`"
             )
         return entry
+
+
+def _optimizer(learner: CausalLearner, budget: Budget, rate: float) -> torch.optim.Optimizer:
+    """Return the optimizer that ``Trainer`` would make."""
+    if budget.optimizer is Optimizer.SGD:
+        return torch.optim.SGD(learner.trainables, lr=rate, weight_decay=budget.weight_decay)
+    return torch.optim.AdamW(
+        learner.trainables,
+        lr=rate,
+        betas=(budget.adam_beta1, budget.adam_beta2),
+        eps=budget.adam_epsilon,
+        weight_decay=budget.weight_decay,
+    )
 
 
 def _held(rows: Sequence[Encoded], shards: Shards) -> dict[int, list[Encoded]]:
