@@ -57,7 +57,7 @@ class Residual:
 
         totals = torch.zeros(len(sent.values), dtype=torch.float64, device=sent.values.device)
         restricted = []
-        for part in sent.values.split(AT_ONCE, dim=1):
+        for part in torch.split(sent.values, AT_ONCE, dim=1):
             line, confidence = self.confidence(part.T.double())
             totals += (confidence * confidence.std(dim=1, keepdim=True)).sum(dim=0)
             restricted.append(torch.where(confidence >= self.threshold, part.T, line.to(part.dtype)).T)

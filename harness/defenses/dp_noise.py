@@ -31,6 +31,9 @@ from harness.mechanisms.clipped_noise import Schedule, Scope, clipped, noise_lik
 if TYPE_CHECKING:
     from harness.protocols import Batch, BatchProvider, DataRequirement, Gradient, Learner, Metrics
 
+TOKENS = ("input_ids", "attention_mask", "labels")
+"""The parts of a batch that have a row's tokens."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +150,11 @@ def rows_of(batch: Batch) -> list[dict[str, Any]]:
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     supervised = (batch["labels"] != IGNORED).any(dim=1).tolist()
     own = [
-        {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+        {name: batch[name][row : row + 1, :length] for name in TOKENS}
         for row, length in enumerate(lengths)
         if supervised[row]
     ]
-    blank = {name: tensor[:1, :1] for name, tensor in batch.items()}
+    blank = {name: batch[name][:1, :1] for name in TOKENS}
     blank["labels"] = torch.full_like(blank["labels"], IGNORED)
     counts = all_gather(len(own))
     return [

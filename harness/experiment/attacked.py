@@ -163,9 +163,10 @@ def _unshared(experiment: Experiment) -> list[Problem]:
     if experiment.finetune.update is not None:
         reason = f"`{experiment.finetune.update.name}` is not implemented for clients of a federation; expected null"
         problems.append(Problem("finetune.update", reason))
-    method = experiment.defense.finetune
-    if isinstance(method, ChoosesRows | RewritesExamples):
-        reason = f"`{method.name}` changes the rows of all users before training, but clients keep theirs"
+    defense = experiment.defense.finetune
+    method: object = defense
+    if defense and isinstance(method, ChoosesRows | RewritesExamples):
+        reason = f"`{defense.name}` changes the rows of all users before training, but clients keep theirs"
         problems.append(Problem("defense.finetune", f"{reason}; expected another method"))
     wanted = counts(*_sent(experiment))
     rows = sum(wanted)

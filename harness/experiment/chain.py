@@ -245,11 +245,9 @@ def _auxiliary_data(
 
 def _server_rows(experiment: Experiment, method: RepairMethod) -> Remaining | None:
     """Return the benign examples of the server, for a method that needs them."""
-    (need,) = [need for need in method.needs if need.role is Role.SERVER] or [None]
-    if need is None:
+    rows = next((need.rows for need in method.needs if need.role is Role.SERVER), None)
+    if rows is None:
         return None
-    rows = need.rows
-    assert rows is not None, "a method says how many examples of the server it needs"
     return Remaining(
         task=experiment.task.train,
         rows=rows,

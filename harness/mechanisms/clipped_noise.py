@@ -36,7 +36,7 @@ def scheduled(schedule: Schedule, first: float, last: float, done: float) -> flo
     if schedule == "constant" or first == last:
         return first
     if schedule == "exponential":
-        return first * (last / first) ** done
+        return first * math.exp(done * math.log(last / first))
     if schedule == "cosine":
         return first * math.cos(done * math.acos(last / first))
     share = math.floor(STAIRS * done) / STAIRS if schedule == "staircase" else done

@@ -116,7 +116,7 @@ class Leak(Stage):
             rows = encoded[: probe.candidates]
             gradients = [_gradient(learner, row, loaded.tokenizer.pad_token_id) for row in rows]
         candidates = torch.stack([torch.cat([part.flatten() for part in each]) for each in gradients])
-        method = tuned.method
+        method: object = tuned.method
         matches = []
         for place in range(probe.rows):
             sent = gradients[place]

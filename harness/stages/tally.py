@@ -71,8 +71,12 @@ def tally(
                 encoding.max_length,
             )
     numbered = [(row, kind) for row, kind in zip(encoded, kinds, strict=True) if row is not None]
-    kept = [row is not None for row in encoded]
-    return Tally([row for row, _ in numbered], found, [kind for _, kind in numbered], kept)
+    return Tally(
+        rows=[row for row, _ in numbered],
+        kinds=found,
+        kind_of=[kind for _, kind in numbered],
+        kept=[row is not None for row in encoded],
+    )
 
 
 def choice_facts(chosen: Chosen, rows: Sequence[Encoded], kind_of: Sequence[str]) -> dict[str, Any]:

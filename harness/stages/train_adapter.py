@@ -307,7 +307,9 @@ def encode_mixed(
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, _slice_for(need, slices), paired=need.paired)
+        origin = _slice_for(need, slices)
+        assert isinstance(origin, Slice), "what is mixed in comes from the corpus"
+        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, origin, paired=need.paired)
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,

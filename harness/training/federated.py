@@ -176,7 +176,9 @@ def train_rounds(
                 federation.advance(progress, number)
                 if rank() == 0:
                     entry = progress.history[-1]
-                    tracker.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
+                    tracker.log(
+                        {name: value for name, value in entry.items() if name != "step"}, step=int(entry["step"])
+                    )
                 _save(progress, folder / f"checkpoint-{number}")
                 (stopping,) = broadcast_numbers([stop()], arguments.device)
                 if stopping and number + 1 < rounds.rounds:
@@ -296,7 +298,7 @@ class _Federation:
         for position in range(first, first + self.rounds.local_steps):
             order.epoch, within = divmod(position, len(order))
             indices = list(order)[within]
-            yield collate_rows([rows[index] for index in indices])
+            yield collate_rows([(index, rows[index]) for index in indices])
 
     def _clip(self) -> dict[str, Tensor | float]:
         """Clip the gradient, and return its norm before and the factor."""
