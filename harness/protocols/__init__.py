@@ -14,6 +14,15 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.ensembles import (
+    NO_VOTE,
+    Choice,
+    CountsMembers,
+    EnsembleMethod,
+    FittedEnsemble,
+    HasVotes,
+    Votes,
+)
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "NO_VOTE",
     "AsksForGradients",
     "Attack",
     "AttackContext",
@@ -56,15 +66,20 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "Choice",
     "ComparesPasses",
+    "CountsMembers",
     "DataRequirement",
     "EditsResult",
+    "EnsembleMethod",
     "Estimator",
     "ExampleSource",
+    "FittedEnsemble",
     "Gradient",
     "HasConflicts",
     "HasMatch",
     "HasProbes",
+    "HasVotes",
     "Judge",
     "Learner",
     "MeasuredTask",
@@ -91,5 +106,6 @@ __all__ = [
     "TrainedGuard",
     "UsesAlignment",
     "Victim",
+    "Votes",
     "first_of",
 ]
