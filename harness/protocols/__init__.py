@@ -35,9 +35,20 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    TrainsPlainly,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
+from harness.protocols.rows import (
+    AnswerPair,
+    ChoosesRows,
+    Chosen,
+    ComposesRows,
+    GivenRows,
+    RewritesExamples,
+    RewritesMixedIn,
+    WeighsRows,
+)
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -57,6 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_VOTE",
+    "AnswerPair",
     "AsksForGradients",
     "Attack",
     "AttackContext",
@@ -67,7 +79,10 @@ __all__ = [
     "Benchmark",
     "ChecksPlan",
     "Choice",
+    "ChoosesRows",
+    "Chosen",
     "ComparesPasses",
+    "ComposesRows",
     "CountsMembers",
     "DataRequirement",
     "EditsResult",
@@ -75,6 +90,7 @@ __all__ = [
     "Estimator",
     "ExampleSource",
     "FittedEnsemble",
+    "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
@@ -97,6 +113,8 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "RewritesExamples",
+    "RewritesMixedIn",
     "SelectsRows",
     "SendsAlone",
     "Tampering",
@@ -104,8 +122,10 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsPlainly",
     "UsesAlignment",
     "Victim",
     "Votes",
+    "WeighsRows",
     "first_of",
 ]
