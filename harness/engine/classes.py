@@ -21,6 +21,7 @@ _KINDS = {
     "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
     "estimators": "estimator",
     "tracking": "tracker",
 }
