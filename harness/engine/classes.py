@@ -20,6 +20,7 @@ _KINDS = {
     "attacks": "attack",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
     "estimators": "estimator",
     "tracking": "tracker",
 }

@@ -14,6 +14,15 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.ensembles import (
+    NO_VOTE,
+    Choice,
+    CountsMembers,
+    EnsembleMethod,
+    FittedEnsemble,
+    HasVotes,
+    Votes,
+)
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
@@ -58,6 +67,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "NO_VOTE",
     "AnswerPair",
     "AsksForGradients",
     "Attack",
@@ -68,19 +78,24 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "Choice",
     "ChoosesRows",
     "Chosen",
     "ComparesPasses",
     "ComposesRows",
+    "CountsMembers",
     "DataRequirement",
     "EditsResult",
+    "EnsembleMethod",
     "Estimator",
     "ExampleSource",
+    "FittedEnsemble",
     "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
     "HasProbes",
+    "HasVotes",
     "Judge",
     "Learner",
     "MeasuredTask",
@@ -110,6 +125,7 @@ __all__ = [
     "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "Votes",
     "WeighsRows",
     "first_of",
 ]
