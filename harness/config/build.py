@@ -35,6 +35,8 @@ OnInvalid = Literal["refuse", "skip"]
 
 GUARDRAIL, NONE = "guardrail", "none"
 """Config group of the guardrail, and its option that uses none."""
+FEDERATION = "federation"
+"""Config group of the federation."""
 
 UPDATE = "update"
 """Config group of the estimator of gradients; its option ``none`` computes them."""
@@ -278,6 +280,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         ("judges", experiment.guardrail),
         ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
+        ("aggregators", experiment.federation.aggregate if experiment.federation else None),
     ]
     return [
         f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
@@ -320,6 +323,10 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)
             swept[group] = part.name if choice == NONE else choice
+
+    if (federation := experiment.federation) is not None:
+        swept[FEDERATION] = composition.choices.get(FEDERATION, NONE)
+        swept[f"{FEDERATION}.aggregate"] = federation.aggregate.name
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(
