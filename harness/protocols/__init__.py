@@ -16,6 +16,8 @@ from harness.protocols.attacks import (
 )
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
+    ActsAfterStep,
+    ChoosesStart,
     ComparesPasses,
     EditsResult,
     HasConflicts,
@@ -24,6 +26,7 @@ from harness.protocols.methods import (
     NeedsSafeAdapter,
     ProducesOutputs,
     RepairMethod,
+    ScalesLearningRates,
     TrainMethod,
     UsesAlignment,
 )
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "ActsAfterStep",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -54,6 +58,7 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "ChoosesStart",
     "ComparesPasses",
     "DataRequirement",
     "EditsResult",
@@ -78,6 +83,7 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "ScalesLearningRates",
     "SelectsRows",
     "SendsAlone",
     "Tampering",

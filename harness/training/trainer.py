@@ -26,7 +26,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-from harness.protocols import EditsResult, ProducesOutputs, Product, TrainMethod
+from harness.protocols import ChoosesStart, EditsResult, ProducesOutputs, Product, TrainMethod
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.distributed import rank, world_size
@@ -149,6 +149,8 @@ def train(
         )
         batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
+        if isinstance(step, ChoosesStart):
+            learner.assign(step.initial())
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
         parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}

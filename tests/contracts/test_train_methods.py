@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
+from harness.defenses.dpo import DPO
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
@@ -64,6 +65,7 @@ CUTTABLE: dict = METHODS | {
     ),
     "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
+    "dpo alone": partial(DPO, sft_weight=0.0),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
 SHORTENED = {"tar": {"inner_steps": 4, "harmful_batch_size": 4}, "tvaccine": {"probe_batch_size": 2}}
@@ -156,7 +158,7 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
-    assert {"asft", "lox"} <= set(METHODS)
+    assert {"asft", "lox", "dpo", "ml_lr"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", discovered())
