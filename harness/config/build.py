@@ -34,6 +34,9 @@ OnInvalid = Literal["refuse", "skip"]
 GUARDRAIL, NONE = "guardrail", "none"
 """Config group of the guardrail, and its option that uses none."""
 
+UPDATE = "update"
+"""Config group of the estimator of gradients; its option ``none`` computes them."""
+
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
 
@@ -207,6 +210,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
     ]
     return [
@@ -245,10 +249,11 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    if (guard := experiment.guardrail) is not None:
-        # Not a label: cells without a guardrail keep the identity that they had before there was one.
-        choice = composition.choices.get(GUARDRAIL, NONE)
-        swept[GUARDRAIL] = guard.name if choice == NONE else choice
+    for group, part in ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update)):
+        if part is not None:
+            # Not a label: cells without such a part keep the identity that they had before there was one.
+            choice = composition.choices.get(group, NONE)
+            swept[group] = part.name if choice == NONE else choice
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

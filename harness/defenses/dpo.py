@@ -35,7 +35,7 @@ from harness.training.gradients import add_scaled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.protocols import Batch, BatchProvider, Learner, Metrics, Piece
+    from harness.protocols import Batch, BatchProvider, Learner, Metrics
 
 
 @final
@@ -114,7 +114,7 @@ class DPOStep:
         measured = {"refusal_rise": found.rise, "harmful_fall": found.fall, "preferred_share": found.won}
         return {"loss": loss, "preference_loss": found.loss, **measured}
 
-    def _losses(self, margins: Tensor, _piece: Piece) -> Tensor:
+    def _losses(self, margins: Tensor) -> Tensor:
         from torch.nn.functional import softplus
 
         return softplus(-self._settings.beta * margins)

@@ -14,7 +14,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of
-from harness.experiment.compatibility import incompatibilities, unserved
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
 from harness.protocols import (
@@ -95,6 +95,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
+        update=finetune.update,
     )
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
@@ -116,6 +117,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
             seed=derive(experiment.seed, "safe"),
+            update=finetune.update,
         )
         stages |= {"safe_rows": refusals, "safe": safe}
     repaired = Repair(
@@ -209,6 +211,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from harness.corpora.encode import IGNORED
+from harness.corpora.transfer import on_device
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import Learner, Piece
 from harness.training.distributed import total_on_device
@@ -43,6 +45,7 @@ class PreferenceLoss(NamedTuple):
         fall: the same for the other answers, with the opposite sign.
         won: share of the pairs whose margin has grown.
         gradient: of the loss.
+        pairs: their number.
     """
 
     loss: Tensor
@@ -50,6 +53,7 @@ class PreferenceLoss(NamedTuple):
     fall: Tensor
     won: Tensor
     gradient: list[Tensor]
+    pairs: Tensor
 
 
 def preference_loss(
@@ -57,7 +61,7 @@ def preference_loss(
     reference: ReferenceWeights,
     preferred: Mapping[str, Tensor],
     other: Mapping[str, Tensor],
-    losses: Callable[[Tensor, Piece], Tensor],
+    losses: Callable[[Tensor], Tensor],
 ) -> PreferenceLoss:
     """Return the mean over the pairs of a function of the relative margin, and its gradient.
 
@@ -73,7 +77,8 @@ def preference_loss(
     """
     pieces = learner.pieces(preferred)
     partners = learner.pieces(other, like=pieces)
-    pairs = total_on_device(len(preferred["labels"]), pieces[0].positions.device)
+    answered = int((preferred["labels"][:, 1:] != IGNORED).any(dim=1).sum())
+    pairs = total_on_device(answered, pieces[0].positions.device).clamp(min=1)
 
     def share(piece: Piece) -> tuple[Tensor, ...]:
         partner = partners[piece.number]
@@ -81,14 +86,14 @@ def preference_loss(
             before = Margins(log_probabilities(learner, piece), log_probabilities(learner, partner))
         now = Margins(log_probabilities(learner, piece), log_probabilities(learner, partner))
         moved = Margins(now.preferred - before.preferred, now.other - before.other)
-        # The filler example of an empty micro-batch is no pair.
-        rows = len(piece.rows)
-        found = losses(moved.difference, piece)
+        found = losses(moved.difference)
         measured = [moved.preferred.detach(), -moved.other.detach(), (moved.difference.detach() > 0).float()]
-        return tuple(each[:rows].sum() / pairs for each in (found, *measured))
+        # A filler, of an empty share or an empty micro-batch, is no pair.
+        counted = on_device(torch.tensor([float(count > 0) for count in piece.counts]), found.device)
+        return tuple((each * counted).sum() / pairs for each in (found, *measured))
 
     (loss, rise, fall, won), gradient = learner.accumulate(pieces, share)
-    return PreferenceLoss(loss, rise, fall, won, gradient)
+    return PreferenceLoss(loss, rise, fall, won, gradient, pairs)
 
 
 def log_probabilities(learner: Learner, piece: Piece) -> Tensor:

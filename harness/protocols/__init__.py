@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ActsAfterStep,
@@ -49,7 +50,11 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+<<<<<<< HEAD
     "ActsAfterStep",
+=======
+    "AsksForGradients",
+>>>>>>> main
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -62,6 +67,7 @@ __all__ = [
     "ComparesPasses",
     "DataRequirement",
     "EditsResult",
+    "Estimator",
     "ExampleSource",
     "Gradient",
     "HasConflicts",
@@ -76,6 +82,7 @@ __all__ = [
     "Named",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "Perturbation",
     "Piece",
     "Prediction",
     "ProducesOutputs",
