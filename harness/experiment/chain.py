@@ -21,6 +21,7 @@ from harness.protocols import (
     DataRequirement,
     ExampleSource,
     MeasuredTask,
+    NeedsFreshAdapter,
     NeedsSafeAdapter,
     RepairMethod,
     TrainedGuard,
@@ -221,10 +222,23 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
                 method,
                 adapter,
                 experiment.align.adapter,
-                [(need, _slice(experiment, need)) for need in method.needs],
+                [(need, _slice(experiment, need)) for need in method.needs if not need.own],
             )
         ),
+        *_continued(experiment),
     ]
+
+
+def _continued(experiment: Experiment) -> list[Problem]:
+    """Return why a method cannot train the aligned adapter further."""
+    method = experiment.defense.finetune
+    if not isinstance(method, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+        return []
+    reason = (
+        f"`{method.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
+        f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
+    )
+    return [Problem("defense.finetune", reason)]
 
 
 def _auxiliary_data(

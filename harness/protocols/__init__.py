@@ -23,6 +23,7 @@ from harness.protocols.methods import (
     EditsResult,
     HasConflicts,
     HasProbes,
+    NeedsFreshAdapter,
     NeedsPlainLora,
     NeedsSafeAdapter,
     ProducesOutputs,
@@ -50,11 +51,8 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
-<<<<<<< HEAD
     "ActsAfterStep",
-=======
     "AsksForGradients",
->>>>>>> main
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -80,6 +78,7 @@ __all__ = [
     "Metrics",
     "ModelSource",
     "Named",
+    "NeedsFreshAdapter",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
     "Perturbation",

@@ -138,6 +138,13 @@ class NeedsPlainLora(Protocol):
 
 
 @runtime_checkable
+class NeedsFreshAdapter(Protocol):
+    """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
+
+    needs_fresh_adapter: ClassVar[bool]
+
+
+@runtime_checkable
 class UsesAlignment(Protocol):
     """Optional: settings of a method that reads ``Learner.alignment`` after the alignment stage.
 

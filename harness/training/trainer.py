@@ -26,13 +26,8 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-<<<<<<< HEAD
-from harness.protocols import ChoosesStart, EditsResult, ProducesOutputs, Product, TrainMethod
-from harness.training.budget import Budget
-=======
-from harness.protocols import EditsResult, Estimator, ProducesOutputs, Product, TrainMethod
+from harness.protocols import ChoosesStart, EditsResult, Estimator, ProducesOutputs, Product, TrainMethod
 from harness.training.budget import Budget, Optimizer
->>>>>>> main
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.distributed import rank, world_size
 from harness.training.estimates import EstimatingLearner
@@ -134,7 +129,7 @@ def train(
     if not rows:
         raise DataError("there are no examples to train on; expected at least one with a supervised position")
     folder = work / FOLDER
-    drawn = pools or {}
+    drawn = {**(pools or {}), **_own_pools(method, rows)}
     total_steps = budget.steps(len(rows))
     with _errors_only(), _restoring_state(model):
         # Creating the arguments initializes the process group, which the learner, the draws and the order depend on.
@@ -159,13 +154,6 @@ def train(
             model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
         )
         batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
-<<<<<<< HEAD
-        step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
-        if isinstance(step, ChoosesStart):
-            learner.assign(step.initial())
-        order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
-=======
->>>>>>> main
         meter = Meter()
         estimates = None
         if update:
@@ -173,6 +161,8 @@ def train(
             estimates = EstimatingLearner(learner, estimator=update, method=method, seed=own, meter=meter)
         seen: Learner = estimates or learner
         step = method.start(seen, batches, total_steps) if method else PlainStep(seen)
+        if isinstance(step, ChoosesStart):
+            learner.assign(step.initial())
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
         if estimates:
@@ -213,6 +203,12 @@ def train(
         update=estimated,
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
+
+
+def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role, Pool]:
+    """Return what a method samples from the stage's own examples, by role."""
+    needs = method.needs if method else ()
+    return {need.role: Pool(rows[: need.rows], need.batch_size) for need in needs if need.own and need.batch_size}
 
 
 def _longest(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
