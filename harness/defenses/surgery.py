@@ -3,9 +3,9 @@
 "Surgery: Mitigating Harmful Fine-Tuning for Large Language Models via Attention Sink", 2026 (code: Lslland/Surgery).
 
 The sink of a head for a text is the mean weight of the first token over all later positions. Its sink divergence is the
-sink for harmful text minus that for safe text. With ``g`` the user's loss, the loss is ``g + alpha`` times the mean over
-all heads of all layers of ``max(0, divergence)``. In every step the divergences are those of ``batch_size`` harmful
-answers and as many refusals; the sink of a batch is the mean over its texts.
+sink for harmful text minus that for safe text. With ``g`` the loss of the user, the loss is ``g + alpha * D``, where
+``D`` is the mean of ``max(0, divergence)`` over all heads of all layers. In every step the divergences are those of
+``batch_size`` harmful answers and as many refusals; the sink of a batch is the mean over its texts.
 
 Which heads count depends on the whole batch of texts. Where it is split, a first pass without gradient finds them.
 
