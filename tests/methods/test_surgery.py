@@ -88,7 +88,7 @@ def test_head_that_looks_at_the_first_token_more_for_harmful_text_is_steered(har
 def test_no_head_is_steered_where_none_diverges():
     learner = Learner()
 
-    metrics = Surgery().start(learner, Safety(texts((2, 3)), texts((2, 4))), 1).backward(OWN)
+    metrics = Surgery().start(learner, Safety(texts((2, 3)), texts((2, 3))), 1).backward(OWN)
 
     assert learner.written == [1, 2]
     assert float(metrics["positive_heads"]) == 0

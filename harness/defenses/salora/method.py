@@ -84,11 +84,13 @@ class SaLoRA:
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         found = counts(self, "safe_rank", "task_rank", "safety_rows", "task_rows", "batch_size")
-        for name in ("safety_rows", "task_rows"):
-            if not found and getattr(self, name) % self.batch_size:
-                rows = getattr(self, name)
-                found.append(Problem(name, f"{rows} is not a multiple of `batch_size` {self.batch_size}; expected one"))
-        return found
+        if found:
+            return found
+        return [
+            Problem(name, f"{rows} is not a multiple of `batch_size` {self.batch_size}; expected one")
+            for name, rows in (("safety_rows", self.safety_rows), ("task_rows", self.task_rows))
+            if rows % self.batch_size
+        ]
 
     def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> SaLoRAStep:  # noqa: ARG002
         """Start a run: find the subspaces.
