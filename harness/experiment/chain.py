@@ -26,6 +26,7 @@ from harness.protocols import (
     RepairMethod,
     TrainedGuard,
     TrainMethod,
+    TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
@@ -65,7 +66,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL, Role.BENIGN),
         budget=align.budget,
         adapter=align.adapter.ordered(),
         encoding=encoding,
@@ -89,8 +90,8 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
     tuned = Finetune(
         aligned=aligned,
         mixture=guardrail or poison,
-        method=experiment.defense.finetune,
-        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
         protocol=finetune.adapter,
         adapter=_tuned_adapter(experiment),

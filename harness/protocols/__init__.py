@@ -30,9 +30,20 @@ from harness.protocols.methods import (
     RepairMethod,
     ScalesLearningRates,
     TrainMethod,
+    TrainsPlainly,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
+from harness.protocols.rows import (
+    AnswerPair,
+    ChoosesRows,
+    Chosen,
+    ComposesRows,
+    GivenRows,
+    RewritesExamples,
+    RewritesMixedIn,
+    WeighsRows,
+)
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -52,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActsAfterStep",
+    "AnswerPair",
     "AsksForGradients",
     "Attack",
     "AttackContext",
@@ -61,12 +73,16 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "ChoosesRows",
     "ChoosesStart",
+    "Chosen",
     "ComparesPasses",
+    "ComposesRows",
     "DataRequirement",
     "EditsResult",
     "Estimator",
     "ExampleSource",
+    "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
@@ -89,6 +105,8 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "RewritesExamples",
+    "RewritesMixedIn",
     "ScalesLearningRates",
     "SelectsRows",
     "SendsAlone",
@@ -97,7 +115,9 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "WeighsRows",
     "first_of",
 ]
