@@ -14,12 +14,23 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.ensembles import (
+    NO_VOTE,
+    Choice,
+    CountsMembers,
+    EnsembleMethod,
+    FittedEnsemble,
+    HasVotes,
+    Votes,
+)
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
+from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ActsAfterStep,
     ChoosesStart,
     ComparesPasses,
+    DisguisesGradients,
     EditsResult,
     HasConflicts,
     HasProbes,
@@ -62,7 +73,10 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "NO_VOTE",
     "ActsAfterStep",
+    "Aggregate",
+    "Aggregator",
     "AnswerPair",
     "AsksForGradients",
     "Attack",
@@ -73,20 +87,26 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "Choice",
     "ChoosesRows",
     "ChoosesStart",
     "Chosen",
     "ComparesPasses",
     "ComposesRows",
+    "CountsMembers",
     "DataRequirement",
+    "DisguisesGradients",
     "EditsResult",
+    "EnsembleMethod",
     "Estimator",
     "ExampleSource",
+    "FittedEnsemble",
     "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
     "HasProbes",
+    "HasVotes",
     "Judge",
     "Learner",
     "MeasuredTask",
@@ -110,6 +130,7 @@ __all__ = [
     "ScalesLearningRates",
     "SelectsRows",
     "SendsAlone",
+    "Submission",
     "Tampering",
     "Task",
     "TrainMethod",
@@ -118,6 +139,7 @@ __all__ = [
     "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "Votes",
     "WeighsRows",
     "first_of",
 ]
