@@ -34,6 +34,9 @@ OnInvalid = Literal["refuse", "skip"]
 GUARDRAIL, NONE = "guardrail", "none"
 """Config group of the guardrail, and its option that uses none."""
 
+ATTACK_GUARD = "attack_guard"
+"""Config group of the guard that an attack crafts against; by default its option of the model's name."""
+
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
 
@@ -207,6 +210,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("judges", experiment.attack.guard),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
     ]
     return [
@@ -249,6 +253,11 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         # Not a label: cells without a guardrail keep the identity that they had before there was one.
         choice = composition.choices.get(GUARDRAIL, NONE)
         swept[GUARDRAIL] = guard.name if choice == NONE else choice
+    acting, opened = experiment.attack.acting, experiment.attack.guard
+    if acting is not None and acting.needs.guard and opened is not None:
+        choice = composition.choices.get(ATTACK_GUARD, opened.name)
+        if choice != composition.choices.get("model"):
+            swept[ATTACK_GUARD] = choice
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

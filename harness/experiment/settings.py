@@ -13,12 +13,14 @@ from harness.protocols import (
     Attack,
     ExampleSource,
     HasConflicts,
+    Judge,
     ModelSource,
     Named,
     RefusalJudge,
     RepairMethod,
     SelectsRows,
     SendsAlone,
+    TrainedGuard,
     TrainMethod,
 )
 from harness.training.budget import Budget
@@ -110,6 +112,8 @@ class AttackSettings:
         method: the attack; null is benign fine-tuning.
         victim: the alignment that an attack crafts against, if it reads the aligned model: ``own`` is the one that is
             attacked, ``plain`` the one without a defense (a transfer attack, crafted once for all defenses).
+        guard: the guard that an attack crafts against, if it reads a guard's weights; that of the guardrail may be
+            another one, or none.
     """
 
     name: ClassVar[str] = "attack"
@@ -117,6 +121,7 @@ class AttackSettings:
     ratio: float
     method: Attack | None = None
     victim: Literal["own", "plain"] = "own"
+    guard: Judge | TrainedGuard | None = None
 
     @property
     def acting(self) -> Attack | None:

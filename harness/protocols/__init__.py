@@ -8,10 +8,12 @@ from harness.protocols.attacks import (
     AttackNeeds,
     AttackPlan,
     ChecksPlan,
+    OpenedGuard,
     SelectsRows,
     SendsAlone,
     Tampering,
     Victim,
+    WhiteBoxGuard,
     first_of,
 )
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
@@ -71,6 +73,7 @@ __all__ = [
     "Named",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "OpenedGuard",
     "Piece",
     "Prediction",
     "ProducesOutputs",
@@ -87,5 +90,6 @@ __all__ = [
     "TrainedGuard",
     "UsesAlignment",
     "Victim",
+    "WhiteBoxGuard",
     "first_of",
 ]
