@@ -112,7 +112,7 @@ def of_writer(
         return [[*prompt(turn), *harmless[:-1]] for turn in turns]
 
     def verdict(states: Tensor) -> Tensor:
-        likely = model.get_output_embeddings()(states).float().log_softmax(-1)
+        likely: Tensor = model.get_output_embeddings()(states).float().log_softmax(-1)
         return -likely[:, torch.arange(len(target)), target].sum(-1)
 
     return WhiteBox(model.requires_grad_(False).eval(), tokenizer, encode, len(harmless), verdict)

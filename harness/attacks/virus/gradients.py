@@ -46,12 +46,12 @@ class VictimGradients:
         """Find the trainable layers."""
         self._model: Any = model
         self._prompt = prompt
-        self._layers = [
+        self._layers: list[Any] = [
             layer
             for layer in model.modules()
             if isinstance(layer, torch.nn.Linear) and layer.weight.requires_grad and layer.bias is None
         ]
-        self._weights = [layer.weight for layer in self._layers]
+        self._weights: list[Tensor] = [layer.weight for layer in self._layers]
         if len(self._weights) != sum(each.requires_grad for each in model.parameters()):
             raise ModelError("the victim's adapter is not plain LoRA; expected `align.adapter.variant=null`")
         self._start: list[Tensor] = []
@@ -81,7 +81,7 @@ class VictimGradients:
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
             loss = self._losses(embedded, [row])[0]
             gradient = torch.autograd.grad(loss, self._weights, create_graph=True)
-            inner = sum((own * start).sum() for own, start in zip(gradient, self._start, strict=True))
+            inner = torch.stack([(own * start).sum() for own, start in zip(gradient, self._start, strict=True)]).sum()
             (found,) = torch.autograd.grad(inner / _norm(gradient), embedded)
         part: Tensor = found[0, suffix]
         return part.detach()

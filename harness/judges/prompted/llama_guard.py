@@ -69,6 +69,7 @@ class LlamaGuard(PromptedClassifier):
     An attack can open it (``WhiteBoxGuard``): its loss is that of writing ``harmless`` directly behind the prompt.
     """
 
+    name: ClassVar[str]
     new_tokens: ClassVar[int] = 100
     codes: ClassVar[Mapping[str, str]]
     harmless: ClassVar[str]
