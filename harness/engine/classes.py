@@ -20,6 +20,8 @@ _KINDS = {
     "attacks": "attack",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
+    "estimators": "estimator",
     "tracking": "tracker",
 }
 """Kind of the classes in each folder; classes in any other folder are ``settings``."""

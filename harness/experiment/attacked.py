@@ -37,7 +37,7 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
     """
     attack = experiment.attack.acting
     rows, ratio, compat = _sent(experiment)
-    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None)
+    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None, benign=None)
     needs = attack.needs if attack else AttackNeeds()
     guard = experiment.attack.guard if needs.guard else None
     return Poison(

@@ -14,7 +14,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of
-from harness.experiment.compatibility import incompatibilities, unserved
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
 from harness.protocols import (
@@ -25,6 +25,7 @@ from harness.protocols import (
     RepairMethod,
     TrainedGuard,
     TrainMethod,
+    TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
@@ -64,7 +65,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL, Role.BENIGN),
         budget=align.budget,
         adapter=align.adapter.ordered(),
         encoding=encoding,
@@ -88,13 +89,14 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
     tuned = Finetune(
         aligned=aligned,
         mixture=guardrail or poison,
-        method=experiment.defense.finetune,
-        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
         protocol=finetune.adapter,
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
+        update=finetune.update,
     )
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
@@ -118,6 +120,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
             seed=derive(experiment.seed, "safe"),
+            update=finetune.update,
         )
         stages |= {"safe_rows": refusals, "safe": safe}
     repaired = Repair(
@@ -211,6 +214,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))

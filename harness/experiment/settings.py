@@ -11,6 +11,7 @@ from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
 from harness.protocols import (
     Attack,
+    Estimator,
     ExampleSource,
     HasConflicts,
     Judge,
@@ -65,6 +66,7 @@ class FinetuneSettings:
             a new one.
         compat: ``exact`` uses exact counts, ``booster`` the published code's strict slice (99 of 100 examples).
         fresh: configuration of the new adapter; null is that of the alignment. Ignored with ``single``.
+        update: estimates gradients from forward passes; null computes them.
     """
 
     name: ClassVar[str] = "finetune"
@@ -74,6 +76,7 @@ class FinetuneSettings:
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
     fresh: Lora | None = None
+    update: Estimator | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

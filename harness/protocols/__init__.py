@@ -16,6 +16,16 @@ from harness.protocols.attacks import (
     WhiteBoxGuard,
     first_of,
 )
+from harness.protocols.ensembles import (
+    NO_VOTE,
+    Choice,
+    CountsMembers,
+    EnsembleMethod,
+    FittedEnsemble,
+    HasVotes,
+    Votes,
+)
+from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -27,9 +37,20 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    TrainsPlainly,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
+from harness.protocols.rows import (
+    AnswerPair,
+    ChoosesRows,
+    Chosen,
+    ComposesRows,
+    GivenRows,
+    RewritesExamples,
+    RewritesMixedIn,
+    WeighsRows,
+)
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -48,6 +69,9 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "NO_VOTE",
+    "AnswerPair",
+    "AsksForGradients",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -56,14 +80,24 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "Choice",
+    "ChoosesRows",
+    "Chosen",
     "ComparesPasses",
+    "ComposesRows",
+    "CountsMembers",
     "DataRequirement",
     "EditsResult",
+    "EnsembleMethod",
+    "Estimator",
     "ExampleSource",
+    "FittedEnsemble",
+    "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
     "HasProbes",
+    "HasVotes",
     "Judge",
     "Learner",
     "MeasuredTask",
@@ -74,6 +108,7 @@ __all__ = [
     "NeedsPlainLora",
     "NeedsSafeAdapter",
     "OpenedGuard",
+    "Perturbation",
     "Piece",
     "Prediction",
     "ProducesOutputs",
@@ -81,6 +116,8 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "RewritesExamples",
+    "RewritesMixedIn",
     "SelectsRows",
     "SendsAlone",
     "Tampering",
@@ -88,8 +125,11 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "Votes",
+    "WeighsRows",
     "WhiteBoxGuard",
     "first_of",
 ]

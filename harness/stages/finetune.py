@@ -14,7 +14,7 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
-from harness.protocols import TrainMethod
+from harness.protocols import Estimator, TrainMethod
 from harness.stages.align import Align
 from harness.stages.inputs import MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
@@ -50,6 +50,8 @@ class Finetune(Stage):
         adapter: rank and target modules of the new adapter; null with ``single``.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        update: estimates gradients from forward passes; null computes them.
+        benign: harmless examples with helpful answers, for methods that need them.
     """
 
     name: ClassVar[str] = "finetune"
@@ -67,10 +69,14 @@ class Finetune(Stage):
     adapter: Lora | None = None
     encoding: Encoding
     seed: int
+    update: Estimator | None = None
+    benign: Slice | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
-        problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        paired = any(need.paired for need in (self.method.needs if self.method else ()))
+        problems = self.harmful.preflight(paired=paired) if self.harmful else []
+        problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
         merged = self.aligned.adapter.targets if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
@@ -105,11 +111,12 @@ class Finetune(Stage):
             method=self.method,
             rows=[example for example, _ in rows],
             kinds=[KINDS.get(role, BENIGN) for _, role in rows],
-            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
+            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
             seed=self._own_seed,
             aligned=folder,
+            update=self.update,
         )
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
@@ -128,14 +135,16 @@ class Finetune(Stage):
         return adapter.read(aligned)[1]
 
     def recorded_settings(self) -> dict[str, str]:
-        """Report the budget and the adapter protocol; with ``double`` also the new adapter's rank and targets."""
+        """Report budget, adapter protocol and estimator; with ``double`` also the new adapter's rank and targets."""
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
+        if self.update is not None:
+            settings["finetune.update"] = "update"
         return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
 
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""
         rows = [example for example, _ in self.mixture.mixture(locate)]
-        return [*rows, *examples_of(self.refusal, self.harmful)] if rows else []
+        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if rows else []
 
     @property
     def _own_seed(self) -> int:

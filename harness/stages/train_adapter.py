@@ -14,9 +14,17 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, Product, TrainMethod, UsesAlignment
+from harness.protocols import (
+    DataRequirement,
+    Estimator,
+    Product,
+    RewritesExamples,
+    TrainMethod,
+    UsesAlignment,
+)
 from harness.stages import method_outputs
-from harness.stages.tally import row_facts, tally
+from harness.stages.mixed_in import Changes
+from harness.stages.tally import MIXED_IN, choice_facts, mean_by_kind, row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
@@ -43,6 +51,7 @@ def fit(
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
+    update: Estimator | None = None,
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
 
@@ -52,7 +61,10 @@ def fit(
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
-    method did to the weights after the last step.
+    method did to the weights after the last step; ``update``, of a run on estimated gradients, its forward passes and
+    the bytes that it kept between steps (see ``harness.training.estimates.EstimatingLearner.facts``); ``chosen``, how
+    many examples and tokens of each kind a method left out before training; ``row_weights``, the final mean weight of
+    the examples of each kind, of a method that has some.
 
     Args:
         ctx: the stage's context.
@@ -67,6 +79,7 @@ def fit(
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
+        update: estimates gradients from forward passes; None computes them.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
@@ -85,8 +98,11 @@ def fit(
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
         model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
         needs = method.needs if method else ()
-        own = tally(loaded.tokenizer, encoding, rows, kinds)
-        mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
+        own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds)
+        mixed = encode_mixed(
+            loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
+        )
         trained = [*own.rows, *mixed]
         if loaded.lost:
             ctx.facts["lost_in_merge"] = list(loaded.lost)
@@ -95,6 +111,7 @@ def fit(
         report = train(
             model,
             method=method,
+            update=update,
             rows=trained,
             pools=pools(loaded.tokenizer, needs, slices, encoding, ctx.facts),
             alignment=alignment_for(method, aligned),
@@ -116,8 +133,17 @@ def fit(
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
+    kind_of = [*own.kind_of, *[MIXED_IN] * len(mixed)]
+    if report.chosen is not None:
+        ctx.facts["chosen"] = choice_facts(report.chosen, trained, kind_of)
+        ctx.facts["rows"]["trained"] = len(report.chosen.rows)
+        kind_of = [kind_of[place] for place, _ in report.chosen.rows]
+    if report.row_weights:
+        ctx.facts["row_weights"] = mean_by_kind(report.row_weights, kind_of)
     if report.edit:
         ctx.facts["edit"] = dict(report.edit)
+    if report.update:
+        ctx.facts["update"] = dict(report.update)
     if report.passes:
         ctx.facts["passes"] = dict(report.passes)
     record_micro_batch(ctx, report.rows_at_once)
@@ -221,8 +247,18 @@ def encode_mixed(
     slices: Mapping[Role, Slice | None],
     encoding: Encoding,
     facts: dict[str, Any],
+    *,
+    changed_by: Changes | None = None,
 ) -> list[Encoded]:
     """Encode the examples that a method mixes into the stage's own, and record their counts in the facts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        needs: the method's requirements; those with a batch size are skipped.
+        slices: the examples available to the method, by role.
+        encoding: prompt template and tokenization.
+        facts: receives the counts.
+        changed_by: what the method does to these examples; None is nothing.
 
     Raises:
         DataError: a required role has no slice, or its examples cannot be read.
@@ -231,7 +267,7 @@ def encode_mixed(
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = encoding.encode_all(tokenizer, _slice_for(need, slices).examples())
+        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, _slice_for(need, slices), paired=need.paired)
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,

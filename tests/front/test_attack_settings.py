@@ -3,9 +3,9 @@
 import re
 
 import pytest
+from composed import compose
 
 from harness.config.build import Skipped, cells_of, check_cells
-from harness.config.compose import compose
 from harness.errors import ConfigError
 
 
