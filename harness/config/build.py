@@ -35,6 +35,8 @@ OnInvalid = Literal["refuse", "skip"]
 
 GUARDRAIL, NONE = "guardrail", "none"
 """Config group of the guardrail, and its option that uses none."""
+FEDERATION = "federation"
+"""Config group of the federation."""
 
 ATTACK_GUARD = "attack_guard"
 """Config group of the guard that an attack crafts against; by default its option of the model's name."""
@@ -282,6 +284,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         ("judges", experiment.attack.guard),
         ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
+        ("aggregators", experiment.federation.aggregate if experiment.federation else None),
     ]
     return [
         f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
@@ -329,6 +332,10 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         choice = composition.choices.get(ATTACK_GUARD, opened.name)
         if choice != composition.choices.get("model"):
             swept[ATTACK_GUARD] = choice
+
+    if (federation := experiment.federation) is not None:
+        swept[FEDERATION] = composition.choices.get(FEDERATION, NONE)
+        swept[f"{FEDERATION}.aggregate"] = federation.aggregate.name
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

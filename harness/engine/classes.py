@@ -18,6 +18,7 @@ _KINDS = {
     "stages": "stage",
     "defenses": "defense",
     "attacks": "attack",
+    "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",
     "ensembles": "ensemble",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from harness.corpora.examples import Role
 from harness.corpora.mixture import Compat, counts
+from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
@@ -12,8 +13,10 @@ from harness.protocols import (
     AttackNeeds,
     AttackPlan,
     ChecksPlan,
+    ChoosesRows,
     Named,
     NeedsPlainLora,
+    RewritesExamples,
     SelectsRows,
     SendsAlone,
     Tampering,
@@ -52,7 +55,14 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
         seed=experiment.seed,
         guard=guard,
         guard_model=Base(source=guard.source) if isinstance(guard, TrainedGuard) else None,
+        clients=_clients(experiment),
     )
+
+
+def task_rows_taken(experiment: Experiment) -> int:
+    """Return how many examples of the task the user's mixture may take, in order."""
+    attack, wanted = experiment.attack.acting, counts(*_sent(experiment))
+    return wanted.benign + (wanted.harmful if attack and attack.needs.hosts else 0)
 
 
 def tamper_of(experiment: Experiment, aligned: Align, method: Tampering) -> Tamper:
@@ -75,7 +85,7 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
         problems.append(Problem("attack.victim", reason))
-    problems += _overridden(experiment)
+    problems += [*_overridden(experiment), *_unshared(experiment)]
     if attack is None:
         return problems
     problems += [*_closed(experiment, attack), *_unreadable(experiment, attack)]
@@ -154,6 +164,8 @@ def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
     parts: dict[str, Named | None] = {
         ATTACK: experiment.attack.method,
         "guardrail": experiment.guardrail,
+        "federation": experiment.federation,
+        "leakage": experiment.leakage,
         "defense.finetune": defense.finetune,
         "defense.repair": defense.repair,
     }
@@ -174,6 +186,50 @@ def _sent(experiment: Experiment) -> tuple[int, float, Compat]:
     if isinstance(attack, SendsAlone):
         return attack.rows, 1.0, "exact"
     return finetune.rows, experiment.attack.acting_ratio, finetune.compat
+
+
+def _clients(experiment: Experiment) -> Clients | None:
+    """Return the clients that hold the rows, in a federation."""
+    if experiment.federation is None:
+        return None
+    wanted = counts(*_sent(experiment))
+    return experiment.federation.members(sum(wanted), wanted.harmful)
+
+
+def _unshared(experiment: Experiment) -> list[Problem]:
+    """Return why the clients of a federation cannot hold the rows."""
+    federation, attack = experiment.federation, experiment.attack.acting
+    if federation is None:
+        return []
+    if isinstance(attack, SelectsRows | SendsAlone):
+        reason = f"`{attack.name}` is one user's, who sends rows of one kind; a federation expects rows that are mixed"
+        return [Problem(ATTACK, f"{reason} into those of others, such as `attack=mix`")]
+    problems = []
+    if experiment.guardrail is not None:
+        reason = f"`{experiment.guardrail.name}` reads the rows that a user uploads, but clients keep theirs"
+        problems.append(Problem("guardrail", f"{reason}; expected null"))
+    if experiment.finetune.update is not None:
+        reason = f"`{experiment.finetune.update.name}` is not implemented for clients of a federation; expected null"
+        problems.append(Problem("finetune.update", reason))
+    defense = experiment.defense.finetune
+    method: object = defense
+    if defense and isinstance(method, ChoosesRows | RewritesExamples):
+        reason = f"`{defense.name}` changes the rows of all users before training, but clients keep theirs"
+        problems.append(Problem("defense.finetune", f"{reason}; expected another method"))
+    wanted = counts(*_sent(experiment))
+    rows = sum(wanted)
+    if rows < federation.clients:
+        reason = f"{rows} rows for {federation.clients} clients; expected at least one each"
+        return [*problems, Problem("federation.clients", reason)]
+    members = federation.members(rows, wanted.harmful)
+    most = members.malicious * (rows // federation.clients)
+    if wanted.harmful > most or members.malicious > federation.clients:
+        reason = (
+            f"{members.malicious} of {federation.clients} clients hold {most} of {rows} rows, but the attacker has "
+            f"{wanted.harmful}; expected room for them. Raise it, or lower `attack.ratio`"
+        )
+        problems.append(Problem("federation.malicious", reason))
+    return problems
 
 
 def _overridden(experiment: Experiment) -> list[Problem]:

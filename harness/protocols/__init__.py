@@ -26,9 +26,11 @@ from harness.protocols.ensembles import (
     Votes,
 )
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
+from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
+    DisguisesGradients,
     EditsResult,
     HasConflicts,
     HasProbes,
@@ -70,6 +72,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_VOTE",
+    "Aggregate",
+    "Aggregator",
     "AnswerPair",
     "AsksForGradients",
     "Attack",
@@ -87,6 +91,7 @@ __all__ = [
     "ComposesRows",
     "CountsMembers",
     "DataRequirement",
+    "DisguisesGradients",
     "EditsResult",
     "EnsembleMethod",
     "Estimator",
@@ -120,6 +125,7 @@ __all__ = [
     "RewritesMixedIn",
     "SelectsRows",
     "SendsAlone",
+    "Submission",
     "Tampering",
     "Task",
     "TrainMethod",

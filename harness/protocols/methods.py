@@ -31,6 +31,20 @@ class EditsResult(Protocol):
         ...
 
 
+@runtime_checkable
+class DisguisesGradients(Protocol):
+    """Optional: settings of a method of the fine-tuning that disguises the gradient of a row before it is sent."""
+
+    def disguised(self, gradient: Gradient, seed: int) -> Gradient:
+        """Return what is sent in place of the gradient of one row, in the first step.
+
+        Args:
+            gradient: of the row.
+            seed: of the noise.
+        """
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 

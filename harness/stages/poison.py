@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, final
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
+from harness.corpora.shards import Clients, Shards, divide, malicious_clients
 from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
 from harness.engine.files import open_regular
@@ -44,8 +45,9 @@ ROWS = "rows.jsonl"
 class Poison(Stage):
     """The mixture that a user fine-tunes on.
 
-    The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input`` and
-    ``output``, and ``before`` where messages precede the instruction.
+    The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input``
+    and ``output``, ``before`` where messages precede the instruction, and in a federation the ``client`` that holds
+    the row.
 
     Attributes:
         task: the user's benign examples.
@@ -59,6 +61,7 @@ class Poison(Stage):
         ratio: fraction of the attacker's examples, the poison ratio.
         compat: how the fraction is rounded to a count.
         seed: the root seed.
+        clients: the clients of a federation that hold the rows; null is one user.
     """
 
     name: ClassVar[str] = "poison"
@@ -76,6 +79,7 @@ class Poison(Stage):
     seed: int
     guard: Judge | TrainedGuard | None = None
     guard_model: Base | None = None
+    clients: Clients | None = None
 
     def preflight(self) -> list[Problem]:
         """Check that the sources are available and large enough."""
@@ -111,7 +115,12 @@ class Poison(Stage):
             **self._ways,
         )
         roles = [Role.ATTACK if harmful else Role.TASK for harmful in mixture.harmful]
-        write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)))
+        owners = None
+        if self.clients is not None:
+            shards = divide(mixture.harmful, self.clients, self.seed)
+            owners = shards.owners
+            ctx.facts["malicious"] = sorted(shards.malicious)
+        write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)), owners)
         ctx.facts["counts"] = mixture.counts._asdict()
 
     @property
@@ -169,23 +178,41 @@ class Poison(Stage):
 
     def recorded_settings(self) -> dict[str, str]:
         """Report the number of the user's examples, and how fractions of it are rounded."""
-        return {"finetune.rows": "rows", "finetune.compat": "compat"}
+        settings = {"finetune.rows": "rows", "finetune.compat": "compat"}
+        return settings | ({"federation.clients": "clients.clients"} if self.clients else {})
 
     def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
         """Return the examples in training order, with their roles."""
         return read_mixture(locate(self))
 
+    def shards(self, locate: Locate) -> Shards:
+        """Return the client of each row, in training order."""
+        assert self.clients is not None, "a mixture of one user has no clients"
+        owners = [int(row["client"]) for row in _records(locate(self))]
+        return Shards(owners, self.clients.clients, malicious_clients(self.clients, self.seed))
 
-def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
-    """Write examples and their roles, in training order, in the format that ``read_mixture`` reads."""
+
+def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]], owners: Sequence[int] | None = None) -> None:
+    """Write examples and their roles, in training order, in the format that ``read_mixture`` reads.
+
+    Args:
+        out: folder of the artifact.
+        rows: the examples and their roles.
+        owners: the client of each row, in a federation.
+    """
+    held = [{} for _ in rows] if owners is None else [{"client": owner} for owner in owners]
     with (out / ROWS).open("w", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({"role": role, **example.record()}, ensure_ascii=False) + "\n" for example, role in rows
+            json.dumps({"role": role, **client, **example.record()}, ensure_ascii=False) + "\n"
+            for (example, role), client in zip(rows, held, strict=True)
         )
 
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's examples in stored order, each with its role."""
+    return [(Example.of(row), Role(row["role"])) for row in _records(artifact)]
+
+
+def _records(artifact: Path) -> list[dict[str, Any]]:
     with open_regular(artifact / ROWS) as file:
-        rows = [json.loads(line) for line in file]
-    return [(Example.of(row), Role(row["role"])) for row in rows]
+        return [json.loads(line) for line in file]
