@@ -107,6 +107,8 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
+    if (opened := poison.guard_model) and opened != (guardrail.model if guardrail else None):
+        stages = {"attack_guard": opened, **stages}
     if guardrail is not None:
         stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     stages["finetune"] = tuned

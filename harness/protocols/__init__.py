@@ -8,10 +8,12 @@ from harness.protocols.attacks import (
     AttackNeeds,
     AttackPlan,
     ChecksPlan,
+    OpenedGuard,
     SelectsRows,
     SendsAlone,
     Tampering,
     Victim,
+    WhiteBoxGuard,
     first_of,
 )
 from harness.protocols.ensembles import (
@@ -117,6 +119,7 @@ __all__ = [
     "NeedsFreshAdapter",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "OpenedGuard",
     "Perturbation",
     "Piece",
     "Prediction",
@@ -141,5 +144,6 @@ __all__ = [
     "Victim",
     "Votes",
     "WeighsRows",
+    "WhiteBoxGuard",
     "first_of",
 ]
