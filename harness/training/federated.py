@@ -286,8 +286,8 @@ class _Federation:
             )
         if method and isinstance(step, ChoosesStart | ActsAfterStep | ScalesLearningRates):
             raise ModelError(
-                f"`{method.name}` decides more than the gradients of a training (its start, its learning rates, or what "
-                "follows a step), which clients of a federation do not let it; expected another method. Set "
+                f"`{method.name}` decides more than the gradients of a training (start, learning rates, what follows "
+                "a step), which clients of a federation do not let it; expected another method. Set "
                 "`defense/finetune`"
             )
         optimizer = _optimizer(learner, budget, rate)
