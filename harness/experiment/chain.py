@@ -22,6 +22,7 @@ from harness.protocols import (
     DataRequirement,
     ExampleSource,
     MeasuredTask,
+    Named,
     NeedsFreshAdapter,
     NeedsSafeAdapter,
     RepairMethod,
@@ -250,10 +251,11 @@ def _continued(experiment: Experiment) -> list[Problem]:
     if method and experiment.federation and any(need.own for need in method.needs):
         reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
         return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
-    if not isinstance(method, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+    named: Named | None = method
+    if not isinstance(named, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
         return []
     reason = (
-        f"`{method.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
+        f"`{named.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
         f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
     )
     return [Problem("defense.finetune", reason)]

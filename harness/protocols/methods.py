@@ -162,7 +162,7 @@ class NeedsPlainLora(Protocol):
 
 
 @runtime_checkable
-class NeedsFreshAdapter(Protocol):
+class NeedsFreshAdapter(Named, Protocol):
     """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
 
     needs_fresh_adapter: ClassVar[bool]
