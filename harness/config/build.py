@@ -38,6 +38,9 @@ GUARDRAIL, NONE = "guardrail", "none"
 FEDERATION = "federation"
 """Config group of the federation."""
 
+ATTACK_GUARD = "attack_guard"
+"""Config group of the guard that an attack crafts against; by default its option of the model's name."""
+
 UPDATE = "update"
 """Config group of the estimator of gradients; its option ``none`` computes them."""
 
@@ -278,6 +281,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("judges", experiment.attack.guard),
         ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
         ("aggregators", experiment.federation.aggregate if experiment.federation else None),
@@ -323,6 +327,11 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)
             swept[group] = part.name if choice == NONE else choice
+    acting, opened = experiment.attack.acting, experiment.attack.guard
+    if acting is not None and acting.needs.guard and opened is not None:
+        choice = composition.choices.get(ATTACK_GUARD, opened.name)
+        if choice != composition.choices.get("model"):
+            swept[ATTACK_GUARD] = choice
 
     if (federation := experiment.federation) is not None:
         swept[FEDERATION] = composition.choices.get(FEDERATION, NONE)

@@ -22,6 +22,8 @@ from harness.protocols import (
     DataRequirement,
     ExampleSource,
     MeasuredTask,
+    Named,
+    NeedsFreshAdapter,
     NeedsSafeAdapter,
     RepairMethod,
     SelectsRows,
@@ -106,6 +108,8 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
+    if (opened := poison.guard_model) and opened != (guardrail.model if guardrail else None):
+        stages = {"attack_guard": opened, **stages}
     if guardrail is not None:
         stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     stages["finetune"] = tuned
@@ -230,10 +234,31 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
                 method,
                 adapter,
                 experiment.align.adapter,
-                [(need, _slice(experiment, need)) for need in method.needs if need.role is not Role.SERVER],
+                [
+                    (need, _slice(experiment, need))
+                    for need in method.needs
+                    if not need.own and need.role is not Role.SERVER
+                ],
             )
         ),
+        *_continued(experiment),
     ]
+
+
+def _continued(experiment: Experiment) -> list[Problem]:
+    """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
+    method = experiment.defense.finetune
+    if method and experiment.federation and any(need.own for need in method.needs):
+        reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
+        return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
+    named: Named | None = method
+    if not isinstance(named, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+        return []
+    reason = (
+        f"`{named.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
+        f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
+    )
+    return [Problem("defense.finetune", reason)]
 
 
 def _auxiliary_data(

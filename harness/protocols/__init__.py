@@ -8,10 +8,12 @@ from harness.protocols.attacks import (
     AttackNeeds,
     AttackPlan,
     ChecksPlan,
+    OpenedGuard,
     SelectsRows,
     SendsAlone,
     Tampering,
     Victim,
+    WhiteBoxGuard,
     first_of,
 )
 from harness.protocols.ensembles import (
@@ -27,15 +29,19 @@ from harness.protocols.estimators import AsksForGradients, Estimator, Perturbati
 from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
+    ActsAfterStep,
+    ChoosesStart,
     ComparesPasses,
     DisguisesGradients,
     EditsResult,
     HasConflicts,
     HasProbes,
+    NeedsFreshAdapter,
     NeedsPlainLora,
     NeedsSafeAdapter,
     ProducesOutputs,
     RepairMethod,
+    ScalesLearningRates,
     TrainMethod,
     TrainsPlainly,
     UsesAlignment,
@@ -70,6 +76,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_VOTE",
+    "ActsAfterStep",
     "Aggregate",
     "Aggregator",
     "AnswerPair",
@@ -84,6 +91,7 @@ __all__ = [
     "ChecksPlan",
     "Choice",
     "ChoosesRows",
+    "ChoosesStart",
     "Chosen",
     "ComparesPasses",
     "ComposesRows",
@@ -108,8 +116,10 @@ __all__ = [
     "Metrics",
     "ModelSource",
     "Named",
+    "NeedsFreshAdapter",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "OpenedGuard",
     "Perturbation",
     "Piece",
     "Prediction",
@@ -120,6 +130,7 @@ __all__ = [
     "RepairMethod",
     "RewritesExamples",
     "RewritesMixedIn",
+    "ScalesLearningRates",
     "SelectsRows",
     "SendsAlone",
     "Submission",
@@ -133,5 +144,6 @@ __all__ = [
     "Victim",
     "Votes",
     "WeighsRows",
+    "WhiteBoxGuard",
     "first_of",
 ]
