@@ -39,6 +39,7 @@ class FewerSteps:
 
     name: ClassVar[str] = "fewer_steps"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     share: float = 0.5
 

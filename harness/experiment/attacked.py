@@ -7,6 +7,7 @@ from harness.corpora.mixture import Compat, counts
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
+from harness.models.adapter import Lora
 from harness.protocols import AttackPlan, ChecksPlan, Named, SelectsRows, SendsAlone, Tampering
 from harness.stages.align import Align
 from harness.stages.poison import Poison
@@ -58,6 +59,12 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
         problems.append(Problem("attack.victim", reason))
+    if attack is not None and attack.needs.victim and not isinstance(experiment.align.adapter, Lora):
+        reason = (
+            f"`{attack.name}` takes gradients with respect to the victim's adapter, and the alignment trains none; "
+            "expected one in `align.adapter`"
+        )
+        problems.append(Problem(ATTACK, reason))
     problems += _overridden(experiment)
     if attack is None:
         return problems

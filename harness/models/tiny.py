@@ -7,7 +7,7 @@ that the model has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -91,6 +91,10 @@ class Synthetic:
     def ties_head(self) -> bool:
         """Return True: the head shares the input embeddings."""
         return True
+
+    def parameters(self, modules: Sequence[str] | None = None) -> int | None:
+        """Return the number of parameters; that of single modules is not known before the model exists."""
+        return self._parameters() if modules is None else None
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).

@@ -25,6 +25,7 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    TrainsWeights,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
@@ -85,6 +86,7 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsWeights",
     "UsesAlignment",
     "Victim",
     "first_of",

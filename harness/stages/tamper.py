@@ -45,7 +45,7 @@ class Tamper(Stage):
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the examples, and whether the aligned adapter can be merged."""
-        merged = unmergeable(self.aligned.base.source, self.aligned.adapter.targets)
+        merged = unmergeable(self.aligned.base.source, self.aligned.targets)
         return [*self.harmful.preflight(), *self.harmless.preflight(), *merged]
 
     def run(self, ctx: StageContext) -> None:
@@ -53,7 +53,7 @@ class Tamper(Stage):
         from harness.models import adapter
         from harness.models.loading import loaded_model
 
-        with loaded_model(self._merged(ctx.input), ctx.memory, ctx.device) as loaded:
+        with loaded_model(self.aligned.weights(ctx.input).merging(), ctx.memory, ctx.device) as loaded:
             model = loaded.model
             changed = self.method.tamper(
                 Victim(model, loaded.tokenizer, self.encoding),
@@ -71,11 +71,4 @@ class Tamper(Stage):
         """Return the aligned model, merged, with the change."""
         from dataclasses import replace
 
-        return replace(self._merged(locate), adapter=locate(self) / ADAPTER)
-
-    def _merged(self, locate: Locate) -> ModelRef:
-        from harness.models.loading import ModelRef
-
-        aligned = self.aligned.weights(locate)
-        assert aligned.adapter is not None, "an aligned model has an adapter"
-        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
+        return replace(self.aligned.weights(locate).merging(), adapter=locate(self) / ADAPTER)

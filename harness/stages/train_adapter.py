@@ -1,9 +1,10 @@
-"""Adapter training shared by the training stages: encode the examples, train with a method, store the adapter."""
+"""Training shared by the training stages: encode the examples, train with a method, store the adapter or weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import DataRequirement, Product, TrainMethod, UsesAlignment
 from harness.stages import method_outputs
 from harness.stages.tally import row_facts, tally
@@ -21,20 +23,23 @@ from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
 
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
+WEIGHTS = "weights"
+"""The folder of trained weights inside an artifact, see ``harness.models.stored_weights``."""
 
 
 def fit(
     ctx: StageContext,
     *,
     weights: ModelRef,
-    fresh: Lora | None,
+    trained: Lora | TrainedWeights | None,
     method: TrainMethod | None,
     rows: Sequence[Example],
     kinds: Sequence[str],
@@ -44,7 +49,7 @@ def fit(
     seed: int,
     aligned: Path | None = None,
 ) -> None:
-    """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
+    """Train and write ``adapter/`` or ``weights/``, ``metrics.jsonl`` (one record per logging interval), and outputs.
 
     With several processes each calls this function, and rank 0 writes. Facts: ``steps``; ``rows``, counts by kind (see
     ``tally``); ``final``, the last record of the metrics; ``micro_batch_size``, if batches were split; ``shrunk``, if
@@ -52,12 +57,12 @@ def fit(
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
-    method did to the weights after the last step.
+    method did to the weights after the last step; ``weights``, about stored weights (see ``stored_weights.write``).
 
     Args:
         ctx: the stage's context.
         weights: the model to start from; training continues its adapter, if it has one.
-        fresh: settings of a new adapter to attach instead; None continues the existing one.
+        trained: a new adapter to attach, or the weights to train; None continues the existing adapter.
         method: the defense in the slot; None is plain supervised fine-tuning.
         rows: the stage's own training examples.
         kinds: the kind of each of them, see ``tally``.
@@ -74,6 +79,7 @@ def fit(
     from harness.models import adapter
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
+    from harness.models.trained_weights import unfreeze
     from harness.training.checkpoint import discarded
     from harness.training.distributed import leave
     from harness.training.trainer import train
@@ -82,8 +88,13 @@ def fit(
         use_cache(ctx.compiled)
     sharded = ctx.sharding == "fsdp"
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
-    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
-        model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
+    whole = isinstance(trained, TrainedWeights)
+    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or whole) as loaded:
+        model = loaded.model
+        if isinstance(trained, TrainedWeights):
+            unfreeze(model, trained)
+        elif trained is not None:
+            model = adapter.attach(model, trained, seed=adapter_seed(seed))
         needs = method.needs if method else ()
         own = tally(loaded.tokenizer, encoding, rows, kinds)
         mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
@@ -111,7 +122,7 @@ def fit(
         )
         leave()
         if ctx.rank == 0:
-            adapter.save(model, ctx.out / ADAPTER)
+            store(ctx, model, weights)
             method_outputs.write(report.method_outputs, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
@@ -125,16 +136,16 @@ def fit(
         _write_history(ctx.out, report.history)
 
 
-def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int) -> None:
-    """Write the adapter from which training would start and an empty history: there is nothing to train on.
+def keep(ctx: StageContext, *, weights: ModelRef, trained: Lora | TrainedWeights | None, seed: int) -> None:
+    """Write that from which training would start and an empty history: there is nothing to train on, or to train.
 
     A new adapter changes nothing, so either way the model is that of ``weights``. Facts: ``steps``, 0;
-    ``lost_in_merge``, see ``fit``.
+    ``lost_in_merge`` and ``weights``, see ``fit``.
 
     Args:
         ctx: the stage's context.
         weights: the model to keep.
-        fresh: settings of a new adapter to attach; None keeps the existing one.
+        trained: a new adapter to attach, or the weights that training would change; None keeps the existing adapter.
         seed: the stage's seed.
     """
     from harness.models import adapter
@@ -142,13 +153,51 @@ def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int)
 
     if ctx.rank != 0:
         return
-    with loaded_model(weights, ctx.memory, ctx.device) as loaded:
-        model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
-        adapter.save(model, ctx.out / ADAPTER)
-        if loaded.lost:
-            ctx.facts["lost_in_merge"] = list(loaded.lost)
+    if not (isinstance(trained, TrainedWeights) and trained.nothing):
+        with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+            fresh = trained if isinstance(trained, Lora) else None
+            store(ctx, adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model, weights)
+            if loaded.lost:
+                ctx.facts["lost_in_merge"] = list(loaded.lost)
     ctx.facts["steps"] = 0
     _write_history(ctx.out, ())
+
+
+def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelRef) -> None:
+    """Write a trained model's adapter, or without one its weights as their difference from the base.
+
+    Args:
+        ctx: the stage's context.
+        model: the trained model.
+        weights: the model from which training started.
+    """
+    from peft import PeftModel
+
+    from harness.models import adapter, stored_weights
+    from harness.models.loading import ModelRef, weights_of
+
+    if isinstance(model, PeftModel):
+        adapter.save(model, ctx.out / ADAPTER)
+        return
+    base = weights_of(ModelRef(base_key=weights.base_key, base=weights.base))
+    ctx.facts["weights"] = stored_weights.write(model, base, ctx.out / WEIGHTS)
+
+
+def trained_model(start: ModelRef, trained: Lora | TrainedWeights | None, artifact: Path) -> ModelRef:
+    """Return the model that a training stage stored.
+
+    Args:
+        start: the model from which training started.
+        trained: the adapter or the weights that were trained.
+        artifact: the stage's artifact.
+    """
+    from harness.models.loading import ModelRef
+
+    if not isinstance(trained, TrainedWeights):
+        return replace(start, adapter=artifact / ADAPTER)
+    if trained.nothing:
+        return start
+    return ModelRef(base_key=start.base_key, base=start.base, weights=artifact / WEIGHTS)
 
 
 def alignment_for(method: object, aligned: Path | None) -> dict[str, Product]:

@@ -77,6 +77,7 @@ class Tar:
 
     name: ClassVar[str] = "tar"
     version: ClassVar[int] = 2
+    weight_copies: ClassVar[int] = 7
 
     inner_steps: int = 64
     learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
