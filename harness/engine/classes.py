@@ -18,8 +18,11 @@ _KINDS = {
     "stages": "stage",
     "defenses": "defense",
     "attacks": "attack",
+    "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
+    "estimators": "estimator",
     "tracking": "tracker",
 }
 """Kind of the classes in each folder; classes in any other folder are ``settings``."""

@@ -9,13 +9,14 @@ from typing import Literal
 
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
+from harness.corpora.remaining import Remaining
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
-from harness.experiment.attacked import infeasible, poison_of, tamper_of
-from harness.experiment.compatibility import incompatibilities, unserved, untrainable
+from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved, untrainable
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
 from harness.models.trained_weights import TrainedWeights
@@ -25,8 +26,10 @@ from harness.protocols import (
     MeasuredTask,
     NeedsSafeAdapter,
     RepairMethod,
+    SelectsRows,
     TrainedGuard,
     TrainMethod,
+    TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
@@ -34,6 +37,7 @@ from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.inputs import ModelStage
+from harness.stages.leak import Leak
 from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
 from harness.stages.poison import Poison
@@ -58,6 +62,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_ambiguous(experiment),
         *infeasible(experiment),
         *_unmeasured(experiment, probe),
+        *_without_server_rows(experiment),
     ]:
         raise ConfigError(conflicts)
     align, encoding = experiment.align, experiment.model.encoding
@@ -66,7 +71,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL, Role.BENIGN),
         budget=align.budget,
         adapter=align.adapter.ordered(),
         encoding=encoding,
@@ -90,20 +95,26 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
     tuned = Finetune(
         aligned=aligned,
         mixture=guardrail or poison,
-        method=experiment.defense.finetune,
-        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
         protocol=_protocol(experiment),
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
+        update=finetune.update,
+        rounds=experiment.federation.training if experiment.federation else None,
     )
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
+    if (opened := poison.guard_model) and opened != (guardrail.model if guardrail else None):
+        stages = {"attack_guard": opened, **stages}
     if guardrail is not None:
         stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     stages["finetune"] = tuned
+    if experiment.leakage is not None:
+        stages["leak"] = Leak(tuned=tuned, probe=experiment.leakage, seed=experiment.seed)
     if (repair := experiment.defense.repair) is None:
         return stages, tuned
     safe = None
@@ -118,6 +129,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
             seed=derive(experiment.seed, "safe"),
+            update=finetune.update,
         )
         stages |= {"safe_rows": refusals, "safe": safe}
     repaired = Repair(
@@ -127,6 +139,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         encoding=encoding,
         seed=experiment.seed,
         safe=safe,
+        server=_server_rows(experiment, repair),
     )
     return {**stages, "repair": repaired}, repaired
 
@@ -218,7 +231,14 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
-        *untrainable(experiment.align.adapter, tuned, experiment.finetune.adapter, defense.repair),
+        *untrainable(
+            experiment.align.adapter,
+            tuned,
+            experiment.finetune.adapter,
+            defense.repair,
+            federated=experiment.federation is not None,
+        ),
+        *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
@@ -228,7 +248,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
                 method,
                 adapter,
                 experiment.align.adapter,
-                [(need, _slice(experiment, need)) for need in method.needs],
+                [(need, _slice(experiment, need)) for need in method.needs if need.role is not Role.SERVER],
             )
         ),
     ]
@@ -239,6 +259,34 @@ def _auxiliary_data(
 ) -> dict[str, Slice | None]:
     needs = {need.role: need for need in method.needs} if method else {}
     return {role.value: _slice(experiment, needs[role]) if role in needs else None for role in roles}
+
+
+def _server_rows(experiment: Experiment, method: RepairMethod) -> Remaining | None:
+    """Return the benign examples of the server, for a method that needs them."""
+    rows = next((need.rows for need in method.needs if need.role is Role.SERVER), None)
+    if rows is None:
+        return None
+    return Remaining(
+        task=experiment.task.train,
+        rows=rows,
+        taken=task_rows_taken(experiment),
+        compat=experiment.finetune.compat,
+        seed=experiment.seed,
+    )
+
+
+def _without_server_rows(experiment: Experiment) -> list[Problem]:
+    """Return why a repair cannot have benign examples that no user holds."""
+    repair, attack = experiment.defense.repair, experiment.attack.acting
+    if repair is None or not isinstance(attack, SelectsRows):
+        return []
+    if all(need.role is not Role.SERVER for need in repair.needs):
+        return []
+    reason = (
+        f"`{repair.name}` trains on rows of the task that no user holds, but `{attack.name}` may choose any of them; "
+        "expected another attack, or `defense.repair.benign_rows=0`"
+    )
+    return [Problem("defense.repair", reason)]
 
 
 def _slice(experiment: Experiment, need: DataRequirement) -> Slice:

@@ -6,7 +6,18 @@ from harness.corpora.slices import OneAnswer, Slice
 from harness.errors import Problem
 from harness.models.adapter import ALL_LINEAR, Lora
 from harness.models.trained_weights import TrainedWeights
-from harness.protocols import ComparesPasses, DataRequirement, Named, NeedsPlainLora, TrainsWeights, UsesAlignment
+from harness.protocols import (
+    AsksForGradients,
+    ComparesPasses,
+    DataRequirement,
+    Estimator,
+    Named,
+    NeedsPlainLora,
+    TrainMethod,
+    TrainsWeights,
+    UsesAlignment,
+)
+from harness.training.budget import Budget, Optimizer
 
 Trained = Lora | TrainedWeights
 """What a stage trains."""
@@ -20,7 +31,9 @@ def unserved(engine: str | None, adapters: Sequence[Trained]) -> list[Problem]:
     return [Problem("evaluation.decoding.engine", reason)]
 
 
-def untrainable(aligned: Trained, tuned: Trained, protocol: str, repair: Named | None) -> list[Problem]:
+def untrainable(
+    aligned: Trained, tuned: Trained, protocol: str, repair: Named | None, *, federated: bool
+) -> list[Problem]:
     """Return why what is to be trained does not fit together.
 
     Args:
@@ -28,8 +41,12 @@ def untrainable(aligned: Trained, tuned: Trained, protocol: str, repair: Named |
         tuned: what the fine-tuning trains.
         protocol: whether the fine-tuning continues the training of the alignment.
         repair: the method in the repair slot.
+        federated: whether the clients of a federation fine-tune.
     """
     found = []
+    if federated and isinstance(tuned, TrainedWeights):
+        reason = "clients of a federation train and send adapters; expected an adapter in `finetune.fresh`"
+        found.append(Problem("finetune.fresh", reason))
     if _nothing(aligned) and protocol == "single":
         reason = (
             "`single` continues the training of the alignment, which trains nothing (`align.adapter=none`); expected "
@@ -42,6 +59,50 @@ def untrainable(aligned: Trained, tuned: Trained, protocol: str, repair: Named |
     if repair is not None and _nothing(tuned):
         reason = f"`{repair.name}` repairs a fine-tuned model, but `finetune.fresh=none` trains nothing; expected null"
         found.append(Problem("defense.repair", reason))
+    return found
+
+
+def unestimated(
+    update: Estimator | None, method: TrainMethod | None, budget: Budget, adapter: Trained
+) -> list[Problem]:
+    """Return why fine-tuning cannot run on estimated gradients, as far as this can be checked without a model.
+
+    Args:
+        update: the estimator; None computes gradients.
+        method: the defense in the slot ``finetune``.
+        budget: the budget of the fine-tuning.
+        adapter: the adapter, or the weights, that are trained.
+    """
+    if update is None:
+        return []
+    found = []
+    if budget.max_grad_norm is not None:
+        reason = (
+            f"{budget.max_grad_norm:g} would scale every estimate of `{update.name}`, whose norm is about the square "
+            "root of the number of trained parameters times that of a gradient; expected null"
+        )
+        found.append(Problem("finetune.budget.max_grad_norm", reason))
+    if update.keeps_moments and budget.optimizer is not Optimizer.SGD:
+        reason = f"`{update.name}` keeps moments of its own, which AdamW would normalize once more; expected `sgd`"
+        found.append(Problem("finetune.budget.optimizer", reason))
+    if isinstance(adapter, Lora) and adapter.dropout > 0:
+        reason = (
+            f"`{update.name}` compares two forward passes on the same batch, but the adapter has dropout "
+            f"{adapter.dropout}; expected 0. {_setting('dropout=0', 'finetune')}"
+        )
+        found.append(Problem("finetune.update", reason))
+    if method is not None and not isinstance(method, AsksForGradients):
+        reason = (
+            f"`{method.name}` asks the model for more than gradients of plain losses at the current weights, which is "
+            f"all that `{update.name}` estimates; expected another method, or `update=none`"
+        )
+        found.append(Problem("defense.finetune", reason))
+    elif method is not None and update.keeps_moments and method.gradients_per_step > 1:
+        reason = (
+            f"`{method.name}` asks for {method.gradients_per_step} gradients per step, but `{update.name}` keeps "
+            "moments of one; expected a form without moments"
+        )
+        found.append(Problem("defense.finetune", reason))
     return found
 
 

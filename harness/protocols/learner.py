@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     Batch = Mapping[str, Tensor]
     """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``,
-    right-padded. A batch is on the CPU; its micro-batches are on the model's device."""
+    right-padded. A batch is on the CPU; its micro-batches are on the model's device. A batch of the stage's own
+    examples also has their ``places``, ``[batch]``: their indices among all of them."""
     Gradient = list[Tensor]
     """One float32 tensor per trainable parameter, in the order of ``Learner.trainables``."""
     Metrics = Mapping[str, Tensor | float]
@@ -130,6 +131,11 @@ class Learner(Protocol):
         ...
 
     @property
+    def example_count(self) -> int:
+        """The number of the stage's own examples that are trained on, the mixed-in ones included."""
+        ...
+
+    @property
     def alignment(self) -> Mapping[str, Product]:
         """The change of the weights by alignment, aligned minus unaligned, by the name of the adapted layer.
 
@@ -141,6 +147,10 @@ class Learner(Protocol):
 
     def gradient(self, batch: Batch) -> tuple[Tensor, Gradient]:
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
+        ...
+
+    def value(self, batch: Batch) -> Tensor:
+        """Return the mean loss over the supervised positions of the global batch, without an autograd graph."""
         ...
 
     def pieces(self, batch: Batch, *, like: Sequence[Piece] | None = None) -> Sequence[Piece]:

@@ -31,6 +31,20 @@ class EditsResult(Protocol):
         ...
 
 
+@runtime_checkable
+class DisguisesGradients(Protocol):
+    """Optional: settings of a method of the fine-tuning that disguises the gradient of a row before it is sent."""
+
+    def disguised(self, gradient: Gradient, seed: int) -> Gradient:
+        """Return what is sent in place of the gradient of one row, in the first step.
+
+        Args:
+            gradient: of the row.
+            seed: of the noise.
+        """
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
@@ -86,6 +100,16 @@ class HasProbes(Protocol):
     def probes(self) -> Sequence[Probe]:
         """The questions, each of which becomes a row of the tables."""
         ...
+
+
+@runtime_checkable
+class TrainsPlainly(Protocol):
+    """Optional: settings of a method that changes how a model is asked and nothing else; see ``HasProbes``.
+
+    Its stage is built without a method, so that the model is that of plain training, by key.
+    """
+
+    trains_plainly: ClassVar[bool]
 
 
 @runtime_checkable

@@ -38,6 +38,7 @@ class Align(Stage):
         adapter: rank and target modules of the adapter, or the weights that are trained instead.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        benign: harmless examples with helpful answers, for methods that need them.
     """
 
     name: ClassVar[str] = "align"
@@ -53,27 +54,32 @@ class Align(Stage):
     adapter: Lora | TrainedWeights
     encoding: Encoding
     seed: int
+    benign: Slice | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the examples."""
         paired = any(need.paired for need in (self.method.needs if self.method else ()))
-        return [*self.refusal.preflight(), *(self.harmful.preflight(paired=paired) if self.harmful else ())]
+        return [
+            *self.refusal.preflight(),
+            *(self.harmful.preflight(paired=paired) if self.harmful else ()),
+            *(self.benign.preflight() if self.benign else ()),
+        ]
 
     def run(self, ctx: StageContext) -> None:
         """Train a fresh adapter on the base, or its weights."""
         seed = derive(self.seed, self.name)
         if isinstance(self.adapter, TrainedWeights) and self.adapter.nothing:
-            keep(ctx, weights=self.base.weights(ctx.input), trained=self.adapter, seed=seed)
+            keep(ctx, weights=self.base.weights(ctx.input), trainable=self.adapter, seed=seed)
             return
         rows = self.refusal.examples()
         fit(
             ctx,
             weights=self.base.weights(ctx.input),
-            trained=self.adapter,
+            trainable=self.adapter,
             method=self.method,
             rows=rows,
             kinds=[REFUSAL] * len(rows),
-            slices={Role.HARMFUL: self.harmful},
+            slices={Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
             seed=seed,
@@ -84,10 +90,10 @@ class Align(Stage):
         return {"align.budget": "budget", "align.rows": "refusal.rows", "align.adapter": "adapter"}
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """Return the refusals and the method's harmful examples; none if nothing is trained."""
+        """Return the refusals and the method's harmful and harmless examples; none if nothing is trained."""
         if isinstance(self.adapter, TrainedWeights) and self.adapter.nothing:
             return []
-        return examples_of(self.refusal, self.harmful)
+        return examples_of(self.refusal, self.harmful, self.benign)
 
     @property
     def targets(self) -> Sequence[str]:

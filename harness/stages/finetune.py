@@ -15,12 +15,13 @@ from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
 from harness.models.trained_weights import TrainedWeights
-from harness.protocols import TrainMethod
+from harness.protocols import Estimator, TrainMethod
 from harness.stages.align import Align
-from harness.stages.inputs import MixtureStage
+from harness.stages.inputs import ClientStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
-from harness.stages.train_adapter import adapter_seed, fit, keep, trained_model
+from harness.stages.train_adapter import Federation, adapter_seed, fit, keep, trained_model
 from harness.training.budget import Budget
+from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,6 +54,9 @@ class Finetune(Stage):
             the alignment.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        update: estimates gradients from forward passes; null computes them.
+        benign: harmless examples with helpful answers, for methods that need them.
+        rounds: the rounds of a federation whose clients hold the mixture; null trains on all of it in one place.
     """
 
     name: ClassVar[str] = "finetune"
@@ -70,10 +74,15 @@ class Finetune(Stage):
     adapter: Lora | TrainedWeights | None = None
     encoding: Encoding
     seed: int
+    update: Estimator | None = None
+    benign: Slice | None = None
+    rounds: Rounds | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
-        problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        paired = any(need.paired for need in (self.method.needs if self.method else ()))
+        problems = self.harmful.preflight(paired=paired) if self.harmful else []
+        problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
         merged = self.aligned.targets if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
@@ -95,21 +104,29 @@ class Finetune(Stage):
         if not rows or self._unchanged:
             reason = "nothing is trained" if rows else "no row was left to train on"
             ctx.facts["notes"] = [f"{reason}: the model is the aligned one"]
-            keep(ctx, weights=aligned, trained=trained, seed=self._own_seed)
+            keep(ctx, weights=aligned, trainable=trained, seed=self._own_seed)
             return
         fit(
             ctx,
             weights=aligned,
-            trained=trained,
+            trainable=trained,
             method=self.method,
             rows=[example for example, _ in rows],
             kinds=[KINDS.get(role, BENIGN) for _, role in rows],
-            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
+            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
             seed=self._own_seed,
             aligned=self.aligned.weights(ctx.input).adapter,
+            update=self.update,
+            federation=self._federation(ctx),
         )
+
+    def _federation(self, ctx: StageContext) -> Federation | None:
+        if self.rounds is None:
+            return None
+        assert isinstance(self.mixture, ClientStage), "the clients of a federation hold its mixture"
+        return Federation(self.mixture.shards(ctx.input), self.rounds)
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
         """Return the initial values of the trainable parameters, on the CPU, by parameter name.
@@ -130,14 +147,19 @@ class Finetune(Stage):
         return adapter.read(aligned)[1]
 
     def recorded_settings(self) -> dict[str, str]:
-        """Report the budget and the adapter protocol; with ``double`` also what is trained anew."""
+        """Report budget, protocol and estimator; with ``double`` also the new adapter, or the weights, trained."""
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
-        return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
+        if self.update is not None:
+            settings["finetune.update"] = "update"
+        fresh = {"finetune.fresh": "adapter"} if self.protocol == "double" else {}
+        federation = ("per_round", "rounds", "local_steps", "average", "optimizer") if self.rounds else ()
+        return settings | fresh | {f"federation.{name}": f"rounds.{name}" for name in federation}
 
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""
         rows = [example for example, _ in self.mixture.mixture(locate)]
-        return [*rows, *examples_of(self.refusal, self.harmful)] if rows and not self._unchanged else []
+        trained = rows and not self._unchanged
+        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if trained else []
 
     @property
     def _own_seed(self) -> int:

@@ -31,6 +31,7 @@ class CausalLearner:
 
     Attributes:
         steps_taken: the number of optimizer steps taken so far; set by the trainer.
+        example_count: the number of the stage's own examples that are trained on; set by the trainer.
 
     Args:
         model: a causal language model without DDP or FSDP wrapper (a PEFT model is allowed), on its device.
@@ -59,6 +60,7 @@ class CausalLearner:
         if not isinstance(head, Module):
             raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
         self.steps_taken = 0
+        self.example_count = 0
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())
@@ -95,6 +97,13 @@ class CausalLearner:
         """
         (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
         return loss, gradient
+
+    def value(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean loss over the supervised positions of the global batch, without an autograd graph."""
+        with torch.no_grad():
+            loss = torch.stack([self.loss(piece) for piece in self.pieces(batch)]).sum()
+        all_reduce_sum(loss)
+        return loss
 
     def pieces(self, batch: Mapping[str, Tensor], *, like: Sequence[Piece] | None = None) -> list[Piece]:
         """Split a batch into micro-batches, the same number on every process; a collective call."""
