@@ -88,8 +88,8 @@ def infeasible(experiment: Experiment) -> list[Problem]:
         problems.append(Problem("attack.victim", reason))
     if attack is not None and attack.needs.victim and not isinstance(experiment.align.adapter, Lora):
         reason = (
-            f"`{attack.name}` takes gradients with respect to the victim's adapter, and the alignment trains none; "
-            "expected one in `align.adapter`"
+            f"`{attack.name}` reads the victim through its adapter, and the alignment trains none; expected one in "
+            "`align.adapter`"
         )
         problems.append(Problem(ATTACK, reason))
     problems += [*_overridden(experiment), *_unshared(experiment)]
@@ -147,7 +147,8 @@ def _closed(experiment: Experiment, attack: Attack) -> list[Problem]:
 
 def _unreadable(experiment: Experiment, attack: Attack) -> list[Problem]:
     """Return why an attack cannot use the aligned model's adapter."""
-    variant = experiment.align.adapter.variant
+    adapter = experiment.align.adapter
+    variant = adapter.variant if isinstance(adapter, Lora) else None
     if not isinstance(attack, NeedsPlainLora) or variant is None:
         return []
     reason = (

@@ -53,7 +53,8 @@ def test_order_of_named_modules_changes_no_key():
             "the alignment trains no adapter",
         ),
         (["align.adapter=full", "defense=lox"], "`lox` reads or changes the two factors of an adapter"),
-        (["align.adapter=full", "attack=benign_selection"], "gradients with respect to the victim's adapter"),
+        (["align.adapter=full", "federation=tiny", "finetune.adapter=single"], "clients of a federation train"),
+        (["align.adapter=full", "attack=benign_selection"], "reads the victim through its adapter"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(overrides, words):
