@@ -32,7 +32,7 @@ def main() -> None:
         for dtype in ("float32", "bfloat16"):
             for rate in (1e-3, 1e-5, 1e-6):
                 source = [f"model.source.path={base}", f"model.source.dtype={dtype}"]
-                plain = ["model.encoding.template=plain", "+model.encoding.newline=false"]
+                plain = ["model.encoding.template=plain", "model.encoding.newline=false"]
                 lines = ["model=local", *source, *plain, *CELL, f"align.budget.learning_rate={rate}"]
                 (cell,) = cells_of(compose(lines))
                 stage = cell.stages["align"]
