@@ -121,7 +121,7 @@ class Synthetic:
 
     def _parameters(self) -> int:
         attention, feed_forward = 4 * self.width**2, 3 * self.width * self.inner_width
-        words = (len(vocabulary()) + 5) * self.width
+        words = len(token_ids()) * self.width
         return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
 
     def _initialize(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
