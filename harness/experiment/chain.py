@@ -24,6 +24,8 @@ from harness.protocols import (
     DataRequirement,
     ExampleSource,
     MeasuredTask,
+    Named,
+    NeedsFreshAdapter,
     NeedsSafeAdapter,
     RepairMethod,
     SelectsRows,
@@ -248,10 +250,31 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
                 method,
                 adapter,
                 experiment.align.adapter,
-                [(need, _slice(experiment, need)) for need in method.needs if need.role is not Role.SERVER],
+                [
+                    (need, _slice(experiment, need))
+                    for need in method.needs
+                    if not need.own and need.role is not Role.SERVER
+                ],
             )
         ),
+        *_continued(experiment),
     ]
+
+
+def _continued(experiment: Experiment) -> list[Problem]:
+    """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
+    method = experiment.defense.finetune
+    if method and experiment.federation and any(need.own for need in method.needs):
+        reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
+        return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
+    named: Named | None = method
+    if not isinstance(named, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+        return []
+    reason = (
+        f"`{named.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
+        f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
+    )
+    return [Problem("defense.finetune", reason)]
 
 
 def _auxiliary_data(

@@ -29,15 +29,19 @@ from harness.protocols.estimators import AsksForGradients, Estimator, Perturbati
 from harness.protocols.federation import Aggregate, Aggregator, Submission
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
+    ActsAfterStep,
+    ChoosesStart,
     ComparesPasses,
     DisguisesGradients,
     EditsResult,
     HasConflicts,
     HasProbes,
+    NeedsFreshAdapter,
     NeedsPlainLora,
     NeedsSafeAdapter,
     ProducesOutputs,
     RepairMethod,
+    ScalesLearningRates,
     TrainMethod,
     TrainsPlainly,
     TrainsWeights,
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_VOTE",
+    "ActsAfterStep",
     "Aggregate",
     "Aggregator",
     "AnswerPair",
@@ -87,6 +92,7 @@ __all__ = [
     "ChecksPlan",
     "Choice",
     "ChoosesRows",
+    "ChoosesStart",
     "Chosen",
     "ComparesPasses",
     "ComposesRows",
@@ -111,6 +117,7 @@ __all__ = [
     "Metrics",
     "ModelSource",
     "Named",
+    "NeedsFreshAdapter",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
     "OpenedGuard",
@@ -124,6 +131,7 @@ __all__ = [
     "RepairMethod",
     "RewritesExamples",
     "RewritesMixedIn",
+    "ScalesLearningRates",
     "SelectsRows",
     "SendsAlone",
     "Submission",

@@ -312,14 +312,14 @@ def pools(
 ) -> dict[Role, Pool]:
     """Encode the examples that a method samples batches from, and record their counts in the facts.
 
-    Requirements without a batch size are skipped, see ``encode_mixed``.
+    Requirements without a batch size are skipped, see ``encode_mixed``, and so is what is sampled from the stage's own.
 
     Raises:
         DataError: a required role has no slice, or its examples cannot be read.
     """
     drawn = {}
     for need in needs:
-        if need.batch_size is None:
+        if need.batch_size is None or need.own:
             continue
         pool, dropped = _pool(tokenizer, need, need.batch_size, _slice_for(need, slices), encoding)
         facts[f"{need.role}_rows"] = {
