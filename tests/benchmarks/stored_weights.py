@@ -36,7 +36,8 @@ def main() -> None:
                 lines = ["model=local", *source, *plain, *CELL, f"align.budget.learning_rate={rate}"]
                 (cell,) = cells_of(compose(lines))
                 stage = cell.stages["align"]
-                assert LocalExecutor().run(Plan.of([stage]), store).complete
+                outcome = LocalExecutor().run(Plan.of([stage]), store)
+                assert outcome.complete, outcome.failed
                 facts = json.loads((store.path(stage) / "manifest.json").read_text())["facts"]
                 stored = facts["weights"]
                 share = stored["bytes"] / stored["whole_bytes"]
