@@ -23,6 +23,7 @@ from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
 from harness.experiment.experiment import Experiment
+from harness.experiment.fusing import Merging
 from harness.protocols import Named
 
 TUNED = "tuned"
@@ -31,8 +32,8 @@ TUNED = "tuned"
 OnInvalid = Literal["refuse", "skip"]
 """Handling of a cell with incompatible settings: reject the whole sweep, or skip the cell."""
 
-GUARDRAIL, NONE = "guardrail", "none"
-"""Config group of the guardrail, and its option that uses none."""
+GUARDRAIL, FUSE, NONE = "guardrail", "fuse", "none"
+"""Config groups of the guardrail and of the fusion, and their option that uses none."""
 
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
@@ -207,6 +208,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("fusions", experiment.fuse.method if isinstance(experiment.fuse, Merging) else None),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
     ]
     return [
@@ -249,6 +251,9 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         # Not a label: cells without a guardrail keep the identity that they had before there was one.
         choice = composition.choices.get(GUARDRAIL, NONE)
         swept[GUARDRAIL] = guard.name if choice == NONE else choice
+    if (fusion := experiment.fuse) is not None:
+        choice = composition.choices.get(FUSE, NONE)
+        swept[FUSE] = fusion.name if choice == NONE else choice
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

@@ -41,14 +41,17 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, int64, each ``[batch, time]``. The mask follows the lengths,
-        so real tokens with the id of the padding token are not masked.
+        so real tokens with the id of the padding token are not masked. If the examples have sources, ``source``,
+        ``[batch, 1]``.
     """
+    sources = [[row.source] for row in rows if row.source is not None]
     longest = max(len(row.input_ids) for row in rows)
     gaps = [longest - len(row.input_ids) for row in rows]
     return {
         "input_ids": torch.tensor([row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
         "labels": torch.tensor([row.labels + [IGNORED] * gap for row, gap in zip(rows, gaps, strict=True)]),
+        **({"source": torch.tensor(sources)} if sources else {}),
     }
 
 

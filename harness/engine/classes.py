@@ -18,6 +18,7 @@ _KINDS = {
     "stages": "stage",
     "defenses": "defense",
     "attacks": "attack",
+    "fusions": "fusion",
     "tasks": "task",
     "judges": "judge",
     "tracking": "tracker",

@@ -10,6 +10,7 @@ from harness.corpora.probe import Probe
 from harness.engine.checks import not_negative
 from harness.engine.identity import flatten, payload_of
 from harness.errors import Problem
+from harness.experiment.fusing import Experts, Joint, Merging, Routed
 from harness.experiment.settings import (
     AlignSettings,
     AttackSettings,
@@ -31,6 +32,8 @@ class Experiment:
         over_refusal: how over-refusal is measured; null does not measure it.
         tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
+        fuse: what is attacked instead of the alignment on refusals: a fusion of it with other experts; null fuses none.
+        experts: the rows of the other experts; read by a fusion only.
     """
 
     name: ClassVar[str] = "experiment"
@@ -48,6 +51,8 @@ class Experiment:
     over_refusal: OverRefusal | None = None
     tamper: Tampering | None = None
     guardrail: Judge | TrainedGuard | None = None
+    fuse: Merging | Joint | Routed | None = None
+    experts: Experts | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

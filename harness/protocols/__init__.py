@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.fusions import Fused, Fusion
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ComparesPasses,
@@ -58,6 +59,8 @@ __all__ = [
     "DataRequirement",
     "EditsResult",
     "ExampleSource",
+    "Fused",
+    "Fusion",
     "Gradient",
     "HasConflicts",
     "HasMatch",

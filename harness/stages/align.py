@@ -79,6 +79,10 @@ class Align(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the refusals and the method's harmful examples."""
+        return self.defender_examples()
+
+    def defender_examples(self) -> list[Example]:
+        """Return the refusals and the method's harmful examples."""
         return examples_of(self.refusal, self.harmful)
 
     def weights(self, locate: Locate) -> ModelRef:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
@@ -43,6 +44,9 @@ def fit(
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
+    sources: Sequence[int] | None = None,
+    unfreeze: Callable[[PeftModel], None] | None = None,
+    write: Callable[[PeftModel], None] | None = None,
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
 
@@ -67,6 +71,9 @@ def fit(
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
+        sources: the expert that each of the rows is meant for, for the training of routed experts.
+        unfreeze: makes further parameters of the model trainable.
+        write: stores what else was trained than the adapter.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
@@ -84,8 +91,10 @@ def fit(
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
         model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
+        if unfreeze is not None:
+            unfreeze(model)
         needs = method.needs if method else ()
-        own = tally(loaded.tokenizer, encoding, rows, kinds)
+        own = tally(loaded.tokenizer, encoding, rows, kinds, sources)
         mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
         trained = [*own.rows, *mixed]
         if loaded.lost:
@@ -112,6 +121,8 @@ def fit(
         leave()
         if ctx.rank == 0:
             adapter.save(model, ctx.out / ADAPTER)
+            if write is not None:
+                write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
