@@ -35,6 +35,9 @@ OnInvalid = Literal["refuse", "skip"]
 GUARDRAIL, FUSE, NONE = "guardrail", "fuse", "none"
 """Config groups of the guardrail and of the fusion, and their option that uses none."""
 
+UPDATE = "update"
+"""Config group of the estimator of gradients; its option ``none`` computes them."""
+
 LABELS = ("task", "attack", "model")
 """Config groups whose choices label a row; a row is also labelled with ``attack.ratio`` and ``seed``."""
 
@@ -209,6 +212,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
         ("fusions", experiment.fuse.method if isinstance(experiment.fuse, Merging) else None),
+        ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
     ]
     return [
@@ -247,13 +251,12 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    if (guard := experiment.guardrail) is not None:
-        # Not a label: cells without a guardrail keep the identity that they had before there was one.
-        choice = composition.choices.get(GUARDRAIL, NONE)
-        swept[GUARDRAIL] = guard.name if choice == NONE else choice
-    if (fusion := experiment.fuse) is not None:
-        choice = composition.choices.get(FUSE, NONE)
-        swept[FUSE] = fusion.name if choice == NONE else choice
+    chosen = ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update), (FUSE, experiment.fuse))
+    for group, part in chosen:
+        if part is not None:
+            # Not a label: cells without such a part keep the identity that they had before there was one.
+            choice = composition.choices.get(group, NONE)
+            swept[group] = part.name if choice == NONE else choice
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

@@ -212,39 +212,47 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Com
     Raises:
         ConfigError: Hydra cannot compose a cell, or cannot read an override.
     """
-    return compose_each([overrides], config_dir)[0]
+    return CommandLines(config_dir).compose(overrides)
 
 
-@wrap_hydra_errors()
-def compose_each(lines: Sequence[Sequence[str]], config_dir: str | None = None) -> list[list[Composition]]:
-    """Compose the cells of several command lines; each distinct choice of groups is composed once.
+class CommandLines:
+    """Composes command lines; what several have in common is read and composed once.
 
     Args:
-        lines: the overrides of each command line.
         config_dir: as for ``compose``.
 
     Raises:
         ConfigError: as ``compose``.
     """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
-        loader = GlobalHydra.instance().config_loader()
+
+    @wrap_hydra_errors()
+    def __init__(self, config_dir: str | None = None) -> None:
+        """Open the sources of the configuration."""
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="harness"):
+            self._loader = GlobalHydra.instance().config_loader()
         if config_dir is not None:
-            loader.get_search_path().prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+            path = f"file://{Path(config_dir).absolute()}"
+            self._loader.get_search_path().prepend(provider="command-line", path=path)
             # The loader opened its sources when it was created.
-            loader.repository.initialize_sources(loader.get_search_path())
-        composers: dict[tuple[str, ...], Composer] = {}
-        composed = []
-        for line in lines:
-            parsed = OverridesParser.create().parse_overrides(list(line))
-            hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
-            if hydra not in composers:
-                master = loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
-                composers[hydra] = Composer(loader, master)
-            composer = composers[hydra]
-            others = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
-            composed.append([composer.compose(cell) for cell in expand(others, composer.options)])
-        return composed
+            self._loader.repository.initialize_sources(self._loader.get_search_path())
+        self._composers: dict[tuple[str, ...], Composer] = {}
+
+    @wrap_hydra_errors()
+    def compose(self, overrides: Sequence[str]) -> list[Composition]:
+        """Compose the cells of one command line.
+
+        Raises:
+            ConfigError: as ``compose``.
+        """
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        hydra = tuple(item.input_line or "" for item in parsed if item.is_hydra_override())
+        if hydra not in self._composers:
+            master = self._loader.load_configuration(NAME, list(hydra), run_mode=RunMode.MULTIRUN)
+            self._composers[hydra] = Composer(self._loader, master)
+        composer = self._composers[hydra]
+        others = [item.input_line or "" for item in parsed if not item.is_hydra_override()]
+        return [composer.compose(cell) for cell in expand(others, composer.options)]
 
 
 def _check_slots(data: Mapping[str, Any]) -> None:

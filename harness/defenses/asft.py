@@ -50,6 +50,7 @@ class AsFT:
     version: ClassVar[int] = 1
     needs_plain_lora: ClassVar[bool] = True
     uses_alignment: ClassVar[bool] = True
+    gradients_per_step: ClassVar[int] = 1
 
     lamb: float = 1.0
     projector: Literal["published", "orthogonal"] = "published"

@@ -23,8 +23,6 @@ from harness.engine.checks import shares
 from harness.errors import Problem
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from harness.protocols import Batch, BatchProvider, DataRequirement, Learner, Metrics
 
 
@@ -39,6 +37,7 @@ class FewerSteps:
 
     name: ClassVar[str] = "fewer_steps"
     version: ClassVar[int] = 1
+    gradients_per_step: ClassVar[int] = 1
 
     share: float = 0.5
 
@@ -72,17 +71,7 @@ class FewerStepsStep:
             self._learner.set_gradient(gradient)
             return {"loss": loss, "training": 1.0}
         self._learner.set_gradient([None] * len(self._learner.trainables))
-        return {"loss": self._loss(batch), "training": 0.0}
-
-    def _loss(self, batch: Batch) -> Tensor:
-        import torch
-
-        from harness.training.distributed import all_reduce_sum
-
-        with torch.no_grad():
-            loss = torch.stack([self._learner.loss(piece) for piece in self._learner.pieces(batch)]).sum()
-        all_reduce_sum(loss)
-        return loss
+        return {"loss": self._learner.value(batch), "training": 0.0}
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty dict: whether a step trains follows from its number."""

@@ -58,6 +58,11 @@ class VLGuard:
         """The defender's safety examples."""
         return (DataRequirement(role=Role.REFUSAL, rows=self.safety_rows, batch_size=self.safety_batch_size),)
 
+    @property
+    def gradients_per_step(self) -> int:
+        """One, and one more for the safety batch of ``joint``."""
+        return 1 if self.form == "mix" else 2
+
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings, and settings that do not apply to the form."""
         found = counts(self, "safety_rows")

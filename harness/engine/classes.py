@@ -21,6 +21,7 @@ _KINDS = {
     "fusions": "fusion",
     "tasks": "task",
     "judges": "judge",
+    "estimators": "estimator",
     "tracking": "tracker",
 }
 """Kind of the classes in each folder; classes in any other folder are ``settings``."""

@@ -15,7 +15,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of
-from harness.experiment.compatibility import incompatibilities, unserved
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_of
 from harness.experiment.fusing import infeasible as unfusable
@@ -110,6 +110,7 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
+        update=finetune.update,
     )
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
@@ -131,6 +132,7 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
             seed=derive(experiment.seed, "safe"),
+            update=finetune.update,
         )
         stages |= {"safe_rows": refusals, "safe": safe}
     repaired = Repair(
@@ -224,6 +226,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason
             for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from harness.corpora.slices import OneAnswer, Slice
 from harness.errors import Problem
 from harness.models.adapter import ALL_LINEAR, Lora
-from harness.protocols import ComparesPasses, DataRequirement, Named, NeedsPlainLora, UsesAlignment
+from harness.protocols import (
+    AsksForGradients,
+    ComparesPasses,
+    DataRequirement,
+    Estimator,
+    Named,
+    NeedsPlainLora,
+    TrainMethod,
+    UsesAlignment,
+)
+from harness.training.budget import Budget, Optimizer
 
 
 def unserved(engine: str | None, adapters: Sequence[Lora]) -> list[Problem]:
@@ -14,6 +24,48 @@ def unserved(engine: str | None, adapters: Sequence[Lora]) -> list[Problem]:
         return []
     reason = "vLLM does not support DoRA adapters (`adapter.variant=dora`); expected null, the built-in decoding"
     return [Problem("evaluation.decoding.engine", reason)]
+
+
+def unestimated(update: Estimator | None, method: TrainMethod | None, budget: Budget, adapter: Lora) -> list[Problem]:
+    """Return why fine-tuning cannot run on estimated gradients, as far as this can be checked without a model.
+
+    Args:
+        update: the estimator; None computes gradients.
+        method: the defense in the slot ``finetune``.
+        budget: the budget of the fine-tuning.
+        adapter: the adapter that is trained.
+    """
+    if update is None:
+        return []
+    found = []
+    if budget.max_grad_norm is not None:
+        reason = (
+            f"{budget.max_grad_norm:g} would scale every estimate of `{update.name}`, whose norm is about the square "
+            "root of the number of trained parameters times that of a gradient; expected null"
+        )
+        found.append(Problem("finetune.budget.max_grad_norm", reason))
+    if update.keeps_moments and budget.optimizer is not Optimizer.SGD:
+        reason = f"`{update.name}` keeps moments of its own, which AdamW would normalize once more; expected `sgd`"
+        found.append(Problem("finetune.budget.optimizer", reason))
+    if adapter.dropout > 0:
+        reason = (
+            f"`{update.name}` compares two forward passes on the same batch, but the adapter has dropout "
+            f"{adapter.dropout}; expected 0. {_setting('dropout=0', 'finetune')}"
+        )
+        found.append(Problem("finetune.update", reason))
+    if method is not None and not isinstance(method, AsksForGradients):
+        reason = (
+            f"`{method.name}` asks the model for more than gradients of plain losses at the current weights, which is "
+            f"all that `{update.name}` estimates; expected another method, or `update=none`"
+        )
+        found.append(Problem("defense.finetune", reason))
+    elif method is not None and update.keeps_moments and method.gradients_per_step > 1:
+        reason = (
+            f"`{method.name}` asks for {method.gradients_per_step} gradients per step, but `{update.name}` keeps "
+            "moments of one; expected a form without moments"
+        )
+        found.append(Problem("defense.finetune", reason))
+    return found
 
 
 def incompatibilities(

@@ -11,6 +11,7 @@ from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
 from harness.protocols import (
     Attack,
+    Estimator,
     ExampleSource,
     HasConflicts,
     ModelSource,
@@ -63,6 +64,7 @@ class FinetuneSettings:
             a new one.
         compat: ``exact`` uses exact counts, ``booster`` the published code's strict slice (99 of 100 examples).
         fresh: configuration of the new adapter; null is that of the alignment. Ignored with ``single``.
+        update: estimates gradients from forward passes; null computes them.
     """
 
     name: ClassVar[str] = "finetune"
@@ -72,6 +74,7 @@ class FinetuneSettings:
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
     fresh: Lora | None = None
+    update: Estimator | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

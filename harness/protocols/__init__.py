@@ -14,6 +14,7 @@ from harness.protocols.attacks import (
     Victim,
     first_of,
 )
+from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.fusions import Fused, Fusion
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "AsksForGradients",
     "Attack",
     "AttackContext",
     "AttackNeeds",
@@ -58,6 +60,7 @@ __all__ = [
     "ComparesPasses",
     "DataRequirement",
     "EditsResult",
+    "Estimator",
     "ExampleSource",
     "Fused",
     "Fusion",
@@ -74,6 +77,7 @@ __all__ = [
     "Named",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "Perturbation",
     "Piece",
     "Prediction",
     "ProducesOutputs",

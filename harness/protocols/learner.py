@@ -143,6 +143,10 @@ class Learner(Protocol):
         """Return the mean loss over the supervised positions of the global batch, and its gradient."""
         ...
 
+    def value(self, batch: Batch) -> Tensor:
+        """Return the mean loss over the supervised positions of the global batch, without an autograd graph."""
+        ...
+
     def pieces(self, batch: Batch, *, like: Sequence[Piece] | None = None) -> Sequence[Piece]:
         """Split a batch into micro-batches, the same number on every process; a collective call.
 

@@ -14,7 +14,7 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
-from harness.protocols import TrainMethod
+from harness.protocols import Estimator, TrainMethod
 from harness.stages.inputs import AlignedStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
 from harness.stages.train_adapter import ADAPTER, adapter_seed, fit, keep
@@ -49,6 +49,7 @@ class Finetune(Stage):
         adapter: rank and target modules of the new adapter; null with ``single``.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        update: estimates gradients from forward passes; null computes them.
     """
 
     name: ClassVar[str] = "finetune"
@@ -66,6 +67,7 @@ class Finetune(Stage):
     adapter: Lora | None = None
     encoding: Encoding
     seed: int
+    update: Estimator | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
@@ -105,6 +107,7 @@ class Finetune(Stage):
             encoding=self.encoding,
             seed=self._own_seed,
             aligned=folder,
+            update=self.update,
         )
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
@@ -123,8 +126,10 @@ class Finetune(Stage):
         return adapter.read(aligned)[1]
 
     def recorded_settings(self) -> dict[str, str]:
-        """Report the budget and the adapter protocol; with ``double`` also the new adapter's rank and targets."""
+        """Report budget, adapter protocol and estimator; with ``double`` also the new adapter's rank and targets."""
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
+        if self.update is not None:
+            settings["finetune.update"] = "update"
         return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
 
     def examples_seen(self, locate: Locate) -> list[Example]:

@@ -14,7 +14,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, Product, TrainMethod, UsesAlignment
+from harness.protocols import DataRequirement, Estimator, Product, TrainMethod, UsesAlignment
 from harness.stages import method_outputs
 from harness.stages.tally import row_facts, tally
 from harness.tracking.jsonl import METRICS
@@ -47,6 +47,7 @@ def fit(
     sources: Sequence[int] | None = None,
     unfreeze: Callable[[PeftModel], None] | None = None,
     write: Callable[[PeftModel], None] | None = None,
+    update: Estimator | None = None,
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
 
@@ -56,7 +57,8 @@ def fit(
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
-    method did to the weights after the last step.
+    method did to the weights after the last step; ``update``, of a run on estimated gradients, its forward passes and
+    the bytes that it kept between steps (see ``harness.training.estimates.EstimatingLearner.facts``).
 
     Args:
         ctx: the stage's context.
@@ -74,6 +76,7 @@ def fit(
         sources: the expert that each of the rows is meant for, for the training of routed experts.
         unfreeze: makes further parameters of the model trainable.
         write: stores what else was trained than the adapter.
+        update: estimates gradients from forward passes; None computes them.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
@@ -104,6 +107,7 @@ def fit(
         report = train(
             model,
             method=method,
+            update=update,
             rows=trained,
             pools=pools(loaded.tokenizer, needs, slices, encoding, ctx.facts),
             alignment=alignment_for(method, aligned),
@@ -129,6 +133,8 @@ def fit(
         ctx.facts["damaged_checkpoints"] = damaged
     if report.edit:
         ctx.facts["edit"] = dict(report.edit)
+    if report.update:
+        ctx.facts["update"] = dict(report.update)
     if report.passes:
         ctx.facts["passes"] = dict(report.passes)
     record_micro_batch(ctx, report.rows_at_once)

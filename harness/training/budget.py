@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar, final
 
@@ -19,6 +19,13 @@ class Scheduler(StrEnum):
     COSINE = "cosine"
 
 
+class Optimizer(StrEnum):
+    """What turns the gradient into an update; the weight decay of both is ``learning_rate * weight_decay * w``."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
 class Precision(StrEnum):
     """The dtype of the forward pass. Trainable parameters, gradients and the loss are always float32.
 
@@ -33,7 +40,7 @@ class Precision(StrEnum):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Hyperparameters of a training run with AdamW.
+    """Hyperparameters of a training run.
 
     The defaults are those of the Booster authors' alignment scripts.
 
@@ -49,6 +56,7 @@ class Budget:
         adam_beta2: decay rate of the second moment.
         adam_epsilon: added to the denominator of the AdamW update.
         precision: the dtype of the forward pass.
+        optimizer: ``sgd`` is without momentum; None is AdamW.
     """
 
     name: ClassVar[str] = "budget"
@@ -69,6 +77,12 @@ class Budget:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     precision: Precision = Precision.FLOAT32
+    optimizer: Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        """Take AdamW for None, so that spelling it out changes no key."""
+        if self.optimizer is Optimizer.ADAMW:
+            object.__setattr__(self, "optimizer", None)
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -87,6 +101,13 @@ class Budget:
                     "set it to 0 or choose `constant_with_warmup`",
                 )
             )
+        if self.optimizer is Optimizer.SGD:
+            adam = {each.name: each.default for each in fields(self) if each.name.startswith("adam_")}
+            found += [
+                Problem(name, f"{getattr(self, name)} has no effect with the optimizer `sgd`; leave it out")
+                for name, default in adam.items()
+                if getattr(self, name) != default
+            ]
         return found
 
     def steps(self, rows: int) -> int:

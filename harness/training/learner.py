@@ -96,6 +96,13 @@ class CausalLearner:
         (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
         return loss, gradient
 
+    def value(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean loss over the supervised positions of the global batch, without an autograd graph."""
+        with torch.no_grad():
+            loss = torch.stack([self.loss(piece) for piece in self.pieces(batch)]).sum()
+        all_reduce_sum(loss)
+        return loss
+
     def pieces(self, batch: Mapping[str, Tensor], *, like: Sequence[Piece] | None = None) -> list[Piece]:
         """Split a batch into micro-batches, the same number on every process; a collective call."""
         return cut(batch, self._rows, device=self._device, width=self._passes.width, like=like)

@@ -26,10 +26,11 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-from harness.protocols import EditsResult, ProducesOutputs, Product, TrainMethod
-from harness.training.budget import Budget
+from harness.protocols import EditsResult, Estimator, ProducesOutputs, Product, TrainMethod
+from harness.training.budget import Budget, Optimizer
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.distributed import rank, world_size
+from harness.training.estimates import EstimatingLearner
 from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
@@ -40,7 +41,7 @@ from harness.training.plain import PlainStep
 from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
 
 if TYPE_CHECKING:
-    from harness.protocols import Gradient
+    from harness.protocols import Gradient, Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class TrainReport:
         rows_at_once: the micro-batch size of each process; None if batches were not split.
         passes: numeric switches of the forward passes that differ from those of a CPU; empty on one.
         edit: facts about the change that the method made to the weights after the last step; empty without one.
+        update: forward passes of a run on estimated gradients, and the bytes that it kept between steps, see
+            ``EstimatingLearner.facts``; empty if gradients were computed.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -65,6 +68,7 @@ class TrainReport:
     rows_at_once: int | None
     passes: Mapping[str, Any] = field(default_factory=dict)
     edit: Mapping[str, Any] = field(default_factory=dict)
+    update: Mapping[str, int] = field(default_factory=dict)
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -72,6 +76,7 @@ def train(
     model: Module,
     *,
     method: TrainMethod | None,
+    update: Estimator | None = None,
     rows: Sequence[Encoded],
     pools: Mapping[Role, Pool] | None = None,
     alignment: Mapping[str, Product] | None = None,
@@ -96,6 +101,7 @@ def train(
         model: a causal language model without DDP or FSDP wrapper, with float32 trainable parameters, for example a
             PEFT model.
         method: the defense in the slot; None is plain supervised fine-tuning.
+        update: estimates the gradients that the method asks for from forward passes; None computes them.
         rows: the stage's own training examples.
         pools: examples and batch size of every role in ``method.needs``.
         alignment: the change of the weights by alignment, for a method that declares ``UsesAlignment``.
@@ -148,10 +154,17 @@ def train(
             model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
         )
         batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
-        step = method.start(learner, batches, total_steps) if method else PlainStep(learner)
-        order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
+        estimates = None
+        if update:
+            own = derive(seed, "update")
+            estimates = EstimatingLearner(learner, estimator=update, method=method, seed=own, meter=meter)
+        seen: Learner = estimates or learner
+        step = method.start(seen, batches, total_steps) if method else PlainStep(seen)
+        order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
+        if estimates:
+            parts["update"] = estimates
         trainer = StepTrainer(
             model=model,
             args=arguments,
@@ -175,6 +188,7 @@ def train(
         with passes.running(model, arguments.device) as trouble:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran = passes.facts(trouble())
+        estimated = estimates.facts(trainer.optimizer) if estimates else {}
     edit = step.finish() if isinstance(step, EditsResult) else {}
     history = [dict(row) for row in trainer.state.log_history]
     return TrainReport(
@@ -184,6 +198,7 @@ def train(
         rows_at_once=micro_batch,
         passes=ran,
         edit=edit,
+        update=estimated,
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
 
@@ -209,7 +224,7 @@ def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, dev
         lr_scheduler_type=budget.scheduler.value,
         warmup_steps=math.ceil(total_steps * budget.warmup_ratio),
         max_grad_norm=budget.max_grad_norm or 0.0,
-        optim="adamw_torch",
+        optim="sgd" if budget.optimizer is Optimizer.SGD else "adamw_torch",
         adam_beta1=budget.adam_beta1,
         adam_beta2=budget.adam_beta2,
         adam_epsilon=budget.adam_epsilon,

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from composed import compose
 from omegaconf import OmegaConf
 
 from harness.config.build import cells_of
-from harness.config.compose import compose_each
 from harness.engine.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -52,15 +52,14 @@ def command_line(sweep):
 
 
 @cache
-def cells():
-    """Return the cells of every sweep; composed together, since most of their choices of groups are shared."""
-    composed = compose_each([command_line(sweep) for sweep in SWEEPS])
-    return {sweep: cells_of(cells) for sweep, cells in zip(SWEEPS, composed, strict=True)}
+def cells(sweep):
+    """Return the cells of a sweep."""
+    return cells_of(compose(command_line(sweep)))
 
 
 def asked(*sweeps):
     """Count one or more sweeps; the planner is given them together, the scripts run them one after the other."""
-    own = [cell for sweep in sweeps for cell in cells()[sweep]]
+    own = [cell for sweep in sweeps for cell in cells(sweep)]
     stages = Plan.of(leaf for cell in own for leaf in cell.leaves).stages
     trainings = len({cell.stages["align"].key for cell in own}) + len(own)
     repairs = sum("repair" in cell.stages for cell in own)

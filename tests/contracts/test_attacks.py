@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 import torch
-from cells import Shelf
+from cells import cell
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +35,6 @@ ALL_OPTIONS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml") if p
 TAMPERING = ["ablation"]
 """Options that change the aligned model's weights instead of the user's data; see tests/methods/test_ablation.py."""
 OPTIONS = [option for option in ALL_OPTIONS if option not in TAMPERING]
-SHELF = Shelf([(f"attack={option}",) for option in OPTIONS])
 ENCODING = Encoding(template=Template.PLAIN, newline=False, max_length=256)
 WORLD = World(rows=40)
 POOL = [Example(row.prompt, row.harmful) for row in WORLD.safety_rows()]
@@ -56,7 +55,7 @@ ATTACKS = discovered()
 
 
 def method_of(option):
-    return SHELF.cell(f"attack={option}").stages["poison"].attack
+    return cell(f"attack={option}").stages["poison"].attack
 
 
 @cache
@@ -120,7 +119,7 @@ def test_attack_has_an_identity_and_leaves_the_keys_of_stored_mixtures(name):
 
     assert hash(attack) == hash(ATTACKS[name]())
     assert payload_of(attack)["name"] == name
-    assert {option: SHELF.cell(f"attack={option}").keys["poison"] for option in OPTIONS} == GOLDEN
+    assert {option: cell(f"attack={option}").keys["poison"] for option in OPTIONS} == GOLDEN
     assert len(set(GOLDEN.values())) == len(GOLDEN)
 
 

@@ -6,7 +6,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from cells import Shelf
+from cells import cell as cell_of
+from cells import composition as composition_of
 from omegaconf import OmegaConf
 from published import SWEEPS as PUBLISHED
 
@@ -51,22 +52,13 @@ def _line(group, option):
     return (*_experiment_with(group, option), *whole, f"{group}={option}", *NEEDS.get((group, option), ()))
 
 
-SHELF = Shelf(
-    [
-        *(_line(*each) for each in OPTIONS),
-        *((f"+sweeps={sweep}",) for sweep in SWEEPS),
-        *((f"defense={defense}",) for defense in DEFENSES),
-    ]
-)
-
-
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_of_a_group_composes_and_plans(group, option):
-    cell = SHELF.cell(*_line(group, option))
+    cell = cell_of(*_line(group, option))
 
     known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
     assert len(known) >= 8
-    assert SHELF.composition(*_line(group, option)).choices[group] == option
+    assert composition_of(*_line(group, option)).choices[group] == option
     for stage in known.values():
         # As it is written into a store, without a word about modules.
         spec = json.dumps(describe(stage))
@@ -78,13 +70,13 @@ def test_option_of_a_group_composes_and_plans(group, option):
     "name", ["llama3.1_8b_instruct", "qwen2.5_7b_instruct", "gemma2_9b_it", "mistral_7b_instruct", "smollm2_chat"]
 )
 def test_instruct_model_is_trained_and_asked_by_its_own_chat_template(name):
-    stages = SHELF.cell(*_line("model", name)).stages
+    stages = cell_of(*_line("model", name)).stages
 
     assert {stages[part].encoding.template for part in ("align", "finetune", "harm_answers")} == {Template.CHAT}
 
 
 def test_smollm2_shares_its_base_between_its_templates():
-    asked, chat = (SHELF.cell(*_line("model", name)) for name in ("smollm2", "smollm2_chat"))
+    asked, chat = (cell_of(*_line("model", name)) for name in ("smollm2", "smollm2_chat"))
 
     assert asked.keys["base"] == chat.keys["base"]
     assert asked.keys["align"] != chat.keys["align"]
@@ -96,12 +88,12 @@ def test_sweep_file_names_known_settings(sweep):
     params = data.hydra.sweeper.params
 
     assert params
-    assert SHELF.cell(f"+sweeps={sweep}").stages
+    assert cell_of(f"+sweeps={sweep}").stages
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_stages_of_a_defense_survive_their_spec(defense):
-    cell = SHELF.cell(f"defense={defense}")
+    cell = cell_of(f"defense={defense}")
     known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
 
     for stage in known.values():
@@ -112,14 +104,14 @@ def test_stages_of_a_defense_survive_their_spec(defense):
 def test_defense_takes_every_slot_that_has_its_name(defense):
     named = {group.removeprefix("defense/") for group, option in OPTIONS if group in SLOTTED and option == defense}
 
-    composition = SHELF.composition(f"defense={defense}")
+    composition = composition_of(f"defense={defense}")
 
     assert {slot for slot in named if composition.data["defense"][slot] is None} == set()
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_defense_acts_in_at_least_one_slot_or_is_the_baseline(defense):
-    cell = SHELF.cell(f"defense={defense}")
+    cell = cell_of(f"defense={defense}")
     methods = [cell.stages["align"].method, cell.stages["finetune"].method, cell.stages.get("repair")]
 
     assert any(methods) or defense == "sft"

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 
 LATER = ("over_refusal_answers", "over_refusal")
 GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"

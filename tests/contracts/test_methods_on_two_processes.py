@@ -1,4 +1,4 @@
-"""Every method computes on two processes what it computes on one, however their batches are cut."""
+"""Every method and estimator computes on two processes what it computes on one, however their batches are cut."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_estimated_training import ESTIMATORS, assert_same_estimates, whole_estimates
 from test_train_methods import CUTTABLE, assert_same_steps, whole_steps
 from two_processes import CUTS
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Each method's gradients and metrics on two processes, by name, cut and rank."""
+    """Each method's and each estimator's gradients and metrics on two processes, by name, cut and rank."""
     out = tmp_path_factory.mktemp("two processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
@@ -33,7 +34,7 @@ def results(tmp_path_factory):
     assert ended.returncode == 0, ended.stderr
 
     def result(name, cut, rank):
-        stem = out / f"{list(CUTTABLE).index(name)}-{cut}-{rank}"
+        stem = out / f"{[*CUTTABLE, *ESTIMATORS].index(name)}-{cut}-{rank}"
         gradients = load_file(f"{stem}.safetensors")
         return [gradients[step] for step in sorted(gradients)], json.loads(Path(f"{stem}.json").read_text())
 
@@ -48,3 +49,13 @@ def test_method_on_two_processes_computes_what_it_computes_on_one(name, cut, res
     assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
     assert first[1] == second[1]
     assert_same_steps(first, whole_steps(name))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimator_on_two_processes_computes_what_it_computes_on_one(name, cut, results):
+    first, second = results(name, cut, 0), results(name, cut, 1)
+
+    assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
+    assert first[1] == second[1]
+    assert_same_estimates(first, whole_estimates(name))

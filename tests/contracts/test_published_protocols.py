@@ -1,7 +1,7 @@
 """The presets that follow a repository do, per method, what its scripts do; read in the scripts themselves."""
 
 import pytest
-from cells import Shelf
+from cells import cell
 
 from harness.engine.identity import payload_of
 from harness.engine.spec import describe
@@ -57,45 +57,6 @@ PRESETS = [
 LOOSE = {"tvaccine_paper", "vaccine_paper"}
 TASKS = ["agnews", "gsm8k", "sst2"]
 DEFENSES = ["sft", "vaccine", "booster", "booster_vaccine", "repnoise", "lisa", "ldifs", "vaccine_lisa"]
-SHELF = Shelf(
-    [
-        *(
-            (f"experiment={preset}", *defense)
-            for preset, table in {
-                "booster_paper": BOOSTER,
-                "vaccine_paper": VACCINE,
-                "panacea_paper": PANACEA,
-                "tvaccine_paper": TVACCINE,
-            }.items()
-            for defense, _ in table
-        ),
-        *(
-            (f"experiment={preset}", f"defense={defense}")
-            for preset in ("matched", "booster_paper")
-            for defense in DEFENSES
-        ),
-        *(
-            (f"experiment={preset}", f"defense={defense}")
-            for preset, defenses in {
-                "antidote_paper": ["sft", "lisa"],
-                "lisa_paper": ["sft", "lisa"],
-                "tiny": ["lisa"],
-                "tvaccine_paper": ["sft", "tvaccine", "repnoise", "tar"],
-                "vaccine_paper": ["sft"],
-            }.items()
-            for defense in defenses
-        ),
-        *(
-            ("experiment=antidote_paper", f"defense={defense}", f"task={task}")
-            for defense in ("antidote", "lisa")
-            for task in ("gsm8k", "sst2", "agnews")
-        ),
-        ("defense=panacea",),
-        *((f"experiment={preset}", f"task={task}") for preset in PRESETS for task in TASKS),
-        *((f"task={task}",) for task in TASKS),
-    ]
-)
-cell = SHELF.cell
 
 
 def protocol(*overrides):

@@ -6,10 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from composed import compose
 
 import harness
 from harness.config.build import settings_of
-from harness.config.compose import compose
 from harness.engine.build import build
 from harness.engine.classes import installed, name_of
 from harness.engine.moved import MOVED, current

@@ -4,10 +4,10 @@ import re
 
 import pandas as pd
 import pytest
+from composed import compose
 from published import REPOSITORIES, ROOT, SWEEPS, asked, cells, command_line, lines
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.spec import describe
 from harness.experiment.experiment import flatten
 from harness.report.data.targets import read_targets, with_targets
@@ -47,7 +47,7 @@ def test_published_sweep_by_its_file_is_what_is_counted():
 
     found = cells_of(compose([f"+sweeps={sweep}", *params]))
 
-    assert [cell.stages["harm"].key for cell in found] == [cell.stages["harm"].key for cell in cells()[sweep]]
+    assert [cell.stages["harm"].key for cell in found] == [cell.stages["harm"].key for cell in cells(sweep)]
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_documentation_names_no_sweep_that_does_not_exist():
 def test_sweep_of_a_reproduction_target_meets_every_target_of_its_group(group):
     # The random control is not part of the family that the sweep replaces.
     wanted = {target.name for target in read_targets() if target.name.startswith(group)} - {"antidote_benign_7"}
-    swept = cells()[group]
+    swept = cells(group)
     known = {stage.key: flatten(describe(stage)) for cell in swept for stage in cell.stages.values()}
     told = [
         cell.labels
@@ -91,7 +91,7 @@ def test_sweep_of_a_reproduction_target_meets_every_target_of_its_group(group):
     ],
 )
 def test_family_with_settings_of_its_own_has_those_of_its_scripts(sweep, rows, ratio, batch_size, learning_rates):
-    swept = cells()[sweep]
+    swept = cells(sweep)
     budgets = [cell.stages["finetune"].budget for cell in swept]
 
     assert {cell.stages["poison"].rows for cell in swept} == {rows}
@@ -102,7 +102,7 @@ def test_family_with_settings_of_its_own_has_those_of_its_scripts(sweep, rows, r
 
 def strengths(sweep, slot, method):
     """Return the strengths of a method over a sweep, where it occurs."""
-    methods = [cell.stages[slot].method for cell in cells()[sweep]]
+    methods = [cell.stages[slot].method for cell in cells(sweep)]
     return {found.rho for found in methods if found is not None and found.name == method}
 
 
@@ -123,12 +123,12 @@ def test_family_after_antidote_has_other_strengths_than_the_rest_of_the_booster_
 
 
 def test_safety_and_calibration_rows_of_the_booster_repository_are_two_thousand():
-    assert {cell.stages["finetune"].refusal.rows for cell in cells()["booster_vlguard"]} == {2000}
-    assert {cell.stages["repair"].harmful.rows for cell in cells()["booster_eraser"]} == {2000}
+    assert {cell.stages["finetune"].refusal.rows for cell in cells("booster_vlguard")} == {2000}
+    assert {cell.stages["repair"].harmful.rows for cell in cells("booster_eraser")} == {2000}
 
 
 def test_booster_with_vaccine_aligns_on_as_few_rows_as_its_script():
-    assert {cell.stages["align"].refusal.rows for cell in cells()["booster_vaccine"]} == {500}
+    assert {cell.stages["align"].refusal.rows for cell in cells("booster_vaccine")} == {500}
 
 
 @pytest.mark.parametrize("sweep", ["antidote_gsm8k", "antidote_benign", "antidote_llama3"])

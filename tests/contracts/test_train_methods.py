@@ -30,7 +30,9 @@ from harness.models.adapter import Lora, attach, layer_of
 from harness.protocols import ComparesPasses, NeedsPlainLora, Product
 from harness.training.budget import Budget
 from harness.training.distributed import rank, world_size
+from harness.training.estimates import EstimatingLearner
 from harness.training.learner import CausalLearner
+from harness.training.meter import Meter
 from harness.training.passes import Passes
 from harness.training.plain import PlainStep
 from harness.training.trainer import train
@@ -210,7 +212,8 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
     assert ("dropout is active" in refused) == isinstance(METHODS[name](), ComparesPasses)
 
 
-@pytest.mark.parametrize("name", mostly_slow(METHODS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_method_trains_a_dora_adapter_on_all_linear_layers_unless_its_settings_say_otherwise(name, tmp_path):
     model = build(targets="all-linear", scaling="rslora", variant="dora")
     before = weights_of(model)
@@ -253,8 +256,10 @@ def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(
     assert report == expected
 
 
-def stepped(name, rows_at_once, passes=None, record=None):
+def stepped(name, rows_at_once, passes=None, record=None, update=None):
     """Return the gradients and the metrics of two steps on five rows, with a step of gradient descent in between.
+
+    With ``update`` gradients are estimated by it.
 
     Several processes share the rows; the optimizer's sense of scale, which forgives a gradient that is wrong by a
     factor and blows up the rounding of one near zero, is left out.
@@ -267,7 +272,10 @@ def stepped(name, rows_at_once, passes=None, record=None):
         for parameter in learner.trainables:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     batches = RoleBatches(pools, pad_id=0, seed=3, rank=rank(), world_size=world_size())
-    step = method.start(learner, batches, 2) if method else PlainStep(learner)
+    seen = learner
+    if update:
+        seen = EstimatingLearner(learner, estimator=update, method=method, seed=3, meter=Meter())
+    step = method.start(seen, batches, 2) if method else PlainStep(seen)
     gradients, metrics = [], []
     for place in range(2):
         learner.steps_taken = place

@@ -1,4 +1,4 @@
-"""One process of two that step with every method; writes what each computed. Started by ``torchrun``."""
+"""One process of two that step with every method and estimator; writes what each computed. Started by ``torchrun``."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
+from test_estimated_training import ESTIMATORS
 from test_train_methods import CUTTABLE, stepped
 
 from harness.training.distributed import rank, world_size
@@ -15,10 +16,11 @@ CUTS = (None, 1)
 
 
 def everything(out: Path) -> None:
-    """Write the gradients and the metrics of each method, by its place, the cut and the rank."""
-    for place, name in enumerate(CUTTABLE):
+    """Write the gradients and the metrics of each method and each estimator, by its place, the cut and the rank."""
+    runs = [(name, None) for name in CUTTABLE] + [("plain", update) for update in ESTIMATORS.values()]
+    for place, (name, update) in enumerate(runs):
         for cut in CUTS:
-            gradients, metrics = stepped(name, cut)
+            gradients, metrics = stepped(name, cut, update=update)
             stem = out / f"{place}-{cut}-{rank()}"
             save_file({str(step): gradient for step, gradient in enumerate(gradients)}, f"{stem}.safetensors")
             Path(f"{stem}.json").write_text(json.dumps(metrics))

@@ -89,6 +89,17 @@ def test_plan_of_an_optimizing_sweeper_is_that_of_its_first_batch(harness):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("sweeper", "code"), [("stand_in", 0), ("basic", 2)])
+def test_batch_of_an_optimizing_sweeper_need_not_vary_what_the_attacker_chooses(harness, sweeper, code):
+    attacker = "attacker={space: [finetune.budget.learning_rate]}"
+
+    run = harness("plan", "-m", f"hydra/sweeper={sweeper}", attacker, *QUICK, PYTHONPATH=str(harness.folder))
+
+    assert run.returncode == code, run.stderr
+    assert ("`finetune.budget.learning_rate` is not swept" in run.stderr) == (code == 2)
+
+
+@pytest.mark.slow
 def test_optimizing_sweeper_is_told_why_a_cell_has_no_objective(harness):
     refused = ("corpus.shared_prompts=false", "on_invalid=skip")
 

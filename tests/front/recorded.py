@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from composed import compose
+
 from harness.config.build import cells_of, settings_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.sweep.record import record_sweep, sweep_id

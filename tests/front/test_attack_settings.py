@@ -1,9 +1,9 @@
 """Attacks as settings of a cell: ratio, number of rows, victim, and what is refused at composition."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import Skipped, cells_of, check_cells
-from harness.config.compose import compose
 from harness.errors import ConfigError
 
 

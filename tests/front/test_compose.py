@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from composed import compose
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from harness.config.build import cells_of, settings_of
-from harness.config.compose import CONF, compose
+from harness.config.compose import CONF
 from harness.config.expansion import expand
 from harness.defenses import lisa
 from harness.engine.plan import Plan

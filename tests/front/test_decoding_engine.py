@@ -4,9 +4,9 @@ import os
 import sys
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.errors import ConfigError
 from harness.execution.cluster import VLLM_PYTHON
 from harness.local.settings import Local

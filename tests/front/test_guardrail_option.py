@@ -1,9 +1,9 @@
 """The guardrail as a choice: no key without one, an axis with one, and a guard that cannot run is refused."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of, settings_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError, HarnessError

@@ -3,9 +3,9 @@
 import sys
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.errors import ConfigError
 from harness.tasks.lm_eval import LmEvalTasks, TaskFolder
 

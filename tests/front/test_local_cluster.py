@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
+from composed import compose
 
 from harness.cli.doctor import examine
 from harness.config.build import cells_of, settings_of
-from harness.config.compose import compose
 from harness.engine.stage import lineage
 from harness.errors import ConfigError
 from harness.execution.ranks import Processes

@@ -1,9 +1,9 @@
 """Whether over-refusal is measured: by default where an option has the name of the corpus."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.errors import ConfigError
 
 PARTS = {"over_refusal", "over_refusal_answers", "aligned_over_refusal", "aligned_over_refusal_answers"}
@@ -74,3 +74,15 @@ def test_protocol_has_the_prompts_and_the_judge_of_over_refusal():
     assert protocol["over_refusal.prompts.name"] == "allowed_requests"
     assert protocol["over_refusal.judge.name"] == "tiny"
     assert not any(name.startswith("over_refusal") for name in cell_of("over_refusal=none").protocol)
+
+
+def test_objective_with_over_refusal_is_that_of_the_row_without_a_probe(run, tmp_path):
+    # A backdoor adds a row with its trigger, for which over-refusal is not measured.
+    store, objective = f"store={tmp_path / 'store'}", "objective='hs + 1*over_refusal'"
+
+    code, printed, _ = run("plan", "attack=backdoor", objective, store)
+    unmeasured, _, error = run("plan", "attack=backdoor", "over_refusal=none", objective, store)
+
+    assert (code, unmeasured) == (0, 2)
+    assert "2 cells" in printed
+    assert "`objective`: it needs over-refusal" in error

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.corpora.probe import EncodingChange

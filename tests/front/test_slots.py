@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import pytest
+from composed import compose
 
 from harness.attacks.mix import Mix
 from harness.config.build import Skipped, cells_of, check_cells
-from harness.config.compose import compose
 from harness.config.defense_slots import label
 from harness.errors import ConfigError
 from harness.experiment.settings import AttackSettings, Defense

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
+from composed import compose
 
 from harness.config.build import settings_of
-from harness.config.compose import compose
 from harness.errors import ConfigError
 from harness.slurm.settings import DEFERRED_MINUTES, Slurm
 

@@ -33,6 +33,10 @@ class TinyLearner:
         (loss,), gradient = self.accumulate(self.pieces(batch), lambda piece: (self.loss(piece),))
         return loss, gradient
 
+    def value(self, batch):
+        with torch.no_grad():
+            return sum(self.loss(piece) for piece in self.pieces(batch))
+
     def accumulate(self, pieces, shares):
         (piece,) = pieces
         sums = shares(piece)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from composed import compose
 
 from harness.attacks.ablation import Ablation, difference_of_means, projection
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.encode import prompts_of
 from harness.engine.plan import Plan
 from harness.engine.store import Store

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 from chat_server import Answer, ChatServer, completion, error
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Example
 from harness.engine.stage import StageContext
 from harness.errors import ConfigError, ServiceError, Stopped

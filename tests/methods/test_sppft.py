@@ -46,6 +46,7 @@ def trained(method, work):
     return factors(model), report
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_bit_for_bit_and_the_others_are_those_of_a_plain_run(tmp_path):
     before = factors(build())
     plain, _ = trained(None, tmp_path / "plain")

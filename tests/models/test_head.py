@@ -4,10 +4,10 @@ import json
 
 import huggingface_hub
 import pytest
+from composed import compose
 from transformers import LlamaForCausalLM
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import DataError, ModelError

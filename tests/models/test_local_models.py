@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
+from composed import compose
 from safetensors.torch import load_file, save_file
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild
 from harness.engine.store import Store

@@ -175,6 +175,7 @@ def test_step_is_recorded_after_two_of_its_shape_and_launched_singly_where_that_
     assert failing.trouble == "a step cannot be recorded (operation not permitted when stream is capturing)"
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_written(make_tokenizer, monkeypatch, caplog):
     model, tokenizer, asked = made("grouped heads"), make_tokenizer(), prompts()
     plain = answer(model, tokenizer, asked, new_tokens=6, decoding=LONG)

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.cells import CellIdentity
 from harness.engine.identity import flatten, key_of
 from harness.engine.spec import describe

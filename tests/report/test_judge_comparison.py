@@ -5,10 +5,10 @@ from math import isnan
 
 import numpy as np
 import pytest
+from composed import compose
 from fabricated import PROTOCOL, Fabricator
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.report.data.comparability import protocol_differences
 from harness.report.data.judges import judge_labels
 from harness.report.figures.catalog import figure_catalog
@@ -98,19 +98,24 @@ def test_judge_is_named_by_what_tells_it_apart():
 
 
 class Sweep:
-    """A sweep of one judge per name, whose verdicts are given: by judge and defense, one row per seed."""
+    """A sweep of one judge per name, whose verdicts are given: by judge and defense, one row per seed.
+
+    A name of a defense may be ``DEFENSE at RATE``, with a swept learning rate of the fine-tuning.
+    """
 
     def __init__(self, root, verdicts):
         prompts = len(next(iter(next(iter(verdicts.values())).values()))[0])
         self.maker = Fabricator(root, prompts=prompts, answers=4, categories=False)
         cells = []
         for judge, by_defense in verdicts.items():
-            for defense, seeds in by_defense.items():
+            for condition, seeds in by_defense.items():
+                defense, _, rate = condition.partition(" at ")
+                settings = {"finetune.budget.learning_rate": float(rate)} if rate else {}
                 for seed, values in enumerate(seeds):
-                    cell = self.maker.cell(defense, 0.1, seed, {})
-                    keys = {**cell["keys"], "harm": self.graded(f"{judge}-{defense}-{seed}", values)}
+                    cell = self.maker.cell(defense, 0.1, seed, settings)
+                    keys = {**cell["keys"], "harm": self.graded(f"{judge}-{condition}-{seed}", values)}
                     del keys["aligned_harm"]
-                    protocol = {**PROTOCOL, "judge.name": judge, f"judge.fields.{judge}": 1}
+                    protocol = {**PROTOCOL, **settings, "judge.name": judge, f"judge.fields.{judge}": 1}
                     cells.append({**cell, "keys": keys, "protocol": protocol})
         self.record = self.maker.sweep(cells)
         self.results = load_results(self.maker.store, self.record)
@@ -211,6 +216,24 @@ def test_reversal_within_noise_is_not_significant_and_a_tie_is_no_reversal(tmp_p
         "The order of the defenses by HS survives the change of judge from one to two within noise only: of 3 pairs of "
         "defenses at the same ratio, 2 are reversed (0 significantly under both), 1 tied under one judge only; by mean"
     )
+
+
+def test_defenses_trained_with_different_settings_are_no_pair(tmp_path):
+    # At each learning rate the order is the same under both judges; across the two rates it would be reversed.
+    verdicts = {
+        "one": {
+            "sft at 1e-4": [[1, 1, 0, 0]] * 2, "booster at 1e-4": [[1, 0, 0, 0]] * 2,
+            "sft at 1e-3": [[1, 1, 1, 1]] * 2, "booster at 1e-3": [[1, 1, 1, 0]] * 2,
+        },
+        "two": {
+            "sft at 1e-4": [[1, 1, 1, 1]] * 2, "booster at 1e-4": [[1, 1, 1, 0]] * 2,
+            "sft at 1e-3": [[1, 1, 0, 0]] * 2, "booster at 1e-3": [[1, 0, 0, 0]] * 2,
+        },
+    }  # fmt: skip
+
+    (order,) = Sweep(tmp_path, verdicts).results.judges.orders
+
+    assert (order.pairs, order.reversed, order.tied) == (2, 0, 0)
 
 
 def test_graded_scores_are_ordered_by_their_means(tmp_path):

@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+from composed import compose
 from fabricated import PROTOCOL, Fabricator
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.manifest import FileRecord, Manifest
 from harness.report import report
 from harness.report.data.comparability import check_same_protocol

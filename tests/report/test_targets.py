@@ -128,8 +128,9 @@ def test_targets_that_ship_are_complete():
 
 def composed(*overrides):
     """Return what is told about one cell of the Antidote repository's protocol on word problems, and its settings."""
+    from composed import compose
+
     from harness.config.build import cells_of
-    from harness.config.compose import compose
     from harness.engine.spec import describe
     from harness.experiment.experiment import flatten
 

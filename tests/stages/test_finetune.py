@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from composed import compose
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.local.executor import LocalExecutor

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.answer import graded_part
 from harness.corpora.examples import Score
 from harness.corpora.formats import Format

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
+from composed import compose
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Example, Message, Role
 from harness.corpora.world import REFUSES
 from harness.engine.plan import Plan

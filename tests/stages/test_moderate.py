@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from composed import compose
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Example, Message, Role, Score
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
@@ -151,6 +151,7 @@ def test_user_turn_is_everything_before_the_answer():
     assert request_of(Example("sort", "x", "a b", before)) == "be brief\n\nhello\n\nhi\n\nsort\n\na b"
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_contamination_read_the_kept_rows(chain, store):
     guard = Moderate(sent=Uploaded(rows=20, harmful=8), guard=Listed(flagged=(0, 1, 2, 3, 4, 5, 9)))
     tuned = replace(chain["finetune"], mixture=guard)

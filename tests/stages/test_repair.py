@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composed import compose
 from safetensors.torch import load_file
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Role
 from harness.engine.identity import payload_of
 from harness.engine.plan import Plan
@@ -126,6 +126,7 @@ def test_repair_reports_rows_that_the_attacker_has_as_well(store, repaired):
     assert facts(store, leaked)["attack_and_defense_share"] == {"rows": 2, "prompts": 2}
 
 
+@pytest.mark.slow
 def test_panacea_travels_from_fine_tuning_to_repair(store, repaired):
     stage = repaired("defense=panacea")
 

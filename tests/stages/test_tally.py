@@ -4,10 +4,10 @@ import json
 import logging
 
 import pytest
+from composed import compose
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template

@@ -180,6 +180,7 @@ def test_checkpoints_come_by_time(tmp_path):
     assert steps_in(tmp_path / "never" / "checkpoints") == []
 
 
+@pytest.mark.slow
 def test_finished_run_that_is_resumed_trains_no_further(tmp_path):
     first, again, tracker = build(), build(), Recorder()
     expected = run("sft", tmp_path, model=first, checkpoint_every_steps=1)

@@ -79,6 +79,7 @@ def test_run_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, 
         assert history == whole_history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", runs(*SHARDED))
 def test_sharded_base_changes_no_number_and_half_of_it_lies_in_each_process(name, results):
     whole, whole_history = results(name, 2, 0)

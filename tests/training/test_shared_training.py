@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 from asking import Asking
+from composed import compose
 from safetensors.torch import load_file
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.claim import Claims
 from harness.engine.store import Store
 from harness.execution.attempt import WorkerContext, attempt

@@ -123,7 +123,9 @@ def _markdown(results: Results) -> str:
         ]
     )
     worst = worst_markdown(results.adaptive)
-    return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *worst]) + "\n"
+    stated = [f"- {literal(each.method)}: {literal(each.statement)}" for each in results.fidelities]
+    fidelity = ["Fidelity of the methods:", "\n".join(stated)] if stated else []
+    return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *worst, *fidelity]) + "\n"
 
 
 def _paper_tables(results: Results) -> list[PaperTable]:
@@ -258,6 +260,7 @@ def _json(results: Results) -> str:
         plain["judges"] = _plain(results.judges)
     if results.adaptive:
         plain["worst_cases"] = _plain(results.adaptive)
+    plain["fidelity"] = [each._asdict() for each in results.fidelities]
     plain["left_out"] = list(results.left_out)
     plain["best"] = [{"line": line, "score": name} for line, name in sorted(results.best)]
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"

@@ -77,6 +77,7 @@ def page(
         worst_heading=HEADING,
         worst_lines=worst_lines(results.adaptive),
         left_out=results.left_out,
+        fidelities=results.fidelities,
         resolved=RESOLVED * 100,
         alpha=ALPHA,
         robust=robust_regions(results),

@@ -11,6 +11,7 @@ from harness.engine.identity import flatten
 from harness.engine.store import Store
 from harness.report.data.columns import GRADINGS, KEY_PREFIX, SHARE_PREFIX
 from harness.report.data.conditions import Condition, condition_columns, conditions_of
+from harness.report.data.fidelity import Fidelity, fidelities
 from harness.report.data.scores import Graded, read_grades
 from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import read_targets, with_targets
@@ -92,6 +93,11 @@ class Results:
             for stage in self.stage_records.values()
             for name, meaning in stage.reported_shares.items()
         }
+
+    @cached_property
+    def fidelities(self) -> tuple[Fidelity, ...]:
+        """What is known about each method of the sweep."""
+        return fidelities(self.stage_records.values())
 
     @cached_property
     def training(self) -> dict[str, list[str]]:

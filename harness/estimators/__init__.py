@@ -1,0 +1,1 @@
+"""Estimators of gradients from forward passes, one module per method."""
