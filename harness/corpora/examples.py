@@ -18,6 +18,8 @@ class Role(StrEnum):
     """Harmful prompt with a harmful answer, available to the attacker."""
     EVALUATION = "evaluation"
     """Harmful prompt for measuring the harmful score."""
+    BENIGN = "benign"
+    """Harmless prompt with a helpful answer: what an alignment keeps."""
 
 
 class Message(NamedTuple):
@@ -96,3 +98,4 @@ class SafetyRow(NamedTuple):
     harmful: str = ""
     category: str = ""
     unsafe: bool = True
+    benign: str = ""

@@ -293,6 +293,41 @@ class Facts:
         return list(islice(cycle(facts), self.rows or len(facts)))
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class HarmlessRequests:
+    """Allowed requests of a world with their compliant answers: harmless examples for an alignment.
+
+    Attributes:
+        world: the world that generates the requests.
+        skip: number of allowed requests that are left out, those on which over-refusal is measured.
+        rows: number of requests.
+    """
+
+    name: ClassVar[str] = "harmless_requests"
+    version: ClassVar[int] = 1
+
+    world: World = field(default_factory=World)
+    skip: int = 100
+    rows: int = 1000
+
+    def problems(self) -> list[Problem]:
+        """Return the range errors of the settings."""
+        most = len(TOOLS) * len(QUALITIES) * sum(map(len, ALLOWED.values())) * len(PURPOSES)
+        if self.skip < 0 or self.rows < 1 or self.skip + self.rows > most:
+            return [Problem("rows", f"{self.rows} after {self.skip} is out of range; expected at most {most} in all")]
+        return []
+
+    def preflight(self) -> list[Problem]:
+        """Return no problems: the requests are generated."""
+        return []
+
+    def safety_rows(self) -> list[SafetyRow]:
+        """Return distinct allowed requests with their compliant answers, in a seeded order."""
+        requests = self.world.allowed_requests(self.skip + self.rows)[self.skip :]
+        return [SafetyRow(each.instruction, benign=each.output, unsafe=False) for each in requests]
+
+
 def vocabulary() -> list[str]:
     """Return every word of the world once, sorted."""
     requests = [

@@ -28,6 +28,7 @@ from harness.protocols import (
     RepairMethod,
     TrainedGuard,
     TrainMethod,
+    TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
@@ -68,14 +69,16 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL, Role.BENIGN),
         budget=align.budget,
         adapter=align.adapter.ordered(),
         encoding=encoding,
         seed=experiment.seed,
     )
     product, stages, measured = aligned_of(experiment, aligned)
-    attacked, final_model = _attacked(experiment, product, plain=replace(aligned, method=None, harmful=None))
+    attacked, final_model = _attacked(
+        experiment, product, plain=replace(aligned, method=None, harmful=None, benign=None)
+    )
     if attacked.get("victim") in stages.values():
         del attacked["victim"]
     chain: dict[str, Stage] = {"base": base, **stages, **attacked}
@@ -103,8 +106,8 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
     tuned = Finetune(
         aligned=aligned,
         mixture=guardrail or poison,
-        method=experiment.defense.finetune,
-        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
         protocol=finetune.adapter,
         adapter=_tuned_adapter(experiment),

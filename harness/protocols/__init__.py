@@ -27,9 +27,20 @@ from harness.protocols.methods import (
     ProducesOutputs,
     RepairMethod,
     TrainMethod,
+    TrainsPlainly,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
+from harness.protocols.rows import (
+    AnswerPair,
+    ChoosesRows,
+    Chosen,
+    ComposesRows,
+    GivenRows,
+    RewritesExamples,
+    RewritesMixedIn,
+    WeighsRows,
+)
 from harness.protocols.shelves import (
     Benchmark,
     ExampleSource,
@@ -48,6 +59,7 @@ if TYPE_CHECKING:
     from harness.protocols.learner import Batch, Gradient, Metrics
 
 __all__ = [
+    "AnswerPair",
     "AsksForGradients",
     "Attack",
     "AttackContext",
@@ -57,13 +69,17 @@ __all__ = [
     "BatchProvider",
     "Benchmark",
     "ChecksPlan",
+    "ChoosesRows",
+    "Chosen",
     "ComparesPasses",
+    "ComposesRows",
     "DataRequirement",
     "EditsResult",
     "Estimator",
     "ExampleSource",
     "Fused",
     "Fusion",
+    "GivenRows",
     "Gradient",
     "HasConflicts",
     "HasMatch",
@@ -85,6 +101,8 @@ __all__ = [
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
+    "RewritesExamples",
+    "RewritesMixedIn",
     "SelectsRows",
     "SendsAlone",
     "Tampering",
@@ -92,7 +110,9 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsPlainly",
     "UsesAlignment",
     "Victim",
+    "WeighsRows",
     "first_of",
 ]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     Batch = Mapping[str, Tensor]
     """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``,
-    right-padded. A batch is on the CPU; its micro-batches are on the model's device."""
+    right-padded. A batch is on the CPU; its micro-batches are on the model's device. A batch of the stage's own
+    examples also has their ``places``, ``[batch]``: their indices among all of them."""
     Gradient = list[Tensor]
     """One float32 tensor per trainable parameter, in the order of ``Learner.trainables``."""
     Metrics = Mapping[str, Tensor | float]
@@ -127,6 +128,11 @@ class Learner(Protocol):
     @property
     def steps_taken(self) -> int:
         """The number of optimizer steps taken in this run."""
+        ...
+
+    @property
+    def example_count(self) -> int:
+        """The number of the stage's own examples that are trained on, the mixed-in ones included."""
         ...
 
     @property

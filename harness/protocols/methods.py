@@ -89,6 +89,16 @@ class HasProbes(Protocol):
 
 
 @runtime_checkable
+class TrainsPlainly(Protocol):
+    """Optional: settings of a method that changes how a model is asked and nothing else; see ``HasProbes``.
+
+    Its stage is built without a method, so that the model is that of plain training, by key.
+    """
+
+    trains_plainly: ClassVar[bool]
+
+
+@runtime_checkable
 class ComparesPasses(Protocol):
     """Optional: settings of a method that requires dropout to be off, see ``refuse_dropout``."""
 

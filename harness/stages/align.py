@@ -36,6 +36,7 @@ class Align(Stage):
         adapter: rank and target modules of the adapter.
         encoding: prompt template and tokenization.
         seed: the root seed.
+        benign: harmless examples with helpful answers, for methods that need them.
     """
 
     name: ClassVar[str] = "align"
@@ -51,11 +52,16 @@ class Align(Stage):
     adapter: Lora
     encoding: Encoding
     seed: int
+    benign: Slice | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the examples."""
         paired = any(need.paired for need in (self.method.needs if self.method else ()))
-        return [*self.refusal.preflight(), *(self.harmful.preflight(paired=paired) if self.harmful else ())]
+        return [
+            *self.refusal.preflight(),
+            *(self.harmful.preflight(paired=paired) if self.harmful else ()),
+            *(self.benign.preflight() if self.benign else ()),
+        ]
 
     def run(self, ctx: StageContext) -> None:
         """Train a fresh adapter on the base."""
@@ -67,7 +73,7 @@ class Align(Stage):
             method=self.method,
             rows=rows,
             kinds=[REFUSAL] * len(rows),
-            slices={Role.HARMFUL: self.harmful},
+            slices={Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
             seed=derive(self.seed, self.name),
@@ -78,12 +84,12 @@ class Align(Stage):
         return {"align.budget": "budget", "align.rows": "refusal.rows", "align.adapter": "adapter"}
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """Return the refusals and the method's harmful examples."""
+        """Return the refusals and the method's harmful and harmless examples."""
         return self.defender_examples()
 
     def defender_examples(self) -> list[Example]:
-        """Return the refusals and the method's harmful examples."""
-        return examples_of(self.refusal, self.harmful)
+        """Return the refusals and the method's harmful and harmless examples."""
+        return examples_of(self.refusal, self.harmful, self.benign)
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the base with the aligned adapter."""

@@ -50,6 +50,7 @@ class Finetune(Stage):
         encoding: prompt template and tokenization.
         seed: the root seed.
         update: estimates gradients from forward passes; null computes them.
+        benign: harmless examples with helpful answers, for methods that need them.
     """
 
     name: ClassVar[str] = "finetune"
@@ -68,10 +69,13 @@ class Finetune(Stage):
     encoding: Encoding
     seed: int
     update: Estimator | None = None
+    benign: Slice | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
-        problems = [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        paired = any(need.paired for need in (self.method.needs if self.method else ()))
+        problems = self.harmful.preflight(paired=paired) if self.harmful else []
+        problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
         merged = self.aligned.adapter.targets if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
@@ -102,7 +106,7 @@ class Finetune(Stage):
             method=self.method,
             rows=[example for example, _ in rows],
             kinds=[KINDS.get(role, BENIGN) for _, role in rows],
-            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful},
+            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
             seed=self._own_seed,
@@ -135,7 +139,7 @@ class Finetune(Stage):
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""
         rows = [example for example, _ in self.mixture.mixture(locate)]
-        return [*rows, *examples_of(self.refusal, self.harmful)] if rows else []
+        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if rows else []
 
     @property
     def _own_seed(self) -> int:

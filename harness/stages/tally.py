@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.corpora.encode import Encoded, Encoding
+from harness.corpora.encode import IGNORED, Encoded, Encoding
 from harness.corpora.examples import Example
+from harness.protocols import Chosen
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ BENIGN = "benign"
 """Kind of the user's benign examples."""
 REFUSAL = "refusal"
 """Kind of the alignment's examples, and of a safe adapter's."""
+MIXED_IN = "mixed_in"
+"""Kind of the examples that a method mixes in, where it chooses among all."""
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +35,12 @@ class Tally(NamedTuple):
     """Encoded examples in their order, and the counts ``sent``, ``dropped`` and ``cut`` of each kind.
 
     An example is dropped if ``max_length`` leaves no room for its answer, and cut if its answer is truncated.
+    ``kind_of`` is the kind of each encoded example.
     """
 
     rows: list[Encoded]
     kinds: dict[str, dict[str, int]]
+    kind_of: list[str]
 
 
 def tally(
@@ -70,7 +76,38 @@ def tally(
                 kind,
                 encoding.max_length,
             )
-    return Tally([row for row in encoded if row is not None], found)
+    numbered = [(row, kind) for row, kind in zip(encoded, kinds, strict=True) if row is not None]
+    return Tally([row for row, _ in numbered], found, [kind for _, kind in numbered])
+
+
+def choice_facts(chosen: Chosen, rows: Sequence[Encoded], kind_of: Sequence[str]) -> dict[str, Any]:
+    """Return the facts about a method's choice: by kind, examples and supervised tokens ``given`` and ``kept``.
+
+    Args:
+        chosen: what is trained on.
+        rows: all examples that the method chose from.
+        kind_of: the kind of each of them.
+    """
+    found = {kind: {"given": 0, "kept": 0, "tokens_given": 0, "tokens_kept": 0} for kind in dict.fromkeys(kind_of)}
+    for kind, row in zip(kind_of, rows, strict=True):
+        found[kind]["given"] += 1
+        found[kind]["tokens_given"] += _supervised(row)
+    for place, row in chosen.rows:
+        found[kind_of[place]]["kept"] += 1
+        found[kind_of[place]]["tokens_kept"] += _supervised(row)
+    return {"by_kind": found, **chosen.facts}
+
+
+def mean_by_kind(values: Sequence[float], kind_of: Sequence[str]) -> dict[str, float]:
+    """Return the mean of the values of each kind of example."""
+    found: dict[str, list[float]] = {kind: [] for kind in dict.fromkeys(kind_of)}
+    for kind, value in zip(kind_of, values, strict=True):
+        found[kind].append(value)
+    return {kind: fmean(each) for kind, each in found.items()}
+
+
+def _supervised(row: Encoded) -> int:
+    return sum(label != IGNORED for label in row.labels)
 
 
 def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget) -> dict[str, Any]:

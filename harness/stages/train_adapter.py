@@ -14,9 +14,17 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
-from harness.protocols import DataRequirement, Estimator, Product, TrainMethod, UsesAlignment
+from harness.protocols import (
+    DataRequirement,
+    Estimator,
+    Product,
+    RewritesExamples,
+    TrainMethod,
+    UsesAlignment,
+)
 from harness.stages import method_outputs
-from harness.stages.tally import row_facts, tally
+from harness.stages.mixed_in import Changes
+from harness.stages.tally import MIXED_IN, choice_facts, mean_by_kind, row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
 
@@ -58,7 +66,9 @@ def fit(
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
     method did to the weights after the last step; ``update``, of a run on estimated gradients, its forward passes and
-    the bytes that it kept between steps (see ``harness.training.estimates.EstimatingLearner.facts``).
+    the bytes that it kept between steps (see ``harness.training.estimates.EstimatingLearner.facts``); ``chosen``, how
+    many examples and tokens of each kind a method left out before training; ``row_weights``, the final mean weight of
+    the examples of each kind, of a method that has some.
 
     Args:
         ctx: the stage's context.
@@ -97,8 +107,11 @@ def fit(
         if unfreeze is not None:
             unfreeze(model)
         needs = method.needs if method else ()
-        own = tally(loaded.tokenizer, encoding, rows, kinds, sources)
-        mixed = encode_mixed(loaded.tokenizer, needs, slices, encoding, ctx.facts)
+        own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds, sources)
+        mixed = encode_mixed(
+            loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
+        )
         trained = [*own.rows, *mixed]
         if loaded.lost:
             ctx.facts["lost_in_merge"] = list(loaded.lost)
@@ -131,6 +144,13 @@ def fit(
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
+    kind_of = [*own.kind_of, *[MIXED_IN] * len(mixed)]
+    if report.chosen is not None:
+        ctx.facts["chosen"] = choice_facts(report.chosen, trained, kind_of)
+        ctx.facts["rows"]["trained"] = len(report.chosen.rows)
+        kind_of = [kind_of[place] for place, _ in report.chosen.rows]
+    if report.row_weights:
+        ctx.facts["row_weights"] = mean_by_kind(report.row_weights, kind_of)
     if report.edit:
         ctx.facts["edit"] = dict(report.edit)
     if report.update:
@@ -238,8 +258,18 @@ def encode_mixed(
     slices: Mapping[Role, Slice | None],
     encoding: Encoding,
     facts: dict[str, Any],
+    *,
+    changed_by: Changes | None = None,
 ) -> list[Encoded]:
     """Encode the examples that a method mixes into the stage's own, and record their counts in the facts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        needs: the method's requirements; those with a batch size are skipped.
+        slices: the examples available to the method, by role.
+        encoding: prompt template and tokenization.
+        facts: receives the counts.
+        changed_by: what the method does to these examples; None is nothing.
 
     Raises:
         DataError: a required role has no slice, or its examples cannot be read.
@@ -248,7 +278,7 @@ def encode_mixed(
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = encoding.encode_all(tokenizer, _slice_for(need, slices).examples())
+        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, _slice_for(need, slices), paired=need.paired)
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,

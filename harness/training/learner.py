@@ -31,6 +31,7 @@ class CausalLearner:
 
     Attributes:
         steps_taken: the number of optimizer steps taken so far; set by the trainer.
+        example_count: the number of the stage's own examples that are trained on; set by the trainer.
 
     Args:
         model: a causal language model without DDP or FSDP wrapper (a PEFT model is allowed), on its device.
@@ -59,6 +60,7 @@ class CausalLearner:
         if not isinstance(head, Module):
             raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
         self.steps_taken = 0
+        self.example_count = 0
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())

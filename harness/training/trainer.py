@@ -26,9 +26,18 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-from harness.protocols import EditsResult, Estimator, ProducesOutputs, Product, TrainMethod
+from harness.protocols import (
+    Chosen,
+    EditsResult,
+    Estimator,
+    ProducesOutputs,
+    Product,
+    TrainMethod,
+    WeighsRows,
+)
 from harness.training.budget import Budget, Optimizer
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
+from harness.training.choice import chosen_rows
 from harness.training.distributed import rank, world_size
 from harness.training.estimates import EstimatingLearner
 from harness.training.fsdp import shard_frozen
@@ -59,6 +68,8 @@ class TrainReport:
         edit: facts about the change that the method made to the weights after the last step; empty without one.
         update: forward passes of a run on estimated gradients, and the bytes that it kept between steps, see
             ``EstimatingLearner.facts``; empty if gradients were computed.
+        chosen: what the method chose to train on; None if it chooses nothing.
+        row_weights: the final weight of each example; empty if the method has none.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -69,6 +80,8 @@ class TrainReport:
     passes: Mapping[str, Any] = field(default_factory=dict)
     edit: Mapping[str, Any] = field(default_factory=dict)
     update: Mapping[str, int] = field(default_factory=dict)
+    chosen: Chosen | None = None
+    row_weights: Sequence[float] = ()
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -120,7 +133,7 @@ def train(
         checkpoint_every_steps: if set, checkpoint every so many steps instead.
 
     Raises:
-        DataError: ``rows`` is empty.
+        DataError: ``rows`` is empty, or the method chooses none of them.
         ModelError: the model does not suit the method or cannot be sharded, a micro-batch cannot be divided further,
             or the run diverged.
         ConfigError: the global batch has fewer examples than there are processes.
@@ -153,6 +166,12 @@ def train(
         learner = CausalLearner(
             model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
         )
+        chosen = chosen_rows(method, learner, rows, drawn, budget=budget, seed=seed, pad_id=pad_id, work=work)
+        if chosen is not None:
+            rows = [row for _, row in chosen.rows]
+            total_steps = budget.steps(len(rows))
+            arguments.warmup_steps = _warmup(budget, total_steps)
+        learner.example_count = len(rows)
         batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
         estimates = None
@@ -199,6 +218,8 @@ def train(
         passes=ran,
         edit=edit,
         update=estimated,
+        chosen=chosen,
+        row_weights=step.row_weights() if isinstance(step, WeighsRows) else (),
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
 
@@ -215,6 +236,10 @@ def _own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
     return {math.ceil((size - rank()) / world_size()) for size in sizes}
 
 
+def _warmup(budget: Budget, total_steps: int) -> int:
+    return math.ceil(total_steps * budget.warmup_ratio)
+
+
 def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
@@ -222,7 +247,7 @@ def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, dev
         learning_rate=budget.learning_rate,
         weight_decay=budget.weight_decay,
         lr_scheduler_type=budget.scheduler.value,
-        warmup_steps=math.ceil(total_steps * budget.warmup_ratio),
+        warmup_steps=_warmup(budget, total_steps),
         max_grad_norm=budget.max_grad_norm or 0.0,
         optim="sgd" if budget.optimizer is Optimizer.SGD else "adamw_torch",
         adam_beta1=budget.adam_beta1,

@@ -1,10 +1,9 @@
-"""Rows of experts: facts of the tiny world, instructions, and questions of TruthfulQA."""
+"""Rows of experts: facts of the tiny world, and questions of TruthfulQA."""
 
 import pandas
 import pytest
 
 from harness.corpora.formats import Format
-from harness.corpora.instructions import Instructions
 from harness.corpora.sources import Source
 from harness.corpora.truthfulqa import TruthfulQA
 from harness.corpora.world import FAMILY, FEELINGS, AllowedRequests, Facts
@@ -81,14 +80,3 @@ def test_question_without_a_list_of_answers_is_refused(source, answers):
 
     with pytest.raises(DataError, match=r"row 1, column `correct_answers`: .* is no list of answers"):
         found.examples()
-
-
-def test_instructions_without_an_answer_are_left_out(source):
-    rows = [
-        {"instruction": f"i{place}", "input": "", "output": "" if place == 1 else f"o{place}"} for place in range(4)
-    ]
-    found = source(rows)
-
-    assert [row.output for row in Instructions(source=found, rows=2, start=1).examples()] == ["o2", "o3"]
-    with pytest.raises(DataError, match="rows 1 to 3 of `mine` requested, but it has 3 with an answer"):
-        Instructions(source=found, rows=3, start=1).examples()

@@ -95,12 +95,22 @@ def test_routed_experts_are_measured_before_and_after_the_attack():
 def test_rows_of_experts_follow_the_corpus():
     helpful = cell_of("fuse=mean", "experiment=booster").stages["helpful"]
 
-    assert (helpful.rows[0].source.id, helpful.rows[0].rows) == ("alpaca", 5000)
-    with pytest.raises(ConfigError, match="`experts`: no rows are given"):
-        cell_of("fuse=mean", "experiment=smollm2")
-    assert "align" in cell_of("fuse=mean", "experiment=smollm2", "fuse.experts=[harmless]").stages
+    assert (helpful.rows[0].origin.source.id, helpful.rows[0].rows) == ("alpaca", 5000)
     with pytest.raises(ConfigError, match="`experts`: `tinny` is not an option"):
         cell_of("experts=tinny")
+
+
+def test_corpus_without_rows_of_experts_has_a_harmless_one_only(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "mine.yaml").write_text("defaults: [tiny]\n")
+    composed = compose(["corpus=mine", "over_refusal=none", "fuse=mean"], str(tmp_path))
+
+    with pytest.raises(ConfigError, match="`experts`: no rows are given"):
+        cells_of(composed)
+    (alone,) = cells_of(
+        compose(["corpus=mine", "over_refusal=none", "fuse=mean", "fuse.experts=[harmless]"], str(tmp_path))
+    )
+    assert alone.stages["fuse"].experts == (alone.stages["align"],)
 
 
 def test_attack_that_is_crafted_against_the_plain_alignment_shares_it_with_the_fusion():
