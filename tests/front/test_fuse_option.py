@@ -103,13 +103,11 @@ def test_rows_of_experts_follow_the_corpus():
 def test_corpus_without_rows_of_experts_has_a_harmless_one_only(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "mine.yaml").write_text("defaults: [tiny]\n")
-    composed = compose(["corpus=mine", "over_refusal=none", "fuse=mean"], str(tmp_path))
+    lines = ["corpus=mine", "over_refusal=none", "fuse=mean"]
 
     with pytest.raises(ConfigError, match="`experts`: no rows are given"):
-        cells_of(composed)
-    (alone,) = cells_of(
-        compose(["corpus=mine", "over_refusal=none", "fuse=mean", "fuse.experts=[harmless]"], str(tmp_path))
-    )
+        cells_of(compose(lines, str(tmp_path)))
+    (alone,) = cells_of(compose([*lines, "fuse.experts=[harmless]"], str(tmp_path)))
     assert alone.stages["fuse"].experts == (alone.stages["align"],)
 
 
