@@ -19,8 +19,10 @@ _KINDS = {
     "defenses": "defense",
     "attacks": "attack",
     "fusions": "fusion",
+    "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
     "estimators": "estimator",
     "tracking": "tracker",
 }

@@ -16,11 +16,13 @@ from harness.experiment.settings import (
     AttackSettings,
     Defense,
     Evaluation,
+    Federation,
     FinetuneSettings,
     Model,
     OverRefusal,
 )
 from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Tampering, Task, TrainedGuard
+from harness.stages.leak import Leakage
 
 
 @final
@@ -34,6 +36,8 @@ class Experiment:
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
         fuse: what is attacked instead of the alignment on refusals: a fusion of it with other experts; null fuses none.
         experts: the rows of the other experts; read by a fusion only.
+        leakage: measures what gradients give away of the rows; null does not.
+        federation: clients that hold the user's rows and train on them; null fine-tunes in one place.
     """
 
     name: ClassVar[str] = "experiment"
@@ -53,6 +57,8 @@ class Experiment:
     guardrail: Judge | TrainedGuard | None = None
     fuse: Merging | Joint | Routed | None = None
     experts: Experts | None = None
+    federation: Federation | None = None
+    leakage: Leakage | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -104,6 +104,17 @@ def test_experts_that_change_nothing_are_the_base(make_model, start):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
+def test_experts_on_a_base_of_half_precision_give_its_dtype(make_model, start):
+    folder = start(7, 8, 9)
+    model = make_model()
+    expected = logits_of(model, folder)
+
+    found = logits_of(model.to(torch.bfloat16), folder)
+
+    assert found.dtype is torch.bfloat16
+    assert (found.float() - expected).norm() < 0.05 * expected.norm()
+
+
 def test_all_experts_with_equal_logits_give_the_mean_of_their_blocks(make_model, start, tmp_path):
     model, folder = make_model(), start(7, 8, 9, top_k=3)
     block, hidden = model.model.layers[1].mlp, torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
