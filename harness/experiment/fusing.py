@@ -13,7 +13,7 @@ from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.mechanisms.routing import Routing
 from harness.models.adapter import ALL_LINEAR, FEED_FORWARD, Lora
-from harness.protocols import ExampleSource, Fusion, UsesAlignment
+from harness.protocols import ExampleSource, Fusion, Named, UsesAlignment
 from harness.stages.align import Align
 from harness.stages.expert import Expert
 from harness.stages.fuse import Fuse
@@ -169,7 +169,7 @@ def aligned_of(experiment: "Experiment", aligned: Align) -> Aligned:
     return _routed(experiment, fusion, experts, aligned)
 
 
-def _routed(experiment: "Experiment", fusion: Routed, experts: dict[str, AlignedStage], aligned: Align) -> Aligned:
+def _routed(experiment: "Experiment", fusion: Routed, experts: dict[str, Align | Expert], aligned: Align) -> Aligned:
     """Return the stages of a mixture of experts."""
     ordered = sorted(experts.values(), key=lambda expert: expert.key)
     rows = tuple(expert.rows[0] if isinstance(expert, Expert) else aligned.refusal for expert in ordered)
@@ -238,7 +238,7 @@ def _unroutable(experiment: "Experiment") -> list[Problem]:
             "are; expected null with `fuse=moe`"
         )
         found.append(Problem("tamper", reason))
-    slots = {"finetune": experiment.defense.finetune, "repair": experiment.defense.repair}
+    slots: dict[str, Named | None] = {"finetune": experiment.defense.finetune, "repair": experiment.defense.repair}
     for slot, method in slots.items():
         if isinstance(method, UsesAlignment):
             reason = (
@@ -256,9 +256,9 @@ def _miscounted(experts: tuple[Name, ...]) -> list[Problem]:
     return []
 
 
-def _experts(experiment: "Experiment", aligned: Align, names: tuple[Name, ...]) -> dict[str, AlignedStage]:
+def _experts(experiment: "Experiment", aligned: Align, names: tuple[Name, ...]) -> dict[str, Align | Expert]:
     """Return the alignments to be fused, by role."""
-    found: dict[str, AlignedStage] = {}
+    found: dict[str, Align | Expert] = {}
     for name in EVERY:
         if name not in names:
             continue

@@ -77,9 +77,9 @@ class RoutedBlock(Module):
         # Not a submodule: the names of its matrices would appear twice.
         self.__dict__["block"] = block
         self.shape = shape
-        self.act_fn = block.act_fn
-        for name in FEED_FORWARD:
-            setattr(self, name, getattr(block, name))
+        self.act_fn: Any = block.act_fn
+        parts: dict[str, Any] = {name: getattr(block, name) for name in FEED_FORWARD}
+        self.gate_proj, self.up_proj, self.down_proj = (parts[name] for name in FEED_FORWARD)
         experts, hidden = tensors["router"].shape
         self.router = Linear(hidden, experts, bias=False)
         self.router.weight = Parameter(tensors["router"], requires_grad=False)
@@ -111,7 +111,8 @@ class RoutedBlock(Module):
     def _of_all(self, name: str, hidden: Tensor) -> Tensor:
         """Return the low-rank products of all experts with one input ``[..., in]``, ``[..., experts, out]``."""
         b, a = self.factors()[name]
-        low = linear(hidden.float(), a.flatten(0, 1)).unflatten(-1, a.shape[:2])
+        flat = linear(hidden.float(), a.flatten(0, 1))
+        low = flat.view(*flat.shape[:-1], *a.shape[:2])
         return (torch.einsum("...er,eor->...eo", low, b) * self.shape.scale).to(hidden.dtype)
 
 
