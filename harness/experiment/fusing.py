@@ -240,7 +240,7 @@ def _unroutable(experiment: "Experiment") -> list[Problem]:
         found.append(Problem("tamper", reason))
     slots: dict[str, Named | None] = {"finetune": experiment.defense.finetune, "repair": experiment.defense.repair}
     for slot, method in slots.items():
-        if isinstance(method, UsesAlignment):
+        if method is not None and isinstance(method, UsesAlignment):
             reason = (
                 f"`{method.name}` uses the change of the weights by alignment as products of factors, which routed "
                 "experts (`fuse=moe`) are not; expected another method"
