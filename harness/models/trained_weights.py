@@ -7,6 +7,7 @@ of a bfloat16 weight and would be lost. Afterwards they are stored in the number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
@@ -14,6 +15,8 @@ from harness.errors import ConfigError, ModelError, Problem
 
 if TYPE_CHECKING:
     from torch.nn import Module
+
+    from harness.models.adapter import Lora
 
 ALL: Literal["all"] = "all"
 NONE: Literal["none"] = "none"
@@ -69,6 +72,11 @@ class TrainedWeights:
         wrong = not self.modules or any(not name or "." in name or name in (ALL, NONE) for name in self.modules)
         text = f"{list(self.modules)} are not names of modules; expected some as in `full:q_proj+mlp`, without dots"
         return [Problem("modules", text)] if wrong else []
+
+
+def targets_of(trained: Lora | TrainedWeights) -> Sequence[str]:
+    """Return the names of the layers that an adapter adapts, or ``all-linear``; nothing without an adapter."""
+    return () if isinstance(trained, TrainedWeights) else trained.targets
 
 
 def unfreeze(model: Module, trained: TrainedWeights) -> None:

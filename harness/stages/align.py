@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -91,14 +90,13 @@ class Align(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the refusals and the method's harmful and harmless examples; none if nothing is trained."""
+        return self.defender_examples()
+
+    def defender_examples(self) -> list[Example]:
+        """Return the refusals and the method's harmful and harmless examples; none if nothing is trained."""
         if isinstance(self.adapter, TrainedWeights) and self.adapter.nothing:
             return []
         return examples_of(self.refusal, self.harmful, self.benign)
-
-    @property
-    def targets(self) -> Sequence[str]:
-        """Names of the layers that the aligned adapter adapts, or ``all-linear``; empty without an adapter."""
-        return self.adapter.targets if isinstance(self.adapter, Lora) else ()
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the base with the aligned adapter, or with the aligned weights."""

@@ -14,10 +14,9 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
-from harness.models.trained_weights import TrainedWeights
+from harness.models.trained_weights import TrainedWeights, targets_of
 from harness.protocols import Estimator, TrainMethod
-from harness.stages.align import Align
-from harness.stages.inputs import ClientStage, MixtureStage
+from harness.stages.inputs import AlignedStage, ClientStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
 from harness.stages.train_adapter import Federation, adapter_seed, fit, keep, trained_model
 from harness.training.budget import Budget
@@ -64,7 +63,7 @@ class Finetune(Stage):
     parallel: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     loads_base: ClassVar[bool] = True
-    aligned: Align
+    aligned: AlignedStage
     mixture: MixtureStage
     method: TrainMethod | None = None
     refusal: Slice | None = None
@@ -83,7 +82,7 @@ class Finetune(Stage):
         paired = any(need.paired for need in (self.method.needs if self.method else ()))
         problems = self.harmful.preflight(paired=paired) if self.harmful else []
         problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
-        merged = self.aligned.targets if self.protocol == "double" else ()
+        merged = targets_of(self.aligned.adapter) if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
     def run(self, ctx: StageContext) -> None:
@@ -93,11 +92,9 @@ class Finetune(Stage):
         the model is the aligned one, which a note states.
         """
         rows = self.mixture.mixture(ctx.input)
-        defender = [part for part in (self.aligned.refusal, self.aligned.harmful, self.refusal, self.harmful) if part]
+        defender = [*self.aligned.defender_examples(), *examples_of(self.refusal, self.harmful)]
         attacker = [example for example, role in rows if role is Role.ATTACK]
-        ctx.facts["attack_and_defense_share"] = overlaps(
-            attacker, [example for part in defender for example in part.examples()]
-        )._asdict()
+        ctx.facts["attack_and_defense_share"] = overlaps(attacker, defender)._asdict()
         aligned = self._start(ctx.input)
         continues = self.protocol == "single" and isinstance(self.adapter, Lora)
         trained = None if continues else self.adapter

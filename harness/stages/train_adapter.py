@@ -70,6 +70,9 @@ def fit(
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
+    sources: Sequence[int] | None = None,
+    unfreeze: Callable[[PeftModel], None] | None = None,
+    write: Callable[[PeftModel], None] | None = None,
     update: Estimator | None = None,
     federation: Federation | None = None,
 ) -> None:
@@ -102,16 +105,18 @@ def fit(
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
+        sources: the expert that each of the rows is meant for, for the training of routed experts.
+        unfreeze: makes further parameters of the model trainable.
+        write: stores what else was trained than the adapter.
         update: estimates gradients from forward passes; None computes them.
         federation: the clients that train, and their rounds; None trains on all examples in one place.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
     """
-    from harness.models import adapter
+    from harness.models import adapter, trained_weights
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
-    from harness.models.trained_weights import unfreeze
     from harness.training.distributed import leave
     from harness.training.federated import train_rounds
     from harness.training.trainer import train
@@ -124,12 +129,14 @@ def fit(
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or whole) as loaded:
         model = loaded.model
         if isinstance(trainable, TrainedWeights):
-            unfreeze(model, trainable)
+            trained_weights.unfreeze(model, trainable)
         elif trainable is not None:
             model = adapter.attach(model, trainable, seed=adapter_seed(seed))
+        if unfreeze is not None:
+            unfreeze(model)
         needs = method.needs if method else ()
         own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
-        own = tally(loaded.tokenizer, encoding, own_rows, kinds)
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds, sources)
         mixed = encode_mixed(
             loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
         )
@@ -162,6 +169,8 @@ def fit(
         leave()
         if ctx.rank == 0:
             store(ctx, model, weights)
+            if write is not None:
+                write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
     _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
     if federation:

@@ -53,6 +53,7 @@ def test_order_of_named_modules_changes_no_key():
             "the alignment trains no adapter",
         ),
         (["align.adapter=full", "defense=lox"], "`lox` reads or changes the two factors of an adapter"),
+        (["align.adapter=full", "fuse=mean"], "experts are fused as adapters"),
         (["align.adapter=full", "federation=tiny", "finetune.adapter=single"], "clients of a federation train"),
         (["align.adapter=full", "attack=benign_selection"], "reads the victim through its adapter"),
     ],
