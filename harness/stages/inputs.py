@@ -47,7 +47,7 @@ class AlignedStage(Protocol):
 
     @property
     def adapter(self) -> Lora | TrainedWeights:
-        """Targets, dropout and variant of the adapter; a fused one has another rank. Or the weights that are trained."""
+        """Targets, dropout and variant of the adapter (a fused one has another rank), or the trained weights."""
         ...
 
     def defender_examples(self) -> list[Example]:

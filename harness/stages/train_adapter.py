@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from harness.models.loading import ModelRef
     from harness.training.trainer import TrainReport
 
+_log = logging.getLogger(__name__)
+_NOTICEABLE = 0.1
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
 WEIGHTS = "weights"
@@ -251,7 +254,13 @@ def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelR
         adapter.save(model, ctx.out / ADAPTER)
         return
     base = weights_of(ModelRef(base_key=weights.base_key, base=weights.base))
-    ctx.facts["weights"] = stored_weights.write(model, base, ctx.out / WEIGHTS)
+    ctx.facts["weights"] = facts = stored_weights.write(model, base, ctx.out / WEIGHTS)
+    if facts["lost"] > _NOTICEABLE:
+        _log.warning(
+            "storing weights in the number format of the base lost %.0f %% of their training to rounding; use a float32 "
+            "base to avoid this",
+            100 * facts["lost"],
+        )
 
 
 def trained_model(start: ModelRef, trainable: Lora | TrainedWeights | None, artifact: Path) -> ModelRef:
