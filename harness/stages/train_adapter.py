@@ -257,8 +257,8 @@ def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelR
     ctx.facts["weights"] = facts = stored_weights.write(model, base, ctx.out / WEIGHTS)
     if facts["lost"] > _NOTICEABLE:
         _log.warning(
-            "storing weights in the number format of the base lost %.0f %% of their training to rounding; use a float32 "
-            "base to avoid this",
+            "storing weights in the number format of the base lost %.0f %% of their training to rounding; use a "
+            "float32 base to avoid this",
             100 * facts["lost"],
         )
 
