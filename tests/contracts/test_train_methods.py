@@ -69,7 +69,10 @@ CUTTABLE: dict = METHODS | {
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
-SHORTENED = {"tar": {"inner_steps": 4, "harmful_batch_size": 4}, "tvaccine": {"probe_batch_size": 2}}
+SHORTENED = {
+    "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
+    "tvaccine": {"probe_batch_size": 2},
+}
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
 BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-2)
