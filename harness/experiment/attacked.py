@@ -1,7 +1,5 @@
 """The attack of an experiment: the stage of its mixture, or of the changed model, and what the attack cannot do."""
 
-from dataclasses import replace
-
 from harness.corpora.examples import Role
 from harness.corpora.mixture import Compat, counts
 from harness.corpora.shards import Clients
@@ -9,42 +7,51 @@ from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
 from harness.protocols import (
+    Attack,
+    AttackNeeds,
     AttackPlan,
     ChecksPlan,
     ChoosesRows,
     Named,
+    NeedsPlainLora,
     RewritesExamples,
     SelectsRows,
     SendsAlone,
     Tampering,
+    TrainedGuard,
+    WhiteBoxGuard,
 )
-from harness.stages.align import Align
+from harness.stages.base import Base
+from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.poison import Poison
 from harness.stages.tamper import Tamper
 
 ATTACK = "attack.method"
 
 
-def poison_of(experiment: Experiment, aligned: Align) -> Poison:
+def poison_of(experiment: Experiment, victim: ModelStage) -> Poison:
     """Return the stage of the mixture.
 
     Args:
         experiment: the settings of the cell.
-        aligned: the alignment that is attacked.
+        victim: the alignment that an attack crafts against, if it reads the aligned model.
     """
     attack = experiment.attack.acting
     rows, ratio, compat = _sent(experiment)
-    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None, benign=None)
+    needs = attack.needs if attack else AttackNeeds()
+    guard = experiment.attack.guard if needs.guard else None
     return Poison(
         task=experiment.task.train,
         attack=attack,
-        harmful=experiment.corpus.slice(Role.ATTACK) if attack and attack.needs.pool else None,
-        victim=victim if attack and attack.needs.victim else None,
-        encoding=experiment.model.encoding if attack and attack.needs.victim else None,
+        harmful=experiment.corpus.slice(Role.ATTACK) if needs.pool else None,
+        victim=victim if needs.victim else None,
+        encoding=experiment.model.encoding if needs.victim or needs.encoding else None,
         rows=rows,
         ratio=ratio,
         compat=compat,
         seed=experiment.seed,
+        guard=guard,
+        guard_model=Base(source=guard.source) if isinstance(guard, TrainedGuard) else None,
         clients=_clients(experiment),
     )
 
@@ -55,7 +62,7 @@ def task_rows_taken(experiment: Experiment) -> int:
     return wanted.benign + (wanted.harmful if attack and attack.needs.hosts else 0)
 
 
-def tamper_of(experiment: Experiment, aligned: Align, method: Tampering) -> Tamper:
+def tamper_of(experiment: Experiment, aligned: AlignedStage, method: Tampering) -> Tamper:
     """Return the stage that changes the aligned model's weights instead of a fine-tuning."""
     return Tamper(
         aligned=aligned,
@@ -78,6 +85,7 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     problems += [*_overridden(experiment), *_unshared(experiment)]
     if attack is None:
         return problems
+    problems += [*_closed(experiment, attack), *_unreadable(experiment, attack)]
     pool = experiment.corpus.slice(Role.ATTACK) if attack.needs.pool else None
     if pool and attack.needs.refusals and isinstance(pool.origin, OneAnswer):
         reason = (
@@ -100,6 +108,43 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     elif isinstance(attack, ChecksPlan):
         problems += [problem.under(ATTACK) for problem in attack.preflight(plan)]
     return problems
+
+
+def _closed(experiment: Experiment, attack: Attack) -> list[Problem]:
+    """Return why the guard that an attack crafts against cannot be read with the victim's vocabulary."""
+    if not attack.needs.guard:
+        return []
+    guard = experiment.attack.guard
+    if guard is None:
+        reason = (
+            f"`{attack.name}` crafts against a guard's weights, but none is chosen; expected one with the vocabulary "
+            "of the model. Set `attack_guard=llama_guard2` for Llama-3-8B, `attack_guard=tiny` for the tiny model"
+        )
+    elif not isinstance(guard, WhiteBoxGuard):
+        reason = (
+            f"`{attack.name}` crafts against a guard's weights, which `{guard.name}` does not give; expected one that "
+            "can be opened, such as `attack_guard=llama_guard2`"
+        )
+    elif mismatch := guard.vocabulary_mismatch(experiment.model.source):
+        reason = (
+            f"`{attack.name}` exchanges tokens that victim and guard read alike, but {mismatch}; expected a guard with "
+            "the vocabulary of the model. Set `attack_guard`, or another `model`"
+        )
+    else:
+        return []
+    return [Problem("attack.guard", reason)]
+
+
+def _unreadable(experiment: Experiment, attack: Attack) -> list[Problem]:
+    """Return why an attack cannot use the aligned model's adapter."""
+    variant = experiment.align.adapter.variant
+    if not isinstance(attack, NeedsPlainLora) or variant is None:
+        return []
+    reason = (
+        f"`{attack.name}` reads the gradients of plain LoRA, but the aligned adapter is of the variant `{variant}`; "
+        "expected null"
+    )
+    return [Problem("align.adapter.variant", reason)]
 
 
 def _untampered(experiment: Experiment, tamper: Tampering) -> list[Problem]:

@@ -16,12 +16,14 @@ from harness.protocols import (
     Estimator,
     ExampleSource,
     HasConflicts,
+    Judge,
     ModelSource,
     Named,
     RefusalJudge,
     RepairMethod,
     SelectsRows,
     SendsAlone,
+    TrainedGuard,
     TrainMethod,
 )
 from harness.training.budget import Budget
@@ -187,6 +189,8 @@ class AttackSettings:
         method: the attack; null is benign fine-tuning.
         victim: the alignment that an attack crafts against, if it reads the aligned model: ``own`` is the one that is
             attacked, ``plain`` the one without a defense (a transfer attack, crafted once for all defenses).
+        guard: the guard that an attack crafts against, if it reads a guard's weights; that of the guardrail may be
+            another one, or none.
     """
 
     name: ClassVar[str] = "attack"
@@ -194,6 +198,7 @@ class AttackSettings:
     ratio: float
     method: Attack | None = None
     victim: Literal["own", "plain"] = "own"
+    guard: Judge | TrainedGuard | None = None
 
     @property
     def acting(self) -> Attack | None:

@@ -8,10 +8,12 @@ from harness.protocols.attacks import (
     AttackNeeds,
     AttackPlan,
     ChecksPlan,
+    OpenedGuard,
     SelectsRows,
     SendsAlone,
     Tampering,
     Victim,
+    WhiteBoxGuard,
     first_of,
 )
 from harness.protocols.ensembles import (
@@ -25,17 +27,22 @@ from harness.protocols.ensembles import (
 )
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.federation import Aggregate, Aggregator, Submission
+from harness.protocols.fusions import Fused, Fusion
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
+    ActsAfterStep,
+    ChoosesStart,
     ComparesPasses,
     DisguisesGradients,
     EditsResult,
     HasConflicts,
     HasProbes,
+    NeedsFreshAdapter,
     NeedsPlainLora,
     NeedsSafeAdapter,
     ProducesOutputs,
     RepairMethod,
+    ScalesLearningRates,
     TrainMethod,
     TrainsPlainly,
     UsesAlignment,
@@ -70,6 +77,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_VOTE",
+    "ActsAfterStep",
     "Aggregate",
     "Aggregator",
     "AnswerPair",
@@ -84,6 +92,7 @@ __all__ = [
     "ChecksPlan",
     "Choice",
     "ChoosesRows",
+    "ChoosesStart",
     "Chosen",
     "ComparesPasses",
     "ComposesRows",
@@ -95,6 +104,8 @@ __all__ = [
     "Estimator",
     "ExampleSource",
     "FittedEnsemble",
+    "Fused",
+    "Fusion",
     "GivenRows",
     "Gradient",
     "HasConflicts",
@@ -108,8 +119,10 @@ __all__ = [
     "Metrics",
     "ModelSource",
     "Named",
+    "NeedsFreshAdapter",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "OpenedGuard",
     "Perturbation",
     "Piece",
     "Prediction",
@@ -120,6 +133,7 @@ __all__ = [
     "RepairMethod",
     "RewritesExamples",
     "RewritesMixedIn",
+    "ScalesLearningRates",
     "SelectsRows",
     "SendsAlone",
     "Submission",
@@ -133,5 +147,6 @@ __all__ = [
     "Victim",
     "Votes",
     "WeighsRows",
+    "WhiteBoxGuard",
     "first_of",
 ]

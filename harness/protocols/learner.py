@@ -51,6 +51,8 @@ class DataRequirement:
         paired: whether each harmful example comes with the refusal of the same prompt, for ``BatchProvider.pair``.
         disjoint_batches: number of consecutive batches, counted from the first, that share no example.
         aligned: use the examples of the alignment stage instead of ``rows``.
+        own: sample the stage's own training examples, the first ``rows`` of them if there are so many; they come under
+            the role that the requirement names, and nothing is read for it.
     """
 
     role: Role
@@ -59,6 +61,7 @@ class DataRequirement:
     paired: bool = False
     disjoint_batches: int = 1
     aligned: bool = False
+    own: bool = False
 
 
 class Prediction(NamedTuple):

@@ -32,6 +32,37 @@ class EditsResult(Protocol):
 
 
 @runtime_checkable
+class ChoosesStart(Protocol):
+    """A training step that chooses where the trainable parameters start."""
+
+    def initial(self) -> Gradient:
+        """Return the values at which training starts, the same on every process; called once, before the first step."""
+        ...
+
+
+@runtime_checkable
+class ActsAfterStep(Protocol):
+    """A training step that changes the trainable parameters right after each optimizer step."""
+
+    def after_step(self) -> None:
+        """Change the trainable parameters in place, the same on every process."""
+        ...
+
+
+@runtime_checkable
+class ScalesLearningRates(Protocol):
+    """A training step in which parameters have different learning rates.
+
+    A gradient cannot do that: AdamW divides its scale away. Weight decay, which is proportional to the learning rate,
+    is scaled too.
+    """
+
+    def learning_rate_factors(self) -> Sequence[float]:
+        """Return by how much the budget's learning rate is multiplied for each trainable parameter, above 0."""
+        ...
+
+
+@runtime_checkable
 class DisguisesGradients(Protocol):
     """Optional: settings of a method of the fine-tuning that disguises the gradient of a row before it is sent."""
 
@@ -128,6 +159,13 @@ class NeedsPlainLora(Protocol):
     """
 
     needs_plain_lora: ClassVar[bool]
+
+
+@runtime_checkable
+class NeedsFreshAdapter(Named, Protocol):
+    """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
+
+    needs_fresh_adapter: ClassVar[bool]
 
 
 @runtime_checkable

@@ -22,7 +22,19 @@ from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError, Problem
-from harness.protocols import Attack, AttackContext, ExampleSource, SelectsRows, SendsAlone, Victim
+from harness.protocols import (
+    Attack,
+    AttackContext,
+    ExampleSource,
+    Judge,
+    OpenedGuard,
+    SelectsRows,
+    SendsAlone,
+    TrainedGuard,
+    Victim,
+    WhiteBoxGuard,
+)
+from harness.stages.base import Base
 from harness.stages.inputs import ModelStage
 
 ROWS = "rows.jsonl"
@@ -42,7 +54,9 @@ class Poison(Stage):
         attack: crafts the attacker's examples, or selects the user's; null if there is none.
         harmful: the attacker's pool; null for an attack that needs none.
         victim: the aligned model, for an attack that needs it.
-        encoding: template and tokenization of the victim; null without a victim.
+        encoding: template and tokenization of the fine-tuning, for an attack that needs them or a victim.
+        guard: the guard that an attack crafts against, for one that reads a guard's weights.
+        guard_model: the guard's model, if a stage trains it.
         rows: number of examples in the mixture.
         ratio: fraction of the attacker's examples, the poison ratio.
         compat: how the fraction is rounded to a count.
@@ -63,13 +77,16 @@ class Poison(Stage):
     ratio: float
     compat: Literal["exact", "booster"]
     seed: int
+    guard: Judge | TrainedGuard | None = None
+    guard_model: Base | None = None
     clients: Clients | None = None
 
     def preflight(self) -> list[Problem]:
         """Check that the sources are available and large enough."""
         refusals = self.attack is not None and self.attack.needs.refusals
         pool = self.harmful.preflight(paired=refusals) if self.harmful else []
-        problems = [*self.task.preflight(), *pool]
+        guard = [Problem.of(stated).under("attack.guard") for stated in self.guard.preflight()] if self.guard else []
+        problems = [*self.task.preflight(), *pool, *guard]
         # Sources that are not on this machine are not downloaded for this check; the stage counts them when it runs.
         if problems or not all(source.at_hand() for source in sources_in(self.task)):
             return problems
@@ -122,12 +139,15 @@ class Poison(Stage):
         facts: dict[str, Any] = {}
         paired = self.harmful if self.attack.needs.refusals else None
         with self._victim(ctx) as victim:
+            # After the victim: loading that one stops an inference server, whose memory the guard may need.
             context = AttackContext(
                 rng=generator(self.seed, "attack"),
                 pool=pool,
                 refusals={row.instruction: row.output for row in paired.refusals()} if paired else {},
                 hosts=hosts,
                 victim=victim,
+                encoding=self.encoding,
+                guard=self._opened_guard(ctx),
                 device=ctx.device,
                 work=ctx.work,
                 stop=ctx.stop,
@@ -148,6 +168,13 @@ class Poison(Stage):
         assert self.encoding is not None, "a victim comes with its encoding"
         with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
             yield Victim(loaded.model, loaded.tokenizer, self.encoding)
+
+    def _opened_guard(self, ctx: StageContext) -> OpenedGuard | None:
+        if self.guard is None:
+            return None
+        assert isinstance(self.guard, WhiteBoxGuard), "checked at composition"
+        folder = ctx.input(self.guard_model) if self.guard_model else None
+        return self.guard.opened(folder, device=ctx.device)
 
     def recorded_settings(self) -> dict[str, str]:
         """Report the number of the user's examples, and how fractions of it are rounded."""

@@ -31,7 +31,18 @@ from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError, ModelError, Stopped
 from harness.models.adapter import trained_pairs
-from harness.protocols import Aggregate, EditsResult, ProducesOutputs, Product, Submission, TrainMethod, WeighsRows
+from harness.protocols import (
+    ActsAfterStep,
+    Aggregate,
+    ChoosesStart,
+    EditsResult,
+    ProducesOutputs,
+    Product,
+    ScalesLearningRates,
+    Submission,
+    TrainMethod,
+    WeighsRows,
+)
 from harness.training.budget import Budget, Optimizer
 from harness.training.checkpoint import FOLDER, MARKER, STATE, complete, resumable
 from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
@@ -272,6 +283,12 @@ class _Federation:
             raise ModelError(
                 f"`{method.name}` keeps something of its training besides the parameters, which clients of a "
                 "federation do not send; expected another method. Set `defense/finetune`"
+            )
+        if method and isinstance(step, ChoosesStart | ActsAfterStep | ScalesLearningRates):
+            raise ModelError(
+                f"`{method.name}` decides more than the gradients of a training (start, learning rates, what follows "
+                "a step), which clients of a federation do not let it; expected another method. Set "
+                "`defense/finetune`"
             )
         optimizer = _optimizer(learner, budget, rate)
         if client in progress.moments:

@@ -158,14 +158,15 @@ class CausalLearner:
 
         return self._temporarily(perturb)
 
+    @torch.no_grad()
+    def assign(self, values: Sequence[Tensor]) -> None:
+        """Set the trainable parameters to ``values``, in place."""
+        for parameter, value in zip(self._trainables, values, strict=True):
+            parameter.copy_(value)
+
     def with_weights(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Set the trainable parameters to ``values``; restore them exactly on exit."""
-
-        def assign() -> None:
-            for parameter, value in zip(self._trainables, values, strict=True):
-                parameter.copy_(value)
-
-        return self._temporarily(assign)
+        return self._temporarily(lambda: self.assign(values))
 
     @contextmanager
     def _temporarily(self, change: Callable[[], None]) -> Iterator[None]:

@@ -17,9 +17,10 @@ from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoded
 from harness.engine.tracker import Tracker
 from harness.errors import ModelError
-from harness.protocols import TrainStep
+from harness.protocols import ActsAfterStep, ScalesLearningRates, TrainStep
 from harness.training.distributed import rank
 from harness.training.learner import CausalLearner
+from harness.training.learning_rates import scale_learning_rates
 from harness.training.meter import Meter
 from harness.training.order import Order
 
@@ -57,6 +58,17 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self._order = order
         self._meter = meter
         self._tracker = tracker
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with the method's learning rates and what it does after each step."""
+        created = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if created and isinstance(self._step, ScalesLearningRates):
+            scale_learning_rates(optimizer, self._learner.trainables, self._step.learning_rate_factors())
+        if created and isinstance(self._step, ActsAfterStep):
+            after_step = self._step.after_step
+            optimizer.register_step_post_hook(lambda *_: after_step())
+        return optimizer
 
     def training_step(
         self,

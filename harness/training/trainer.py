@@ -27,6 +27,7 @@ from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
 from harness.protocols import (
+    ChoosesStart,
     Chosen,
     EditsResult,
     Estimator,
@@ -144,7 +145,7 @@ def train(
     if not rows:
         raise DataError("there are no examples to train on; expected at least one with a supervised position")
     folder = work / FOLDER
-    drawn = pools or {}
+    drawn = {**(pools or {}), **_own_pools(method, rows)}
     total_steps = budget.steps(len(rows))
     with errors_only(), restoring_state(model):
         # Creating the arguments initializes the process group, which the learner, the draws and the order depend on.
@@ -182,6 +183,8 @@ def train(
             estimates = EstimatingLearner(learner, estimator=update, method=method, seed=own, meter=meter)
         seen: Learner = estimates or learner
         step = method.start(seen, batches, total_steps) if method else PlainStep(seen)
+        if isinstance(step, ChoosesStart):
+            learner.assign(step.initial())
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
         if estimates:
@@ -224,6 +227,12 @@ def train(
         row_weights=step.row_weights() if isinstance(step, WeighsRows) else (),
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
+
+
+def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role, Pool]:
+    """Return what a method samples from the stage's own examples, by role."""
+    needs = method.needs if method else ()
+    return {need.role: Pool(rows[: need.rows], need.batch_size) for need in needs if need.own and need.batch_size}
 
 
 def longest_of(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:

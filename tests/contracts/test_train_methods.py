@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
+from harness.defenses.dpo import DPO
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
@@ -67,14 +68,19 @@ CUTTABLE: dict = METHODS | {
     ),
     "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
+    "dpo alone": partial(DPO, sft_weight=0.0),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
 SHORTENED = {
+    "salora": {"safe_rank": 4, "task_rank": 4, "safety_rows": 12, "task_rows": 8, "batch_size": 4},
+    "surgery": {"batch_size": 4},
     "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
     "tvaccine": {"probe_batch_size": 2},
 }
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
+STARTING = {"salora"}
+"""Methods that choose where the trainable parameters start."""
 BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-2)
 CUT = 3
 """Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
@@ -162,7 +168,8 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
-    assert {"asft", "lox", "deep_augmentation", "derta", "lookahead", "paraphrase"} <= set(METHODS)
+    assert {"asft", "lox", "dpo", "ml_lr", "salora", "surgery"} <= set(METHODS)
+    assert {"deep_augmentation", "derta", "lookahead", "paraphrase"} <= set(METHODS)
     assert {"ptst", "backdoor_alignment", "bds"} <= set(METHODS)
     assert {"larf", "seal", "toss"} <= set(CHOOSING)
 
@@ -205,7 +212,7 @@ def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(na
     before_step = [weights for optimizer, weights in before if optimizer is optimizers[-1]]
     after_step = [start, *(weights for optimizer, weights in after if optimizer is optimizers[-1])]
     assert len(before_step) == 6
-    for left, found in zip(after_step, before_step, strict=False):
+    for left, found in list(zip(after_step, before_step, strict=False))[name in STARTING :]:
         assert all(torch.equal(left[weight], found[weight]) for weight in left)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
