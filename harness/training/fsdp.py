@@ -48,10 +48,10 @@ def shard_frozen(model: Module, device: torch.device) -> None:
     for parameter in trained:
         parameter.data = parameter.data.to(device)
     options: Any = {"mesh": init_device_mesh(device.type, (world_size(),)), "ignored_params": trained}
-    base: Any = model.get_base_model()  # type: ignore[operator]
+    base: Any = model.get_base_model()
     for layer in layers(base):
         fully_shard(layer, **options)
     # Parameters outside the layers: embeddings, head and the final norm.
     fully_shard(base, **options)
     # Otherwise `accelerate` wraps the model in DDP, which rejects sharded parameters and has nothing to reduce here.
-    model._is_accelerate_prepared = True  # type: ignore[assignment]
+    model._is_accelerate_prepared = True
