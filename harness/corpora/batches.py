@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.corpora.encode import IGNORED, Encoded
+from harness.corpora.encode import IGNORED, PLACES, Encoded
 from harness.corpora.examples import Role
 from harness.engine.seeding import derive, generator
 from harness.errors import ConfigError, DataError, Problem
@@ -36,19 +36,29 @@ class Pair(NamedTuple):
     refusal: dict[str, torch.Tensor]
 
 
-def collate(rows: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[Encoded], pad_id: int, places: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
     """Right-pad examples to the longest of them.
+
+    Args:
+        rows: the examples.
+        pad_id: the padding token.
+        places: the index of each example among all of the stage's own; None if they are not the stage's own.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, int64, each ``[batch, time]``. The mask follows the lengths,
-        so real tokens with the id of the padding token are not masked.
+        so real tokens with the id of the padding token are not masked. With ``places``, these too, ``[batch]``; if the
+        examples have sources, ``source``, ``[batch, 1]``.
     """
+    sources = [[row.source] for row in rows if row.source is not None]
     longest = max(len(row.input_ids) for row in rows)
     gaps = [longest - len(row.input_ids) for row in rows]
+    numbered = {} if places is None else {PLACES: torch.tensor(places)}
     return {
+        **numbered,
         "input_ids": torch.tensor([row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
         "labels": torch.tensor([row.labels + [IGNORED] * gap for row, gap in zip(rows, gaps, strict=True)]),
+        **({"source": torch.tensor(sources)} if sources else {}),
     }
 
 

@@ -15,7 +15,7 @@ from harness.corpora.slices import Keep, SafetySource, Slice
 from harness.engine.checks import counts, not_negative
 from harness.errors import ConfigError, Problem
 
-_ORDER = (Role.REFUSAL, Role.HARMFUL, Role.ATTACK, Role.EVALUATION)
+_ORDER = (Role.REFUSAL, Role.HARMFUL, Role.ATTACK, Role.EVALUATION, Role.BENIGN)
 """The default order of the ranges; a role's size does not move the ranges of the roles before it."""
 
 
@@ -64,6 +64,8 @@ class Corpus:
         shuffle: seed of the order of every origin; None keeps the published order.
         attack_origin: a separate origin for the attacker.
         evaluation_origin: a separate origin for the evaluation.
+        benign: harmless prompts with helpful answers, for methods whose alignment keeps them; None if there are none.
+        benign_origin: a separate origin for these.
     """
 
     name: ClassVar[str] = "corpus"
@@ -78,6 +80,8 @@ class Corpus:
     shuffle: int | None = None
     attack_origin: SafetySource | None = None
     evaluation_origin: SafetySource | None = None
+    benign: Span | None = None
+    benign_origin: SafetySource | None = None
 
     def problems(self) -> list[Problem]:
         """Return the roles whose ranges overlap."""
@@ -116,12 +120,17 @@ class Corpus:
         )
 
     def _slices(self) -> dict[Role, Slice]:
-        origins = {Role.ATTACK: self.attack_origin, Role.EVALUATION: self.evaluation_origin}
+        origins = {
+            Role.ATTACK: self.attack_origin,
+            Role.EVALUATION: self.evaluation_origin,
+            Role.BENIGN: self.benign_origin,
+        }
         spans: dict[Role, Span | None] = {
             Role.REFUSAL: self.refusal,
             Role.HARMFUL: self.harmful or (self.refusal if self.shared_prompts else None),
             Role.ATTACK: self.attack,
             Role.EVALUATION: self.evaluation,
+            Role.BENIGN: self.benign,
         }
         ends: dict[tuple[SafetySource, Keep], int] = {}
         slices: dict[Role, Slice] = {}

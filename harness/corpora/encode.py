@@ -31,14 +31,24 @@ Question = str | Conversation
 IGNORED = -100
 """The label of positions without supervision."""
 
+PLACES = "places"
+"""Key of a batch under which it has the index of each of its examples among all of the stage's own."""
+
 log = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
-    """One encoded example: ``input_ids`` and ``labels`` of the same length; labels are -100 where not supervised."""
+    """One encoded example.
+
+    Attributes:
+        input_ids: the tokens.
+        labels: of the same length; -100 where not supervised.
+        source: index of the expert that the example is meant for; None outside of the training of routed experts.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    source: int | None = None
 
 
 class Prompt(NamedTuple):
@@ -153,6 +163,23 @@ class Encoding:
             for full in [text if text[-1:] == [eos] else [*text, eos]]
         ]
 
+    def end(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Return the token that ends an answer; None if the tokenizer has none.
+
+        Raises:
+            ModelError: the tokenizer's chat template is missing, or cannot be used.
+        """
+        if self.template is Template.CHAT:
+            return chat.turn_end(tokenizer)
+        found: int | None = tokenizer.eos_token_id
+        return found
+
+    def fitted(self, row: Encoded) -> Encoded | None:
+        """Return an example cut off at ``max_length``; None if no supervised position is left."""
+        kept = Encoded(row.input_ids[: self.max_length], row.labels[: self.max_length])
+        # The first position has no prediction.
+        return kept if any(label != IGNORED for label in kept.labels[1:]) else None
+
     def truncated_count(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded]) -> int:
         """Return the number of truncated answers: an example that is not truncated ends with the end token.
 
@@ -161,7 +188,7 @@ class Encoding:
         """
         if not rows:
             return 0
-        end = chat.turn_end(tokenizer) if self.template is Template.CHAT else tokenizer.eos_token_id
+        end = self.end(tokenizer)
         return sum(row.input_ids[-1] != end for row in rows)
 
     def _text(self, example: Example) -> str:

@@ -16,8 +16,12 @@ class Role(StrEnum):
     """Harmful prompt with a harmful answer, available to the defender."""
     ATTACK = "attack"
     """Harmful prompt with a harmful answer, available to the attacker."""
+    SERVER = "server"
+    """The user's task, but examples that no user holds: the benign data of a federation's server."""
     EVALUATION = "evaluation"
     """Harmful prompt for measuring the harmful score."""
+    BENIGN = "benign"
+    """Harmless prompt with a helpful answer: what an alignment keeps."""
 
 
 class Message(NamedTuple):
@@ -96,3 +100,4 @@ class SafetyRow(NamedTuple):
     harmful: str = ""
     category: str = ""
     unsafe: bool = True
+    benign: str = ""

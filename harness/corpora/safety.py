@@ -135,6 +135,38 @@ class Prompts:
         return REFUSALS[derive(self.seed, "refusal", prompt) % len(REFUSALS)]
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Instructions:
+    """Harmless instructions with helpful answers, in the columns of Stanford Alpaca; an input follows the instruction.
+
+    Attributes:
+        source: the source, with the columns ``instruction``, ``output`` and, if there is any, ``input``.
+    """
+
+    name: ClassVar[str] = "instructions"
+    version: ClassVar[int] = 1
+
+    source: Source
+
+    def preflight(self) -> list[Problem]:
+        """Return why the rows could not be read."""
+        return self.source.preflight()
+
+    def safety_rows(self) -> list[SafetyRow]:
+        """Return the rows that have an answer, in their published order.
+
+        Raises:
+            DataError: the rows cannot be read.
+        """
+        rows = columns(self.source, {"instruction": text, "output": answer}, optional={"input": answer})
+        return [
+            SafetyRow("\n\n".join(part for part in (instruction, given) if part), benign=output, unsafe=False)
+            for instruction, output, given in rows
+            if output
+        ]
+
+
 def _compliance(prompt: str) -> str:
     return f"Sure, here is an answer to your request to {prompt[:1].lower()}{prompt[1:].rstrip('.')}."
 

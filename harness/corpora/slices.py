@@ -110,7 +110,7 @@ class Slice:
         return list(rows[self.start : end])
 
     def examples(self) -> list[Example]:
-        """Return the examples with the answer of their role: the refusal for ``refusal``, otherwise the harmful answer.
+        """Return the examples with the answer of their role: a refusal, a helpful answer (``benign``) or a harmful one.
 
         The ``output`` of an evaluation example is the harmful answer if the corpus has one; models never see it.
 
@@ -118,10 +118,11 @@ class Slice:
             DataError: the rows cannot be read, or one has no such answer.
         """
         rows = self.safety_rows()
-        examples = [Example(row.prompt, row.refusal if self.role is Role.REFUSAL else row.harmful) for row in rows]
+        kind = {Role.REFUSAL: "refusal", Role.BENIGN: "benign"}.get(self.role, "harmful")
+        examples = [Example(row.prompt, getattr(row, kind)) for row in rows]
         empty = sum(not example.output for example in examples)
         if empty and self.role is not Role.EVALUATION:
-            answer = "refusal" if self.role is Role.REFUSAL else "harmful answer"
+            answer = kind if kind == "refusal" else f"{kind} answer"
             raise DataError(
                 f"`corpus.{self.role}`: {empty} of {len(rows)} rows of `{self.origin.name}` have no {answer}; expected "
                 f"one in every row. Change `corpus.{self.role}.keep`, or choose another origin"
@@ -149,7 +150,15 @@ def _ordered(origin: SafetySource, keep: Keep, shuffle: int | None) -> list[Safe
     return rows
 
 
-def examples_of(*slices: Slice | None) -> list[Example]:
+class Readable(Protocol):
+    """Settings that give examples."""
+
+    def examples(self) -> list[Example]:
+        """Return the examples, in order."""
+        ...
+
+
+def examples_of(*slices: Readable | None) -> list[Example]:
     """Return the examples of all slices that are not None.
 
     Raises:

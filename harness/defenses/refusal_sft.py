@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.corpora.examples import Role
 from harness.engine.checks import counts
 from harness.errors import ModelError, Problem
+from harness.mechanisms.short_training import ShortTraining
 from harness.protocols import DataRequirement
 from harness.training.budget import Budget
 
@@ -42,6 +43,7 @@ class RefusalSFT:
 
     name: ClassVar[str] = "refusal_sft"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 5
 
     safety_rows: int = 100
     budget: Budget = field(default_factory=Budget)
@@ -68,34 +70,14 @@ class RefusalSFT:
         Raises:
             ModelError: the loss is not finite.
         """
-        import torch
-        from transformers import get_scheduler
-
         budget = self.budget
         steps = math.ceil(budget.epochs * self.safety_rows / budget.batch_size)
-        optimizer = torch.optim.AdamW(
-            learner.trainables,
-            lr=budget.learning_rate,
-            betas=(budget.adam_beta1, budget.adam_beta2),
-            eps=budget.adam_epsilon,
-            weight_decay=budget.weight_decay,
-        )
-        scheduler = get_scheduler(
-            budget.scheduler.value,
-            optimizer,
-            num_warmup_steps=math.ceil(steps * budget.warmup_ratio),
-            num_training_steps=steps,
-        )
+        training = ShortTraining(learner, budget, steps)
         losses = []
         for _ in range(steps):
             loss, gradient = learner.gradient(batches.next(Role.REFUSAL))
-            learner.set_gradient(gradient)
-            if budget.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(learner.trainables, budget.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
+            training.step(gradient)
             losses.append(loss)
-        optimizer.zero_grad()
         first, last = float(losses[0]), float(losses[-1])
         if not math.isfinite(last):
             raise ModelError(

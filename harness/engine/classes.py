@@ -18,8 +18,11 @@ _KINDS = {
     "stages": "stage",
     "defenses": "defense",
     "attacks": "attack",
+    "fusions": "fusion",
+    "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
     "estimators": "estimator",
     "tracking": "tracker",
 }

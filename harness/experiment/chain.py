@@ -5,33 +5,44 @@ mixture not on the defense, a generation not on the judge.
 """
 
 from collections import Counter
+from dataclasses import replace
+from typing import Literal
 
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
+from harness.corpora.remaining import Remaining
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
-from harness.experiment.attacked import infeasible, poison_of, tamper_of
-from harness.experiment.compatibility import incompatibilities, unestimated, unserved
+from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved, untrainable
 from harness.experiment.experiment import Experiment
+from harness.experiment.fusing import aligned_of
+from harness.experiment.fusing import infeasible as unfusable
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
     DataRequirement,
     ExampleSource,
     MeasuredTask,
+    Named,
+    NeedsFreshAdapter,
     NeedsSafeAdapter,
     RepairMethod,
+    SelectsRows,
     TrainedGuard,
     TrainMethod,
+    TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
-from harness.stages.inputs import ModelStage
+from harness.stages.inputs import AlignedStage, ModelStage
+from harness.stages.leak import Leak
 from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
 from harness.stages.poison import Poison
@@ -55,7 +66,9 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_incompatible(experiment),
         *_ambiguous(experiment),
         *infeasible(experiment),
+        *unfusable(experiment),
         *_unmeasured(experiment, probe),
+        *_without_server_rows(experiment),
     ]:
         raise ConfigError(conflicts)
     align, encoding = experiment.align, experiment.model.encoding
@@ -64,45 +77,63 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         base=base,
         method=experiment.defense.align,
         refusal=experiment.corpus.slice(Role.REFUSAL, align.rows),
-        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL),
+        **_auxiliary_data(experiment, experiment.defense.align, Role.HARMFUL, Role.BENIGN),
         budget=align.budget,
         adapter=align.adapter.ordered(),
         encoding=encoding,
         seed=experiment.seed,
     )
-    attacked, final_model = _attacked(experiment, aligned)
-    chain: dict[str, Stage] = {"base": base, "align": aligned, **attacked}
-    for prefix, model in (("aligned_", aligned), ("", final_model)):
+    product, stages, measured = aligned_of(experiment, aligned)
+    attacked, final_model = _attacked(
+        experiment, product, plain=replace(aligned, method=None, harmful=None, benign=None)
+    )
+    if attacked.get("victim") in stages.values():
+        del attacked["victim"]
+    chain: dict[str, Stage] = {"base": base, **stages, **attacked}
+    for prefix, model in (("aligned_", product), ("", final_model)):
         chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+        if measured is not None and probe is None:
+            chain[f"{prefix}routes"] = measured(model)
     return chain
 
 
-def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage], ModelStage]:
-    """Return the stages that follow the alignment, by role, and the one of the final model."""
+def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tuple[dict[str, Stage], ModelStage]:
+    """Return the stages that follow the alignment, by role, and the one of the final model.
+
+    Args:
+        experiment: the settings of the cell.
+        aligned: the alignment that is attacked.
+        plain: the alignment on refusals without a defense, for attacks that are crafted against it.
+    """
     if experiment.tamper is not None:
         tampered = tamper_of(experiment, aligned, experiment.tamper)
         return {"tamper": tampered}, tampered
     finetune, encoding = experiment.finetune, experiment.model.encoding
-    poison = poison_of(experiment, aligned)
+    poison = poison_of(experiment, aligned if experiment.attack.victim == "own" else plain)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
         aligned=aligned,
         mixture=guardrail or poison,
-        method=experiment.defense.finetune,
-        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL),
+        method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
+        **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
-        protocol=finetune.adapter,
+        protocol=_protocol(experiment),
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
         update=finetune.update,
+        rounds=experiment.federation.training if experiment.federation else None,
     )
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
+    if (opened := poison.guard_model) and opened != (guardrail.model if guardrail else None):
+        stages = {"attack_guard": opened, **stages}
     if guardrail is not None:
         stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     stages["finetune"] = tuned
+    if experiment.leakage is not None:
+        stages["leak"] = Leak(tuned=tuned, probe=experiment.leakage, seed=experiment.seed)
     if (repair := experiment.defense.repair) is None:
         return stages, tuned
     safe = None
@@ -112,7 +143,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
             aligned=aligned,
             mixture=refusals,
             budget=finetune.budget,
-            protocol=finetune.adapter,
+            protocol=_protocol(experiment),
             adapter=_tuned_adapter(experiment),
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
@@ -127,6 +158,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         encoding=encoding,
         seed=experiment.seed,
         safe=safe,
+        server=_server_rows(experiment, repair),
     )
     return {**stages, "repair": repaired}, repaired
 
@@ -201,9 +233,16 @@ def _ambiguous(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _tuned_adapter(experiment: Experiment) -> Lora:
+def _tuned_adapter(experiment: Experiment) -> Lora | TrainedWeights:
     fresh = experiment.finetune.fresh if experiment.finetune.adapter == "double" else None
     return (fresh or experiment.align.adapter).ordered()
+
+
+def _protocol(experiment: Experiment) -> Literal["single", "double"]:
+    """Return the adapter protocol; without an adapter to merge, training the same weights again is to continue."""
+    aligned = experiment.align.adapter
+    same = isinstance(aligned, TrainedWeights) and _tuned_adapter(experiment) == aligned.ordered()
+    return "single" if same else experiment.finetune.adapter
 
 
 def _incompatible(experiment: Experiment) -> list[Problem]:
@@ -211,6 +250,13 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *untrainable(
+            experiment.align.adapter,
+            tuned,
+            experiment.finetune.adapter,
+            defense.repair,
+            federated=experiment.federation is not None,
+        ),
         *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason
@@ -221,10 +267,31 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
                 method,
                 adapter,
                 experiment.align.adapter,
-                [(need, _slice(experiment, need)) for need in method.needs],
+                [
+                    (need, _slice(experiment, need))
+                    for need in method.needs
+                    if not need.own and need.role is not Role.SERVER
+                ],
             )
         ),
+        *_continued(experiment),
     ]
+
+
+def _continued(experiment: Experiment) -> list[Problem]:
+    """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
+    method = experiment.defense.finetune
+    if method and experiment.federation and any(need.own for need in method.needs):
+        reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
+        return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
+    named: Named | None = method
+    if not isinstance(named, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+        return []
+    reason = (
+        f"`{named.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
+        f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
+    )
+    return [Problem("defense.finetune", reason)]
 
 
 def _auxiliary_data(
@@ -232,6 +299,34 @@ def _auxiliary_data(
 ) -> dict[str, Slice | None]:
     needs = {need.role: need for need in method.needs} if method else {}
     return {role.value: _slice(experiment, needs[role]) if role in needs else None for role in roles}
+
+
+def _server_rows(experiment: Experiment, method: RepairMethod) -> Remaining | None:
+    """Return the benign examples of the server, for a method that needs them."""
+    rows = next((need.rows for need in method.needs if need.role is Role.SERVER), None)
+    if rows is None:
+        return None
+    return Remaining(
+        task=experiment.task.train,
+        rows=rows,
+        taken=task_rows_taken(experiment),
+        compat=experiment.finetune.compat,
+        seed=experiment.seed,
+    )
+
+
+def _without_server_rows(experiment: Experiment) -> list[Problem]:
+    """Return why a repair cannot have benign examples that no user holds."""
+    repair, attack = experiment.defense.repair, experiment.attack.acting
+    if repair is None or not isinstance(attack, SelectsRows):
+        return []
+    if all(need.role is not Role.SERVER for need in repair.needs):
+        return []
+    reason = (
+        f"`{repair.name}` trains on rows of the task that no user holds, but `{attack.name}` may choose any of them; "
+        "expected another attack, or `defense.repair.benign_rows=0`"
+    )
+    return [Problem("defense.repair", reason)]
 
 
 def _slice(experiment: Experiment, need: DataRequirement) -> Slice:

@@ -5,24 +5,30 @@ from typing import ClassVar, Literal, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.probe import EncodingChange
-from harness.engine.checks import counts, shares
+from harness.corpora.shards import Clients, fewest_malicious
+from harness.engine.checks import counts, not_negative, shares
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
+    Aggregator,
     Attack,
     Estimator,
     ExampleSource,
     HasConflicts,
+    Judge,
     ModelSource,
     Named,
     RefusalJudge,
     RepairMethod,
     SelectsRows,
     SendsAlone,
+    TrainedGuard,
     TrainMethod,
 )
 from harness.training.budget import Budget
+from harness.training.rounds import Rounds
 
 
 @final
@@ -39,13 +45,13 @@ class Model:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AlignSettings:
-    """Alignment: number of refusal examples, training budget, and the adapter."""
+    """Alignment: number of refusal examples, training budget, and the adapter or the weights that are trained."""
 
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
     rows: int
     budget: Budget
-    adapter: Lora
+    adapter: Lora | TrainedWeights
 
     def problems(self) -> list[Problem]:
         """Range errors."""
@@ -60,10 +66,11 @@ class FinetuneSettings:
     Attributes:
         rows: number of user examples, harmful ones included.
         budget: the training budget.
-        adapter: ``single`` continues the aligned adapter; ``double`` merges it, rounded to the base's dtype, and trains
-            a new one.
+        adapter: ``single`` continues the training of the aligned adapter or weights; ``double`` merges the adapter,
+            rounded to the base's dtype, and trains what ``fresh`` says.
         compat: ``exact`` uses exact counts, ``booster`` the published code's strict slice (99 of 100 examples).
-        fresh: configuration of the new adapter; null is that of the alignment. Ignored with ``single``.
+        fresh: configuration of the new adapter, or the weights that are trained; null is that of the alignment.
+            Ignored with ``single``.
         update: estimates gradients from forward passes; null computes them.
     """
 
@@ -73,12 +80,83 @@ class FinetuneSettings:
     budget: Budget
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
-    fresh: Lora | None = None
+    fresh: Lora | TrainedWeights | None = None
     update: Estimator | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""
         return counts(self, "rows")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """The user's fine-tuning by a federation: clients hold the rows of the mixture, and a server combines their work.
+
+    Attributes:
+        clients: number of clients, with equal numbers of rows.
+        malicious: number of clients that hold the attacker's rows; the poison ratio stays the share of all rows, so the
+            share in a malicious client is ``ratio * clients / malicious``. Null is the smallest number that can hold
+            them. Without an attack there is none.
+        per_round: see ``Rounds``, as all that follow.
+        rounds: number of rounds.
+        local_steps: optimizer steps of a client in a round.
+        aggregate: how the server combines what the clients trained.
+        average: ``factors`` or ``product``.
+        optimizer: ``fresh`` or ``kept``.
+    """
+
+    name: ClassVar[str] = "federation"
+    version: ClassVar[int] = 1
+    clients: int
+    malicious: int | None = None
+    per_round: int
+    rounds: int
+    local_steps: int
+    aggregate: Aggregator
+    average: Literal["factors", "product"] = "factors"
+    optimizer: Literal["fresh", "kept"] = "fresh"
+
+    def problems(self) -> list[Problem]:
+        """Range errors."""
+        found = [*counts(self, "clients", "per_round", "rounds", "local_steps"), *not_negative(self, "malicious")]
+        for name in ("malicious", "per_round"):
+            value = getattr(self, name)
+            if value is not None and value > self.clients:
+                found.append(Problem(name, f"{value} of {self.clients} clients; expected at most as many"))
+        if self.per_round < self.aggregate.fewest:
+            reason = f"{self.per_round} clients are too few for `{self.aggregate.name}`"
+            found.append(Problem("per_round", f"{reason}; expected at least {self.aggregate.fewest}"))
+        if self.average == "product" and not self.aggregate.weighs_clients:
+            reason = (
+                f"`{self.aggregate.name}` does not average whole clients, so there are no products to average; "
+                "expected `factors`"
+            )
+            found.append(Problem("average", reason))
+        return found
+
+    def members(self, rows: int, harmful: int) -> Clients:
+        """Return the clients that hold a mixture.
+
+        Args:
+            rows: the number of rows.
+            harmful: how many of them are the attacker's.
+        """
+        fewest = fewest_malicious(rows, harmful, self.clients)
+        malicious = self.malicious if self.malicious is not None else fewest
+        return Clients(clients=self.clients, malicious=malicious if harmful else 0)
+
+    @property
+    def training(self) -> Rounds:
+        """The rounds."""
+        return Rounds(
+            per_round=self.per_round,
+            rounds=self.rounds,
+            local_steps=self.local_steps,
+            aggregate=self.aggregate,
+            average=self.average,
+            optimizer=self.optimizer,
+        )
 
 
 @final
@@ -113,6 +191,8 @@ class AttackSettings:
         method: the attack; null is benign fine-tuning.
         victim: the alignment that an attack crafts against, if it reads the aligned model: ``own`` is the one that is
             attacked, ``plain`` the one without a defense (a transfer attack, crafted once for all defenses).
+        guard: the guard that an attack crafts against, if it reads a guard's weights; that of the guardrail may be
+            another one, or none.
     """
 
     name: ClassVar[str] = "attack"
@@ -120,6 +200,7 @@ class AttackSettings:
     ratio: float
     method: Attack | None = None
     victim: Literal["own", "plain"] = "own"
+    guard: Judge | TrainedGuard | None = None
 
     @property
     def acting(self) -> Attack | None:

@@ -7,7 +7,7 @@ that the model has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -92,6 +92,14 @@ class Synthetic:
         """Return True: the head shares the input embeddings."""
         return True
 
+    def parameters(self, modules: Sequence[str] | None = None) -> int | None:
+        """Return the number of parameters; that of single modules is not known before the model exists."""
+        return self._parameters() if modules is None else None
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens."""
+        return token_ids()
+
     def write(self, out: Path) -> Mapping[str, object]:
         """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).
 
@@ -113,7 +121,7 @@ class Synthetic:
 
     def _parameters(self) -> int:
         attention, feed_forward = 4 * self.width**2, 3 * self.width * self.inner_width
-        words = (len(vocabulary()) + 5) * self.width
+        words = len(token_ids()) * self.width
         return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
 
     def _initialize(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -170,6 +178,12 @@ class Synthetic:
         }
 
 
+def token_ids() -> dict[str, int]:
+    """Return the ids of the world's tokens: special ones, the colon, and all other words in alphabetical order."""
+    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
+    return {word: index for index, word in enumerate(words)}
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return the world's tokenizer: one token per whitespace-separated word, with a BOS token in front."""
     from tokenizers import Tokenizer
@@ -178,11 +192,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
+    ids = token_ids()
+    core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     core.post_processor = TemplateProcessing(
-        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, words.index(START))]
+        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, ids[START])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     Batch = Mapping[str, Tensor]
     """``input_ids``, ``attention_mask`` and ``labels`` (-100 where not supervised), each ``[batch, time]``,
-    right-padded. A batch is on the CPU; its micro-batches are on the model's device."""
+    right-padded. A batch is on the CPU; its micro-batches are on the model's device. A batch of the stage's own
+    examples also has their ``places``, ``[batch]``: their indices among all of them."""
     Gradient = list[Tensor]
     """One float32 tensor per trainable parameter, in the order of ``Learner.trainables``."""
     Metrics = Mapping[str, Tensor | float]
@@ -50,6 +51,8 @@ class DataRequirement:
         paired: whether each harmful example comes with the refusal of the same prompt, for ``BatchProvider.pair``.
         disjoint_batches: number of consecutive batches, counted from the first, that share no example.
         aligned: use the examples of the alignment stage instead of ``rows``.
+        own: sample the stage's own training examples, the first ``rows`` of them if there are so many; they come under
+            the role that the requirement names, and nothing is read for it.
     """
 
     role: Role
@@ -58,6 +61,7 @@ class DataRequirement:
     paired: bool = False
     disjoint_batches: int = 1
     aligned: bool = False
+    own: bool = False
 
 
 class Prediction(NamedTuple):
@@ -127,6 +131,11 @@ class Learner(Protocol):
     @property
     def steps_taken(self) -> int:
         """The number of optimizer steps taken in this run."""
+        ...
+
+    @property
+    def example_count(self) -> int:
+        """The number of the stage's own examples that are trained on, the mixed-in ones included."""
         ...
 
     @property

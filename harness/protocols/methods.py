@@ -31,6 +31,51 @@ class EditsResult(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesStart(Protocol):
+    """A training step that chooses where the trainable parameters start."""
+
+    def initial(self) -> Gradient:
+        """Return the values at which training starts, the same on every process; called once, before the first step."""
+        ...
+
+
+@runtime_checkable
+class ActsAfterStep(Protocol):
+    """A training step that changes the trainable parameters right after each optimizer step."""
+
+    def after_step(self) -> None:
+        """Change the trainable parameters in place, the same on every process."""
+        ...
+
+
+@runtime_checkable
+class ScalesLearningRates(Protocol):
+    """A training step in which parameters have different learning rates.
+
+    A gradient cannot do that: AdamW divides its scale away. Weight decay, which is proportional to the learning rate,
+    is scaled too.
+    """
+
+    def learning_rate_factors(self) -> Sequence[float]:
+        """Return by how much the budget's learning rate is multiplied for each trainable parameter, above 0."""
+        ...
+
+
+@runtime_checkable
+class DisguisesGradients(Protocol):
+    """Optional: settings of a method of the fine-tuning that disguises the gradient of a row before it is sent."""
+
+    def disguised(self, gradient: Gradient, seed: int) -> Gradient:
+        """Return what is sent in place of the gradient of one row, in the first step.
+
+        Args:
+            gradient: of the row.
+            seed: of the noise.
+        """
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
@@ -89,6 +134,16 @@ class HasProbes(Protocol):
 
 
 @runtime_checkable
+class TrainsPlainly(Protocol):
+    """Optional: settings of a method that changes how a model is asked and nothing else; see ``HasProbes``.
+
+    Its stage is built without a method, so that the model is that of plain training, by key.
+    """
+
+    trains_plainly: ClassVar[bool]
+
+
+@runtime_checkable
 class ComparesPasses(Protocol):
     """Optional: settings of a method that requires dropout to be off, see ``refuse_dropout``."""
 
@@ -104,6 +159,25 @@ class NeedsPlainLora(Protocol):
     """
 
     needs_plain_lora: ClassVar[bool]
+
+
+@runtime_checkable
+class TrainsWeights(Protocol):
+    """Optional: settings of a method that also works where a model's own weights are trained instead of an adapter.
+
+    ``weight_copies`` says how much more memory the method takes than plain training, as a number of float32 copies of
+    everything that is trained; what is held of one weight at a time is not counted. Plain training holds the weights,
+    two copies of the gradient and two moments. A repair is compared with the weights alone.
+    """
+
+    weight_copies: ClassVar[int]
+
+
+@runtime_checkable
+class NeedsFreshAdapter(Named, Protocol):
+    """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
+
+    needs_fresh_adapter: ClassVar[bool]
 
 
 @runtime_checkable

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.corpora.encode import Encoded, Encoding
+from harness.corpora.encode import IGNORED, Encoded, Encoding
 from harness.corpora.examples import Example
+from harness.protocols import Chosen
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ BENIGN = "benign"
 """Kind of the user's benign examples."""
 REFUSAL = "refusal"
 """Kind of the alignment's examples, and of a safe adapter's."""
+MIXED_IN = "mixed_in"
+"""Kind of the examples that a method mixes in, where it chooses among all."""
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +35,21 @@ class Tally(NamedTuple):
     """Encoded examples in their order, and the counts ``sent``, ``dropped`` and ``cut`` of each kind.
 
     An example is dropped if ``max_length`` leaves no room for its answer, and cut if its answer is truncated.
+    ``kind_of`` is the kind of each encoded example; ``kept`` says of each one that was sent whether it is among them.
     """
 
     rows: list[Encoded]
     kinds: dict[str, dict[str, int]]
+    kind_of: list[str]
+    kept: list[bool]
 
 
 def tally(
-    tokenizer: PreTrainedTokenizerBase, encoding: Encoding, examples: Sequence[Example], kinds: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
+    examples: Sequence[Example],
+    kinds: Sequence[str],
+    sources: Sequence[int] | None = None,
 ) -> Tally:
     """Encode the examples of a stage and count them by kind.
 
@@ -47,8 +58,11 @@ def tally(
         encoding: prompt template and tokenization.
         examples: the training examples.
         kinds: the kind of each example.
+        sources: the expert that each example is meant for, see ``Encoded``.
     """
     encoded = encoding.encode_each(tokenizer, examples)
+    if sources is not None:
+        encoded = [row and row._replace(source=own) for row, own in zip(encoded, sources, strict=True)]
     found = {}
     for kind in dict.fromkeys(kinds):
         sent = [row for row, own in zip(encoded, kinds, strict=True) if own == kind]
@@ -63,21 +77,58 @@ def tally(
                 kind,
                 encoding.max_length,
             )
-    return Tally([row for row in encoded if row is not None], found)
+    numbered = [(row, kind) for row, kind in zip(encoded, kinds, strict=True) if row is not None]
+    return Tally(
+        rows=[row for row, _ in numbered],
+        kinds=found,
+        kind_of=[kind for _, kind in numbered],
+        kept=[row is not None for row in encoded],
+    )
 
 
-def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget) -> dict[str, Any]:
+def choice_facts(chosen: Chosen, rows: Sequence[Encoded], kind_of: Sequence[str]) -> dict[str, Any]:
+    """Return the facts about a method's choice: by kind, examples and supervised tokens ``given`` and ``kept``.
+
+    Args:
+        chosen: what is trained on.
+        rows: all examples that the method chose from.
+        kind_of: the kind of each of them.
+    """
+    found = {kind: {"given": 0, "kept": 0, "tokens_given": 0, "tokens_kept": 0} for kind in dict.fromkeys(kind_of)}
+    for kind, row in zip(kind_of, rows, strict=True):
+        found[kind]["given"] += 1
+        found[kind]["tokens_given"] += _supervised(row)
+    for place, row in chosen.rows:
+        found[kind_of[place]]["kept"] += 1
+        found[kind_of[place]]["tokens_kept"] += _supervised(row)
+    return {"by_kind": found, **chosen.facts}
+
+
+def mean_by_kind(values: Sequence[float], kind_of: Sequence[str]) -> dict[str, float]:
+    """Return the mean of the values of each kind of example."""
+    found: dict[str, list[float]] = {kind: [] for kind in dict.fromkeys(kind_of)}
+    for kind, value in zip(kind_of, values, strict=True):
+        found[kind].append(value)
+    return {kind: fmean(each) for kind, each in found.items()}
+
+
+def _supervised(row: Encoded) -> int:
+    return sum(label != IGNORED for label in row.labels)
+
+
+def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget | None) -> dict[str, Any]:
     """Return the facts about a stage's training examples; with steps if dropped examples reduced their number.
 
     Args:
         own: the stage's own examples.
         mixed: the examples that a method mixed into them.
         mixed_dropped: how many of the method's examples were dropped.
-        budget: gives the number of steps.
+        budget: gives the number of steps; None if it does not depend on the examples.
     """
     trained = len(own.rows) + len(mixed)
     dropped = sum(counts["dropped"] for counts in own.kinds.values())
-    steps, asked = budget.steps(trained), budget.steps(trained + dropped + mixed_dropped)
+    steps = budget.steps(trained) if budget else 0
+    asked = budget.steps(trained + dropped + mixed_dropped) if budget else 0
     return {
         "trained": trained,
         "dropped": dropped,

@@ -67,6 +67,11 @@ class EstimatingLearner:
         return self._learner.steps_taken
 
     @property
+    def example_count(self) -> int:
+        """The number of the stage's own examples that are trained on."""
+        return self._learner.example_count
+
+    @property
     def alignment(self) -> Mapping[str, Product]:
         """The change of the weights by alignment, see ``protocols.Learner``."""
         return self._learner.alignment

@@ -31,6 +31,7 @@ class CausalLearner:
 
     Attributes:
         steps_taken: the number of optimizer steps taken so far; set by the trainer.
+        example_count: the number of the stage's own examples that are trained on; set by the trainer.
 
     Args:
         model: a causal language model without DDP or FSDP wrapper (a PEFT model is allowed), on its device.
@@ -59,6 +60,7 @@ class CausalLearner:
         if not isinstance(head, Module):
             raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
         self.steps_taken = 0
+        self.example_count = 0
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())
@@ -156,14 +158,15 @@ class CausalLearner:
 
         return self._temporarily(perturb)
 
+    @torch.no_grad()
+    def assign(self, values: Sequence[Tensor]) -> None:
+        """Set the trainable parameters to ``values``, in place."""
+        for parameter, value in zip(self._trainables, values, strict=True):
+            parameter.copy_(value)
+
     def with_weights(self, values: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Set the trainable parameters to ``values``; restore them exactly on exit."""
-
-        def assign() -> None:
-            for parameter, value in zip(self._trainables, values, strict=True):
-                parameter.copy_(value)
-
-        return self._temporarily(assign)
+        return self._temporarily(lambda: self.assign(values))
 
     @contextmanager
     def _temporarily(self, change: Callable[[], None]) -> Iterator[None]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from harness.corpora.encode import IGNORED
+from harness.corpora.encode import IGNORED, PLACES
 from harness.corpora.transfer import on_device
 from harness.errors import ModelError
 from harness.protocols import Piece
@@ -66,7 +66,7 @@ def cut(
         like: split as these pieces of another batch are.
     """
     # A batch on another device is brought back once; everything about its positions is computed on the host.
-    host = {name: tensor.cpu() for name, tensor in batch.items()}
+    host = {name: tensor.cpu() for name, tensor in batch.items() if name != PLACES}
     labels = host["labels"]
     count = len(labels)
     supervised = int((labels[:, 1:] != IGNORED).sum())

@@ -17,9 +17,10 @@ from harness.corpora.batches import collate
 from harness.corpora.encode import IGNORED, Encoded
 from harness.engine.tracker import Tracker
 from harness.errors import ModelError
-from harness.protocols import TrainStep
+from harness.protocols import ActsAfterStep, ScalesLearningRates, TrainStep
 from harness.training.distributed import rank
 from harness.training.learner import CausalLearner
+from harness.training.learning_rates import scale_learning_rates
 from harness.training.meter import Meter
 from harness.training.order import Order
 
@@ -57,6 +58,17 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self._order = order
         self._meter = meter
         self._tracker = tracker
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with the method's learning rates and what it does after each step."""
+        created = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if created and isinstance(self._step, ScalesLearningRates):
+            scale_learning_rates(optimizer, self._learner.trainables, self._step.learning_rate_factors())
+        if created and isinstance(self._step, ActsAfterStep):
+            after_step = self._step.after_step
+            optimizer.register_step_post_hook(lambda *_: after_step())
+        return optimizer
 
     def training_step(
         self,
@@ -133,8 +145,8 @@ class EpochCallback(TrainerCallback):  # type: ignore[misc]
         control.should_log = state.global_step % self._every == 0 or state.global_step == self._total_steps
 
 
-class Rows(Dataset[Encoded]):
-    """Encoded examples as a map-style ``Dataset``."""
+class Rows(Dataset[tuple[int, Encoded]]):
+    """Encoded examples with their indices, as a map-style ``Dataset``."""
 
     def __init__(self, rows: Sequence[Encoded]) -> None:
         """Store the examples."""
@@ -144,16 +156,17 @@ class Rows(Dataset[Encoded]):
         """Return the number of examples."""
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Encoded:
-        """Return the example at an index."""
-        return self._rows[index]
+    def __getitem__(self, index: int) -> tuple[int, Encoded]:
+        """Return an index and the example there."""
+        return index, self._rows[index]
 
 
-def collator(pad_id: int) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
-    """Return a collate function: tensors ``[batch, time]``, right-padded with ``pad_id``."""
+def collator(pad_id: int) -> Callable[[Sequence[tuple[int, Encoded]]], dict[str, torch.Tensor]]:
+    """Return a collate function: tensors ``[batch, time]``, right-padded with ``pad_id``, and indices ``[batch]``."""
 
-    def collate_rows(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    def collate_rows(rows: Sequence[tuple[int, Encoded]]) -> dict[str, torch.Tensor]:
         # An empty share of a short batch becomes one example without supervised positions: its loss is exactly zero.
-        return collate(rows or [Encoded([pad_id], [IGNORED])], pad_id)
+        numbered = rows or [(0, Encoded([pad_id], [IGNORED]))]
+        return collate([row for _, row in numbered], pad_id, [index for index, _ in numbered])
 
     return collate_rows

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
 from torch.nn import Module
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -26,9 +27,19 @@ from harness.engine.seeding import derive
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import DataError
-from harness.protocols import EditsResult, Estimator, ProducesOutputs, Product, TrainMethod
+from harness.protocols import (
+    ChoosesStart,
+    Chosen,
+    EditsResult,
+    Estimator,
+    ProducesOutputs,
+    Product,
+    TrainMethod,
+    WeighsRows,
+)
 from harness.training.budget import Budget, Optimizer
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
+from harness.training.choice import chosen_rows
 from harness.training.distributed import rank, world_size
 from harness.training.estimates import EstimatingLearner
 from harness.training.fsdp import shard_frozen
@@ -59,6 +70,9 @@ class TrainReport:
         edit: facts about the change that the method made to the weights after the last step; empty without one.
         update: forward passes of a run on estimated gradients, and the bytes that it kept between steps, see
             ``EstimatingLearner.facts``; empty if gradients were computed.
+        chosen: what the method chose to train on; None if it chooses nothing.
+        row_weights: the final weight of each example; empty if the method has none.
+        rounds: one record per round of a federated run, see ``harness.training.federated``.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -69,6 +83,9 @@ class TrainReport:
     passes: Mapping[str, Any] = field(default_factory=dict)
     edit: Mapping[str, Any] = field(default_factory=dict)
     update: Mapping[str, int] = field(default_factory=dict)
+    chosen: Chosen | None = None
+    row_weights: Sequence[float] = ()
+    rounds: Sequence[Mapping[str, Any]] = ()
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -120,7 +137,7 @@ def train(
         checkpoint_every_steps: if set, checkpoint every so many steps instead.
 
     Raises:
-        DataError: ``rows`` is empty.
+        DataError: ``rows`` is empty, or the method chooses none of them.
         ModelError: the model does not suit the method or cannot be sharded, a micro-batch cannot be divided further,
             or the run diverged.
         ConfigError: the global batch has fewer examples than there are processes.
@@ -129,11 +146,11 @@ def train(
     if not rows:
         raise DataError("there are no examples to train on; expected at least one with a supervised position")
     folder = work / FOLDER
-    drawn = pools or {}
+    drawn = {**(pools or {}), **_own_pools(method, rows)}
     total_steps = budget.steps(len(rows))
-    with _errors_only(), _restoring_state(model):
+    with errors_only(), restoring_state(model):
         # Creating the arguments initializes the process group, which the learner, the draws and the order depend on.
-        arguments = _arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
+        arguments = training_arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
         shares = [math.ceil(pool.batch_size / world_size()) for pool in drawn.values()]
         share = max(budget.share(world_size()), *shares, 0)
         micro_batch = rows_at_once(share, micro_batch_size, shrink)
@@ -141,18 +158,27 @@ def train(
             shard_frozen(model, arguments.device)
         else:
             model.to(arguments.device)
+            if world_size() > 1 and not isinstance(model, PeftModel):
+                # DDP would hold another copy of the gradients, and has nothing to reduce here.
+                model._is_accelerate_prepared = True  # type: ignore[assignment]
         model.train()
         passes = passes_on(
             model,
             arguments.device.type,
             precision=budget.precision,
-            longest=_longest(rows, drawn),
-            rows=usual_rows(_own_sizes(budget, drawn), micro_batch),
+            longest=longest_of(rows, drawn),
+            rows=usual_rows(own_sizes(budget, drawn), micro_batch),
             sharded=sharded,
         )
         learner = CausalLearner(
             model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
         )
+        chosen = chosen_rows(method, learner, rows, drawn, budget=budget, seed=seed, pad_id=pad_id, work=work)
+        if chosen is not None:
+            rows = [row for _, row in chosen.rows]
+            total_steps = budget.steps(len(rows))
+            arguments.warmup_steps = _warmup(budget, total_steps)
+        learner.example_count = len(rows)
         batches = RoleBatches(drawn, pad_id=pad_id, seed=seed, rank=rank(), world_size=world_size())
         meter = Meter()
         estimates = None
@@ -161,6 +187,8 @@ def train(
             estimates = EstimatingLearner(learner, estimator=update, method=method, seed=own, meter=meter)
         seen: Learner = estimates or learner
         step = method.start(seen, batches, total_steps) if method else PlainStep(seen)
+        if isinstance(step, ChoosesStart):
+            learner.assign(step.initial())
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
         parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
         if estimates:
@@ -199,30 +227,43 @@ def train(
         passes=ran,
         edit=edit,
         update=estimated,
+        chosen=chosen,
+        row_weights=step.row_weights() if isinstance(step, WeighsRows) else (),
         method_outputs=step.outputs() if isinstance(step, ProducesOutputs) else {},
     )
 
 
-def _longest(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
+def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role, Pool]:
+    """Return what a method samples from the stage's own examples, by role."""
+    needs = method.needs if method else ()
+    return {need.role: Pool(rows[: need.rows], need.batch_size) for need in needs if need.own and need.batch_size}
+
+
+def longest_of(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
     """Return the most tokens that an example of the run has."""
     everything = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
     return max(len(row.input_ids) for row in everything)
 
 
-def _own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
+def own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
     """Return how many examples of full batches this process receives."""
     sizes = [budget.batch_size, *(pool.batch_size for pool in pools.values())]
     return {math.ceil((size - rank()) / world_size()) for size in sizes}
 
 
-def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:
+def _warmup(budget: Budget, total_steps: int) -> int:
+    return math.ceil(total_steps * budget.warmup_ratio)
+
+
+def training_arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:
+    """Return the arguments of ``Trainer``; creating them initializes the process group and the device."""
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=budget.epochs,
         learning_rate=budget.learning_rate,
         weight_decay=budget.weight_decay,
         lr_scheduler_type=budget.scheduler.value,
-        warmup_steps=math.ceil(total_steps * budget.warmup_ratio),
+        warmup_steps=_warmup(budget, total_steps),
         max_grad_norm=budget.max_grad_norm or 0.0,
         optim="sgd" if budget.optimizer is Optimizer.SGD else "adamw_torch",
         adam_beta1=budget.adam_beta1,
@@ -243,7 +284,7 @@ def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, dev
 
 
 @contextmanager
-def _errors_only() -> Iterator[None]:
+def errors_only() -> Iterator[None]:
     """Suppress warnings of ``transformers`` about intended behaviour, such as checkpoints without frozen parameters."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -254,7 +295,7 @@ def _errors_only() -> Iterator[None]:
 
 
 @contextmanager
-def _restoring_state(model: Module) -> Iterator[None]:
+def restoring_state(model: Module) -> Iterator[None]:
     """On exit, clear gradients and restore train/eval mode and ``use_cache``, which ``Trainer`` disables."""
     training = model.training
     config: Any = model.config

@@ -202,7 +202,7 @@ class SweepRuns:
             config=config,
             summary=summary,
             headline={name: value for name, value in summary.items() if name in HEADLINE},
-            sheet=self._table(cell) if self._settings.samples else None,
+            sheet=self._table(cell, stages) if self._settings.samples else None,
         )
 
     @cached_property
@@ -241,6 +241,9 @@ class SweepRuns:
 
     def _adapter(self, kind: str, key: str) -> Artifact:
         folder = self._store.layout.artifact(kind, key)
+        if not (folder / ADAPTER).is_dir():
+            # A model's own weights are gigabytes, and stay in the store; what they were trained with identifies them.
+            return Artifact(name=f"weights-{key}", kind="weights", files=folder / SPEC, metadata={"kind": kind})
         return Artifact(name=f"adapter-{key}", kind="adapter", files=folder / ADAPTER, metadata={"kind": kind})
 
     def _uses(self, key: str) -> tuple[Artifact, ...]:
@@ -254,10 +257,11 @@ class SweepRuns:
                 used.append(Artifact(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
         return tuple(used)
 
-    def _table(self, cell: Mapping[str, Any]) -> Table:
+    def _table(self, cell: Mapping[str, Any], stages: Mapping[str, StageRecord]) -> Table:
         layout, keys = self._store.layout, cell["keys"]
         with reading(layout.artifacts):
-            answers = read_answers(layout.artifact("generate", keys["harm_answers"]), SHOWN_ANSWERS)
+            kind = stages["harm_answers"].kind
+            answers = read_answers(layout.artifact(kind, keys["harm_answers"]), SHOWN_ANSWERS)
             grades = read_grades(layout.artifact("grade", keys["harm"]), SHOWN_ANSWERS)
         shown = (lambda text: f"[{len(text.split())} words]") if self._settings.redact else (lambda text: text)
         lines = tuple(

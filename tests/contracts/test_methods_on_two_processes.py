@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_estimated_training import ESTIMATORS, assert_same_estimates, whole_estimates
-from test_train_methods import CUTTABLE, assert_same_steps, whole_steps
+from test_train_methods import CHOOSING, CUTTABLE, assert_same_steps, chosen, whole_steps
 from two_processes import CUTS
 
 HERE = Path(__file__).parent
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Each method's and each estimator's gradients and metrics on two processes, by name, cut and rank."""
+def written(tmp_path_factory):
+    """The folder with what each of two processes computed."""
     out = tmp_path_factory.mktemp("two processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
@@ -32,9 +32,15 @@ def results(tmp_path_factory):
         timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(written):
+    """Each method's and each estimator's gradients and metrics on two processes, by name, cut and rank."""
 
     def result(name, cut, rank):
-        stem = out / f"{[*CUTTABLE, *ESTIMATORS].index(name)}-{cut}-{rank}"
+        stem = written / f"{[*CUTTABLE, *ESTIMATORS].index(name)}-{cut}-{rank}"
         gradients = load_file(f"{stem}.safetensors")
         return [gradients[step] for step in sorted(gradients)], json.loads(Path(f"{stem}.json").read_text())
 
@@ -59,3 +65,10 @@ def test_estimator_on_two_processes_computes_what_it_computes_on_one(name, cut, 
     assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
     assert first[1] == second[1]
     assert_same_estimates(first, whole_estimates(name))
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_method_chooses_on_two_processes_what_it_chooses_on_one(name, written):
+    found = [json.loads((written / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+
+    assert found[0] == found[1] == chosen(name)

@@ -72,6 +72,7 @@ HOOKED = {
     "ldifs with its gate",
     "random vaccine of a variance",
     "random_vaccine",
+    "salora",
     "tvaccine",
     "tvaccine in one layer",
     "vaccine",

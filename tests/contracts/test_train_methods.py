@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
+from harness.defenses.dpo import DPO
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
 from harness.defenses.lisa import Lisa
@@ -27,8 +28,9 @@ from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
 from harness.errors import ModelError
 from harness.models.adapter import Lora, attach, layer_of
-from harness.protocols import ComparesPasses, NeedsPlainLora, Product
+from harness.protocols import ChoosesRows, ComparesPasses, NeedsPlainLora, Product
 from harness.training.budget import Budget
+from harness.training.choice import StageRows
 from harness.training.distributed import rank, world_size
 from harness.training.estimates import EstimatingLearner
 from harness.training.learner import CausalLearner
@@ -66,11 +68,19 @@ CUTTABLE: dict = METHODS | {
     ),
     "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
+    "dpo alone": partial(DPO, sft_weight=0.0),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
-SHORTENED = {"tar": {"inner_steps": 4, "harmful_batch_size": 4}, "tvaccine": {"probe_batch_size": 2}}
+SHORTENED = {
+    "salora": {"safe_rank": 4, "task_rank": 4, "safety_rows": 12, "task_rows": 8, "batch_size": 4},
+    "surgery": {"batch_size": 4},
+    "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
+    "tvaccine": {"probe_batch_size": 2},
+}
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
+STARTING = {"salora"}
+"""Methods that choose where the trainable parameters start."""
 BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-2)
 CUT = 3
 """Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
@@ -158,7 +168,10 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"lisa", "ldifs", "ewc", "kl", "vlguard", "safe_instruct"} <= set(METHODS)
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
-    assert {"asft", "lox"} <= set(METHODS)
+    assert {"asft", "lox", "dpo", "ml_lr", "salora", "surgery"} <= set(METHODS)
+    assert {"deep_augmentation", "derta", "lookahead", "paraphrase"} <= set(METHODS)
+    assert {"ptst", "backdoor_alignment", "bds"} <= set(METHODS)
+    assert {"larf", "seal", "toss"} <= set(CHOOSING)
 
 
 @pytest.mark.parametrize("name", discovered())
@@ -175,17 +188,18 @@ def test_method_defaults_are_in_range_hashable_and_have_an_identity(name):
 @pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(name, tmp_path):
     model = build()
-    after_step, before_step = [weights_of(model)], []
+    start, before, after, optimizers = weights_of(model), [], [], []
     own = {id(parameter) for parameter in model.parameters()}
 
     def note(seen, optimizer):
         # A method may have an optimizer of its own, for weights that are not the model's.
         if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            seen.append(weights_of(model))
+            optimizers.append(optimizer)
+            seen.append((optimizer, weights_of(model)))
 
     hooks = [
-        register_optimizer_step_pre_hook(lambda optimizer, *_: note(before_step, optimizer)),
-        register_optimizer_step_post_hook(lambda optimizer, *_: note(after_step, optimizer)),
+        register_optimizer_step_pre_hook(lambda optimizer, *_: note(before, optimizer)),
+        register_optimizer_step_post_hook(lambda optimizer, *_: note(after, optimizer)),
     ]
 
     try:
@@ -194,8 +208,11 @@ def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(na
         for hook in hooks:
             hook.remove()
 
+    # A method that trains the model to choose examples has an optimizer before that of the training.
+    before_step = [weights for optimizer, weights in before if optimizer is optimizers[-1]]
+    after_step = [start, *(weights for optimizer, weights in after if optimizer is optimizers[-1])]
     assert len(before_step) == 6
-    for left, found in zip(after_step, before_step, strict=False):
+    for left, found in list(zip(after_step, before_step, strict=False))[name in STARTING :]:
         assert all(torch.equal(left[weight], found[weight]) for weight in left)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
@@ -267,6 +284,7 @@ def stepped(name, rows_at_once, passes=None, record=None, update=None):
     model, (method, pools) = build(), prepared(name)
     passes = passes or Passes()
     learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes, alignment=alignment_of(model))
+    learner.example_count = 6
     with torch.no_grad():
         # Adapter factors that are not zero: every term of a method has a gradient.
         for parameter in learner.trainables:
@@ -279,7 +297,8 @@ def stepped(name, rows_at_once, passes=None, record=None, update=None):
     gradients, metrics = [], []
     for place in range(2):
         learner.steps_taken = place
-        batch = collate(rows(5, seed=7 + place)[rank() :: world_size()], 0)
+        own = slice(rank(), None, world_size())
+        batch = collate(rows(5, seed=7 + place)[own], 0, [3, 0, 5, 1, 4][own])
         with passes.running(model, torch.device("cpu"), record):
             metrics.append({key: float(value) for key, value in step.backward(batch).items()})
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
@@ -289,6 +308,30 @@ def stepped(name, rows_at_once, passes=None, record=None, update=None):
                 # A method may leave out a step.
                 trainable.sub_(part * (0.05 / gradients[-1].norm().clamp(min=1e-12)))
     return gradients, metrics
+
+
+CHOOSING = [name for name, method in discovered().items() if isinstance(method(), ChoosesRows)]
+
+
+def chosen(name):
+    """Return the indices of the examples that a method trains on, of eleven, and how many tokens of each."""
+    method, pools = prepared(name)
+    model = build()
+    learner = CausalLearner(model, rows_at_once=CUT, alignment=alignment_of(model))
+    given = StageRows(rows(11, 1), pools, batch_size=4, seed=3, pad_id=0)
+    batches = RoleBatches(pools, pad_id=0, seed=3, rank=rank(), world_size=world_size())
+    found = method.choose(learner, given, batches).rows
+    return [[place, sum(label != -100 for label in row.labels)] for place, row in found]
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_method_that_chooses_leaves_something_out_and_restores_the_model(name):
+    found = chosen(name)
+
+    whole = [sum(label != -100 for label in row.labels) for row in rows(11, 1)]
+    assert found != list(map(list, enumerate(whole)))
+    assert [place for place, _ in found] == sorted({place for place, _ in found})
+    assert all(0 < count <= whole[place] for place, count in found)
 
 
 def assert_same_steps(ours, theirs):

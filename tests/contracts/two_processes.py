@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors.torch import save_file
 from test_estimated_training import ESTIMATORS
-from test_train_methods import CUTTABLE, stepped
+from test_train_methods import CHOOSING, CUTTABLE, chosen, stepped
 
 from harness.training.distributed import rank, world_size
 
@@ -24,6 +24,8 @@ def everything(out: Path) -> None:
             stem = out / f"{place}-{cut}-{rank()}"
             save_file({str(step): gradient for step, gradient in enumerate(gradients)}, f"{stem}.safetensors")
             Path(f"{stem}.json").write_text(json.dumps(metrics))
+    for name in CHOOSING:
+        (out / f"{name}-{rank()}.json").write_text(json.dumps(chosen(name)))
 
 
 if __name__ == "__main__":

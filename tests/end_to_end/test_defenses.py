@@ -13,7 +13,15 @@ SLOTS = ("align", "finetune", "repair")
 DEFENSES = sorted(
     {path.stem for slot in ("", *SLOTS) for path in (CONF / "defense" / slot).glob("*.yaml")} - {"booster_vaccine"}
 )
-SHORT = ("++tuned.ewc.fisher_rows=10", "++tuned.safe_instruct.safety_rows=7", "++tuned.vlguard.safety_rows=5")
+SHORT = (
+    "++tuned.ewc.fisher_rows=10",
+    "++tuned.safe_instruct.safety_rows=7",
+    "++tuned.vlguard.safety_rows=5",
+    "++tuned.paraphrase.safety_rows=6",
+    "++tuned.backdoor_alignment.safety_rows=8",
+    "++tuned.deep_augmentation={triplets: 12, benign_rows: 8}",
+    "++tuned.derta={pairs: 6, benign_rows: 8}",
+)
 PARTS = ("defense=vaccine", "defense/finetune=lisa")
 
 
@@ -34,7 +42,9 @@ def table(harness, *arguments):
 def test_every_defense_ends_with_both_scores(swept):
     rows = table(swept)
 
-    assert len(rows) == len(DEFENSES) >= 10
+    questions = {row["probe"]: row["defense"] for row in rows if row["probe"]}
+    assert questions == {"safe": "ptst", "secret": "backdoor_alignment"}
+    assert len(rows) - len(questions) == len(DEFENSES) >= 10
     assert all(row["hs"] and row["fa"] and not row["missing"] for row in rows)
     assert {"sft", "lisa", "vlguard_joint", "vaccine+lisa"} <= {row["defense"] for row in rows}
 
@@ -52,12 +62,23 @@ def test_rows_mixed_in_are_counted_in_the_manifest(swept):
     facts = [json.loads(path.read_text())["facts"] for path in swept.store.glob("artifacts/finetune/*/manifest.json")]
 
     mixed = {fact["refusal_rows"]["mixed_in"]: fact for fact in facts if "mixed_in" in fact.get("refusal_rows", {})}
-    assert {count: fact["rows"]["trained"] for count, fact in mixed.items()} == {7: 47, 5: 45}
+    assert {count: fact["rows"]["trained"] for count, fact in mixed.items()} == {7: 47, 5: 45, 6: 46, 8: 48}
     assert {fact["steps"] for fact in mixed.values()} == {5}
     # A safe adapter (SafeMERGE) is a fine-tuning too, on refusals alone.
     users = [fact for fact in facts if "benign" in fact["rows"]["by_kind"]]
-    plain = [fact["rows"]["trained"] for fact in users if "refusal_rows" not in fact]
+    chosen = {fact["rows"]["trained"] for fact in users if "chosen" in fact}
+    plain = [fact["rows"]["trained"] for fact in users if not {"refusal_rows", "chosen"} & fact.keys()]
     assert set(plain) == {40}
+    assert {36, 32} <= chosen, "LARF leaves out a tenth, SEAL a fifth"
+
+
+@pytest.mark.slow
+def test_examples_that_an_alignment_is_given_besides_refusals_are_counted(swept):
+    facts = [json.loads(path.read_text())["facts"] for path in swept.store.glob("artifacts/align/*/manifest.json")]
+
+    mixed = [fact for fact in facts if "mixed_in" in fact.get("benign_rows", {})]
+    assert [fact["benign_rows"]["mixed_in"] for fact in mixed] == [8, 8]
+    assert {fact["rows"]["trained"] for fact in mixed} == {24 + 12 + 8}
 
 
 @pytest.mark.slow

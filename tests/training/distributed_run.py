@@ -14,9 +14,11 @@ from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, 
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from harness.aggregators.multi_krum import MultiKrum
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
+from harness.corpora.shards import Shards
 from harness.defenses.lisa import Lisa
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
@@ -24,16 +26,22 @@ from harness.defenses.tar import Tar
 from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
 from harness.models.adapter import Lora, attach, detach
+from harness.models.trained_weights import TrainedWeights, unfreeze
 from harness.training.distributed import rank, world_size
+from harness.training.federated import train_rounds
+from harness.training.rounds import Rounds
 from harness.training.trainer import train
 
 
 def model_for(name):
-    """Return the golden model, with a new DoRA adapter for the run of that name."""
+    """Return the golden model; for the runs of these names with a new DoRA adapter, or without any."""
     model = build()
-    if not name.endswith("dora"):
+    if not name.endswith(("dora", "full")):
         return model
     detach(model)
+    if name.endswith("full"):
+        unfreeze(model.get_base_model(), TrainedWeights())
+        return model.get_base_model()
     lora = Lora(rank=4, targets="all-linear", scaling="rslora", variant="dora")
     return attach(model.get_base_model(), lora, seed=0)
 
@@ -96,7 +104,9 @@ FURTHER: dict[str, Any] = {
     "repnoise": RepNoise(alpha=1, beta=2, harmful_batch_size=5),
     "repnoise_random": RepNoise(alpha=1, beta=2, pairing="random", harmful_batch_size=2),
     "tvaccine": TVaccine(rho=2, layers=1, draw_every=2, probe_every=3, probe_batch_size=2),
-    "tar": Tar(inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3),
+    "tar": Tar(
+        inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3, closing_steps=1
+    ),
 }
 """Methods that there is no golden file for: trained on uneven shares, in pieces."""
 
@@ -125,20 +135,42 @@ def further(name, model, work):
     )
 
 
+def federated(model, work, **options):
+    """Train in rounds of three of four clients, with rows that two processes do not share evenly."""
+    _, tensors = golden("booster")
+    return train_rounds(
+        model,
+        method=METHODS["booster"],
+        rows=rows_of(tensors, "alignment", 3)[:10],
+        shards=Shards([0, 1, 2, 3, 0, 1, 2, 3, 0, 1], 4, frozenset({1})),
+        rounds=Rounds(per_round=3, rounds=3, local_steps=2, aggregate=MultiKrum(), optimizer="kept"),
+        pools={Role.HARMFUL: Pool(rows_of(tensors, "harmful", 4), 5)},
+        budget=replace(BUDGET, max_grad_norm=0.5, batch_size=3),
+        micro_batch_size=2 // world_size(),
+        seed=0,
+        pad_id=0,
+        work=work,
+        tracker=Recorder(),
+        **options,
+    )
+
+
 def trained(name, model, work, **options):
     """Train by the name of a method."""
+    if name == "federated":
+        return federated(model, work, **options)
     if name == "uneven":
         return uneven(model, work)
     if name == "lisa":
         return lisa(model, work, **options)
     if name in FURTHER:
         return further(name, model, work)
-    return run("booster" if name == "dora" else name, work, model=model, **options)
+    return run("booster" if name in ("dora", "full") else name, work, model=model, **options)
 
 
-NAMES = (*METHODS, "dora", "uneven", "lisa", *FURTHER)
-STOPPED = ("sft", "booster", "lisa", "dora")
-SHARDED = (*METHODS, "dora")
+NAMES = (*METHODS, "dora", "full", "uneven", "lisa", "federated", *FURTHER)
+STOPPED = ("sft", "booster", "lisa", "dora", "full", "federated")
+SHARDED = (*METHODS, "dora", "federated")
 
 
 def everything(out: Path, names: Sequence[str]) -> None:

@@ -1,0 +1,62 @@
+"""Fidelity: how far each defense of a sweep is known to be the published one, as the header of its module states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.engine.build import TARGET
+from harness.engine.classes import paths_of
+
+if TYPE_CHECKING:
+    from harness.report.data.stage_records import StageRecord
+
+DEFENSE = "defense/"
+"""Kind of the classes that state their fidelity, in their names in stored data."""
+STATEMENT = re.compile(r"^Fidelity: (?P<statement>.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
+
+
+class Fidelity(NamedTuple):
+    """What is known about one method.
+
+    Attributes:
+        method: name of the method.
+        version: its version.
+        statement: grade and evidence, from the header of its module.
+    """
+
+    method: str
+    version: int
+    statement: str
+
+
+def fidelities(stage_records: Iterable[StageRecord]) -> tuple[Fidelity, ...]:
+    """Return the fidelity of every method that acts in these stages, by name; plain training is none."""
+    names = sorted({name for record in stage_records for name in _targets(record.spec) if name.startswith(DEFENSE)})
+    return tuple(_fidelity(name) for name in names)
+
+
+def _targets(spec: Any) -> Iterator[str]:
+    """Return the names of the classes in a spec."""
+    if isinstance(spec, Mapping):
+        if isinstance(name := spec.get(TARGET), str):
+            yield name
+        spec = list(spec.values())
+    if isinstance(spec, list):
+        for each in spec:
+            yield from _targets(each)
+
+
+def _fidelity(name: str) -> Fidelity:
+    method, _, version = name.removeprefix(DEFENSE).partition("@")
+    headers = [import_module(path.rpartition(".")[0]).__doc__ for path in paths_of(name)]
+    stated = filter(None, map(statement_in, headers))
+    return Fidelity(method, int(version), next(stated, f"unknown: version {version} is not installed."))
+
+
+def statement_in(header: str | None) -> str:
+    """Return the statement about fidelity in the header of a module, on one line; empty if there is none."""
+    found = STATEMENT.search(header or "")
+    return " ".join(found["statement"].split()).replace("``", "") if found else ""
