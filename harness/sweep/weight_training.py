@@ -74,8 +74,8 @@ def check_weight_trainings(trainings: Sequence[WeightTraining], cluster: Cluster
         if size is not None and memory is not None and memory.total > size * GIB:
             reason = (
                 f"training the weights of this model with `{training.method}` needs {gib(memory.total)} on each GPU, "
-                f"without activations, and a GPU has {gib(int(size * GIB))} (`cluster.gpu_memory_gib`); expected less. Train an "
-                "adapter or named modules, choose a smaller `model`, or a method that keeps fewer copies"
+                f"without activations, and a GPU has {gib(int(size * GIB))} (`cluster.gpu_memory_gib`); expected less. "
+                "Train an adapter or named modules, choose a smaller `model`, or a method that keeps fewer copies"
             )
             problems.append(Problem(where, reason))
     if problems:
