@@ -126,6 +126,8 @@ def test_vocabularies_are_compared_where_both_are_on_this_machine(
     assert guard.vocabulary_mismatch(victim) is None
     for folder, words in zip(folders, ("one two", "one three"), strict=True):
         word_tokenizer([words]).save_pretrained(folder)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).touch()
 
     assert guard.vocabulary_mismatch(victim) == "`llama_guard2` has 5 tokens and `hub` 5, not the same"
     word_tokenizer(["one two"]).save_pretrained(folders[1])
