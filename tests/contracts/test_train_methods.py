@@ -74,7 +74,7 @@ CUTTABLE: dict = METHODS | {
 SHORTENED = {
     "salora": {"safe_rank": 4, "task_rank": 4, "safety_rows": 12, "task_rows": 8, "batch_size": 4},
     "surgery": {"batch_size": 4},
-    "tar": {"inner_steps": 4, "harmful_batch_size": 4},
+    "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
     "tvaccine": {"probe_batch_size": 2},
 }
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
