@@ -218,7 +218,9 @@ class ClassNetwork:
             model = Sequential(*layers, Linear(widths[-1], classes))
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         for _ in range(self.epochs):
-            for batch in torch.randperm(len(rows), generator=chance).split(self.batch_size):
+            order = torch.randperm(len(rows), generator=chance)
+            for start in range(0, len(rows), self.batch_size):
+                batch = order[start : start + self.batch_size]
                 optimizer.zero_grad()
                 loss = cross_entropy(model(rows[batch]), right[batch])
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -268,4 +270,5 @@ def _genetic(fitness: Fitness, members: int, largest: int | None, seed: int) -> 
         suppress_warnings=True,
     )
     search.run()
-    return fitness.of(max(known, key=lambda chosen: (round(known[chosen], 12), -len(chosen))))
+    best, _ = max(known.items(), key=lambda found: (round(found[1], 12), -len(found[0])))
+    return fitness.of(best)

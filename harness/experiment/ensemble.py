@@ -133,9 +133,9 @@ def ensemble_of(
     # A score belongs to the member whose final model it asks.
     asked = {stage.model.key: stage for stage in used.values() if isinstance(stage, ScoreClasses)}
     for member in members:
-        answers = member.cell.stages["task_answers"]
-        if isinstance(answers, Generate) and answers.model.key in asked:
-            behind[f"{member.role}.score"] = asked[answers.model.key]
+        given = member.cell.stages["task_answers"]
+        if isinstance(given, Generate) and given.model.key in asked:
+            behind[f"{member.role}.score"] = asked[given.model.key]
     return replace(
         cell,
         labels={**cell.labels, "defense": settings.label(called)},
@@ -151,11 +151,12 @@ def _scores(settings: EnsembleSettings, grades: Sequence[Grade]) -> tuple[ScoreC
         return None
     found = []
     for grade in grades:
-        answers, task = grade.answers, grade.task
-        assert isinstance(answers, Generate)
+        given: object = grade.answers
+        task: object = grade.task
+        assert isinstance(given, Generate)
         assert isinstance(task, HasVotes)
         found.append(
-            ScoreClasses(model=answers.model, prompts=answers.prompts, labels=task.labels, encoding=answers.encoding)
+            ScoreClasses(model=given.model, prompts=given.prompts, labels=task.labels, encoding=given.encoding)
         )
     return tuple(found)
 

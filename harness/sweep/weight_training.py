@@ -11,6 +11,7 @@ from harness.models.trained_weights import TrainedWeights
 from harness.protocols import TrainsWeights
 from harness.stages.align import Align
 from harness.stages.finetune import Finetune
+from harness.training.budget import Optimizer
 from harness.training.memory import TrainingMemory, training_memory
 
 GIB = 2**30
@@ -45,7 +46,11 @@ def weight_trainings(stages: Sequence[Stage]) -> list[WeightTraining]:
         modules = None if isinstance(stage.adapter.modules, str) else stage.adapter.modules
         entries = source.parameters() if isinstance(source, KnowsSize) else None
         trained = source.parameters(modules) if isinstance(source, KnowsSize) else None
-        memory = None if entries is None or trained is None else training_memory(entries, trained, copies)
+        memory = (
+            None
+            if entries is None or trained is None
+            else (training_memory(entries, trained, copies, stage.budget.optimizer or Optimizer.ADAMW))
+        )
         found[WeightTraining(stage.name, stage.method.name if stage.method else "sft", source.name, memory)] = None
     return list(found)
 

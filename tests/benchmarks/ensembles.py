@@ -50,6 +50,7 @@ class Stored:
 class Scored:
     """Class likelihoods in memory."""
 
+    key: str
     labels: tuple[str, ...]
     rows: tuple[tuple[float, ...], ...]
 
@@ -76,7 +77,7 @@ def stage(method: EnsembleMethod, metric: str, seed: int, root: Path) -> tuple[E
         lines = (json.dumps({"value": value, "incoherent": False, "reason": "", "scores": {}}) for value in values)
         (folders[grade.key] / "grades.jsonl").write_text("\n".join(lines) + "\n")
         members.append(grade)
-        scores.append(Scored(LABELS, tuple((chance.random(), chance.random()) for _ in range(ROWS))))
+        scores.append(Scored(f"{number:016d}", LABELS, tuple((chance.random(), chance.random()) for _ in range(ROWS))))
     out = root / f"{metric}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     made = Ensemble(
