@@ -98,4 +98,5 @@ def at_depth(shares: Sequence[float], depth: int) -> list[int]:
 
 def norms(states: Tensor) -> Tensor:
     """Return the L2 norm of each state, ``[...]`` of ``[..., hidden]``; the gradient at a zero state is zero."""
-    return torch.linalg.vector_norm(states, dim=-1)
+    found: Tensor = torch.linalg.vector_norm(states, dim=-1)
+    return found
