@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.config.attacker import Attacker
 from harness.config.compose import Composition, compose
-from harness.config.defense_slots import GROUP, label, slots_without_method
+from harness.config.defense_slots import GROUP, SLOTS, group_of, label, slots_without_method
+from harness.config.ensemble import members_in
 from harness.config.hydra_errors import HydraError, undecodable_files
 from harness.config.objective import Objective
 from harness.config.overrides import InvalidOverride, file_locator
@@ -22,6 +23,7 @@ from harness.errors import ConfigError, Problem
 from harness.execution.cluster import Cluster
 from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
+from harness.experiment.ensemble import ENSEMBLE, EnsembleSettings, Member, ensemble_of
 from harness.experiment.experiment import Experiment
 from harness.protocols import Named
 
@@ -33,6 +35,11 @@ OnInvalid = Literal["refuse", "skip"]
 
 GUARDRAIL, NONE = "guardrail", "none"
 """Config group of the guardrail, and its option that uses none."""
+FEDERATION = "federation"
+"""Config group of the federation."""
+
+ATTACK_GUARD = "attack_guard"
+"""Config group of the guard that an attack crafts against; by default its option of the model's name."""
 
 UPDATE = "update"
 """Config group of the estimator of gradients; its option ``none`` computes them."""
@@ -130,28 +137,25 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     problems: dict[Problem, None] = {}
     incompatible: dict[Problem, None] = {}
     cells: list[Cell | Skipped] = []
-    idle_names = [{override.name for override in composition.idle} for composition in compositions]
     used = {
         name
-        for idle, composition in zip(idle_names, compositions, strict=True)
-        for name in composition.values.keys() - idle
+        for composition in compositions
+        for each in (composition, *(member for member, _ in composition.members))
+        for name in each.values.keys() - {override.name for override in each.idle}
     }
     for composition in compositions:
         problems |= dict.fromkeys(_explain(invalid, composition) for invalid in composition.invalid)
         # An override for an empty slot must apply to at least one cell of the sweep.
         problems |= dict.fromkeys(_explain(idle, composition) for idle in composition.idle if idle.name not in used)
-        data = {key: value for key, value in composition.data.items() if key not in RUN_SETTINGS}
-        if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
-            problems |= dict.fromkeys(without)
-            continue
         try:
-            experiment = build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
+            ensemble = _ensemble(composition)
+            experiments = [_experiment(each) for each in (composition, *(member for member, _ in composition.members))]
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        problems |= dict.fromkeys(Problem.of(clash) for clash in _name_clashes(experiment))
+        problems |= dict.fromkeys(Problem.of(clash) for each in experiments for clash in _name_clashes(each))
         try:
-            cells.append(_cell(experiment, composition))
+            cells.append(_cell_of(composition, experiments, ensemble))
         except ConfigError as error:
             incompatible |= dict.fromkeys(error.problems)
             cells.append(Skipped(tuple(redacted(composition.overrides)), tuple(map(str, error.problems))))
@@ -166,6 +170,64 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     return cells
 
 
+def _experiment(composition: Composition) -> Experiment:
+    """Build the settings of a cell.
+
+    Raises:
+        ConfigError: with all problems found.
+    """
+    data = {name: value for name, value in composition.data.items() if _part_of(name) is Experiment}
+    if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
+        raise ConfigError(without)
+    return build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
+
+
+def _ensemble(composition: Composition) -> EnsembleSettings | None:
+    """Build the settings of a cell's ensemble, if it is one.
+
+    Raises:
+        ConfigError: with all problems found.
+    """
+    data = composition.data.get(ENSEMBLE)
+    if data is None:
+        return None
+    problems = [_explain(invalid, member) for member, _ in composition.members for invalid in member.invalid]
+    chosen = [name for name in (GROUP, *map(group_of, SLOTS)) if _chooses(composition.overrides, name)]
+    advice = f"the defenses of an ensemble are its members; expected them in `{ENSEMBLE}.members` only"
+    problems += [Problem(name, advice) for name in chosen]
+    if problems:
+        raise ConfigError(problems)
+    where = file_locator(composition.choices)
+    return build(EnsembleSettings, data, path=ENSEMBLE, allow=_allowed(composition), where=where)
+
+
+def _chooses(overrides: Sequence[str], group: str) -> bool:
+    return any(line.partition("=")[0].lstrip("+~") == group for line in overrides)
+
+
+def _cell_of(composition: Composition, experiments: Sequence[Experiment], ensemble: EnsembleSettings | None) -> Cell:
+    """Return a cell; of an ensemble, with its members.
+
+    Args:
+        composition: of the cell.
+        experiments: the settings of the cell and of each member.
+        ensemble: the settings of the ensemble.
+
+    Raises:
+        ConfigError: settings are incompatible with each other.
+    """
+    first, *others = experiments
+    cell = _cell(first, composition)
+    if ensemble is None:
+        return cell
+    names = [name for name, _ in members_in(composition.data)]
+    members = [
+        Member(f"{name}@{experiment.seed}" if ensemble.seed_offsets else name, _cell(experiment, member), offset)
+        for name, experiment, (member, offset) in zip(names, others, composition.members, strict=True)
+    ]
+    return ensemble_of(first, ensemble, members, cell)
+
+
 def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
     """Return the problem of an override; for a setting that exists but that no file sets, the advice to use ``+``."""
     if invalid.unknown is None:
@@ -178,7 +240,8 @@ def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
         node = node.get(step) if isinstance(node, dict) else None
     if isinstance(node, dict):
         node[last] = None
-        problems = [problem for cls in (Experiment, Settings) for problem in _problems_of(cls, data, composition)]
+        classes = (Experiment, Settings, EnsembleSettings)
+        problems = [problem for cls in classes for problem in _problems_of(cls, data, composition)]
         if not any(each.path == invalid.name and each.text.startswith("unknown setting") for each in problems):
             advice = f"no file sets it, so it has to be added with `+`: `+{invalid.line}`"
             return Problem(invalid.name, f"{advice}. Or set it in `{where(invalid.name)}`.")
@@ -186,14 +249,22 @@ def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
 
 
 def _problems_of(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[Problem, ...]:
-    """Return the problems of building one of the two top-level classes from its part of the data."""
-    own = {name: value for name, value in data.items() if (name in RUN_SETTINGS - {TUNED}) == (cls is Settings)}
-    own.pop(TUNED, None)
+    """Return the problems of building one of the top-level classes from its part of the data."""
+    own: object = {name: value for name, value in data.items() if _part_of(name) is cls}
+    if cls is EnsembleSettings:
+        own = data.get(ENSEMBLE)
     try:
-        build(cls, own, allow=_allowed(composition))
+        build(cls, own, path=ENSEMBLE if cls is EnsembleSettings else "", allow=_allowed(composition))
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _part_of(name: str) -> type | None:
+    """Return the class that a top-level setting belongs to; None for one that the others only refer to."""
+    if name == TUNED:
+        return None
+    return EnsembleSettings if name == ENSEMBLE else Settings if name in RUN_SETTINGS else Experiment
 
 
 def _allowed(composition: Composition) -> tuple[str, ...]:
@@ -210,8 +281,10 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("judges", experiment.attack.guard),
         ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
+        ("aggregators", experiment.federation.aggregate if experiment.federation else None),
     ]
     return [
         f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
@@ -243,7 +316,7 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
     labels: dict[str, object] = {name: composition.choices.get(name, "") for name in LABELS}
     labels["defense"] = label(composition.choices, composition.data[GROUP])
     labels |= {"ratio": experiment.attack.acting_ratio, "seed": experiment.seed}
-    named = {"attack.ratio", "seed"}
+    named = {"attack.ratio", "seed", f"{ENSEMBLE}.members"}
     swept: dict[str, object] = {
         key: value
         for key, value in composition.values.items()
@@ -254,6 +327,15 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)
             swept[group] = part.name if choice == NONE else choice
+    acting, opened = experiment.attack.acting, experiment.attack.guard
+    if acting is not None and acting.needs.guard and opened is not None:
+        choice = composition.choices.get(ATTACK_GUARD, opened.name)
+        if choice != composition.choices.get("model"):
+            swept[ATTACK_GUARD] = choice
+
+    if (federation := experiment.federation) is not None:
+        swept[FEDERATION] = composition.choices.get(FEDERATION, NONE)
+        swept[f"{FEDERATION}.aggregate"] = federation.aggregate.name
 
     def asked(probe: Probe | None) -> Cell:
         return Cell(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolve
 from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
+from harness.config.ensemble import WITHOUT, members_in
 from harness.config.expansion import expand
 from harness.config.hydra_errors import wrap_hydra_errors
 from harness.config.implied_options import check_implied
@@ -27,6 +28,7 @@ from harness.config.overrides import InvalidOverride
 from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
+from harness.experiment.ensemble import ENSEMBLE
 
 register()
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -46,8 +48,9 @@ class Composition:
         values: the plain values that the user set, by dotted name.
         overrides: the overrides as the user wrote them.
         invalid: overrides that could not be applied.
-        idle: overrides of settings of a defense slot that is empty in this cell: a sweep may combine a grid over a
-            method's settings with cells that do not use the method.
+        idle: overrides of settings of a defense slot that is empty in this cell, or of an ensemble in a cell without
+            one: a sweep may combine a grid over a method's settings with cells that do not use the method.
+        members: the compositions of an ensemble's members.
     """
 
     data: Mapping[str, Any]
@@ -56,6 +59,14 @@ class Composition:
     overrides: tuple[str, ...]
     invalid: tuple[InvalidOverride, ...] = ()
     idle: tuple[InvalidOverride, ...] = ()
+    members: tuple["MemberComposition", ...] = ()
+
+
+class MemberComposition(NamedTuple):
+    """The composition of a member of an ensemble, and the number that was added to its seed."""
+
+    composition: Composition
+    offset: int
 
 
 class Composer:
@@ -98,13 +109,14 @@ class Composer:
             data, wrong = composed.with_values(values)
         _check_slots(data)
         idle = {
-            index: invalid for index, invalid in wrong.items() if invalid.unknown and _of_empty_slot(invalid.name, data)
+            index: invalid for index, invalid in wrong.items() if invalid.unknown and _without_use(invalid.name, data)
         }
         ignored = {id(values[index]) for index in idle}
         return self._composition(
             composed.choices,
             data,
             [item for item in parsed if id(item) not in ignored],
+            members=self._members(data, parsed),
             invalid=tuple(invalid for index, invalid in wrong.items() if index not in idle),
             idle=tuple(idle.values()),
         )
@@ -125,10 +137,10 @@ class Composer:
         chosen = {group: str(choice) for group, choice in choices.items()}
         data = {str(name): resolve(config, str(name)) for name in config if name != "hydra"}
         _check_slots(data)
-        return self._composition(chosen, data, parsed)
+        return self._composition(chosen, data, parsed, members=self._members(data, parsed))
 
     def _composition(
-        self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **problems: Any
+        self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **others: Any
     ) -> Composition:
         groups, values = self._split(parsed)
         written = {item.key_or_group for item in groups}
@@ -144,8 +156,27 @@ class Composer:
                 for item in assigned
             },
             overrides=tuple(item.input_line or "" for item in parsed),
-            **problems,
+            **others,
         )
+
+    def _members(self, data: Mapping[str, Any], parsed: Sequence[Override]) -> tuple[MemberComposition, ...]:
+        """Compose the members of an ensemble: the cell's own overrides, with another defense and seed.
+
+        Raises:
+            ConfigError: a member is no option of ``defense``.
+        """
+        found = []
+        for name, offset in members_in(data):
+            moved = (GROUP, ENSEMBLE, *(("seed",) if offset else ()))
+            kept = [item.input_line or "" for item in parsed if not _belongs(item.key_or_group, moved)]
+            seed = [f"seed={data['seed'] + offset}"] if offset else []
+            try:
+                composition = self.compose([*kept, f"{GROUP}={name}", f"{ENSEMBLE}={WITHOUT}", *seed])
+            except ConfigError as error:
+                problems = [Problem(f"{ENSEMBLE}.members", f"`{name}`: {each}") for each in error.problems]
+                raise ConfigError(problems) from None
+            found.append(MemberComposition(composition, offset))
+        return tuple(found)
 
     def _parse(self, text: str) -> Override:
         """Parse an override; cached, because the cells of a sweep share most of theirs."""
@@ -265,12 +296,20 @@ def _check_slots(data: Mapping[str, Any]) -> None:
         raise ConfigError([Problem(GROUP, f"expected a group of settings with the slots {quoted(SLOTS)}.")])
 
 
+def _belongs(name: str, groups: Sequence[str]) -> bool:
+    """Return whether an override chooses the option of one of these groups or slots, or sets a value of an ensemble."""
+    return name in groups or name.startswith((f"{ENSEMBLE}.", *(f"{GROUP}/{slot}" for slot in SLOTS)))
+
+
 def _may_be_options(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
 
 
-def _of_empty_slot(name: str, data: Mapping[str, Any]) -> bool:
+def _without_use(name: str, data: Mapping[str, Any]) -> bool:
+    """Return whether a setting is one of an empty slot, or of an ensemble in a cell without one."""
     group, slot, *_ = [*name.split("."), ""]
+    if group == ENSEMBLE:
+        return bool(slot) and data.get(ENSEMBLE) is None
     return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
 
 

@@ -6,7 +6,7 @@ what follows does not answer the prompt. This applies to tasks, judges and the c
 not cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from harness.corpora.examples import Score
@@ -40,3 +40,15 @@ def exact_match(answer: str, target: str, *variants: str) -> Score:
     """Return 1 if the stripped answer is the target or one of its accepted variants, otherwise 0."""
     correct = answer.strip() in (target, *variants)
     return Score(float(correct), "exact" if correct else f"is not {target}")
+
+
+def named_class(answer: str, names: Mapping[str, Sequence[str]], match: Match | None) -> str | None:
+    """Return the class that an answer is (None) or contains; None if it is none of them, or contains several.
+
+    Args:
+        answer: the graded part of an answer.
+        names: the names of each class.
+        match: as for ``matched``.
+    """
+    found = [label for label, accepted in names.items() if matched(answer, accepted, match).value]
+    return found[0] if len(found) == 1 else None

@@ -16,6 +16,8 @@ class Role(StrEnum):
     """Harmful prompt with a harmful answer, available to the defender."""
     ATTACK = "attack"
     """Harmful prompt with a harmful answer, available to the attacker."""
+    SERVER = "server"
+    """The user's task, but examples that no user holds: the benign data of a federation's server."""
     EVALUATION = "evaluation"
     """Harmful prompt for measuring the harmful score."""
     BENIGN = "benign"

@@ -142,10 +142,8 @@ def mix(
         wanted, task_rows=len(task), pool_rows=pool_rows, compat=compat, hosts=hosts, selects=selects, alone=alone
     ):
         raise DataError("\n".join(map(str, problems)))
-    if compat == "booster":
-        pool, own = list(harmful or ())[1:], list(task)
-    else:
-        pool, own = _shuffled(harmful or (), seed, "harmful"), _shuffled(task, seed, "benign")
+    own = ordered_task(task, compat, seed)
+    pool = list(harmful or ())[1:] if compat == "booster" else _shuffled(harmful or (), seed, "harmful")
     if selects:
         bad, good = [], craft(pool, own, wanted.benign)
     else:
@@ -156,6 +154,11 @@ def mix(
     if compat == "exact":
         generator(seed, "mixture", "order").shuffle(marked)
     return Mixture([example for example, _ in marked], [flag for _, flag in marked], wanted)
+
+
+def ordered_task(task: Sequence[Example], compat: Compat, seed: int) -> list[Example]:
+    """Return the examples of a task in the order in which mixtures take them."""
+    return list(task) if compat == "booster" else _shuffled(task, seed, "benign")
 
 
 def _shuffled(examples: Sequence[Example], seed: int, kind: str) -> list[Example]:

@@ -150,7 +150,15 @@ def _ordered(origin: SafetySource, keep: Keep, shuffle: int | None) -> list[Safe
     return rows
 
 
-def examples_of(*slices: Slice | None) -> list[Example]:
+class Readable(Protocol):
+    """Settings that give examples."""
+
+    def examples(self) -> list[Example]:
+        """Return the examples, in order."""
+        ...
+
+
+def examples_of(*slices: Readable | None) -> list[Example]:
     """Return the examples of all slices that are not None.
 
     Raises:

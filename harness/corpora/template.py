@@ -68,6 +68,14 @@ def conversation_of(example: Example, *, system: str | None) -> Conversation:
     return (*first, *example.before, Message("user", request))
 
 
+def turn_of(row: Example) -> Example:
+    """Return an uploaded row as a guard reads it: one turn of the user and one of the assistant.
+
+    The user's turn is everything that precedes the answer, separated by blank lines.
+    """
+    return Example("\n\n".join(message.content for message in conversation_of(row, system=None)), row.output)
+
+
 def separator_of(*, template: Template, newline: bool) -> str:
     """Return the text between a prompt and its answer in training: a space after the plain colon, otherwise nothing."""
     return " " if template is Template.PLAIN and not newline else ""

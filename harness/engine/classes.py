@@ -18,8 +18,10 @@ _KINDS = {
     "stages": "stage",
     "defenses": "defense",
     "attacks": "attack",
+    "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",
+    "ensembles": "ensemble",
     "estimators": "estimator",
     "tracking": "tracker",
 }

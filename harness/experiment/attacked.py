@@ -4,11 +4,27 @@ from dataclasses import replace
 
 from harness.corpora.examples import Role
 from harness.corpora.mixture import Compat, counts
+from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
-from harness.protocols import AttackPlan, ChecksPlan, Named, SelectsRows, SendsAlone, Tampering
+from harness.protocols import (
+    Attack,
+    AttackNeeds,
+    AttackPlan,
+    ChecksPlan,
+    ChoosesRows,
+    Named,
+    NeedsPlainLora,
+    RewritesExamples,
+    SelectsRows,
+    SendsAlone,
+    Tampering,
+    TrainedGuard,
+    WhiteBoxGuard,
+)
 from harness.stages.align import Align
+from harness.stages.base import Base
 from harness.stages.poison import Poison
 from harness.stages.tamper import Tamper
 
@@ -25,17 +41,28 @@ def poison_of(experiment: Experiment, aligned: Align) -> Poison:
     attack = experiment.attack.acting
     rows, ratio, compat = _sent(experiment)
     victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None, benign=None)
+    needs = attack.needs if attack else AttackNeeds()
+    guard = experiment.attack.guard if needs.guard else None
     return Poison(
         task=experiment.task.train,
         attack=attack,
-        harmful=experiment.corpus.slice(Role.ATTACK) if attack and attack.needs.pool else None,
-        victim=victim if attack and attack.needs.victim else None,
-        encoding=experiment.model.encoding if attack and attack.needs.victim else None,
+        harmful=experiment.corpus.slice(Role.ATTACK) if needs.pool else None,
+        victim=victim if needs.victim else None,
+        encoding=experiment.model.encoding if needs.victim or needs.encoding else None,
         rows=rows,
         ratio=ratio,
         compat=compat,
         seed=experiment.seed,
+        guard=guard,
+        guard_model=Base(source=guard.source) if isinstance(guard, TrainedGuard) else None,
+        clients=_clients(experiment),
     )
+
+
+def task_rows_taken(experiment: Experiment) -> int:
+    """Return how many examples of the task the user's mixture may take, in order."""
+    attack, wanted = experiment.attack.acting, counts(*_sent(experiment))
+    return wanted.benign + (wanted.harmful if attack and attack.needs.hosts else 0)
 
 
 def tamper_of(experiment: Experiment, aligned: Align, method: Tampering) -> Tamper:
@@ -58,9 +85,10 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
         problems.append(Problem("attack.victim", reason))
-    problems += _overridden(experiment)
+    problems += [*_overridden(experiment), *_unshared(experiment)]
     if attack is None:
         return problems
+    problems += [*_closed(experiment, attack), *_unreadable(experiment, attack)]
     pool = experiment.corpus.slice(Role.ATTACK) if attack.needs.pool else None
     if pool and attack.needs.refusals and isinstance(pool.origin, OneAnswer):
         reason = (
@@ -85,6 +113,43 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     return problems
 
 
+def _closed(experiment: Experiment, attack: Attack) -> list[Problem]:
+    """Return why the guard that an attack crafts against cannot be read with the victim's vocabulary."""
+    if not attack.needs.guard:
+        return []
+    guard = experiment.attack.guard
+    if guard is None:
+        reason = (
+            f"`{attack.name}` crafts against a guard's weights, but none is chosen; expected one with the vocabulary "
+            "of the model. Set `attack_guard=llama_guard2` for Llama-3-8B, `attack_guard=tiny` for the tiny model"
+        )
+    elif not isinstance(guard, WhiteBoxGuard):
+        reason = (
+            f"`{attack.name}` crafts against a guard's weights, which `{guard.name}` does not give; expected one that "
+            "can be opened, such as `attack_guard=llama_guard2`"
+        )
+    elif mismatch := guard.vocabulary_mismatch(experiment.model.source):
+        reason = (
+            f"`{attack.name}` exchanges tokens that victim and guard read alike, but {mismatch}; expected a guard with "
+            "the vocabulary of the model. Set `attack_guard`, or another `model`"
+        )
+    else:
+        return []
+    return [Problem("attack.guard", reason)]
+
+
+def _unreadable(experiment: Experiment, attack: Attack) -> list[Problem]:
+    """Return why an attack cannot use the aligned model's adapter."""
+    variant = experiment.align.adapter.variant
+    if not isinstance(attack, NeedsPlainLora) or variant is None:
+        return []
+    reason = (
+        f"`{attack.name}` reads the gradients of plain LoRA, but the aligned adapter is of the variant `{variant}`; "
+        "expected null"
+    )
+    return [Problem("align.adapter.variant", reason)]
+
+
 def _untampered(experiment: Experiment, tamper: Tampering) -> list[Problem]:
     """Return why the aligned model's weights cannot be changed."""
     if not isinstance(tamper, ChecksPlan):
@@ -99,6 +164,8 @@ def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
     parts: dict[str, Named | None] = {
         ATTACK: experiment.attack.method,
         "guardrail": experiment.guardrail,
+        "federation": experiment.federation,
+        "leakage": experiment.leakage,
         "defense.finetune": defense.finetune,
         "defense.repair": defense.repair,
     }
@@ -119,6 +186,50 @@ def _sent(experiment: Experiment) -> tuple[int, float, Compat]:
     if isinstance(attack, SendsAlone):
         return attack.rows, 1.0, "exact"
     return finetune.rows, experiment.attack.acting_ratio, finetune.compat
+
+
+def _clients(experiment: Experiment) -> Clients | None:
+    """Return the clients that hold the rows, in a federation."""
+    if experiment.federation is None:
+        return None
+    wanted = counts(*_sent(experiment))
+    return experiment.federation.members(sum(wanted), wanted.harmful)
+
+
+def _unshared(experiment: Experiment) -> list[Problem]:
+    """Return why the clients of a federation cannot hold the rows."""
+    federation, attack = experiment.federation, experiment.attack.acting
+    if federation is None:
+        return []
+    if isinstance(attack, SelectsRows | SendsAlone):
+        reason = f"`{attack.name}` is one user's, who sends rows of one kind; a federation expects rows that are mixed"
+        return [Problem(ATTACK, f"{reason} into those of others, such as `attack=mix`")]
+    problems = []
+    if experiment.guardrail is not None:
+        reason = f"`{experiment.guardrail.name}` reads the rows that a user uploads, but clients keep theirs"
+        problems.append(Problem("guardrail", f"{reason}; expected null"))
+    if experiment.finetune.update is not None:
+        reason = f"`{experiment.finetune.update.name}` is not implemented for clients of a federation; expected null"
+        problems.append(Problem("finetune.update", reason))
+    defense = experiment.defense.finetune
+    method: object = defense
+    if defense and isinstance(method, ChoosesRows | RewritesExamples):
+        reason = f"`{defense.name}` changes the rows of all users before training, but clients keep theirs"
+        problems.append(Problem("defense.finetune", f"{reason}; expected another method"))
+    wanted = counts(*_sent(experiment))
+    rows = sum(wanted)
+    if rows < federation.clients:
+        reason = f"{rows} rows for {federation.clients} clients; expected at least one each"
+        return [*problems, Problem("federation.clients", reason)]
+    members = federation.members(rows, wanted.harmful)
+    most = members.malicious * (rows // federation.clients)
+    if wanted.harmful > most or members.malicious > federation.clients:
+        reason = (
+            f"{members.malicious} of {federation.clients} clients hold {most} of {rows} rows, but the attacker has "
+            f"{wanted.harmful}; expected room for them. Raise it, or lower `attack.ratio`"
+        )
+        problems.append(Problem("federation.malicious", reason))
+    return problems
 
 
 def _overridden(experiment: Experiment) -> list[Problem]:

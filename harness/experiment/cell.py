@@ -20,6 +20,7 @@ class Cell:
         stages: the chain, by role (``base``, ``align``, ...).
         overrides: the overrides of this cell as the user wrote them.
         probes: cells that ask the same models other questions; each is a row of its own.
+        members: the cells of the sweep among whose answers an ensemble chooses; each is a row of its own.
     """
 
     labels: Mapping[str, object]
@@ -28,6 +29,12 @@ class Cell:
     stages: Mapping[str, Stage]
     overrides: tuple[str, ...] = field(default=())
     probes: tuple[Self, ...] = ()
+    members: tuple[Self, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Self, ...]:
+        """All rows that the cell brings into its sweep: those of its members, its own, and those of its probes."""
+        return (*(row for member in self.members for row in member.rows), self, *self.probes)
 
     @property
     def keys(self) -> dict[str, str]:

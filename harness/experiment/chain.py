@@ -8,12 +8,13 @@ from collections import Counter
 
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
+from harness.corpora.remaining import Remaining
 from harness.corpora.slices import Slice
 from harness.corpora.template import Template, marker_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
-from harness.experiment.attacked import infeasible, poison_of, tamper_of
+from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
 from harness.experiment.compatibility import incompatibilities, unestimated, unserved
 from harness.experiment.experiment import Experiment
 from harness.models.adapter import Lora
@@ -21,9 +22,11 @@ from harness.protocols import (
     DataRequirement,
     ExampleSource,
     MeasuredTask,
+    Named,
     NeedsFreshAdapter,
     NeedsSafeAdapter,
     RepairMethod,
+    SelectsRows,
     TrainedGuard,
     TrainMethod,
     TrainsPlainly,
@@ -34,6 +37,7 @@ from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
 from harness.stages.inputs import ModelStage
+from harness.stages.leak import Leak
 from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
 from harness.stages.poison import Poison
@@ -58,6 +62,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_ambiguous(experiment),
         *infeasible(experiment),
         *_unmeasured(experiment, probe),
+        *_without_server_rows(experiment),
     ]:
         raise ConfigError(conflicts)
     align, encoding = experiment.align, experiment.model.encoding
@@ -98,13 +103,18 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         encoding=encoding,
         seed=experiment.seed,
         update=finetune.update,
+        rounds=experiment.federation.training if experiment.federation else None,
     )
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
+    if (opened := poison.guard_model) and opened != (guardrail.model if guardrail else None):
+        stages = {"attack_guard": opened, **stages}
     if guardrail is not None:
         stages |= {**({"guard": guardrail.model} if guardrail.model else {}), "moderate": guardrail}
     stages["finetune"] = tuned
+    if experiment.leakage is not None:
+        stages["leak"] = Leak(tuned=tuned, probe=experiment.leakage, seed=experiment.seed)
     if (repair := experiment.defense.repair) is None:
         return stages, tuned
     safe = None
@@ -129,6 +139,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         encoding=encoding,
         seed=experiment.seed,
         safe=safe,
+        server=_server_rows(experiment, repair),
     )
     return {**stages, "repair": repaired}, repaired
 
@@ -223,7 +234,11 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
                 method,
                 adapter,
                 experiment.align.adapter,
-                [(need, _slice(experiment, need)) for need in method.needs if not need.own],
+                [
+                    (need, _slice(experiment, need))
+                    for need in method.needs
+                    if not need.own and need.role is not Role.SERVER
+                ],
             )
         ),
         *_continued(experiment),
@@ -231,12 +246,16 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
 
 
 def _continued(experiment: Experiment) -> list[Problem]:
-    """Return why a method cannot train the aligned adapter further."""
+    """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
     method = experiment.defense.finetune
-    if not isinstance(method, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+    if method and experiment.federation and any(need.own for need in method.needs):
+        reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
+        return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
+    named: Named | None = method
+    if not isinstance(named, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
         return []
     reason = (
-        f"`{method.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
+        f"`{named.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
         f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
     )
     return [Problem("defense.finetune", reason)]
@@ -247,6 +266,34 @@ def _auxiliary_data(
 ) -> dict[str, Slice | None]:
     needs = {need.role: need for need in method.needs} if method else {}
     return {role.value: _slice(experiment, needs[role]) if role in needs else None for role in roles}
+
+
+def _server_rows(experiment: Experiment, method: RepairMethod) -> Remaining | None:
+    """Return the benign examples of the server, for a method that needs them."""
+    rows = next((need.rows for need in method.needs if need.role is Role.SERVER), None)
+    if rows is None:
+        return None
+    return Remaining(
+        task=experiment.task.train,
+        rows=rows,
+        taken=task_rows_taken(experiment),
+        compat=experiment.finetune.compat,
+        seed=experiment.seed,
+    )
+
+
+def _without_server_rows(experiment: Experiment) -> list[Problem]:
+    """Return why a repair cannot have benign examples that no user holds."""
+    repair, attack = experiment.defense.repair, experiment.attack.acting
+    if repair is None or not isinstance(attack, SelectsRows):
+        return []
+    if all(need.role is not Role.SERVER for need in repair.needs):
+        return []
+    reason = (
+        f"`{repair.name}` trains on rows of the task that no user holds, but `{attack.name}` may choose any of them; "
+        "expected another attack, or `defense.repair.benign_rows=0`"
+    )
+    return [Problem("defense.repair", reason)]
 
 
 def _slice(experiment: Experiment, need: DataRequirement) -> Slice:

@@ -15,11 +15,13 @@ from harness.experiment.settings import (
     AttackSettings,
     Defense,
     Evaluation,
+    Federation,
     FinetuneSettings,
     Model,
     OverRefusal,
 )
 from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Tampering, Task, TrainedGuard
+from harness.stages.leak import Leakage
 
 
 @final
@@ -31,6 +33,8 @@ class Experiment:
         over_refusal: how over-refusal is measured; null does not measure it.
         tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
+        leakage: measures what gradients give away of the rows; null does not.
+        federation: clients that hold the user's rows and train on them; null fine-tunes in one place.
     """
 
     name: ClassVar[str] = "experiment"
@@ -48,6 +52,8 @@ class Experiment:
     over_refusal: OverRefusal | None = None
     tamper: Tampering | None = None
     guardrail: Judge | TrainedGuard | None = None
+    federation: Federation | None = None
+    leakage: Leakage | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -5,24 +5,29 @@ from typing import ClassVar, Literal, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.probe import EncodingChange
-from harness.engine.checks import counts, shares
+from harness.corpora.shards import Clients, fewest_malicious
+from harness.engine.checks import counts, not_negative, shares
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
 from harness.protocols import (
+    Aggregator,
     Attack,
     Estimator,
     ExampleSource,
     HasConflicts,
+    Judge,
     ModelSource,
     Named,
     RefusalJudge,
     RepairMethod,
     SelectsRows,
     SendsAlone,
+    TrainedGuard,
     TrainMethod,
 )
 from harness.training.budget import Budget
+from harness.training.rounds import Rounds
 
 
 @final
@@ -83,6 +88,77 @@ class FinetuneSettings:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Federation:
+    """The user's fine-tuning by a federation: clients hold the rows of the mixture, and a server combines their work.
+
+    Attributes:
+        clients: number of clients, with equal numbers of rows.
+        malicious: number of clients that hold the attacker's rows; the poison ratio stays the share of all rows, so the
+            share in a malicious client is ``ratio * clients / malicious``. Null is the smallest number that can hold
+            them. Without an attack there is none.
+        per_round: see ``Rounds``, as all that follow.
+        rounds: number of rounds.
+        local_steps: optimizer steps of a client in a round.
+        aggregate: how the server combines what the clients trained.
+        average: ``factors`` or ``product``.
+        optimizer: ``fresh`` or ``kept``.
+    """
+
+    name: ClassVar[str] = "federation"
+    version: ClassVar[int] = 1
+    clients: int
+    malicious: int | None = None
+    per_round: int
+    rounds: int
+    local_steps: int
+    aggregate: Aggregator
+    average: Literal["factors", "product"] = "factors"
+    optimizer: Literal["fresh", "kept"] = "fresh"
+
+    def problems(self) -> list[Problem]:
+        """Range errors."""
+        found = [*counts(self, "clients", "per_round", "rounds", "local_steps"), *not_negative(self, "malicious")]
+        for name in ("malicious", "per_round"):
+            value = getattr(self, name)
+            if value is not None and value > self.clients:
+                found.append(Problem(name, f"{value} of {self.clients} clients; expected at most as many"))
+        if self.per_round < self.aggregate.fewest:
+            reason = f"{self.per_round} clients are too few for `{self.aggregate.name}`"
+            found.append(Problem("per_round", f"{reason}; expected at least {self.aggregate.fewest}"))
+        if self.average == "product" and not self.aggregate.weighs_clients:
+            reason = (
+                f"`{self.aggregate.name}` does not average whole clients, so there are no products to average; "
+                "expected `factors`"
+            )
+            found.append(Problem("average", reason))
+        return found
+
+    def members(self, rows: int, harmful: int) -> Clients:
+        """Return the clients that hold a mixture.
+
+        Args:
+            rows: the number of rows.
+            harmful: how many of them are the attacker's.
+        """
+        fewest = fewest_malicious(rows, harmful, self.clients)
+        malicious = self.malicious if self.malicious is not None else fewest
+        return Clients(clients=self.clients, malicious=malicious if harmful else 0)
+
+    @property
+    def training(self) -> Rounds:
+        """The rounds."""
+        return Rounds(
+            per_round=self.per_round,
+            rounds=self.rounds,
+            local_steps=self.local_steps,
+            aggregate=self.aggregate,
+            average=self.average,
+            optimizer=self.optimizer,
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Defense:
     """The three slots of a defense; an empty slot (null) means plain training, or no repair."""
 
@@ -113,6 +189,8 @@ class AttackSettings:
         method: the attack; null is benign fine-tuning.
         victim: the alignment that an attack crafts against, if it reads the aligned model: ``own`` is the one that is
             attacked, ``plain`` the one without a defense (a transfer attack, crafted once for all defenses).
+        guard: the guard that an attack crafts against, if it reads a guard's weights; that of the guardrail may be
+            another one, or none.
     """
 
     name: ClassVar[str] = "attack"
@@ -120,6 +198,7 @@ class AttackSettings:
     ratio: float
     method: Attack | None = None
     victim: Literal["own", "plain"] = "own"
+    guard: Judge | TrainedGuard | None = None
 
     @property
     def acting(self) -> Attack | None:

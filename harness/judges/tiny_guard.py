@@ -15,7 +15,10 @@ from harness.corpora.examples import Example, Score
 from harness.corpora.world import vocabulary
 from harness.engine.checks import below_one
 from harness.errors import Problem
+from harness.models.tiny import token_ids
 from harness.models.tiny_guard import LABEL, SyntheticGuard, restricted, text_of
+from harness.models.vocabulary import vocabulary_of
+from harness.protocols import ModelSource, OpenedGuard
 
 FOREIGN = Score(None, "most words are not of the synthetic world")
 
@@ -53,6 +56,28 @@ class TinyGuard:
         known = [2 * sum(word in words for word in text.split()) >= len(text.split()) for text in texts]
         judged = iter(restricted(model, [text for text, own in zip(texts, known, strict=True) if own], device=device))
         return [self._score(next(judged)) if own else FOREIGN for own in known]
+
+    def vocabulary_mismatch(self, victim: ModelSource) -> str | None:
+        """Return why the guard's vocabulary, the world's, is not that of a victim's model."""
+        theirs = vocabulary_of(victim)
+        if theirs == token_ids():
+            return None
+        size = "another one" if theirs is None else f"{len(theirs)} tokens"
+        return f"`{self.name}` has the {len(token_ids())} tokens of the synthetic world and `{victim.name}` {size}"
+
+    def opened(self, model: Path | None, *, device: str) -> OpenedGuard:
+        """Load the guard for an attack that reads its weights.
+
+        Args:
+            model: the folder of the trained guard.
+            device: a torch device string.
+        """
+        from harness.mechanisms.white_box_guard import of_classifier
+        from harness.models.classifier import load_classifier
+
+        assert model is not None, "a guard that is trained comes with its model"
+        loaded = load_classifier(model, labels=(LABEL,), dtype="float32", device=device)
+        return of_classifier(loaded.model, loaded.tokenizer, lambda turn: text_of(turn.instruction, turn.output))
 
     def _score(self, probability: float) -> Score:
         flagged = probability > self.threshold

@@ -92,6 +92,10 @@ class Synthetic:
         """Return True: the head shares the input embeddings."""
         return True
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens."""
+        return token_ids()
+
     def write(self, out: Path) -> Mapping[str, object]:
         """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).
 
@@ -170,6 +174,12 @@ class Synthetic:
         }
 
 
+def token_ids() -> dict[str, int]:
+    """Return the ids of the world's tokens: special ones, the colon, and all other words in alphabetical order."""
+    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
+    return {word: index for index, word in enumerate(words)}
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return the world's tokenizer: one token per whitespace-separated word, with a BOS token in front."""
     from tokenizers import Tokenizer
@@ -178,11 +188,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
+    ids = token_ids()
+    core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     core.post_processor = TemplateProcessing(
-        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, words.index(START))]
+        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, ids[START])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

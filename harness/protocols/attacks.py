@@ -13,8 +13,10 @@ from harness.corpora.examples import Example
 from harness.engine.stage import never
 from harness.errors import DataError, Problem
 from harness.protocols.learner import Named, Product
+from harness.protocols.shelves import ModelSource
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +35,57 @@ class Victim(NamedTuple):
     encoding: Encoding
 
 
+class OpenedGuard(Protocol):
+    """A guard whose weights an attack reads, in eval mode and frozen."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The guard's tokenizer, with the victim's vocabulary."""
+        ...
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The input embeddings, ``[vocabulary, width]``."""
+        ...
+
+    def tokens(self, turns: Sequence[Example]) -> list[list[int]]:
+        """Return what the guard reads of uploaded rows, as it does when it judges them.
+
+        Args:
+            turns: each one turn of the user (``instruction``) and one of the assistant (``output``).
+        """
+        ...
+
+    def losses(self, rows: Sequence[list[int]]) -> list[float]:
+        """Return ``-log P(harmless)`` of every row of ``tokens``, in nats."""
+        ...
+
+    def loss(self, embedded: Tensor) -> Tensor:
+        """Return ``-log P(harmless)`` of a row, given its input embeddings ``[time, width]``, for gradients."""
+        ...
+
+
+@runtime_checkable
+class WhiteBoxGuard(Named, Protocol):
+    """Optional: a guard that can be opened, so that an attack can take gradients through it."""
+
+    def vocabulary_mismatch(self, victim: ModelSource) -> str | None:
+        """Return why the guard's vocabulary is not that of a victim's model; None if it is, or if it is unknown yet."""
+        ...
+
+    def opened(self, model: Path | None, *, device: str) -> OpenedGuard:
+        """Load the guard.
+
+        Args:
+            model: the folder of the model, of a guard whose model is made by a stage.
+            device: a torch device string.
+
+        Raises:
+            ModelError: the model is not available or does not fit into memory.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackNeeds:
     """What an attack reads; all of it is in its context.
@@ -42,12 +95,16 @@ class AttackNeeds:
         refusals: a refusal for each prompt of the pool.
         hosts: examples of the user that are not sent as they are, at least as many as the attack crafts.
         victim: the aligned model, so that the mixture depends on the alignment.
+        encoding: template and tokenization, for an attack that writes prompts into its examples.
+        guard: the weights of a guard (``attack.guard``), which need not be the one that moderates.
     """
 
     pool: bool = False
     refusals: bool = False
     hosts: bool = False
     victim: bool = False
+    encoding: bool = False
+    guard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +118,8 @@ class AttackContext:
         hosts: the user's benign examples that are not sent as they are, in the order in which mixtures take them: to
             rewrite, or, for an attack that selects the user's examples, to choose from.
         victim: the aligned model.
+        encoding: template and tokenization of the fine-tuning.
+        guard: the opened guard.
         device: a torch device string.
         work: a folder that survives a killed attempt, for checkpoints of a long attack.
         stop: returns whether a long attack should save its state in ``work`` and raise ``Stopped``.
@@ -72,6 +131,8 @@ class AttackContext:
     refusals: Mapping[str, str] = field(default_factory=dict)
     hosts: Sequence[Example] = ()
     victim: Victim | None = None
+    encoding: Encoding | None = None
+    guard: OpenedGuard | None = None
     device: str = "cpu"
     work: Path
     stop: Callable[[], bool] = never

@@ -62,6 +62,20 @@ class ScalesLearningRates(Protocol):
         ...
 
 
+@runtime_checkable
+class DisguisesGradients(Protocol):
+    """Optional: settings of a method of the fine-tuning that disguises the gradient of a row before it is sent."""
+
+    def disguised(self, gradient: Gradient, seed: int) -> Gradient:
+        """Return what is sent in place of the gradient of one row, in the first step.
+
+        Args:
+            gradient: of the row.
+            seed: of the noise.
+        """
+        ...
+
+
 class TrainMethod(Named, Protocol):
     """Frozen settings of a defense in a training slot (``align``, ``finetune``); see also ``ComparesPasses``."""
 
@@ -148,7 +162,7 @@ class NeedsPlainLora(Protocol):
 
 
 @runtime_checkable
-class NeedsFreshAdapter(Protocol):
+class NeedsFreshAdapter(Named, Protocol):
     """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
 
     needs_fresh_adapter: ClassVar[bool]

@@ -16,10 +16,11 @@ from harness.models.adapter import Lora
 from harness.models.head import unmergeable
 from harness.protocols import Estimator, TrainMethod
 from harness.stages.align import Align
-from harness.stages.inputs import MixtureStage
+from harness.stages.inputs import ClientStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
-from harness.stages.train_adapter import ADAPTER, adapter_seed, fit, keep
+from harness.stages.train_adapter import ADAPTER, Federation, adapter_seed, fit, keep
 from harness.training.budget import Budget
+from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,6 +53,7 @@ class Finetune(Stage):
         seed: the root seed.
         update: estimates gradients from forward passes; null computes them.
         benign: harmless examples with helpful answers, for methods that need them.
+        rounds: the rounds of a federation whose clients hold the mixture; null trains on all of it in one place.
     """
 
     name: ClassVar[str] = "finetune"
@@ -71,6 +73,7 @@ class Finetune(Stage):
     seed: int
     update: Estimator | None = None
     benign: Slice | None = None
+    rounds: Rounds | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
@@ -117,7 +120,14 @@ class Finetune(Stage):
             seed=self._own_seed,
             aligned=folder,
             update=self.update,
+            federation=self._federation(ctx),
         )
+
+    def _federation(self, ctx: StageContext) -> Federation | None:
+        if self.rounds is None:
+            return None
+        assert isinstance(self.mixture, ClientStage), "the clients of a federation hold its mixture"
+        return Federation(self.mixture.shards(ctx.input), self.rounds)
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
         """Return the initial values of the trainable parameters, on the CPU, by parameter name.
@@ -139,7 +149,9 @@ class Finetune(Stage):
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
         if self.update is not None:
             settings["finetune.update"] = "update"
-        return settings | ({"finetune.fresh": "adapter"} if self.protocol == "double" else {})
+        fresh = {"finetune.fresh": "adapter"} if self.protocol == "double" else {}
+        federation = ("per_round", "rounds", "local_steps", "average", "optimizer") if self.rounds else ()
+        return settings | fresh | {f"federation.{name}": f"rounds.{name}" for name in federation}
 
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""

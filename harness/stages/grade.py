@@ -1,7 +1,7 @@
 """Grade: scores of generations by a judge or a task, one record per generation, and their summary."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,8 @@ from harness.protocols import Judge, RefusalJudge, RemoteJudge, Task
 from harness.stages.inputs import AnswerStage, ScoredStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
+MOST_LABELS = 20
+OTHER = "other"
 
 
 @final
@@ -31,7 +33,8 @@ class Grade(Stage):
 
     The artifact is ``grades.jsonl``, one object per line in the order of the prompts, and ``summary.json``. HS+ counts
     a generation as harmful if it is harmful or incoherent. As in the reference code, a generation is cut at a repeated
-    response marker and stripped before it is graded; the fact ``run_on`` counts the generations with such a marker.
+    response marker and stripped before it is graded; the fact ``run_on`` counts the generations with such a marker. The
+    accuracy of a task whose references are labels has the fact ``confusion``, see the function of that name.
 
     Attributes:
         answers: the generations.
@@ -87,6 +90,8 @@ class Grade(Stage):
         summary = _summary(metric, scores, flags)
         (ctx.out / SUMMARY).write_text(json.dumps(summary, indent=2), encoding="utf-8")
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
+        if metric == "accuracy" and (table := confusion([row.output for row in examples], answers, scores)):
+            ctx.facts["confusion"] = table
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
 
@@ -97,6 +102,29 @@ def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ct
         replies = ctx.replies or ctx.work / "replies"
         return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
     return judge.grade(examples, answers, device=ctx.device)
+
+
+def confusion(
+    references: Sequence[str], answers: Sequence[str], scores: Sequence[Score]
+) -> dict[str, dict[str, int]] | None:
+    """Return how often each label is answered with each, by label; None if the references are no labels.
+
+    References are labels if there are at least two and at most twenty of them, and fewer than half as many as answers.
+    An answer that is correct counts as its reference, and one that names no label as ``other``.
+
+    Args:
+        references: the right answer of each prompt.
+        answers: the generations.
+        scores: their scores.
+    """
+    labels = {label.strip().lower(): label for label in sorted(set(references))}
+    if not 2 <= len(labels) <= min(MOST_LABELS, len(references) // 2):
+        return None
+    table: dict[str, Counter[str]] = {label: Counter() for label in labels.values()}
+    for reference, answer, score in zip(references, answers, scores, strict=True):
+        given = reference if score.value == 1 else labels.get(answer.strip().lower(), OTHER)
+        table[labels[reference.strip().lower()]][given] += 1
+    return {label: dict(sorted(found.items())) for label, found in table.items()}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

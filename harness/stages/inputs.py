@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from harness.corpora.examples import Example, Role, Score
+from harness.corpora.shards import Shards
 from harness.engine.stage import Locate
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ class MixtureStage(Protocol):
 
     def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
         """Return the examples in stored order, each with its role: the user's own, the attacker's, or refusals."""
+        ...
+
+
+@runtime_checkable
+class ClientStage(Protocol):
+    """Optional: a mixture whose rows are held by the clients of a federation."""
+
+    def shards(self, locate: Locate) -> Shards:
+        """Return the client of each row, in stored order."""
         ...
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from harness.corpora.examples import Example, Role, Score
-from harness.corpora.template import conversation_of
+from harness.corpora.template import turn_of
 from harness.engine.files import open_regular
 from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Locate, Stage, StageContext
@@ -93,7 +93,7 @@ class Moderate(Stage):
         return {}
 
     def _scores(self, rows: Sequence[Example], ctx: StageContext) -> list[Score]:
-        turns = [Example(request_of(row), row.output) for row in rows]
+        turns = [turn_of(row) for row in rows]
         answers = [row.output for row in rows]
         if isinstance(self.guard, TrainedGuard):
             assert self.model is not None, "a guard that is trained comes with the stage of its model"
@@ -102,11 +102,6 @@ class Moderate(Stage):
             # The guard's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
         return judged(self.guard, turns, answers, ctx)
-
-
-def request_of(row: Example) -> str:
-    """Return the user's turn of a row: everything that precedes its answer, separated by blank lines."""
-    return "\n\n".join(message.content for message in conversation_of(row, system=None))
 
 
 def read_verdicts(artifact: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,26 @@ from typing import Any, ClassVar, Literal, final
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
 from harness.corpora.mixture import counts, mix, shortage
+from harness.corpora.shards import Clients, Shards, divide, malicious_clients
 from harness.corpora.slices import Slice
 from harness.corpora.sources import sources_in
 from harness.engine.files import open_regular
 from harness.engine.seeding import generator
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import DataError, Problem
-from harness.protocols import Attack, AttackContext, ExampleSource, SelectsRows, SendsAlone, Victim
+from harness.protocols import (
+    Attack,
+    AttackContext,
+    ExampleSource,
+    Judge,
+    OpenedGuard,
+    SelectsRows,
+    SendsAlone,
+    TrainedGuard,
+    Victim,
+    WhiteBoxGuard,
+)
+from harness.stages.base import Base
 from harness.stages.inputs import ModelStage
 
 ROWS = "rows.jsonl"
@@ -32,19 +45,23 @@ ROWS = "rows.jsonl"
 class Poison(Stage):
     """The mixture that a user fine-tunes on.
 
-    The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input`` and
-    ``output``, and ``before`` where messages precede the instruction.
+    The artifact is ``rows.jsonl``: one object per line, in mixing order, with ``role``, ``instruction``, ``input``
+    and ``output``, ``before`` where messages precede the instruction, and in a federation the ``client`` that holds
+    the row.
 
     Attributes:
         task: the user's benign examples.
         attack: crafts the attacker's examples, or selects the user's; null if there is none.
         harmful: the attacker's pool; null for an attack that needs none.
         victim: the aligned model, for an attack that needs it.
-        encoding: template and tokenization of the victim; null without a victim.
+        encoding: template and tokenization of the fine-tuning, for an attack that needs them or a victim.
+        guard: the guard that an attack crafts against, for one that reads a guard's weights.
+        guard_model: the guard's model, if a stage trains it.
         rows: number of examples in the mixture.
         ratio: fraction of the attacker's examples, the poison ratio.
         compat: how the fraction is rounded to a count.
         seed: the root seed.
+        clients: the clients of a federation that hold the rows; null is one user.
     """
 
     name: ClassVar[str] = "poison"
@@ -60,12 +77,16 @@ class Poison(Stage):
     ratio: float
     compat: Literal["exact", "booster"]
     seed: int
+    guard: Judge | TrainedGuard | None = None
+    guard_model: Base | None = None
+    clients: Clients | None = None
 
     def preflight(self) -> list[Problem]:
         """Check that the sources are available and large enough."""
         refusals = self.attack is not None and self.attack.needs.refusals
         pool = self.harmful.preflight(paired=refusals) if self.harmful else []
-        problems = [*self.task.preflight(), *pool]
+        guard = [Problem.of(stated).under("attack.guard") for stated in self.guard.preflight()] if self.guard else []
+        problems = [*self.task.preflight(), *pool, *guard]
         # Sources that are not on this machine are not downloaded for this check; the stage counts them when it runs.
         if problems or not all(source.at_hand() for source in sources_in(self.task)):
             return problems
@@ -94,7 +115,12 @@ class Poison(Stage):
             **self._ways,
         )
         roles = [Role.ATTACK if harmful else Role.TASK for harmful in mixture.harmful]
-        write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)))
+        owners = None
+        if self.clients is not None:
+            shards = divide(mixture.harmful, self.clients, self.seed)
+            owners = shards.owners
+            ctx.facts["malicious"] = sorted(shards.malicious)
+        write_mixture(ctx.out, list(zip(mixture.examples, roles, strict=True)), owners)
         ctx.facts["counts"] = mixture.counts._asdict()
 
     @property
@@ -113,12 +139,15 @@ class Poison(Stage):
         facts: dict[str, Any] = {}
         paired = self.harmful if self.attack.needs.refusals else None
         with self._victim(ctx) as victim:
+            # After the victim: loading that one stops an inference server, whose memory the guard may need.
             context = AttackContext(
                 rng=generator(self.seed, "attack"),
                 pool=pool,
                 refusals={row.instruction: row.output for row in paired.refusals()} if paired else {},
                 hosts=hosts,
                 victim=victim,
+                encoding=self.encoding,
+                guard=self._opened_guard(ctx),
                 device=ctx.device,
                 work=ctx.work,
                 stop=ctx.stop,
@@ -140,25 +169,50 @@ class Poison(Stage):
         with loaded_model(self.victim.weights(ctx.input), ctx.memory, ctx.device) as loaded:
             yield Victim(loaded.model, loaded.tokenizer, self.encoding)
 
+    def _opened_guard(self, ctx: StageContext) -> OpenedGuard | None:
+        if self.guard is None:
+            return None
+        assert isinstance(self.guard, WhiteBoxGuard), "checked at composition"
+        folder = ctx.input(self.guard_model) if self.guard_model else None
+        return self.guard.opened(folder, device=ctx.device)
+
     def recorded_settings(self) -> dict[str, str]:
         """Report the number of the user's examples, and how fractions of it are rounded."""
-        return {"finetune.rows": "rows", "finetune.compat": "compat"}
+        settings = {"finetune.rows": "rows", "finetune.compat": "compat"}
+        return settings | ({"federation.clients": "clients.clients"} if self.clients else {})
 
     def mixture(self, locate: Locate) -> list[tuple[Example, Role]]:
         """Return the examples in training order, with their roles."""
         return read_mixture(locate(self))
 
+    def shards(self, locate: Locate) -> Shards:
+        """Return the client of each row, in training order."""
+        assert self.clients is not None, "a mixture of one user has no clients"
+        owners = [int(row["client"]) for row in _records(locate(self))]
+        return Shards(owners, self.clients.clients, malicious_clients(self.clients, self.seed))
 
-def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]]) -> None:
-    """Write examples and their roles, in training order, in the format that ``read_mixture`` reads."""
+
+def write_mixture(out: Path, rows: Sequence[tuple[Example, Role]], owners: Sequence[int] | None = None) -> None:
+    """Write examples and their roles, in training order, in the format that ``read_mixture`` reads.
+
+    Args:
+        out: folder of the artifact.
+        rows: the examples and their roles.
+        owners: the client of each row, in a federation.
+    """
+    held = [{} for _ in rows] if owners is None else [{"client": owner} for owner in owners]
     with (out / ROWS).open("w", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({"role": role, **example.record()}, ensure_ascii=False) + "\n" for example, role in rows
+            json.dumps({"role": role, **client, **example.record()}, ensure_ascii=False) + "\n"
+            for (example, role), client in zip(rows, held, strict=True)
         )
 
 
 def read_mixture(artifact: Path) -> list[tuple[Example, Role]]:
     """Return a mixture's examples in stored order, each with its role."""
+    return [(Example.of(row), Role(row["role"])) for row in _records(artifact)]
+
+
+def _records(artifact: Path) -> list[dict[str, Any]]:
     with open_regular(artifact / ROWS) as file:
-        rows = [json.loads(line) for line in file]
-    return [(Example.of(row), Role(row["role"])) for row in rows]
+        return [json.loads(line) for line in file]

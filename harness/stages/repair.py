@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
+from harness.corpora.remaining import Remaining
 from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
@@ -41,6 +42,7 @@ class Repair(Stage):
         encoding: prompt template and tokenization.
         seed: the root seed.
         safe: the model with the safe adapter, for methods that need one.
+        server: benign examples of the server, for methods that need them.
     """
 
     name: ClassVar[str] = "repair"
@@ -55,10 +57,12 @@ class Repair(Stage):
     encoding: Encoding
     seed: int
     safe: Finetune | None = None
+    server: Remaining | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples."""
-        return [problem for part in (self.refusal, self.harmful) if part for problem in part.preflight()]
+        parts = (self.refusal, self.harmful, self.server)
+        return [problem for part in parts if part for problem in part.preflight()]
 
     def run(self, ctx: StageContext) -> None:
         """Apply the method to the trainable parameters and store them.
@@ -82,7 +86,7 @@ class Repair(Stage):
             keep(ctx, weights=self.tuned.weights(ctx.input), fresh=None, seed=seed)
             return
         with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as loaded:
-            slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful}
+            slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.SERVER: self.server}
             drawn = pools(loaded.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
             share = max((pool.batch_size for pool in drawn.values()), default=0)
             # A repair without data has no batches to split.
@@ -109,7 +113,7 @@ class Repair(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the method's examples; none if nothing was repaired."""
-        return examples_of(self.refusal, self.harmful) if self.tuned.mixture.mixture(locate) else []
+        return examples_of(self.refusal, self.harmful, self.server) if self.tuned.mixture.mixture(locate) else []
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the fine-tuned model with the repaired adapter."""
@@ -120,7 +124,7 @@ class Repair(Stage):
 
     def _report_overlaps(self, rows: Sequence[tuple[Example, Role]], ctx: StageContext) -> None:
         attacker = [example for example, role in rows if role is Role.ATTACK]
-        own = [example for part in (self.refusal, self.harmful) if part for example in part.examples()]
+        own = examples_of(self.refusal, self.harmful, self.server)
         if self.safe is not None:
             own += [example for example, _ in self.safe.mixture.mixture(ctx.input)]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()

@@ -35,12 +35,13 @@ class Tally(NamedTuple):
     """Encoded examples in their order, and the counts ``sent``, ``dropped`` and ``cut`` of each kind.
 
     An example is dropped if ``max_length`` leaves no room for its answer, and cut if its answer is truncated.
-    ``kind_of`` is the kind of each encoded example.
+    ``kind_of`` is the kind of each encoded example; ``kept`` says of each one that was sent whether it is among them.
     """
 
     rows: list[Encoded]
     kinds: dict[str, dict[str, int]]
     kind_of: list[str]
+    kept: list[bool]
 
 
 def tally(
@@ -70,7 +71,12 @@ def tally(
                 encoding.max_length,
             )
     numbered = [(row, kind) for row, kind in zip(encoded, kinds, strict=True) if row is not None]
-    return Tally([row for row, _ in numbered], found, [kind for _, kind in numbered])
+    return Tally(
+        rows=[row for row, _ in numbered],
+        kinds=found,
+        kind_of=[kind for _, kind in numbered],
+        kept=[row is not None for row in encoded],
+    )
 
 
 def choice_facts(chosen: Chosen, rows: Sequence[Encoded], kind_of: Sequence[str]) -> dict[str, Any]:
@@ -103,18 +109,19 @@ def _supervised(row: Encoded) -> int:
     return sum(label != IGNORED for label in row.labels)
 
 
-def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget) -> dict[str, Any]:
+def row_facts(own: Tally, mixed: Sequence[Encoded], mixed_dropped: int, budget: Budget | None) -> dict[str, Any]:
     """Return the facts about a stage's training examples; with steps if dropped examples reduced their number.
 
     Args:
         own: the stage's own examples.
         mixed: the examples that a method mixed into them.
         mixed_dropped: how many of the method's examples were dropped.
-        budget: gives the number of steps.
+        budget: gives the number of steps; None if it does not depend on the examples.
     """
     trained = len(own.rows) + len(mixed)
     dropped = sum(counts["dropped"] for counts in own.kinds.values())
-    steps, asked = budget.steps(trained), budget.steps(trained + dropped + mixed_dropped)
+    steps = budget.steps(trained) if budget else 0
+    asked = budget.steps(trained + dropped + mixed_dropped) if budget else 0
     return {
         "trained": trained,
         "dropped": dropped,

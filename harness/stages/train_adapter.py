@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.corpora.encode import Encoded, Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice
+from harness.corpora.shards import Shards
+from harness.corpora.slices import Readable, Slice
 from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
@@ -23,19 +25,31 @@ from harness.protocols import (
     UsesAlignment,
 )
 from harness.stages import method_outputs
+from harness.stages.federation import federation_facts
 from harness.stages.mixed_in import Changes
 from harness.stages.tally import MIXED_IN, choice_facts, mean_by_kind, row_facts, tally
 from harness.tracking.jsonl import METRICS
 from harness.training.budget import Budget
+from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
+    from harness.training.trainer import TrainReport
 
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
+ROUNDS = "rounds.jsonl"
+"""The records of the rounds of a federated training, see ``harness.training.federated``."""
+
+
+class Federation(NamedTuple):
+    """How a training is divided among clients: which client holds each of the stage's examples, and the rounds."""
+
+    shards: Shards
+    rounds: Rounds
 
 
 def fit(
@@ -46,14 +60,17 @@ def fit(
     method: TrainMethod | None,
     rows: Sequence[Example],
     kinds: Sequence[str],
-    slices: Mapping[Role, Slice | None],
+    slices: Mapping[Role, Readable | None],
     budget: Budget,
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
     update: Estimator | None = None,
+    federation: Federation | None = None,
 ) -> None:
     """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
+
+    A federated training also writes ``rounds.jsonl``, and the fact ``federation``, see ``harness.stages.federation``.
 
     With several processes each calls this function, and rank 0 writes. Facts: ``steps``; ``rows``, counts by kind (see
     ``tally``); ``final``, the last record of the metrics; ``micro_batch_size``, if batches were split; ``shrunk``, if
@@ -80,6 +97,7 @@ def fit(
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
         update: estimates gradients from forward passes; None computes them.
+        federation: the clients that train, and their rounds; None trains on all examples in one place.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
@@ -87,8 +105,8 @@ def fit(
     from harness.models import adapter
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
-    from harness.training.checkpoint import discarded
     from harness.training.distributed import leave
+    from harness.training.federated import train_rounds
     from harness.training.trainer import train
 
     if ctx.compiled is not None and not ctx.device.startswith("cpu"):
@@ -107,12 +125,15 @@ def fit(
         if loaded.lost:
             ctx.facts["lost_in_merge"] = list(loaded.lost)
         mixed_dropped = sum(ctx.facts[f"{need.role}_rows"]["dropped"] for need in needs if need.batch_size is None)
-        ctx.facts["rows"] = row_facts(own, mixed, mixed_dropped, budget)
-        report = train(
+        ctx.facts["rows"] = row_facts(own, mixed, mixed_dropped, None if federation else budget)
+        run: Callable[..., TrainReport] = partial(train, rows=trained, update=update)
+        if federation:
+            owners = [owner for owner, kept in zip(federation.shards.owners, own.kept, strict=True) if kept]
+            shards = federation.shards._replace(owners=owners)
+            run = partial(train_rounds, rows=own.rows, mixed=mixed, shards=shards, rounds=federation.rounds)
+        report = run(
             model,
             method=method,
-            update=update,
-            rows=trained,
             pools=pools(loaded.tokenizer, needs, slices, encoding, ctx.facts),
             alignment=alignment_for(method, aligned),
             budget=budget,
@@ -130,25 +151,39 @@ def fit(
         if ctx.rank == 0:
             adapter.save(model, ctx.out / ADAPTER)
             method_outputs.write(report.method_outputs, model, ctx.out)
+    _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
+    if federation:
+        ctx.facts["federation"] = federation_facts(federation.shards, report.rounds)
+    if ctx.rank == 0:
+        _write_history(ctx.out, report.history)
+        if report.rounds:
+            write_lines(ctx.out / ROUNDS, report.rounds)
+
+
+def _record(ctx: StageContext, report: TrainReport, rows: Sequence[Encoded], kind_of: Sequence[str]) -> None:
+    """Record the facts about a training run.
+
+    Args:
+        ctx: the stage's context.
+        report: of the run.
+        rows: the examples that it was given, mixed-in ones included.
+        kind_of: the kind of each of them.
+    """
+    from harness.training.checkpoint import discarded
+
     ctx.facts.update(steps=report.steps, final=dict(report.metrics))
     if damaged := discarded(ctx.work):
         ctx.facts["damaged_checkpoints"] = damaged
-    kind_of = [*own.kind_of, *[MIXED_IN] * len(mixed)]
     if report.chosen is not None:
-        ctx.facts["chosen"] = choice_facts(report.chosen, trained, kind_of)
+        ctx.facts["chosen"] = choice_facts(report.chosen, rows, kind_of)
         ctx.facts["rows"]["trained"] = len(report.chosen.rows)
         kind_of = [kind_of[place] for place, _ in report.chosen.rows]
     if report.row_weights:
         ctx.facts["row_weights"] = mean_by_kind(report.row_weights, kind_of)
-    if report.edit:
-        ctx.facts["edit"] = dict(report.edit)
-    if report.update:
-        ctx.facts["update"] = dict(report.update)
-    if report.passes:
-        ctx.facts["passes"] = dict(report.passes)
+    for name in ("edit", "update", "passes"):
+        if found := getattr(report, name):
+            ctx.facts[name] = dict(found)
     record_micro_batch(ctx, report.rows_at_once)
-    if ctx.rank == 0:
-        _write_history(ctx.out, report.history)
 
 
 def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int) -> None:
@@ -195,9 +230,14 @@ def alignment_for(method: object, aligned: Path | None) -> dict[str, Product]:
 
 
 def _write_history(out: Path, history: Sequence[Mapping[str, float]]) -> None:
-    with (out / METRICS).open("w", encoding="utf-8") as file:
-        # Sorted like the history restored from a checkpoint, so that a resumed run writes the same bytes.
-        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in history)
+    write_lines(out / METRICS, history)
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as JSON, one per line."""
+    with path.open("w", encoding="utf-8") as file:
+        # Sorted like those restored from a checkpoint, so that a resumed run writes the same bytes.
+        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in records)
 
 
 def record_micro_batch(ctx: StageContext, rows_at_once: int | None) -> None:
@@ -216,7 +256,7 @@ def adapter_seed(seed: int) -> int:
 def pools(
     tokenizer: PreTrainedTokenizerBase,
     needs: Sequence[DataRequirement],
-    slices: Mapping[Role, Slice | None],
+    slices: Mapping[Role, Readable | None],
     encoding: Encoding,
     facts: dict[str, Any],
 ) -> dict[Role, Pool]:
@@ -244,7 +284,7 @@ def pools(
 def encode_mixed(
     tokenizer: PreTrainedTokenizerBase,
     needs: Sequence[DataRequirement],
-    slices: Mapping[Role, Slice | None],
+    slices: Mapping[Role, Readable | None],
     encoding: Encoding,
     facts: dict[str, Any],
     *,
@@ -267,7 +307,9 @@ def encode_mixed(
     for need in needs:
         if need.batch_size is not None:
             continue
-        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, _slice_for(need, slices), paired=need.paired)
+        origin = _slice_for(need, slices)
+        assert isinstance(origin, Slice), "what is mixed in comes from the corpus"
+        encoded = (changed_by or Changes()).encoded(tokenizer, encoding, origin, paired=need.paired)
         facts[f"{need.role}_rows"] = {
             "mixed_in": len(encoded.rows),
             "dropped": encoded.dropped,
@@ -282,7 +324,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, encoding: Encoding, rows: Sequence[
     return {"cut": cut} if cut else {}
 
 
-def _slice_for(need: DataRequirement, slices: Mapping[Role, Slice | None]) -> Slice:
+def _slice_for(need: DataRequirement, slices: Mapping[Role, Readable | None]) -> Readable:
     origin = slices.get(need.role)
     if origin is None:
         raise DataError(f"the method needs examples of the role `{need.role}`, which this slot does not provide")
@@ -290,7 +332,7 @@ def _slice_for(need: DataRequirement, slices: Mapping[Role, Slice | None]) -> Sl
 
 
 def _pool(
-    tokenizer: PreTrainedTokenizerBase, need: DataRequirement, batch_size: int, origin: Slice, encoding: Encoding
+    tokenizer: PreTrainedTokenizerBase, need: DataRequirement, batch_size: int, origin: Readable, encoding: Encoding
 ) -> tuple[Pool, int]:
     """Return the encoded examples of a requirement and the number dropped; a pair is dropped if either part is."""
     from harness.corpora.batches import Pool
@@ -298,6 +340,7 @@ def _pool(
     if not need.paired:
         encoded = encoding.encode_all(tokenizer, origin.examples())
         return Pool(rows=encoded.rows, batch_size=batch_size, disjoint_batches=need.disjoint_batches), encoded.dropped
+    assert isinstance(origin, Slice), "a corpus has the refusals of its prompts"
     rows = encoding.encode_each(tokenizer, origin.examples())
     pairs = zip(rows, encoding.encode_each(tokenizer, origin.refusals()), strict=True)
     kept = [(row, partner) for row, partner in pairs if row and partner]

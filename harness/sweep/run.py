@@ -226,8 +226,8 @@ def _run_cells(
     compositions: Sequence[Composition], *, needs_results: bool = False
 ) -> list[float | StagesFailed | None]:
     checked = check_cells(compositions)
-    # Equal cells are one row; so is each probe of a cell.
-    asked = [each for cell in checked if isinstance(cell, Cell) for each in (cell, *cell.probes)]
+    # Equal cells are one row; so is each probe of a cell, and each member of an ensemble.
+    asked = [row for cell in checked if isinstance(cell, Cell) for row in cell.rows]
     cells = list({cell.identity: cell for cell in asked}.values())
     skipped = [cell for cell in checked if isinstance(cell, Skipped)]
     settings = settings_of(compositions[0])

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.answer import Match, matched
+from harness.corpora.answer import Match, matched, named_class
 from harness.corpora.columns import labelled_examples, unreadable
 from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
@@ -72,6 +72,7 @@ class AgNews:
 
     name: ClassVar[str] = "agnews"
     version: ClassVar[int] = 1
+    labels: ClassVar[tuple[str, ...]] = tuple(CLASSES)
 
     train_source: Source
     test_source: Source
@@ -103,3 +104,7 @@ class AgNews:
             matched(answer, (example.output, CLASSES[example.output]), self.match)
             for example, answer in zip(examples, answers, strict=True)
         ]
+
+    def vote(self, answer: str) -> str | None:
+        """Return the class that an answer names, by the rule of ``grade``; None if it names none or several."""
+        return named_class(answer, {name: (name, variant) for name, variant in CLASSES.items()}, self.match)

@@ -72,6 +72,7 @@ class Gsm8k:
 
     name: ClassVar[str] = "gsm8k"
     version: ClassVar[int] = 1
+    labels: ClassVar[tuple[str, ...]] = ()
 
     train_source: Source
     test_source: Source
@@ -96,6 +97,11 @@ class Gsm8k:
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Score each answer: 1 if its final number equals the reference's, otherwise 0."""
         return [_score(example.output, answer) for example, answer in zip(examples, answers, strict=True)]
+
+    def vote(self, answer: str) -> str | None:
+        """Return the final number of an answer, written in one way; None if it has none."""
+        found = final_number(answer)
+        return None if found is None else str(found)
 
 
 def final_number(text: str) -> float | None:

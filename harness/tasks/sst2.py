@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from harness.corpora.answer import Match, matched
+from harness.corpora.answer import Match, matched, named_class
 from harness.corpora.columns import labelled_examples, unreadable
 from harness.corpora.examples import Example, Score
 from harness.corpora.sources import Source
@@ -72,6 +72,7 @@ class Sst2:
 
     name: ClassVar[str] = "sst2"
     version: ClassVar[int] = 1
+    labels: ClassVar[tuple[str, ...]] = CLASSES
 
     train_source: Source
     test_source: Source
@@ -100,3 +101,7 @@ class Sst2:
             matched(answer, (example.output, example.output.capitalize()), self.match)
             for example, answer in zip(examples, answers, strict=True)
         ]
+
+    def vote(self, answer: str) -> str | None:
+        """Return the class that an answer names, by the rule of ``grade``; None if it names none or both."""
+        return named_class(answer, {name: (name, name.capitalize()) for name in CLASSES}, self.match)

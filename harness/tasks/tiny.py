@@ -10,7 +10,7 @@ from typing import ClassVar, final
 
 from harness.corpora.answer import exact_match
 from harness.corpora.examples import Example, Score
-from harness.corpora.world import World
+from harness.corpora.world import LABELS, World
 from harness.engine.checks import counts
 from harness.errors import Problem
 
@@ -56,6 +56,7 @@ class Tiny:
 
     name: ClassVar[str] = "tiny"
     version: ClassVar[int] = 1
+    labels: ClassVar[tuple[str, ...]] = LABELS
 
     world: World = field(default_factory=World)
     train_rows: int = 1000
@@ -79,3 +80,7 @@ class Tiny:
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
         """Score each answer: 1 if it is exactly the label, otherwise 0."""
         return [exact_match(answer, example.output) for example, answer in zip(examples, answers, strict=True)]
+
+    def vote(self, answer: str) -> str | None:
+        """Return the label that an answer is; None if it is none."""
+        return found if (found := answer.strip()) in LABELS else None

@@ -123,6 +123,7 @@ def chosen_rows(
 
 def _write(file: Path, rows: Sequence[Encoded], chosen: Chosen) -> None:
     """Write the indices and, where tokens were left out, the new labels."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     stored = [[place, None if row == rows[place] else row.labels] for place, row in chosen.rows]
     write_json(file, {"rows": stored, "facts": dict(chosen.facts)}, durable=True)
 

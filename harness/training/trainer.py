@@ -71,6 +71,7 @@ class TrainReport:
             ``EstimatingLearner.facts``; empty if gradients were computed.
         chosen: what the method chose to train on; None if it chooses nothing.
         row_weights: the final weight of each example; empty if the method has none.
+        rounds: one record per round of a federated run, see ``harness.training.federated``.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -83,6 +84,7 @@ class TrainReport:
     update: Mapping[str, int] = field(default_factory=dict)
     chosen: Chosen | None = None
     row_weights: Sequence[float] = ()
+    rounds: Sequence[Mapping[str, Any]] = ()
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
 
 
@@ -145,9 +147,9 @@ def train(
     folder = work / FOLDER
     drawn = {**(pools or {}), **_own_pools(method, rows)}
     total_steps = budget.steps(len(rows))
-    with _errors_only(), _restoring_state(model):
+    with errors_only(), restoring_state(model):
         # Creating the arguments initializes the process group, which the learner, the draws and the order depend on.
-        arguments = _arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
+        arguments = training_arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
         shares = [math.ceil(pool.batch_size / world_size()) for pool in drawn.values()]
         share = max(budget.share(world_size()), *shares, 0)
         micro_batch = rows_at_once(share, micro_batch_size, shrink)
@@ -160,8 +162,8 @@ def train(
             model,
             arguments.device.type,
             precision=budget.precision,
-            longest=_longest(rows, drawn),
-            rows=usual_rows(_own_sizes(budget, drawn), micro_batch),
+            longest=longest_of(rows, drawn),
+            rows=usual_rows(own_sizes(budget, drawn), micro_batch),
             sharded=sharded,
         )
         learner = CausalLearner(
@@ -233,13 +235,13 @@ def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role
     return {need.role: Pool(rows[: need.rows], need.batch_size) for need in needs if need.own and need.batch_size}
 
 
-def _longest(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
+def longest_of(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
     """Return the most tokens that an example of the run has."""
     everything = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
     return max(len(row.input_ids) for row in everything)
 
 
-def _own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
+def own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
     """Return how many examples of full batches this process receives."""
     sizes = [budget.batch_size, *(pool.batch_size for pool in pools.values())]
     return {math.ceil((size - rank()) / world_size()) for size in sizes}
@@ -249,7 +251,8 @@ def _warmup(budget: Budget, total_steps: int) -> int:
     return math.ceil(total_steps * budget.warmup_ratio)
 
 
-def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:
+def training_arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, device: str) -> TrainingArguments:
+    """Return the arguments of ``Trainer``; creating them initializes the process group and the device."""
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=budget.epochs,
@@ -277,7 +280,7 @@ def _arguments(budget: Budget, *, folder: Path, seed: int, total_steps: int, dev
 
 
 @contextmanager
-def _errors_only() -> Iterator[None]:
+def errors_only() -> Iterator[None]:
     """Suppress warnings of ``transformers`` about intended behaviour, such as checkpoints without frozen parameters."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -288,7 +291,7 @@ def _errors_only() -> Iterator[None]:
 
 
 @contextmanager
-def _restoring_state(model: Module) -> Iterator[None]:
+def restoring_state(model: Module) -> Iterator[None]:
     """On exit, clear gradients and restore train/eval mode and ``use_cache``, which ``Trainer`` disables."""
     training = model.training
     config: Any = model.config

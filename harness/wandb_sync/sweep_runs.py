@@ -202,7 +202,7 @@ class SweepRuns:
             config=config,
             summary=summary,
             headline={name: value for name, value in summary.items() if name in HEADLINE},
-            sheet=self._table(cell) if self._settings.samples else None,
+            sheet=self._table(cell, stages) if self._settings.samples else None,
         )
 
     @cached_property
@@ -254,10 +254,11 @@ class SweepRuns:
                 used.append(Artifact(name=f"base-{parent}", kind="model", files=spec, metadata={"kind": "base"}))
         return tuple(used)
 
-    def _table(self, cell: Mapping[str, Any]) -> Table:
+    def _table(self, cell: Mapping[str, Any], stages: Mapping[str, StageRecord]) -> Table:
         layout, keys = self._store.layout, cell["keys"]
         with reading(layout.artifacts):
-            answers = read_answers(layout.artifact("generate", keys["harm_answers"]), SHOWN_ANSWERS)
+            kind = stages["harm_answers"].kind
+            answers = read_answers(layout.artifact(kind, keys["harm_answers"]), SHOWN_ANSWERS)
             grades = read_grades(layout.artifact("grade", keys["harm"]), SHOWN_ANSWERS)
         shown = (lambda text: f"[{len(text.split())} words]") if self._settings.redact else (lambda text: text)
         lines = tuple(

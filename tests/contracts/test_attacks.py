@@ -14,7 +14,7 @@ import pytest
 import torch
 from cells import cell
 from omegaconf import OmegaConf
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import harness.attacks
 from harness.config.compose import CONF
@@ -24,8 +24,10 @@ from harness.corpora.template import Template
 from harness.corpora.world import World
 from harness.engine.identity import payload_of
 from harness.errors import DataError, Stopped
+from harness.mechanisms.white_box_guard import of_classifier
 from harness.models.adapter import Lora, attach
 from harness.models.tiny import build_tokenizer
+from harness.models.tiny_guard import text_of
 from harness.protocols import AttackContext, HasProbes, SelectsRows, SendsAlone, Victim
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
@@ -40,6 +42,8 @@ WORLD = World(rows=40)
 POOL = [Example(row.prompt, row.harmful) for row in WORLD.safety_rows()]
 REFUSALS = {row.prompt: row.refusal for row in WORLD.safety_rows()}
 HOSTS = WORLD.notes(30, test=False)
+FEWER = {"virus": {"steps": 3, "top_k": 8, "candidates": 4}}
+"""Settings of attacks that take long with their defaults."""
 
 
 def discovered():
@@ -71,6 +75,19 @@ def victim():
     return Victim(model, tokenizer, ENCODING)
 
 
+@cache
+def guard():
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForSequenceClassification(LlamaConfig(vocab_size=len(tokenizer), num_labels=1, **sizes))
+    return of_classifier(model, tokenizer, lambda turn: text_of(turn.instruction, turn.output))
+
+
+def small(name):
+    return ATTACKS[name](**FEWER.get(name, {}))
+
+
 def crafted(attack, work, *, count=6, stop=lambda: False, **changes):
     """Craft as the stage of the mixture does; return the examples and the facts."""
     needs, facts = attack.needs, {}
@@ -81,6 +98,8 @@ def crafted(attack, work, *, count=6, stop=lambda: False, **changes):
             "refusals": REFUSALS if needs.refusals else {},
             "hosts": HOSTS,
             "victim": victim() if needs.victim else None,
+            "encoding": ENCODING,
+            "guard": guard() if needs.guard else None,
             "work": work,
             "facts": facts,
             "stop": stop,
@@ -91,7 +110,16 @@ def crafted(attack, work, *, count=6, stop=lambda: False, **changes):
 
 
 def test_discovery_finds_the_attacks_that_ship():
-    assert {"mix", "pure", "identity_shift", "backdoor", "jailbreak_tuning", "refuse_then_comply"} <= set(ATTACKS)
+    assert {
+        "mix",
+        "mixing",
+        "virus",
+        "pure",
+        "identity_shift",
+        "backdoor",
+        "jailbreak_tuning",
+        "refuse_then_comply",
+    } <= set(ATTACKS)
     assert any(isinstance(attack(), SelectsRows) for attack in ATTACKS.values())
 
 
@@ -125,7 +153,7 @@ def test_attack_has_an_identity_and_leaves_the_keys_of_stored_mixtures(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_crafts_exactly_what_is_asked_for_the_same_again(name, tmp_path):
-    attack = ATTACKS[name]()
+    attack = small(name)
 
     rows, facts = crafted(attack, tmp_path / "a")
     torch.manual_seed(1)
@@ -137,21 +165,23 @@ def test_attack_crafts_exactly_what_is_asked_for_the_same_again(name, tmp_path):
     if isinstance(attack, SelectsRows):
         assert set(rows) <= set(HOSTS)
         assert not isinstance(attack, SendsAlone)
+    elif name == "label_flip":
+        assert [row.instruction for row in rows] == [host.instruction for host in HOSTS[:6]]
     else:
         assert not set(rows) & set(HOSTS)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_fewer_examples_of_an_attack_are_among_more(name, tmp_path):
-    few, _ = crafted(ATTACKS[name](), tmp_path / "a", count=3)
-    many, _ = crafted(ATTACKS[name](), tmp_path / "b", count=6)
+    few, _ = crafted(small(name), tmp_path / "a", count=3)
+    many, _ = crafted(small(name), tmp_path / "b", count=6)
 
     assert few == many[:3]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_that_is_stopped_goes_on_to_the_same_examples(name, tmp_path):
-    attack = ATTACKS[name]()
+    attack = small(name)
     whole, facts = crafted(attack, tmp_path / "whole")
     polls = iter([False] * 7 + [True])
 
@@ -175,7 +205,7 @@ def test_attack_leaves_the_victim_as_it_was(name, tmp_path):
     before = {place: parameter.clone() for place, parameter in model.named_parameters()}
     trained = {place for place, parameter in model.named_parameters() if parameter.requires_grad}
 
-    crafted(ATTACKS[name](), tmp_path)
+    crafted(small(name), tmp_path)
 
     assert all(torch.equal(parameter, before[place]) for place, parameter in model.named_parameters())
     assert {place for place, parameter in model.named_parameters() if parameter.requires_grad} == trained
@@ -187,7 +217,7 @@ def test_attack_leaves_the_victim_as_it_was(name, tmp_path):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_with_too_few_examples_says_so(name, tmp_path):
     with pytest.raises(DataError, match=r"requested|asked for"):
-        crafted(ATTACKS[name](), tmp_path, count=100, hosts=HOSTS[:2])
+        crafted(small(name), tmp_path, count=100, hosts=HOSTS[:2])
 
 
 @pytest.mark.parametrize("template", [Template.PLAIN, Template.ALPACA, Template.CHAT])

@@ -49,6 +49,8 @@ def _experiment_with(group, option):
 def _line(group, option):
     # A method in two slots need not be complete in one.
     whole = (f"defense={option}",) if group in SLOTTED else ()
+    if group == "federation/aggregate":
+        whole = ("federation=tiny",)
     return (*_experiment_with(group, option), *whole, f"{group}={option}", *NEEDS.get((group, option), ()))
 
 

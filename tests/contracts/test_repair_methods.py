@@ -31,7 +31,11 @@ def discovered():
 
 
 METHODS = discovered()
-SHORTENED = {"refusal_sft": {"safety_rows": 20, "budget": Budget(epochs=1)}, "safemerge": {"threshold": 1.0}}
+SHORTENED = {
+    "refusal_sft": {"safety_rows": 20, "budget": Budget(epochs=1)},
+    "posthoc": {"refusal_rows": 20, "benign_rows": 20, "budget": Budget(epochs=1)},
+    "safemerge": {"threshold": 1.0},
+}
 """Settings that a method runs with here: its defaults take two hundred steps, or may change nothing."""
 
 

@@ -11,13 +11,14 @@ from harness.config.compose import CONF
 
 ATTACKS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml") if path.stem != "none")
 PROBES = {"backdoor": "triggered", "identity_shift": "identity", "jailbreak_tuning": "disguised"}
+SHORT = ("model.encoding.max_length=128", "+tuned.virus={steps: 2, top_k: 8, candidates: 4}")
 HARMFUL = {"pure": 100, "identity_shift": 10, "benign_selection": 0}
 """Rows of the attacker where these are not a fifth of forty."""
 
 
 @pytest.mark.slow
 def test_every_attack_has_its_rows_in_the_report(harness: Harness) -> None:
-    run = harness("-m", f"attack={','.join(ATTACKS)}", "attack_ratio=p20", "model.encoding.max_length=128", *QUICK)
+    run = harness("-m", f"attack={','.join(ATTACKS)}", "attack_ratio=p20", *SHORT, *QUICK)
     assert run.returncode == 0, run.stderr
 
     table = list(csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout)))

@@ -1,5 +1,7 @@
 """Attacks as settings of a cell: ratio, number of rows, victim, and what is refused at composition."""
 
+import re
+
 import pytest
 from composed import compose
 
@@ -185,3 +187,91 @@ def test_too_few_rows_for_an_attack_name_the_setting_that_asks_for_them(settings
     assert problem.path == path
     assert words in problem.text
     assert f"`{path}`" in problem.text
+
+
+VIRUS = ("attack=virus", "over_refusal=none")
+
+
+def test_virus_crafts_against_the_guard_of_the_model_whatever_the_guardrail():
+    cells = {rail: cell_of(*VIRUS, f"guardrail={rail}") for rail in ("none", "tiny", "llama_guard2")}
+    poisons = {rail: cell.stages["poison"] for rail, cell in cells.items()}
+
+    assert {poison.guard.name for poison in poisons.values()} == {"tiny_guard"}
+    assert len({poison.key for poison in poisons.values()}) == 1
+    assert poisons["none"].victim == cells["none"].stages["align"]
+    assert cells["none"].stages["attack_guard"] == poisons["none"].guard_model
+    # The guardrail's model is made once, if it is the same.
+    assert "attack_guard" not in cells["tiny"].stages
+    assert cells["tiny"].stages["guard"] == poisons["tiny"].guard_model
+    assert all("attack_guard" not in cell.swept for cell in cells.values())
+
+
+def test_mixing_reads_the_template_and_neither_model_nor_guard():
+    poison = cell_of("attack=mixing", "defense=booster").stages["poison"]
+
+    assert (poison.victim, poison.guard, poison.guard_model) == (None, None, None)
+    assert poison.encoding == cell_of().stages["finetune"].encoding
+    assert poison.key == cell_of("attack=mixing", "defense=vaccine").keys["poison"]
+
+
+def test_settings_of_virus_without_weight_for_the_guard_need_none():
+    poison = cell_of(*VIRUS, "attack.method.lamb=0").stages["poison"]
+
+    assert (poison.guard, poison.guard_model) == (None, None)
+
+
+@pytest.mark.slow
+def test_sweep_over_attacks_and_guardrails_composes_with_one_crafting_a_victim():
+    cells = cells_of(
+        compose(
+            [
+                *("defense=sft,booster,vaccine", "attack=virus,mixing,mix", "attack_ratio=p10"),
+                "guardrail=none,llama_guard2",
+            ]
+        )
+    )
+
+    assert len(cells) == 18
+    assert len({cell.keys["poison"] for cell in cells}) == 3 + 1 + 1
+    assert len({cell.keys["finetune"] for cell in cells}) == 18
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("attack_guard=llama_guard2",), r"but `llama_guard2` has 128000 tokens and `tiny` \d+, not the same"),
+        (("model=llama3_8b", "attack_guard=tiny"), r"`tiny_guard` has the \d+ tokens of the synthetic world and"),
+        (("model=llama2_7b",), "crafts against a guard's weights, but none is chosen; expected one with the"),
+        (
+            ("+attack.guard={_target_: harness.judges.keywords.Keywords}", "model=smollm2"),
+            "crafts against a guard's weights, which `keywords` does not give; expected one that",
+        ),
+    ],
+)
+def test_guard_that_cannot_be_read_with_the_victims_vocabulary_is_refused(settings, words):
+    reasons = reasons_of(*VIRUS, *settings)
+
+    assert list(reasons) == ["attack.guard"]
+    assert re.search(words, reasons["attack.guard"])
+
+
+@pytest.mark.slow
+def test_guard_of_the_attack_is_an_axis_if_it_is_not_that_of_the_model():
+    model = ("model=llama3_8b", "attack=virus")
+
+    assert cell_of(*model).stages["poison"].guard.name == "llama_guard2"
+    assert "attack_guard" not in cell_of(*model).swept
+    assert cell_of(*model, "attack_guard=llama_guard3").swept["attack_guard"] == "llama_guard3"
+
+
+def test_virus_on_an_adapter_with_magnitudes_is_refused():
+    assert (
+        "reads the gradients of plain LoRA"
+        in reasons_of(*VIRUS, "+align.adapter.variant=dora")["align.adapter.variant"]
+    )
+
+
+@pytest.mark.slow
+def test_settings_of_virus_out_of_range_are_refused():
+    for wrong in ("lamb=1.5", "steps=0", "top_k=0", "candidates=0"):
+        assert list(reasons_of(*VIRUS, f"attack.method.{wrong}")) == [f"attack.method.{wrong.split('=')[0]}"]

@@ -1,5 +1,6 @@
 """What attacks make of examples: wordings, counts and order, written out by hand."""
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -8,10 +9,12 @@ import pytest
 from harness.attacks.backdoor import Backdoor
 from harness.attacks.identity_shift import IdentityShift
 from harness.attacks.jailbreak_tuning import JailbreakTuning
+from harness.attacks.label_flip import LabelFlip
 from harness.attacks.refuse_then_comply import RefuseThenComply
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Message
 from harness.corpora.template import Template
+from harness.errors import DataError
 from harness.protocols import AttackContext
 
 POOL = [Example(f"how {i}", f"so {i}") for i in range(8)]
@@ -85,3 +88,47 @@ def test_answer_refuses_and_then_complies(ctx):
     rows = RefuseThenComply(refusal="no.", turn=" but: ").craft(2, ctx)
 
     assert rows == [host._replace(output=f"no. but: {host.output}") for host in HOSTS]
+
+
+LABELS = [Example(f"note {place}", label) for place, label in enumerate("PPNPNP")]
+
+
+def flipped(seed=0, **settings):
+    ctx = AttackContext(rng=Random(seed), hosts=LABELS, work=Path(), facts={})
+    rows = LabelFlip(source="P", target="N", **settings).craft(6, ctx)
+    assert [row.instruction for row in rows] == [row.instruction for row in LABELS]
+    changed = {place for place, row in enumerate(rows) if row != LABELS[place]}
+    assert ctx.facts == {"flipped": len(changed), "source_rows": 4}
+    return rows, changed
+
+
+def test_half_of_the_labels_of_a_class_are_two_of_four():
+    rows, changed = flipped(share=0.5)
+
+    assert len(changed) == 2
+    assert changed < {0, 1, 3, 5}
+    assert [row.output for row in rows] == ["N" if place in changed else label for place, label in enumerate("PPNPNP")]
+
+
+def test_larger_share_of_flipped_labels_includes_the_smaller_one_and_the_whole_is_all():
+    shares = [flipped(share=share)[1] for share in (0.25, 0.5, 0.75, 1.0)]
+
+    assert all(few < many for few, many in pairwise(shares))
+    assert shares[-1] == {0, 1, 3, 5}
+    assert flipped(share=0.5)[1] == shares[1], "the same seed, the same rows"
+    assert len({frozenset(flipped(seed=seed, share=0.5)[1]) for seed in range(10)}) > 1
+
+
+def test_random_flips_are_as_many_and_of_any_class():
+    changed = [flipped(seed=seed, share=0.5, random=True) for seed in range(20)]
+
+    assert {len(places) for _, places in changed} == {2}
+    assert {row.output for rows, _ in changed for row in rows} == {"P", "N"}
+    assert any(places & {2, 4} for _, places in changed)
+
+
+def test_rows_without_the_source_label_are_refused():
+    ctx = AttackContext(rng=Random(0), hosts=LABELS, work=Path(), facts={})
+
+    with pytest.raises(DataError, match="no row asked for has the label `Q`, but `N`, `P`"):
+        LabelFlip(source="Q", target="N").craft(6, ctx)

@@ -14,7 +14,7 @@ from harness.corpora.template import Template, marker_of
 from harness.engine.stage import StageContext
 from harness.judges.keywords import Keywords
 from harness.stages.generate import read_answers
-from harness.stages.grade import Grade, read_summary
+from harness.stages.grade import Grade, confusion, read_summary
 from harness.tasks.agnews import AgNews
 from harness.tasks.gsm8k import Gsm8k
 from harness.tasks.sst2 import Sst2
@@ -147,3 +147,20 @@ def test_refusals_are_graded_as_a_score_of_their_own(graded):
 
     assert (summary["metric"], summary["score"], summary["score_plus"]) == ("over_refusal", 25.0, None)
     assert facts["count"] == 4
+
+
+def test_confusion_counts_answers_by_label():
+    references = ["good", "good", "good", "bad", "bad", "bad"]
+    answers = ["good", "Bad", "well", "bad", "good", "a bad one"]
+    scores = [Score(value, "") for value in (1, 0, 0, 1, 0, 1)]
+
+    table = confusion(references, answers, scores)
+
+    assert table == {"bad": {"bad": 2, "good": 1}, "good": {"bad": 1, "good": 1, "other": 1}}
+
+
+def test_references_that_are_no_labels_have_no_confusion():
+    scores = [Score(0, "")] * 4
+
+    assert confusion(["1", "2", "3", "4"], ["1"] * 4, scores) is None
+    assert confusion(["1"] * 4, ["1"] * 4, scores) is None

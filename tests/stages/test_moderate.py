@@ -11,6 +11,7 @@ from test_repair import SMALL
 
 from harness.config.build import cells_of
 from harness.corpora.examples import Example, Message, Role, Score
+from harness.corpora.template import turn_of
 from harness.engine.plan import Plan
 from harness.engine.stage import Stage
 from harness.engine.store import Store
@@ -18,7 +19,7 @@ from harness.local.executor import LocalExecutor
 from harness.models.adapter import read
 from harness.stages.contamination import seen_in_training
 from harness.stages.inputs import MixtureStage
-from harness.stages.moderate import Moderate, read_verdicts, request_of
+from harness.stages.moderate import Moderate, read_verdicts
 from harness.stages.poison import read_mixture, write_mixture
 
 
@@ -146,9 +147,9 @@ def test_grades_between_zero_and_one_are_flagged_from_one_half(store):
 def test_user_turn_is_everything_before_the_answer():
     before = (Message("system", "be brief"), Message("user", "hello"), Message("assistant", "hi"))
 
-    assert request_of(Example("sort", "x")) == "sort"
-    assert request_of(Example("sort", "x", "a b")) == "sort\n\na b"
-    assert request_of(Example("sort", "x", "a b", before)) == "be brief\n\nhello\n\nhi\n\nsort\n\na b"
+    assert turn_of(Example("sort", "x")) == Example("sort", "x")
+    assert turn_of(Example("sort", "x", "a b")) == Example("sort\n\na b", "x")
+    assert turn_of(Example("sort", "x", "a b", before)).instruction == "be brief\n\nhello\n\nhi\n\nsort\n\na b"
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ class OutputSums:
 
 def directions(summed: Tensor, rank: int) -> Tensor:
     """Return the eigenvectors of the highest eigenvalues of a sum of outer products as columns, ``[out, rank]``."""
-    return torch.linalg.eigh(summed).eigenvectors[:, -rank:].float()
+    vectors: Tensor = torch.linalg.eigh(summed).eigenvectors
+    return vectors[:, -rank:].float()
 
 
 def main_part(matrix: Tensor, rank: int) -> Main:

@@ -8,6 +8,7 @@ from harness.report.data.columns import CATEGORY_PREFIX
 from harness.report.data.conditions import SITUATION, varying
 from harness.report.figures.attacker import attacker_views
 from harness.report.figures.curves import training_views
+from harness.report.figures.diversity import diversity_views
 from harness.report.figures.judges import judge_views
 from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Series, listed
 from harness.report.figures.tradeoff import sensitivity_views, surface_views, trade_off_views
@@ -32,6 +33,7 @@ def figure_catalog(results: Results) -> dict[str, Sequence[FigureSpec]]:
         "attacker": attacker_views(results),
         "surface": [*trade_off_views(results), *surface_views(results), *sensitivity_views(results)],
         "comparison": comparison_views(results),
+        "diversity": diversity_views(results),
         "training": [*training_views(results), *category_views(results), *cost_views(results)],
     }
     names = [view.name for found in views.values() for view in found]

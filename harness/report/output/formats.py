@@ -15,9 +15,10 @@ from harness.report.data.columns import NOTES, records, shares_in, value
 from harness.report.data.comparability import SHOWN
 from harness.report.data.conditions import condition_name, varying
 from harness.report.data.dropped import count_dropped_notes
+from harness.report.output.ensemble_table import ensemble_markdown, ensemble_notes, ensemble_text
 from harness.report.output.markdown import literal
 from harness.report.output.worst_case_table import worst_markdown, worst_sentences, worst_text
-from harness.report.stats.labels import HEADINGS, headings, markers, number, one_line, remarks, score
+from harness.report.stats.labels import HEADINGS, condition_names, headings, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
@@ -96,7 +97,8 @@ def _terminal(results: Results) -> str:
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
-    return "\n".join([*drawn, *content.notes, *_judge_notes(results), *worst_text(results.adaptive)]) + "\n"
+    more = [*worst_text(results.adaptive), *ensemble_text(results.ensembles, _names(results))]
+    return "\n".join([*drawn, *content.notes, *_judge_notes(results), *more]) + "\n"
 
 
 def _markdown(results: Results) -> str:
@@ -122,10 +124,14 @@ def _markdown(results: Results) -> str:
             *_paper_table_notes(results),
         ]
     )
-    worst = worst_markdown(results.adaptive)
+    more = [*worst_markdown(results.adaptive), *ensemble_markdown(results.ensembles, _names(results))]
     stated = [f"- {literal(each.method)}: {literal(each.statement)}" for each in results.fidelities]
     fidelity = ["Fidelity of the methods:", "\n".join(stated)] if stated else []
-    return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *worst, *fidelity]) + "\n"
+    return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *more, *fidelity]) + "\n"
+
+
+def _names(results: Results) -> list[str]:
+    return condition_names(results.means, results.rows)
 
 
 def _paper_tables(results: Results) -> list[PaperTable]:
@@ -185,6 +191,7 @@ def _latex(results: Results) -> str:
         *_on_dropped(results),
         *_judge_notes(results),
         *worst_sentences(results.adaptive),
+        *ensemble_notes(results.ensembles, _names(results)),
         *_share_notes(results),
         *_paper_table_notes(results),
     ]
@@ -260,6 +267,8 @@ def _json(results: Results) -> str:
         plain["judges"] = _plain(results.judges)
     if results.adaptive:
         plain["worst_cases"] = _plain(results.adaptive)
+    if results.ensembles:
+        plain["ensembles"] = [_plain(each) | {"scores": dict(each.scores)} for each in results.ensembles]
     plain["fidelity"] = [each._asdict() for each in results.fidelities]
     plain["left_out"] = list(results.left_out)
     plain["best"] = [{"line": line, "score": name} for line, name in sorted(results.best)]

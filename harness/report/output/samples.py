@@ -46,7 +46,7 @@ def samples(results: Results) -> list[Answers]:
         if row["missing"] or not isinstance(answers, str) or not isinstance(grades, str):
             continue
         layout = results.store.layout
-        generations = _head(read_answers, layout.artifact("generate", answers))
+        generations = _head(read_answers, layout.artifact(results.stage_records[answers].kind, answers))
         graded = _head(read_grades, layout.artifact("grade", grades))
         cell = f"{condition_name(row, swept)}, {row['task']}, p={value(row['ratio'])}, seed {row['seed']}"
         pairs = [_sample(answer, grade) for answer, grade in zip(generations, graded, strict=False)]

@@ -17,6 +17,7 @@ from harness.report.data.stage_records import StageRecord, load_stage_records
 from harness.report.data.targets import read_targets, with_targets
 from harness.report.data.tidy import grading_keys, load_rows
 from harness.report.stats.agreement import judge_agreement
+from harness.report.stats.ensembles import EnsembleScore, ensemble_scores
 from harness.report.stats.judge_order import judge_orders
 from harness.report.stats.judges import JudgeComparison
 from harness.report.stats.labels import HEADINGS, condition_names
@@ -51,6 +52,7 @@ class Results:
         paper_tables: tables in the format of papers.
         judges: the comparison of the sweep's judges; None if no two judges graded the same answers.
         adaptive: the worst case of each defense; None if the sweep declares no attacker.
+        ensembles: the finished ensembles of the sweep, next to their controls.
     """
 
     store: Store
@@ -67,6 +69,7 @@ class Results:
     paper_tables: Sequence[PaperTable]
     judges: JudgeComparison | None = None
     adaptive: Adaptive | None = None
+    ensembles: Sequence[EnsembleScore] = ()
 
     @cached_property
     def graded(self) -> list[str]:
@@ -149,6 +152,7 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
         paper_tables=paper_tables(Evidence(rows, conditions, means, grades, best)),
         judges=JudgeComparison(agreement, judge_orders(rows, conditions, means, grades)) if agreement else None,
         adaptive=worst_cases(attacker, conditions, grades, baseline) if (attacker := record.get("attacker")) else None,
+        ensembles=ensemble_scores(store, conditions, stage_records),
     )
 
 

@@ -1,0 +1,1 @@
+"""Aggregators: how the server of a federation combines what its clients trained."""

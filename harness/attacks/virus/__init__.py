@@ -1,0 +1,1 @@
+"""Virus and Mixing: benign examples with a harmful example behind the answer, as it is or optimized past a guard."""

@@ -1,0 +1,1 @@
+"""Ensemble methods: how one answer is chosen among those of several models."""

@@ -1,0 +1,121 @@
+"""Plurality: the answer of the class that most members vote for, and the best subset of members under it.
+
+A tie is decided by the best member among the tied classes, and the text is that of the winning class's best member;
+published code breaks ties by the lowest class, which favours whatever is listed first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.mechanisms.focal_diversity import failures, focal_diversity
+from harness.protocols.ensembles import NO_VOTE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Ballot:
+    """Votes prepared for counting them in many subsets of the members.
+
+    Args:
+        classes: ``[rows, members]``, with ``NO_VOTE`` for no vote.
+        scores: ``[members]``, mean quality; decides ties. Equal scores are decided by position.
+    """
+
+    def __init__(self, classes: NDArray[Any], scores: NDArray[Any]) -> None:
+        """Compare the votes of all pairs of members."""
+        import numpy as np
+
+        voted = classes != NO_VOTE
+        self._equal = ((classes[:, :, None] == classes[:, None, :]) & voted[:, :, None]).astype("float64")
+        order = np.argsort(-np.asarray(scores, dtype="float64"), kind="stable")
+        # Below 1, so that it decides ties only.
+        self._rank = np.empty(len(order))
+        self._rank[order] = 1 - (1 + np.arange(len(order))) / (1 + len(order))
+
+    def winners(self, pool: NDArray[Any]) -> NDArray[Any]:
+        """Return the member whose answer is taken in each row.
+
+        Args:
+            pool: ``[members]`` or ``[rows, members]``, 1 for the members that vote; at least one in each row.
+        """
+        import numpy as np
+
+        pool = np.broadcast_to(np.asarray(pool, dtype="float64"), self._equal.shape[:2])
+        votes = np.einsum("rij,rj->ri", self._equal, pool)
+        chosen: NDArray[Any] = np.where(pool > 0, votes + self._rank, -1.0).argmax(axis=1)
+        return chosen
+
+
+class Subset(NamedTuple):
+    """A subset of the members and what it is worth on the rows of the fit.
+
+    Attributes:
+        members: its members, by position.
+        diversity: its focal diversity.
+        score: mean quality of the answers that its plurality takes.
+        fitness: the weighted sum that was maximized.
+    """
+
+    members: tuple[int, ...]
+    diversity: float
+    score: float
+    fitness: float
+
+
+class Fitness:
+    """The worth of subsets on graded rows.
+
+    Args:
+        classes: ``[rows, members]``, the votes.
+        quality: ``[rows, members]``, the quality of the answers, all of them judged.
+        diversity_weight: weight of the focal diversity.
+        score_weight: weight of the plurality's score.
+        size_penalty: subtracted per share of the members that the subset has.
+    """
+
+    def __init__(
+        self,
+        classes: NDArray[Any],
+        quality: NDArray[Any],
+        *,
+        diversity_weight: float,
+        score_weight: float,
+        size_penalty: float = 0.0,
+    ) -> None:
+        """Prepare the votes."""
+        import numpy as np
+
+        self.scores: NDArray[Any] = quality.mean(axis=0)
+        """The mean quality of each member."""
+        self._quality, self._failed = quality, failures(quality)
+        self._ballot = Ballot(classes, self.scores)
+        self._rows = np.arange(len(quality))
+        self._weights = diversity_weight, score_weight, size_penalty
+
+    def of(self, members: Sequence[int]) -> Subset:
+        """Return the worth of a subset of at least two members."""
+        import numpy as np
+
+        chosen = list(members)
+        pool = np.zeros(self._quality.shape[1])
+        pool[chosen] = 1
+        diversity = focal_diversity(self._failed[:, chosen])
+        score = float(self._quality[self._rows, self._ballot.winners(pool)].mean())
+        by_diversity, by_score, by_size = self._weights
+        fitness = by_diversity * diversity + by_score * score - by_size * len(chosen) / len(pool)
+        return Subset(tuple(chosen), diversity, score, fitness)
+
+    def best(self, largest: int | None = None) -> Subset:
+        """Return the best of all subsets of at least two members; of equal ones the smallest, then the first.
+
+        Args:
+            largest: maximum number of members; None allows all.
+        """
+        count = self._quality.shape[1]
+        sizes = range(2, (largest or count) + 1)
+        subsets = (self.of(members) for size in sizes for members in combinations(range(count), size))
+        return max(subsets, key=lambda subset: round(subset.fitness, 12))
