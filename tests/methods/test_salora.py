@@ -142,7 +142,7 @@ def test_layer_with_too_few_outputs_is_refused():
 
 
 def test_aligned_adapter_cannot_be_trained_further():
-    with pytest.raises(ConfigError, match="`defense.finetune`: `salora` chooses the start of the user's adapter"):
+    with pytest.raises(ConfigError, match=r"`defense\.finetune`: `salora` chooses the start of the user's adapter"):
         cells_of(compose(["defense=salora", "finetune.adapter=single"]))
 
 
