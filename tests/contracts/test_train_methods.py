@@ -85,6 +85,7 @@ SHORTENED = {
     "surgery": {"batch_size": 4},
     "tar": {"inner_steps": 4, "harmful_batch_size": 4},
     "tvaccine": {"probe_batch_size": 2},
+    "vaa": {"proxy_steps": 2, "budget": Budget(batch_size=3, learning_rate=1e-2)},
 }
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
@@ -128,6 +129,8 @@ def rows(count, seed):
 
 def pool(need):
     """Return rows of a role and, where they are asked for, partners with the same prompts and other answers."""
+    if need.own:
+        return Pool(rows(6, seed=1), need.batch_size, numbered=True)
     harmful, answers = rows(25, seed=2), rows(25, seed=4)
     partners = [
         Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
@@ -178,7 +181,7 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
     assert {"asft", "lox", "dpo", "ml_lr", "salora", "surgery"} <= set(METHODS)
-    assert {"circuit_breakers", "sn_tune", "triplet", "bfpo"} <= set(METHODS)
+    assert {"circuit_breakers", "sn_tune", "triplet", "bfpo", "vaa"} <= set(METHODS)
     assert {"deep_augmentation", "derta", "lookahead", "paraphrase"} <= set(METHODS)
     assert {"ptst", "backdoor_alignment", "bds"} <= set(METHODS)
     assert {"larf", "seal", "toss"} <= set(CHOOSING)
