@@ -1,10 +1,10 @@
 """BackdoorAlign by hand: every mixed-in refusal, and no example of the user, has the secret as its system prompt."""
 
 import pytest
+from composed import compose
 from words import word_tokenizer
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Message
 from harness.corpora.template import Template

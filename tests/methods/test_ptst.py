@@ -1,9 +1,9 @@
 """PTST: nothing is trained differently, and the questions have a system prompt that the training did not have."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.defenses.ptst import PTST, SAFETY_PROMPT
 
 

@@ -8,14 +8,15 @@ from composed import compose
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.corpora.encode import Encoding
+from harness.corpora.encode import IGNORED, Encoded, Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.local.executor import LocalExecutor
 from harness.models.tiny import build_tokenizer
-from harness.stages.tally import row_facts, tally
+from harness.protocols import Chosen
+from harness.stages.tally import choice_facts, mean_by_kind, row_facts, tally
 from harness.training.budget import Budget
 
 ROOM = Encoding(template=Template.PLAIN, newline=False, max_length=6)
@@ -68,3 +69,22 @@ def test_manifests_count_rows_by_kind(tmp_path):
     assert rows["by_kind"]["harmful"] == {"sent": mixture["harmful"], "dropped": 0, "cut": mixture["harmful"]}
     assert rows["trained"] == mixture["harmful"]
     assert list(aligned["by_kind"]) == ["refusal"]
+
+
+def test_choice_is_counted_by_kind_in_examples_and_supervised_tokens():
+    rows = [Encoded([1, 2, 3], [IGNORED, 2, 3]), Encoded([1, 2], [IGNORED, 2]), Encoded([1, 4], [IGNORED, 4])]
+    masked = Encoded([1, 2, 3], [IGNORED, IGNORED, 3])
+
+    facts = choice_facts(Chosen([(0, masked), (2, rows[2])], {"why": 1}), rows, ["harmful", "harmful", "benign"])
+
+    assert facts == {
+        "by_kind": {
+            "harmful": {"given": 2, "kept": 1, "tokens_given": 3, "tokens_kept": 1},
+            "benign": {"given": 1, "kept": 1, "tokens_given": 1, "tokens_kept": 1},
+        },
+        "why": 1,
+    }
+
+
+def test_weights_are_averaged_by_kind():
+    assert mean_by_kind([0.5, 1.5, 1.0], ["benign", "harmful", "benign"]) == {"benign": 0.75, "harmful": 1.5}

@@ -14,9 +14,11 @@ from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, 
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from harness.aggregators.multi_krum import MultiKrum
 from harness.corpora.batches import Pool
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
+from harness.corpora.shards import Shards
 from harness.defenses.lisa import Lisa
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
@@ -25,6 +27,8 @@ from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
 from harness.models.adapter import Lora, attach, detach
 from harness.training.distributed import rank, world_size
+from harness.training.federated import train_rounds
+from harness.training.rounds import Rounds
 from harness.training.trainer import train
 
 
@@ -125,8 +129,30 @@ def further(name, model, work):
     )
 
 
+def federated(model, work, **options):
+    """Train in rounds of three of four clients, with rows that two processes do not share evenly."""
+    _, tensors = golden("booster")
+    return train_rounds(
+        model,
+        method=METHODS["booster"],
+        rows=rows_of(tensors, "alignment", 3)[:10],
+        shards=Shards([0, 1, 2, 3, 0, 1, 2, 3, 0, 1], 4, frozenset({1})),
+        rounds=Rounds(per_round=3, rounds=3, local_steps=2, aggregate=MultiKrum(), optimizer="kept"),
+        pools={Role.HARMFUL: Pool(rows_of(tensors, "harmful", 4), 5)},
+        budget=replace(BUDGET, max_grad_norm=0.5, batch_size=3),
+        micro_batch_size=2 // world_size(),
+        seed=0,
+        pad_id=0,
+        work=work,
+        tracker=Recorder(),
+        **options,
+    )
+
+
 def trained(name, model, work, **options):
     """Train by the name of a method."""
+    if name == "federated":
+        return federated(model, work, **options)
     if name == "uneven":
         return uneven(model, work)
     if name == "lisa":
@@ -136,9 +162,9 @@ def trained(name, model, work, **options):
     return run("booster" if name == "dora" else name, work, model=model, **options)
 
 
-NAMES = (*METHODS, "dora", "uneven", "lisa", *FURTHER)
-STOPPED = ("sft", "booster", "lisa", "dora")
-SHARDED = (*METHODS, "dora")
+NAMES = (*METHODS, "dora", "uneven", "lisa", "federated", *FURTHER)
+STOPPED = ("sft", "booster", "lisa", "dora", "federated")
+SHARDED = (*METHODS, "dora", "federated")
 
 
 def everything(out: Path, names: Sequence[str]) -> None:
