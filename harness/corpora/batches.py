@@ -47,8 +47,10 @@ def collate(rows: Sequence[Encoded], pad_id: int, places: Sequence[int] | None =
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, int64, each ``[batch, time]``. The mask follows the lengths,
-        so real tokens with the id of the padding token are not masked. With ``places``, these too, ``[batch]``.
+        so real tokens with the id of the padding token are not masked. With ``places``, these too, ``[batch]``; if the
+        examples have sources, ``source``, ``[batch, 1]``.
     """
+    sources = [[row.source] for row in rows if row.source is not None]
     longest = max(len(row.input_ids) for row in rows)
     gaps = [longest - len(row.input_ids) for row in rows]
     numbered = {} if places is None else {PLACES: torch.tensor(places)}
@@ -57,6 +59,7 @@ def collate(rows: Sequence[Encoded], pad_id: int, places: Sequence[int] | None =
         "input_ids": torch.tensor([row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
         "labels": torch.tensor([row.labels + [IGNORED] * gap for row, gap in zip(rows, gaps, strict=True)]),
+        **({"source": torch.tensor(sources)} if sources else {}),
     }
 
 

@@ -38,10 +38,17 @@ log = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
-    """One encoded example: ``input_ids`` and ``labels`` of the same length; labels are -100 where not supervised."""
+    """One encoded example.
+
+    Attributes:
+        input_ids: the tokens.
+        labels: of the same length; -100 where not supervised.
+        source: index of the expert that the example is meant for; None outside of the training of routed experts.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    source: int | None = None
 
 
 class Prompt(NamedTuple):

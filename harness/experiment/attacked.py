@@ -1,7 +1,5 @@
 """The attack of an experiment: the stage of its mixture, or of the changed model, and what the attack cannot do."""
 
-from dataclasses import replace
-
 from harness.corpora.examples import Role
 from harness.corpora.mixture import Compat, counts
 from harness.corpora.shards import Clients
@@ -23,24 +21,23 @@ from harness.protocols import (
     TrainedGuard,
     WhiteBoxGuard,
 )
-from harness.stages.align import Align
 from harness.stages.base import Base
+from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.poison import Poison
 from harness.stages.tamper import Tamper
 
 ATTACK = "attack.method"
 
 
-def poison_of(experiment: Experiment, aligned: Align) -> Poison:
+def poison_of(experiment: Experiment, victim: ModelStage) -> Poison:
     """Return the stage of the mixture.
 
     Args:
         experiment: the settings of the cell.
-        aligned: the alignment that is attacked.
+        victim: the alignment that an attack crafts against, if it reads the aligned model.
     """
     attack = experiment.attack.acting
     rows, ratio, compat = _sent(experiment)
-    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None, benign=None)
     needs = attack.needs if attack else AttackNeeds()
     guard = experiment.attack.guard if needs.guard else None
     return Poison(
@@ -65,7 +62,7 @@ def task_rows_taken(experiment: Experiment) -> int:
     return wanted.benign + (wanted.harmful if attack and attack.needs.hosts else 0)
 
 
-def tamper_of(experiment: Experiment, aligned: Align, method: Tampering) -> Tamper:
+def tamper_of(experiment: Experiment, aligned: AlignedStage, method: Tampering) -> Tamper:
     """Return the stage that changes the aligned model's weights instead of a fine-tuning."""
     return Tamper(
         aligned=aligned,

@@ -5,6 +5,7 @@ mixture not on the defense, a generation not on the judge.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
@@ -17,6 +18,8 @@ from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
 from harness.experiment.compatibility import incompatibilities, unestimated, unserved
 from harness.experiment.experiment import Experiment
+from harness.experiment.fusing import aligned_of
+from harness.experiment.fusing import infeasible as unfusable
 from harness.models.adapter import Lora
 from harness.protocols import (
     DataRequirement,
@@ -36,7 +39,7 @@ from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
-from harness.stages.inputs import ModelStage
+from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.leak import Leak
 from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
@@ -61,6 +64,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_incompatible(experiment),
         *_ambiguous(experiment),
         *infeasible(experiment),
+        *unfusable(experiment),
         *_unmeasured(experiment, probe),
         *_without_server_rows(experiment),
     ]:
@@ -77,20 +81,33 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    attacked, final_model = _attacked(experiment, aligned)
-    chain: dict[str, Stage] = {"base": base, "align": aligned, **attacked}
-    for prefix, model in (("aligned_", aligned), ("", final_model)):
+    product, stages, measured = aligned_of(experiment, aligned)
+    attacked, final_model = _attacked(
+        experiment, product, plain=replace(aligned, method=None, harmful=None, benign=None)
+    )
+    if attacked.get("victim") in stages.values():
+        del attacked["victim"]
+    chain: dict[str, Stage] = {"base": base, **stages, **attacked}
+    for prefix, model in (("aligned_", product), ("", final_model)):
         chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+        if measured is not None and probe is None:
+            chain[f"{prefix}routes"] = measured(model)
     return chain
 
 
-def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage], ModelStage]:
-    """Return the stages that follow the alignment, by role, and the one of the final model."""
+def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tuple[dict[str, Stage], ModelStage]:
+    """Return the stages that follow the alignment, by role, and the one of the final model.
+
+    Args:
+        experiment: the settings of the cell.
+        aligned: the alignment that is attacked.
+        plain: the alignment on refusals without a defense, for attacks that are crafted against it.
+    """
     if experiment.tamper is not None:
         tampered = tamper_of(experiment, aligned, experiment.tamper)
         return {"tamper": tampered}, tampered
     finetune, encoding = experiment.finetune, experiment.model.encoding
-    poison = poison_of(experiment, aligned)
+    poison = poison_of(experiment, aligned if experiment.attack.victim == "own" else plain)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
         aligned=aligned,

@@ -40,12 +40,14 @@ class ModelRef:
         base: that stage's artifact: a saved model, or a reference to a Hub model or a local folder.
         merged: adapters to merge into the base, in this order.
         adapter: adapter to attach, trainable.
+        routed: routed experts that take the place of the feed-forward blocks, see ``harness.models.routed``.
     """
 
     base_key: str
     base: Path
     merged: tuple[Path, ...] = ()
     adapter: Path | None = None
+    routed: Path | None = None
 
 
 class LoadedModel(NamedTuple):
@@ -118,6 +120,7 @@ def loaded_model(
     Raises:
         ModelError: the base or an adapter cannot be read, or they do not fit each other or this machine.
     """
+    from harness.models import routed
     from harness.models.merge import merge, restore
 
     stop_serving(memory)
@@ -137,11 +140,15 @@ def loaded_model(
                 base.dtype,
                 100 * merged[-1].lost,
             )
+    if weights.routed is not None:
+        routed.install(base, weights.routed)
     model = base if weights.adapter is None else adapter.load(base, weights.adapter)
     yield LoadedModel(model, tokenizer, lost=tuple(done.lost for done in merged))
     if for_good:
         return
     adapter.detach(base)
+    if weights.routed is not None:
+        routed.remove(base)
     for done in reversed(merged):
         restore(base, done)
     memory[_SLOT] = cached._replace(opened=Opened(base.eval(), tokenizer))

@@ -27,6 +27,7 @@ from harness.protocols.ensembles import (
 )
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.federation import Aggregate, Aggregator, Submission
+from harness.protocols.fusions import Fused, Fusion
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ActsAfterStep,
@@ -103,6 +104,8 @@ __all__ = [
     "Estimator",
     "ExampleSource",
     "FittedEnsemble",
+    "Fused",
+    "Fusion",
     "GivenRows",
     "Gradient",
     "HasConflicts",

@@ -85,6 +85,10 @@ class Align(Stage):
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
         """Return the refusals and the method's harmful and harmless examples."""
+        return self.defender_examples()
+
+    def defender_examples(self) -> list[Example]:
+        """Return the refusals and the method's harmful and harmless examples."""
         return examples_of(self.refusal, self.harmful, self.benign)
 
     def weights(self, locate: Locate) -> ModelRef:

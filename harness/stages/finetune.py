@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from harness.corpora.corpus import overlaps
@@ -15,8 +15,7 @@ from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
 from harness.protocols import Estimator, TrainMethod
-from harness.stages.align import Align
-from harness.stages.inputs import ClientStage, MixtureStage
+from harness.stages.inputs import AlignedStage, ClientStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
 from harness.stages.train_adapter import ADAPTER, Federation, adapter_seed, fit, keep
 from harness.training.budget import Budget
@@ -61,7 +60,7 @@ class Finetune(Stage):
     parallel: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     loads_base: ClassVar[bool] = True
-    aligned: Align
+    aligned: AlignedStage
     mixture: MixtureStage
     method: TrainMethod | None = None
     refusal: Slice | None = None
@@ -89,19 +88,15 @@ class Finetune(Stage):
         Without any row, as after a guardrail that removes all, nothing is trained, not even on a method's own examples:
         the model is the aligned one, which a note states.
         """
-        from harness.models.loading import ModelRef
-
         rows = self.mixture.mixture(ctx.input)
-        defender = [part for part in (self.aligned.refusal, self.aligned.harmful, self.refusal, self.harmful) if part]
+        defender = [*self.aligned.defender_examples(), *examples_of(self.refusal, self.harmful)]
         attacker = [example for example, role in rows if role is Role.ATTACK]
-        ctx.facts["attack_and_defense_share"] = overlaps(
-            attacker, [example for part in defender for example in part.examples()]
-        )._asdict()
+        ctx.facts["attack_and_defense_share"] = overlaps(attacker, defender)._asdict()
         aligned = self.aligned.weights(ctx.input)
         assert aligned.adapter is not None, "an aligned model has an adapter"
         folder = aligned.adapter
         if self.protocol == "double":
-            aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(folder,))
+            aligned = replace(aligned, merged=(*aligned.merged, folder), adapter=None)
         fresh = self.adapter if self.protocol == "double" else None
         if not rows:
             ctx.facts["notes"] = ["no row was left to train on: the model is the aligned one"]
@@ -164,8 +159,6 @@ class Finetune(Stage):
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the aligned model with the user's adapter, which replaces the aligned one or is trained on top."""
-        from harness.models.loading import ModelRef
-
         aligned = self.aligned.weights(locate)
         merged = (aligned.adapter,) if self.protocol == "double" and aligned.adapter else ()
-        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=merged, adapter=locate(self) / ADAPTER)
+        return replace(aligned, merged=(*aligned.merged, *merged), adapter=locate(self) / ADAPTER)

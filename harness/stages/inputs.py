@@ -13,7 +13,9 @@ from harness.corpora.shards import Shards
 from harness.engine.stage import Locate
 
 if TYPE_CHECKING:
+    from harness.models.adapter import Lora
     from harness.models.loading import ModelRef
+    from harness.stages.base import Base
 
 
 class ModelStage(Protocol):
@@ -26,6 +28,33 @@ class ModelStage(Protocol):
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the paths of the model's parts."""
+        ...
+
+
+class AlignedStage(Protocol):
+    """A stage whose artifact is an adapter that aligns the base, for a user to fine-tune or an attacker to change."""
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        ...
+
+    @property
+    def base(self) -> Base:
+        """The base model."""
+        ...
+
+    @property
+    def adapter(self) -> Lora:
+        """Settings of the adapter: its targets, dropout and variant; a fused one has another rank."""
+        ...
+
+    def defender_examples(self) -> list[Example]:
+        """Return every example that the defender trained on, up to and including this stage."""
+        ...
+
+    def weights(self, locate: Locate) -> ModelRef:
+        """Return the paths of the model's parts; it has an adapter."""
         ...
 
 

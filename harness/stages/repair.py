@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.corpus import overlaps
@@ -117,10 +117,7 @@ class Repair(Stage):
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the fine-tuned model with the repaired adapter."""
-        from harness.models.loading import ModelRef
-
-        tuned = self.tuned.weights(locate)
-        return ModelRef(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
+        return replace(self.tuned.weights(locate), adapter=locate(self) / ADAPTER)
 
     def _report_overlaps(self, rows: Sequence[tuple[Example, Role]], ctx: StageContext) -> None:
         attacker = [example for example, role in rows if role is Role.ATTACK]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
@@ -11,7 +11,7 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.head import unmergeable
 from harness.protocols import ExampleSource, Tampering, Victim
-from harness.stages.align import Align
+from harness.stages.inputs import AlignedStage
 from harness.stages.train_adapter import ADAPTER
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Tamper(Stage):
     version: ClassVar[int] = 1
     attacks: ClassVar[bool] = True
     loads_base: ClassVar[bool] = True
-    aligned: Align
+    aligned: AlignedStage
     method: Tampering
     harmful: Slice
     harmless: ExampleSource
@@ -69,13 +69,9 @@ class Tamper(Stage):
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the aligned model, merged, with the change."""
-        from dataclasses import replace
-
         return replace(self._merged(locate), adapter=locate(self) / ADAPTER)
 
     def _merged(self, locate: Locate) -> ModelRef:
-        from harness.models.loading import ModelRef
-
         aligned = self.aligned.weights(locate)
         assert aligned.adapter is not None, "an aligned model has an adapter"
-        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
+        return replace(aligned, merged=(*aligned.merged, aligned.adapter), adapter=None)

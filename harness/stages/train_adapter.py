@@ -33,6 +33,7 @@ from harness.training.budget import Budget
 from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
@@ -65,6 +66,9 @@ def fit(
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
+    sources: Sequence[int] | None = None,
+    unfreeze: Callable[[PeftModel], None] | None = None,
+    write: Callable[[PeftModel], None] | None = None,
     update: Estimator | None = None,
     federation: Federation | None = None,
 ) -> None:
@@ -96,6 +100,9 @@ def fit(
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
+        sources: the expert that each of the rows is meant for, for the training of routed experts.
+        unfreeze: makes further parameters of the model trainable.
+        write: stores what else was trained than the adapter.
         update: estimates gradients from forward passes; None computes them.
         federation: the clients that train, and their rounds; None trains on all examples in one place.
 
@@ -115,9 +122,11 @@ def fit(
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
     with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
         model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
+        if unfreeze is not None:
+            unfreeze(model)
         needs = method.needs if method else ()
         own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
-        own = tally(loaded.tokenizer, encoding, own_rows, kinds)
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds, sources)
         mixed = encode_mixed(
             loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
         )
@@ -150,6 +159,8 @@ def fit(
         leave()
         if ctx.rank == 0:
             adapter.save(model, ctx.out / ADAPTER)
+            if write is not None:
+                write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
     _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
     if federation:

@@ -83,7 +83,7 @@ SHORTENED = {
     "salora": {"safe_rank": 4, "task_rank": 4, "safety_rows": 12, "task_rows": 8, "batch_size": 4},
     "sn_tune": {"detection_rows": 10, "attention_share": 0.5},
     "surgery": {"batch_size": 4},
-    "tar": {"inner_steps": 4, "harmful_batch_size": 4},
+    "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
     "tvaccine": {"probe_batch_size": 2},
     "vaa": {"proxy_steps": 2, "budget": Budget(batch_size=3, learning_rate=1e-2)},
 }
