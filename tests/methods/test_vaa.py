@@ -81,7 +81,7 @@ def test_gradient_is_taken_at_perturbed_weights_with_a_probability_that_rises():
     assert float(metrics["loss"]) == pytest.approx(math.log(2))
     grown = 0.5 * math.exp(0.007 * 1.015473 / 0.5)
     assert float(metrics["vulnerable_probability"]) == pytest.approx(grown / (grown + 0.5), rel=1e-5)
-    assert [float(weight) for weight in learner.trainables] == [0, 0]
+    assert not any(bool(weight.detach().any()) for weight in learner.trainables)
 
 
 def test_group_without_an_example_in_the_batch_leaves_the_probability_and_uses_all():
@@ -112,7 +112,7 @@ def test_vulnerable_examples_are_those_whose_loss_rises_most_under_harmful_train
     # More of tokens 1 raises the loss of tokens 0.
     assert step._vulnerable.tolist() == [True, False]
     assert batches.roles == [Role.REFUSAL] * 3 + [Role.HARMFUL] * 3
-    assert [float(weight) for weight in learner.trainables] == [0, 0]
+    assert not any(bool(weight.detach().any()) for weight in learner.trainables)
     step.backward(examples(0, 1))
     assert len(batches.roles) == 6, "the groups are found once"
 
