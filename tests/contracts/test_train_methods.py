@@ -24,7 +24,6 @@ from harness.defenses.lisa import Lisa
 from harness.defenses.panacea import Panacea
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
-from harness.defenses.sn_tune import SNTune
 from harness.defenses.triplet import Triplet
 from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vlguard import VLGuard
@@ -74,9 +73,6 @@ CUTTABLE: dict = METHODS | {
     "dpo alone": partial(DPO, sft_weight=0.0),
     "bfpo alone": partial(BFPO, sft_weight=0.0),
     "triplet as published": partial(Triplet, refusals="retain"),
-    "sn-tune without general neurons": partial(
-        SNTune, detection_rows=10, attention_share=0.5, foundation_rows=10, detection_batch_size=5
-    ),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
 SHORTENED = {
