@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
 from torch.nn import Module
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -157,6 +158,9 @@ def train(
             shard_frozen(model, arguments.device)
         else:
             model.to(arguments.device)
+            if world_size() > 1 and not isinstance(model, PeftModel):
+                # DDP would hold another copy of the gradients, and has nothing to reduce here.
+                model._is_accelerate_prepared = True  # type: ignore[assignment]
         model.train()
         passes = passes_on(
             model,
