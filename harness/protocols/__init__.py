@@ -45,6 +45,7 @@ from harness.protocols.methods import (
     ScalesLearningRates,
     TrainMethod,
     TrainsPlainly,
+    TrainsWeights,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
@@ -143,6 +144,7 @@ __all__ = [
     "TrainStep",
     "TrainedGuard",
     "TrainsPlainly",
+    "TrainsWeights",
     "UsesAlignment",
     "Victim",
     "Votes",
