@@ -90,6 +90,7 @@ class Tar:
 
     name: ClassVar[str] = "tar"
     version: ClassVar[int] = 3
+    weight_copies: ClassVar[int] = 7
 
     inner_steps: int = 64
     learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
