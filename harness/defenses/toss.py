@@ -57,6 +57,7 @@ class TOSS:
 
     name: ClassVar[str] = "toss"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     share: float = 0.2
     harmful_rows: int | None = None

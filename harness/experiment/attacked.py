@@ -6,6 +6,7 @@ from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
+from harness.models.adapter import Lora
 from harness.protocols import (
     Attack,
     AttackNeeds,
@@ -82,6 +83,12 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
         problems.append(Problem("attack.victim", reason))
+    if attack is not None and attack.needs.victim and not isinstance(experiment.align.adapter, Lora):
+        reason = (
+            f"`{attack.name}` reads the victim through its adapter, and the alignment trains none; expected one in "
+            "`align.adapter`"
+        )
+        problems.append(Problem(ATTACK, reason))
     problems += [*_overridden(experiment), *_unshared(experiment)]
     if attack is None:
         return problems
@@ -137,7 +144,8 @@ def _closed(experiment: Experiment, attack: Attack) -> list[Problem]:
 
 def _unreadable(experiment: Experiment, attack: Attack) -> list[Problem]:
     """Return why an attack cannot use the aligned model's adapter."""
-    variant = experiment.align.adapter.variant
+    adapter = experiment.align.adapter
+    variant = adapter.variant if isinstance(adapter, Lora) else None
     if not isinstance(attack, NeedsPlainLora) or variant is None:
         return []
     reason = (

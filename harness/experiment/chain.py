@@ -6,6 +6,7 @@ mixture not on the defense, a generation not on the judge.
 
 from collections import Counter
 from dataclasses import replace
+from typing import Literal
 
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
@@ -16,11 +17,12 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
-from harness.experiment.compatibility import incompatibilities, unestimated, unserved
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved, untrainable
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_of
 from harness.experiment.fusing import infeasible as unfusable
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
     DataRequirement,
     ExampleSource,
@@ -115,7 +117,7 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
         method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
         **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
-        protocol=finetune.adapter,
+        protocol=_protocol(experiment),
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
@@ -141,7 +143,7 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
             aligned=aligned,
             mixture=refusals,
             budget=finetune.budget,
-            protocol=finetune.adapter,
+            protocol=_protocol(experiment),
             adapter=_tuned_adapter(experiment),
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
@@ -231,9 +233,16 @@ def _ambiguous(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _tuned_adapter(experiment: Experiment) -> Lora:
+def _tuned_adapter(experiment: Experiment) -> Lora | TrainedWeights:
     fresh = experiment.finetune.fresh if experiment.finetune.adapter == "double" else None
     return (fresh or experiment.align.adapter).ordered()
+
+
+def _protocol(experiment: Experiment) -> Literal["single", "double"]:
+    """Return the adapter protocol; without an adapter to merge, training the same weights again is to continue."""
+    aligned = experiment.align.adapter
+    same = isinstance(aligned, TrainedWeights) and _tuned_adapter(experiment) == aligned.ordered()
+    return "single" if same else experiment.finetune.adapter
 
 
 def _incompatible(experiment: Experiment) -> list[Problem]:
@@ -241,6 +250,13 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *untrainable(
+            experiment.align.adapter,
+            tuned,
+            experiment.finetune.adapter,
+            defense.repair,
+            federated=experiment.federation is not None,
+        ),
         *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason

@@ -13,6 +13,7 @@ from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.mechanisms.routing import Routing
 from harness.models.adapter import ALL_LINEAR, FEED_FORWARD, Lora
+from harness.models.trained_weights import TrainedWeights, targets_of
 from harness.protocols import ExampleSource, Fusion, Named, UsesAlignment
 from harness.stages.align import Align
 from harness.stages.expert import Expert
@@ -157,7 +158,7 @@ def aligned_of(experiment: "Experiment", aligned: Align) -> Aligned:
             base=aligned.base,
             rows=_sources(experiment, aligned, fusion.experts),
             budget=replace(aligned.budget, epochs=fusion.epochs or aligned.budget.epochs),
-            adapter=_grown(aligned.adapter, len(fusion.experts)),
+            adapter=_grown(_adapter_of(aligned), len(fusion.experts)),
             encoding=aligned.encoding,
             seed=derive(experiment.seed, "joint"),
         )
@@ -198,6 +199,9 @@ def infeasible(experiment: "Experiment") -> list[Problem]:
     fusion = experiment.fuse
     if fusion is None:
         return []
+    if not isinstance(experiment.align.adapter, Lora):
+        reason = "trains no adapter, and experts are fused as adapters; expected the settings of one, or `fuse=none`"
+        return [Problem("align.adapter", reason)]
     found = []
     if experiment.experts is None and set(fusion.experts) != {HARMLESS}:
         reason = (
@@ -225,7 +229,10 @@ def infeasible(experiment: "Experiment") -> list[Problem]:
 def _unroutable(experiment: "Experiment") -> list[Problem]:
     """Return what cannot be done with routed experts."""
     found = []
-    targets = experiment.align.adapter.targets
+    targets = targets_of(experiment.align.adapter)
+    if experiment.finetune.adapter == "double" and isinstance(experiment.finetune.fresh, TrainedWeights):
+        reason = "trained weights are stored as a difference from the base, which has no routed experts (`fuse=moe`)"
+        found.append(Problem("finetune.fresh", f"{reason}; expected an adapter"))
     if targets == ALL_LINEAR or set(targets) != set(FEED_FORWARD):
         reason = f"are not those of a feed-forward block, which experts are routed in; expected {quoted(FEED_FORWARD)}"
         found.append(Problem("align.adapter.targets", reason))
@@ -269,7 +276,7 @@ def _experts(experiment: "Experiment", aligned: Align, names: tuple[Name, ...]) 
             base=aligned.base,
             rows=(_source(experiment, name),),
             budget=aligned.budget,
-            adapter=aligned.adapter,
+            adapter=_adapter_of(aligned),
             encoding=aligned.encoding,
             # Adapters of one seed start with equal factors, so that their changes would resemble each other.
             seed=derive(experiment.seed, name),
@@ -286,6 +293,11 @@ def _sources(experiment: "Experiment", aligned: Align, names: tuple[Name, ...]) 
 def _source(experiment: "Experiment", name: Name) -> ExampleSource:
     assert experiment.experts is not None, "checked before"
     return experiment.experts.helpful if name == "helpful" else experiment.experts.honest
+
+
+def _adapter_of(aligned: Align) -> Lora:
+    assert isinstance(aligned.adapter, Lora), "checked before"
+    return aligned.adapter
 
 
 def _grown(adapter: Lora, times: int) -> Lora:

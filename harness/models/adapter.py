@@ -181,6 +181,11 @@ def factors(model: PeftModel) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if _is_factor(name)}
 
 
+def has_adapter(model: Module) -> bool:
+    """Return whether an adapter is attached to a model."""
+    return any(_is_factor(name) for name, _ in model.named_parameters())
+
+
 def trained_pairs(model: Module) -> list[tuple[str, str]]:
     """Return the names of the factors ``A`` and ``B`` of every layer with a trainable plain LoRA adapter.
 

@@ -23,6 +23,7 @@ from harness.protocols.ensembles import (
     EnsembleMethod,
     FittedEnsemble,
     HasVotes,
+    ReadsLikelihoods,
     Votes,
 )
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
@@ -45,6 +46,7 @@ from harness.protocols.methods import (
     ScalesLearningRates,
     TrainMethod,
     TrainsPlainly,
+    TrainsWeights,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
@@ -128,6 +130,7 @@ __all__ = [
     "Prediction",
     "ProducesOutputs",
     "Product",
+    "ReadsLikelihoods",
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
@@ -143,6 +146,7 @@ __all__ = [
     "TrainStep",
     "TrainedGuard",
     "TrainsPlainly",
+    "TrainsWeights",
     "UsesAlignment",
     "Victim",
     "Votes",

@@ -59,7 +59,7 @@ class Expert(Stage):
         fit(
             ctx,
             weights=self.base.weights(ctx.input),
-            fresh=self.adapter,
+            trainable=self.adapter,
             method=None,
             rows=rows,
             kinds=[KIND] * len(rows),

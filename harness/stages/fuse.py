@@ -48,7 +48,9 @@ class Fuse(Stage):
     @property
     def adapter(self) -> Lora:
         """The settings of the experts' adapters; the fused one has another rank."""
-        return self.experts[0].adapter
+        adapter = self.experts[0].adapter
+        assert isinstance(adapter, Lora), "a fusion of anything else is refused when it is composed"
+        return adapter
 
     def preflight(self) -> list[Problem]:
         """Return no problems: the experts check their sources."""

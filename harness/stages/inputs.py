@@ -15,6 +15,7 @@ from harness.engine.stage import Locate
 if TYPE_CHECKING:
     from harness.models.adapter import Lora
     from harness.models.loading import ModelRef
+    from harness.models.trained_weights import TrainedWeights
     from harness.stages.base import Base
 
 
@@ -32,7 +33,7 @@ class ModelStage(Protocol):
 
 
 class AlignedStage(Protocol):
-    """A stage whose artifact is an adapter that aligns the base, for a user to fine-tune or an attacker to change."""
+    """A stage whose artifact aligns the base by an adapter or its weights, for a user to fine-tune or an attacker."""
 
     @property
     def key(self) -> str:
@@ -45,8 +46,8 @@ class AlignedStage(Protocol):
         ...
 
     @property
-    def adapter(self) -> Lora:
-        """Settings of the adapter: its targets, dropout and variant; a fused one has another rank."""
+    def adapter(self) -> Lora | TrainedWeights:
+        """Targets, dropout and variant of the adapter (a fused one has another rank), or the trained weights."""
         ...
 
     def defender_examples(self) -> list[Example]:
@@ -54,7 +55,7 @@ class AlignedStage(Protocol):
         ...
 
     def weights(self, locate: Locate) -> ModelRef:
-        """Return the paths of the model's parts; it has an adapter."""
+        """Return the paths of the model's parts."""
         ...
 
 

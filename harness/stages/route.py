@@ -102,7 +102,7 @@ class Route(Stage):
         fit(
             ctx,
             weights=ModelRef(base_key=self.base.key, base=ctx.input(self.base), routed=start),
-            fresh=self.adapter,
+            trainable=self.adapter,
             method=self.method,
             rows=[example for own in rows for example in own],
             kinds=[expert.key for expert, own in zip(self.experts, rows, strict=True) for _ in own],

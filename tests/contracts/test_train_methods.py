@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
+from harness.defenses.bfpo import BFPO
 from harness.defenses.dpo import DPO
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
@@ -23,6 +24,7 @@ from harness.defenses.lisa import Lisa
 from harness.defenses.panacea import Panacea
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
+from harness.defenses.triplet import Triplet
 from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
@@ -69,13 +71,17 @@ CUTTABLE: dict = METHODS | {
     "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
     "dpo alone": partial(DPO, sft_weight=0.0),
+    "bfpo alone": partial(BFPO, sft_weight=0.0),
+    "triplet as published": partial(Triplet, refusals="retain"),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
 SHORTENED = {
     "salora": {"safe_rank": 4, "task_rank": 4, "safety_rows": 12, "task_rows": 8, "batch_size": 4},
+    "sn_tune": {"detection_rows": 10, "attention_share": 0.5},
     "surgery": {"batch_size": 4},
-    "tar": {"inner_steps": 4, "harmful_batch_size": 4},
+    "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
     "tvaccine": {"probe_batch_size": 2},
+    "vaa": {"proxy_steps": 2, "budget": Budget(batch_size=3, learning_rate=1e-2)},
 }
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
@@ -119,6 +125,8 @@ def rows(count, seed):
 
 def pool(need):
     """Return rows of a role and, where they are asked for, partners with the same prompts and other answers."""
+    if need.own:
+        return Pool(rows(6, seed=1), need.batch_size, numbered=True)
     harmful, answers = rows(25, seed=2), rows(25, seed=4)
     partners = [
         Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
@@ -169,6 +177,7 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
     assert {"asft", "lox", "dpo", "ml_lr", "salora", "surgery"} <= set(METHODS)
+    assert {"circuit_breakers", "sn_tune", "triplet", "bfpo", "vaa"} <= set(METHODS)
     assert {"deep_augmentation", "derta", "lookahead", "paraphrase"} <= set(METHODS)
     assert {"ptst", "backdoor_alignment", "bds"} <= set(METHODS)
     assert {"larf", "seal", "toss"} <= set(CHOOSING)
