@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.training.budget import Optimizer
+
 FLOAT32 = 4
 """Bytes of a number; everything that training holds is float32."""
 GRADIENTS = 2
 """Copies of the gradient: as a method combines it, and as the optimizer reads it."""
-MOMENTS = 2
-"""Of AdamW."""
+MOMENTS = {Optimizer.ADAMW: 2, Optimizer.SGD: 0}
+"""Numbers that an optimizer keeps of each trained weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +45,20 @@ class TrainingMemory:
         return self.total - self.optimizer
 
 
-def training_memory(parameters: int, trained: int, copies: int) -> TrainingMemory:
+def training_memory(
+    parameters: int, trained: int, copies: int, optimizer: Optimizer = Optimizer.ADAMW
+) -> TrainingMemory:
     """Return the memory of a training.
 
     Args:
         parameters: of the model.
         trained: how many of them are trained.
         copies: of the trained weights that the method holds, see ``protocols.TrainsWeights``.
+        optimizer: of the budget.
     """
     return TrainingMemory(
         weights=FLOAT32 * parameters,
         gradients=FLOAT32 * GRADIENTS * trained,
-        optimizer=FLOAT32 * MOMENTS * trained,
+        optimizer=FLOAT32 * MOMENTS[optimizer] * trained,
         method=FLOAT32 * copies * trained,
     )

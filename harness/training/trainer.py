@@ -236,7 +236,11 @@ def train(
 def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role, Pool]:
     """Return what a method samples from the stage's own examples, by role."""
     needs = method.needs if method else ()
-    return {need.role: Pool(rows[: need.rows], need.batch_size) for need in needs if need.own and need.batch_size}
+    return {
+        need.role: Pool(rows[: need.rows], need.batch_size, numbered=True)
+        for need in needs
+        if need.own and need.batch_size
+    }
 
 
 def longest_of(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:

@@ -1,6 +1,8 @@
 """What a method states about the training of a model's own weights is true of every method that ships."""
 
+import re
 from math import ceil
+from pathlib import Path
 
 import pytest
 import test_repair_methods as repairs
@@ -23,6 +25,7 @@ TRAININGS, REPAIRS = trainings.discovered(), repairs.discovered()
 PLAIN = 4
 """Copies of the weights that plain training holds besides the weights: the gradient as the learner returns it and as
 the optimizer reads it, and the two moments of the optimizer."""
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "full_weights.md"
 SLACK = 0.5
 """Activations, and what is held of one or two weights at a time, in copies of all weights: here one is a quarter."""
 
@@ -102,7 +105,7 @@ def test_training_method_works_on_weights_with_the_copies_it_states_or_is_refuse
     assert max(0, ceil(max(found.values()) - SLACK)) == method.weight_copies, found
 
 
-@pytest.mark.parametrize("name", REPAIRS)
+@pytest.mark.parametrize("name", trainings.mostly_slow(REPAIRS))
 def test_repair_method_works_on_weights_with_the_copies_it_states_or_is_refused(name):
     method = REPAIRS[name]()
     if not isinstance(method, TrainsWeights):
@@ -116,3 +119,14 @@ def test_repair_method_works_on_weights_with_the_copies_it_states_or_is_refused(
 
     assert refused("repair", method) == []
     assert max(0, ceil(found - SLACK)) == method.weight_copies, found
+
+
+@pytest.mark.parametrize(("heading", "methods"), [("training", TRAININGS), ("the repair", REPAIRS)])
+def test_table_of_the_documentation_has_the_copies_that_methods_state(heading, methods):
+    _, _, table = DOCUMENTATION.read_text().partition(f"| copies in {heading} |")
+    rows = [line.split("|")[1:3] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    listed = {name: copies.strip() for copies, names in rows for name in re.findall(r"`(\w+)`", names)}
+
+    assert len(listed) > 5
+    for name, copies in listed.items():
+        assert copies == str(getattr(methods[name], "weight_copies", "refused"))

@@ -38,6 +38,13 @@ def test_frozen_weights_have_no_gradient_and_no_moments():
     assert training_memory(7 * BILLION, 2 * BILLION, copies=1).total == (28 + 5 * 4 * 2) * BILLION
 
 
+def test_plain_gradient_descent_keeps_no_moments():
+    (_, tuned) = trainings("align.adapter=full", "finetune.adapter=single", "update=mezo")
+
+    assert tuned.memory.optimizer == 0
+    assert tuned.memory.total == 3 * tuned.memory.weights
+
+
 def test_each_kind_of_training_of_a_plan_is_listed_once_with_the_copies_of_its_method():
     found = {
         (training.kind, training.method): training.memory.method // training.memory.weights
@@ -74,7 +81,7 @@ def test_training_that_cannot_fit_is_refused_with_both_numbers():
 
     check_weight_trainings([big], Local(gpu_memory_gib=131))
     check_weight_trainings([big], Local())
-    with pytest.raises(ConfigError, match=r"`align.adapter`: .* needs 130.4 GiB on each GPU.*has 80 GiB"):
+    with pytest.raises(ConfigError, match=r"`align.adapter`: .* needs 130.4 GiB on each GPU.*has 80.0 GiB"):
         check_weight_trainings([big], Local(gpu_memory_gib=80))
 
 
