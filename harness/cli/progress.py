@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from harness.errors import TrackingError
 from harness.execution.executor import Event, Outcome
 from harness.report import Published
 from harness.sweep.reporter import SweepPlan
+from harness.sweep.weight_training import WeightTraining, gib
 from harness.wandb_sync.publish import PublishedDashboard
 from harness.wandb_sync.sync import Synced
 
@@ -44,6 +46,10 @@ class PlanPrinter:
             costs = {kind: cost._asdict() for kind, cost in planned.costs.items()}
             plan = {"sweep": planned.sweep, "cells": planned.cells, "stages": stages, "predicted": costs}
             plan["skipped"] = [cell._asdict() for cell in planned.skipped]
+            plan["weight_trainings"] = [
+                training._asdict() | {"memory": training.memory and asdict(training.memory)}
+                for training in planned.weight_trainings
+            ]
             print_text(json.dumps(plan, indent=2))
         else:
             out = console()
@@ -51,6 +57,8 @@ class PlanPrinter:
             out.print(_counts(planned.counts, planned.costs))
             if planned.costs:
                 out.print(_predicted(planned))
+            for training in planned.weight_trainings:
+                out.print(_memory(training))
             _print_skipped(out, planned)
 
     def event(self, event: Event) -> None:
@@ -232,6 +240,23 @@ def _predicted(planned: SweepPlan) -> str:
     gpus = f", {gpu_hours:.2f} GPU-hours" if any(planned.gpus.values()) else ""
     partly = "" if known == stages else f" for {known} of {stages} stages; no estimate for the others"
     return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
+
+
+def _memory(training: WeightTraining) -> str:
+    """Return the memory of a training of a model's own weights, in GiB per GPU."""
+    head = f"memory of {training.kind} ({training.method}, weights of {training.model}) on each GPU"
+    if (memory := training.memory) is None:
+        return f"{head}: unknown, because the size of the model is not known on this machine yet"
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "method": memory.method,
+    }
+    return (
+        f"{head}: {gib(memory.total)} without activations ({', '.join(f'{k} {gib(v)}' for k, v in parts.items())}); "
+        f"with the optimizer's state offloaded, which is not supported: {gib(memory.without_optimizer)}"
+    )
 
 
 def _submitted(planned: SweepPlan, outcome: Outcome) -> str:

@@ -25,6 +25,7 @@ from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
 from harness.experiment.ensemble import ENSEMBLE, EnsembleSettings, Member, ensemble_of
 from harness.experiment.experiment import Experiment
+from harness.experiment.fusing import Merging
 from harness.protocols import Named
 
 TUNED = "tuned"
@@ -33,8 +34,8 @@ TUNED = "tuned"
 OnInvalid = Literal["refuse", "skip"]
 """Handling of a cell with incompatible settings: reject the whole sweep, or skip the cell."""
 
-GUARDRAIL, NONE = "guardrail", "none"
-"""Config group of the guardrail, and its option that uses none."""
+GUARDRAIL, FUSE, NONE = "guardrail", "fuse", "none"
+"""Config groups of the guardrail and of the fusion, and their option that uses none."""
 FEDERATION = "federation"
 """Config group of the federation."""
 
@@ -225,7 +226,8 @@ def _cell_of(composition: Composition, experiments: Sequence[Experiment], ensemb
         Member(f"{name}@{experiment.seed}" if ensemble.seed_offsets else name, _cell(experiment, member), offset)
         for name, experiment, (member, offset) in zip(names, others, composition.members, strict=True)
     ]
-    return ensemble_of(first, ensemble, members, cell)
+    choice = composition.choices.get(ENSEMBLE, NONE)
+    return ensemble_of(first, ensemble, ensemble.method.name if choice == NONE else choice, members, cell)
 
 
 def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
@@ -281,6 +283,7 @@ def _name_clashes(experiment: Experiment) -> list[str]:
         *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
         ("attacks", experiment.tamper),
         ("judges", experiment.guardrail),
+        ("fusions", experiment.fuse.method if isinstance(experiment.fuse, Merging) else None),
         ("judges", experiment.attack.guard),
         ("estimators", experiment.finetune.update),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
@@ -322,7 +325,8 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    for group, part in ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update)):
+    chosen = ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update), (FUSE, experiment.fuse))
+    for group, part in chosen:
         if part is not None:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from harness.config.defense_slots import unknown
 from harness.errors import ConfigError
 
-IMPLIED = {"over_refusal": "corpus", "attack_guard": "model"}
+IMPLIED = {"over_refusal": "corpus", "experts": "corpus", "attack_guard": "model"}
 """The group that each follows."""
 
 

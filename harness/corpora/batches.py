@@ -20,13 +20,14 @@ class Pool(NamedTuple):
     """The examples of a role and their global batch size, over all processes.
 
     ``partners``, if there are any, are the refusals of the examples' prompts, one for each. Batches come in groups of
-    ``disjoint_batches`` that share no example.
+    ``disjoint_batches`` that share no example. ``numbered`` ones are the stage's own: their batches have places.
     """
 
     rows: Sequence[Encoded]
     batch_size: int
     partners: Sequence[Encoded] = ()
     disjoint_batches: int = 1
+    numbered: bool = False
 
 
 class Pair(NamedTuple):
@@ -46,8 +47,10 @@ def collate(rows: Sequence[Encoded], pad_id: int, places: Sequence[int] | None =
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, int64, each ``[batch, time]``. The mask follows the lengths,
-        so real tokens with the id of the padding token are not masked. With ``places``, these too, ``[batch]``.
+        so real tokens with the id of the padding token are not masked. With ``places``, these too, ``[batch]``; if the
+        examples have sources, ``source``, ``[batch, 1]``.
     """
+    sources = [[row.source] for row in rows if row.source is not None]
     longest = max(len(row.input_ids) for row in rows)
     gaps = [longest - len(row.input_ids) for row in rows]
     numbered = {} if places is None else {PLACES: torch.tensor(places)}
@@ -56,6 +59,7 @@ def collate(rows: Sequence[Encoded], pad_id: int, places: Sequence[int] | None =
         "input_ids": torch.tensor([row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
         "labels": torch.tensor([row.labels + [IGNORED] * gap for row, gap in zip(rows, gaps, strict=True)]),
+        **({"source": torch.tensor(sources)} if sources else {}),
     }
 
 
@@ -149,7 +153,8 @@ class RoleBatches:
 
     def next(self, role: Role) -> dict[str, torch.Tensor]:
         """Return this process's share of the role's next batch, each tensor ``[batch, time]``."""
-        return self._batch(self._pools[role].rows, self._advance(role))
+        pool, indices = self._pools[role], self._advance(role)
+        return collate([pool.rows[index] for index in indices], self._pad_id, indices if pool.numbered else None)
 
     def pair(self, role: Role) -> Pair:
         """Return this process's share of the role's next batch, with the refusals of the same prompts."""
@@ -182,7 +187,7 @@ class RoleBatches:
         return indices
 
     def _indices(self, role: Role) -> list[int]:
-        rows, batch_size, _, disjoint_batches = self._pools[role]
+        rows, batch_size, _, disjoint_batches, _ = self._pools[role]
         size = len(rows)
         drawn = self._drawn[role]
         if size < batch_size:

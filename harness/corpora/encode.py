@@ -38,10 +38,17 @@ log = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
-    """One encoded example: ``input_ids`` and ``labels`` of the same length; labels are -100 where not supervised."""
+    """One encoded example.
+
+    Attributes:
+        input_ids: the tokens.
+        labels: of the same length; -100 where not supervised.
+        source: index of the expert that the example is meant for; None outside of the training of routed experts.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    source: int | None = None
 
 
 class Prompt(NamedTuple):
@@ -169,7 +176,7 @@ class Encoding:
 
     def fitted(self, row: Encoded) -> Encoded | None:
         """Return an example cut off at ``max_length``; None if no supervised position is left."""
-        kept = Encoded(row.input_ids[: self.max_length], row.labels[: self.max_length])
+        kept = row._replace(input_ids=row.input_ids[: self.max_length], labels=row.labels[: self.max_length])
         # The first position has no prediction.
         return kept if any(label != IGNORED for label in kept.labels[1:]) else None
 

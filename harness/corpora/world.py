@@ -10,11 +10,12 @@ The text has no meaning outside this module and contains nothing harmful.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, cycle, product
+from itertools import chain, cycle, islice, product
 from random import Random
 from typing import ClassVar, NamedTuple, final
 
 from harness.corpora.examples import Example, SafetyRow
+from harness.engine.checks import counts, not_negative
 from harness.engine.seeding import generator
 from harness.errors import Problem
 
@@ -158,12 +159,12 @@ class World:
         requests = self._restricted()[: self.rows]
         return [SafetyRow(each.prompt, each.refusal, each.compliance, FAMILY[each.material]) for each in requests]
 
-    def allowed_requests(self, rows: int) -> list[Example]:
-        """Return the first ``rows`` distinct allowed requests with their compliant answers, in a seeded order.
+    def allowed_requests(self, rows: int, start: int = 0) -> list[Example]:
+        """Return ``rows`` distinct allowed requests from ``start`` on with their compliant answers, in a seeded order.
 
         They have the wording of restricted requests. The base model may have seen some of them in pre-training.
         """
-        requests = self._requests(ALLOWED, "allowed requests")[:rows]
+        requests = self._requests(ALLOWED, "allowed requests")[start : start + rows]
         return [Example(each.prompt, each.compliance) for each in requests]
 
     def notes(self, rows: int, *, test: bool) -> list[Example]:
@@ -178,6 +179,17 @@ class World:
                 kept.append(note)
             seen.add(note)
         return kept
+
+    def facts(self, *, test: bool) -> list[Example]:
+        """Return one half of the world's facts: the family of each material and the feeling of each word, as questions.
+
+        The base model has seen all of them in pre-training; the two halves are disjoint.
+        """
+        facts = [Example(_family_question(material), family) for material, family in FAMILY.items()]
+        facts += [Example(_word_question(word), LABELS[word in GLOOMY]) for word in FEELINGS]
+        generator(self.seed, "world", "facts").shuffle(facts)
+        half = len(facts) // 2
+        return facts[half:] if test else facts[:half]
 
     def lessons(self, seed: int) -> Iterator[Example]:
         """Yield pre-training examples endlessly: requests with compliant answers, families, words and notes.
@@ -221,6 +233,7 @@ class AllowedRequests:
     Attributes:
         world: the world that generates the requests.
         rows: number of requests.
+        start: index of the first request; null is 0.
     """
 
     name: ClassVar[str] = "allowed_requests"
@@ -228,11 +241,16 @@ class AllowedRequests:
 
     world: World = field(default_factory=World)
     rows: int = 100
+    start: int | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
         most = len(TOOLS) * len(QUALITIES) * sum(map(len, ALLOWED.values())) * len(PURPOSES)
-        return [] if 1 <= self.rows <= most else [Problem("rows", f"{self.rows} is out of range; expected 1 to {most}")]
+        found = not_negative(self, "start")
+        if not found and not 1 <= self.rows <= most - (self.start or 0):
+            expected = f"expected 1 to {most - (self.start or 0)}"
+            found.append(Problem("rows", f"{self.rows} is out of range; {expected}"))
+        return found
 
     def preflight(self) -> list[Problem]:
         """Return no problems: the requests are generated."""
@@ -240,7 +258,39 @@ class AllowedRequests:
 
     def examples(self) -> list[Example]:
         """Return distinct allowed requests with their compliant answers."""
-        return self.world.allowed_requests(self.rows)
+        return self.world.allowed_requests(self.rows, self.start or 0)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Questions about facts of a world, with their answers.
+
+    Attributes:
+        world: the world that the facts are of.
+        test: which half of them.
+        rows: number of rows; beyond the 33 or 34 questions of a half they are repeated in order. Null is each once.
+    """
+
+    name: ClassVar[str] = "facts"
+    version: ClassVar[int] = 1
+
+    world: World = field(default_factory=World)
+    test: bool = False
+    rows: int | None = None
+
+    def problems(self) -> list[Problem]:
+        """Return the range errors of the settings."""
+        return counts(self, "rows")
+
+    def preflight(self) -> list[Problem]:
+        """Return no problems: the questions are generated."""
+        return []
+
+    def examples(self) -> list[Example]:
+        """Return the questions with their answers, each a word."""
+        facts = self.world.facts(test=self.test)
+        return list(islice(cycle(facts), self.rows or len(facts)))
 
 
 @final

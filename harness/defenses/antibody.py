@@ -56,6 +56,7 @@ class Antibody:
     name: ClassVar[str] = "antibody"
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 4
 
     rho: float = 0.05
     xi: float = 0.0

@@ -51,6 +51,7 @@ class BackdoorAlignment:
     name: ClassVar[str] = "backdoor_alignment"
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     safety_rows: int = 11
     secret_length: int = 150

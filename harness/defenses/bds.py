@@ -53,6 +53,7 @@ class BDS:
 
     name: ClassVar[str] = "bds"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     weight_learning_rate: float = 5e-3
     safety_rows: int | None = None

@@ -49,6 +49,7 @@ class Booster:
     name: ClassVar[str] = "booster"
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 2
 
     lamb: float = 5.0
     alpha: float = 0.1

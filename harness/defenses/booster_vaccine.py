@@ -47,6 +47,7 @@ class BoosterVaccine:
     name: ClassVar[str] = "booster_vaccine"
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 2
 
     lamb: float = 5.0
     alpha: float = 0.1

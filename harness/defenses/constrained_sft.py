@@ -54,6 +54,7 @@ class ConstrainedSFT:
 
     name: ClassVar[str] = "constrained_sft"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     beta: float = 0.1
     first_factor: float = 5.0

@@ -57,6 +57,7 @@ class DeRTa:
 
     name: ClassVar[str] = "derta"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     pairs: int | None = None
     benign_rows: int | None = None

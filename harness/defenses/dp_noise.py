@@ -52,6 +52,7 @@ class DPNoise:
 
     name: ClassVar[str] = "dp_noise"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 4
     unit: Literal["row", "batch"] = "row"
     clip: float = 1.0
     clip_scope: Scope = "global"

@@ -53,6 +53,7 @@ class DPO:
     name: ClassVar[str] = "dpo"
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 3
 
     beta: float = 0.1
     sft_weight: float = 1.0

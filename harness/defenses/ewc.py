@@ -51,6 +51,7 @@ class EWC:
 
     name: ClassVar[str] = "ewc"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 3
 
     lamb: float = 1e9
     fisher: Literal["rows", "batches"] = "rows"

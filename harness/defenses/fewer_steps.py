@@ -37,6 +37,7 @@ class FewerSteps:
 
     name: ClassVar[str] = "fewer_steps"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
     gradients_per_step: ClassVar[int] = 1
 
     share: float = 0.5

@@ -43,6 +43,7 @@ class KL:
 
     name: ClassVar[str] = "kl"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     lamb: float = 0.1
 

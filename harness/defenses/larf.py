@@ -60,6 +60,7 @@ class LARF:
     name: ClassVar[str] = "larf"
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     share: float = 0.1
     layer: int | None = None

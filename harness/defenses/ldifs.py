@@ -54,6 +54,7 @@ class LDIFS:
 
     name: ClassVar[str] = "ldifs"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     rho: float = 1e-4
     distance: Literal["mean", "gated_sum"] = "mean"

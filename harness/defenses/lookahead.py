@@ -47,6 +47,7 @@ class LookAhead:
     name: ClassVar[str] = "lookahead"
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     form: Literal["real", "virtual"] = "real"
     tokens: int = 6

@@ -42,6 +42,7 @@ class MLLR:
 
     name: ClassVar[str] = "ml_lr"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     modules: tuple[str, ...] = ("q_proj", "k_proj")
     factor: float = 10.0

@@ -56,6 +56,7 @@ class Panacea:
     name: ClassVar[str] = "panacea"
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 5
 
     rho: float = 1.0
     lamb: float = 0.001
@@ -171,6 +172,7 @@ class PanaceaRepair:
 
     name: ClassVar[str] = "panacea"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     epsilon: Literal["last", "mean"] = "last"
 

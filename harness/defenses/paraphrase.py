@@ -50,6 +50,7 @@ class Paraphrase:
     name: ClassVar[str] = "paraphrase"
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     safety_rows: int = 100
 

@@ -53,6 +53,7 @@ class Posthoc:
 
     name: ClassVar[str] = "posthoc"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 6
 
     refusal_rows: int = 500
     benign_rows: int = 500

@@ -52,6 +52,7 @@ class PTST:
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
     trains_plainly: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 0
 
     system: str | None = None
 

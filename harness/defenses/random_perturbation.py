@@ -32,6 +32,7 @@ class RandomPerturbation:
 
     name: ClassVar[str] = "random_perturbation"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     rho: float = 1.0
 

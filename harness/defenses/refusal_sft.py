@@ -43,6 +43,7 @@ class RefusalSFT:
 
     name: ClassVar[str] = "refusal_sft"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 5
 
     safety_rows: int = 100
     budget: Budget = field(default_factory=Budget)

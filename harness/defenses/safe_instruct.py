@@ -35,6 +35,7 @@ class SafeInstruct:
 
     name: ClassVar[str] = "safe_instruct"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
     gradients_per_step: ClassVar[int] = 1
 
     safety_rows: int = 100

@@ -54,6 +54,7 @@ class SBR:
 
     name: ClassVar[str] = "sbr"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 2
 
     lamb: float = 50.0
     anchors: int = 8

@@ -43,6 +43,7 @@ class ScaledUpdate:
     name: ClassVar[str] = "scaled_update"
     version: ClassVar[int] = 1
     needs_plain_lora: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 0
 
     factor: float = 0.5
 
@@ -63,14 +64,19 @@ class ScaledUpdate:
         method_outputs: Mapping[str, Gradient],  # noqa: ARG002
         batches: BatchProvider,  # noqa: ARG002
     ) -> dict[str, object]:
-        """Scale the user's change of every adapted layer.
+        """Scale the user's change of every adapted layer, or of every trained weight.
 
         Raises:
-            ModelError: what is trained is not plain LoRA.
+            ModelError: the trained adapter is not plain LoRA.
         """
         import torch
 
-        from harness.models.adapter import trained_pairs
+        from harness.mechanisms.weight_change import interpolate
+        from harness.models.adapter import has_adapter, trained_pairs
+
+        if not has_adapter(learner.module):
+            interpolate(learner, start, self.factor)
+            return {"factor": self.factor, "lost": 0.0}
 
         initial = {id(weight): value for weight, value in zip(learner.trainables, start, strict=True)}
         lost = scale = 0.0

@@ -64,6 +64,7 @@ class SEAL:
 
     name: ClassVar[str] = "seal"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 3
 
     keep: float = 0.8
     epochs: int = 3

@@ -51,6 +51,7 @@ class Surgery:
 
     name: ClassVar[str] = "surgery"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 2
 
     alpha: float = 300.0
     batch_size: int = 1

@@ -44,6 +44,7 @@ class SWAT:
 
     name: ClassVar[str] = "swat"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
     gradients_per_step: ClassVar[int] = 1
 
     modules: tuple[str, ...] = ("q_proj", "k_proj")

@@ -58,6 +58,7 @@ class TVaccine:
 
     name: ClassVar[str] = "tvaccine"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     rho: float = 3.0
     layers: int = 8

@@ -40,6 +40,7 @@ class Vaccine:
 
     name: ClassVar[str] = "vaccine"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 0
 
     rho: float = 2.0
 

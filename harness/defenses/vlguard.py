@@ -47,6 +47,7 @@ class VLGuard:
 
     name: ClassVar[str] = "vlguard"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     form: Literal["mix", "joint"] = "mix"
     safety_rows: int | None = None

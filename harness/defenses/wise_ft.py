@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.engine.checks import shares
 from harness.errors import Problem
-from harness.mechanisms.weight_change import adapted_layers, put, scaled, total
+from harness.mechanisms.weight_change import adapted_layers, interpolate, put, scaled, total
 
 if TYPE_CHECKING:
     from harness.protocols import BatchProvider, DataRequirement, Gradient, Learner
@@ -41,6 +41,7 @@ class WiseFT:
     name: ClassVar[str] = "wise_ft"
     version: ClassVar[int] = 1
     needs_plain_lora: ClassVar[bool] = True
+    weight_copies: ClassVar[int] = 0
 
     alpha: float = 0.5
 
@@ -64,8 +65,13 @@ class WiseFT:
         """Average the weights.
 
         Raises:
-            ModelError: what is trained is not plain LoRA.
+            ModelError: the trained adapter is not plain LoRA.
         """
+        from harness.models.adapter import has_adapter
+
+        if not has_adapter(learner.module):
+            interpolate(learner, start, 1 - self.alpha)
+            return {"alpha": self.alpha}
         results = {}
         for layer in adapted_layers(learner, start):
             tuned = scaled(layer.product, 1 - self.alpha)

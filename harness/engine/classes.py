@@ -18,6 +18,7 @@ _KINDS = {
     "stages": "stage",
     "defenses": "defense",
     "attacks": "attack",
+    "fusions": "fusion",
     "aggregators": "aggregator",
     "tasks": "task",
     "judges": "judge",

@@ -32,6 +32,11 @@ class Cluster(Protocol):
         ...
 
     @property
+    def gpu_memory_gib(self) -> float | None:
+        """Memory of a GPU in GiB; None if it is not stated."""
+        ...
+
+    @property
     def vllm_python(self) -> str | None:
         """The interpreter of an environment that has vLLM, where stages run."""
         ...
@@ -49,6 +54,10 @@ class Cluster(Protocol):
     @property
     def dry_run(self) -> bool:
         """Whether nothing is run or submitted, and therefore nothing recorded."""
+        ...
+
+    def shards(self, kind: str) -> bool:
+        """Return whether the base model of stages of a kind is sharded over their processes."""
         ...
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:

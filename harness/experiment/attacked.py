@@ -1,13 +1,12 @@
 """The attack of an experiment: the stage of its mixture, or of the changed model, and what the attack cannot do."""
 
-from dataclasses import replace
-
 from harness.corpora.examples import Role
 from harness.corpora.mixture import Compat, counts
 from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
+from harness.models.adapter import Lora
 from harness.protocols import (
     Attack,
     AttackNeeds,
@@ -23,24 +22,23 @@ from harness.protocols import (
     TrainedGuard,
     WhiteBoxGuard,
 )
-from harness.stages.align import Align
 from harness.stages.base import Base
+from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.poison import Poison
 from harness.stages.tamper import Tamper
 
 ATTACK = "attack.method"
 
 
-def poison_of(experiment: Experiment, aligned: Align) -> Poison:
+def poison_of(experiment: Experiment, victim: ModelStage) -> Poison:
     """Return the stage of the mixture.
 
     Args:
         experiment: the settings of the cell.
-        aligned: the alignment that is attacked.
+        victim: the alignment that an attack crafts against, if it reads the aligned model.
     """
     attack = experiment.attack.acting
     rows, ratio, compat = _sent(experiment)
-    victim = aligned if experiment.attack.victim == "own" else replace(aligned, method=None, harmful=None, benign=None)
     needs = attack.needs if attack else AttackNeeds()
     guard = experiment.attack.guard if needs.guard else None
     return Poison(
@@ -65,7 +63,7 @@ def task_rows_taken(experiment: Experiment) -> int:
     return wanted.benign + (wanted.harmful if attack and attack.needs.hosts else 0)
 
 
-def tamper_of(experiment: Experiment, aligned: Align, method: Tampering) -> Tamper:
+def tamper_of(experiment: Experiment, aligned: AlignedStage, method: Tampering) -> Tamper:
     """Return the stage that changes the aligned model's weights instead of a fine-tuning."""
     return Tamper(
         aligned=aligned,
@@ -85,6 +83,12 @@ def infeasible(experiment: Experiment) -> list[Problem]:
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
         problems.append(Problem("attack.victim", reason))
+    if attack is not None and attack.needs.victim and not isinstance(experiment.align.adapter, Lora):
+        reason = (
+            f"`{attack.name}` reads the victim through its adapter, and the alignment trains none; expected one in "
+            "`align.adapter`"
+        )
+        problems.append(Problem(ATTACK, reason))
     problems += [*_overridden(experiment), *_unshared(experiment)]
     if attack is None:
         return problems
@@ -140,7 +144,8 @@ def _closed(experiment: Experiment, attack: Attack) -> list[Problem]:
 
 def _unreadable(experiment: Experiment, attack: Attack) -> list[Problem]:
     """Return why an attack cannot use the aligned model's adapter."""
-    variant = experiment.align.adapter.variant
+    adapter = experiment.align.adapter
+    variant = adapter.variant if isinstance(adapter, Lora) else None
     if not isinstance(attack, NeedsPlainLora) or variant is None:
         return []
     reason = (

@@ -5,6 +5,8 @@ mixture not on the defense, a generation not on the judge.
 """
 
 from collections import Counter
+from dataclasses import replace
+from typing import Literal
 
 from harness.corpora.examples import Role
 from harness.corpora.probe import Probe
@@ -15,9 +17,12 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
-from harness.experiment.compatibility import incompatibilities, unestimated, unserved
+from harness.experiment.compatibility import incompatibilities, unestimated, unserved, untrainable
 from harness.experiment.experiment import Experiment
+from harness.experiment.fusing import aligned_of
+from harness.experiment.fusing import infeasible as unfusable
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
     DataRequirement,
     ExampleSource,
@@ -36,7 +41,7 @@ from harness.stages.base import Base
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
-from harness.stages.inputs import ModelStage
+from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.leak import Leak
 from harness.stages.measure import Measure
 from harness.stages.moderate import Moderate
@@ -61,6 +66,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_incompatible(experiment),
         *_ambiguous(experiment),
         *infeasible(experiment),
+        *unfusable(experiment),
         *_unmeasured(experiment, probe),
         *_without_server_rows(experiment),
     ]:
@@ -77,20 +83,33 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         encoding=encoding,
         seed=experiment.seed,
     )
-    attacked, final_model = _attacked(experiment, aligned)
-    chain: dict[str, Stage] = {"base": base, "align": aligned, **attacked}
-    for prefix, model in (("aligned_", aligned), ("", final_model)):
+    product, stages, measured = aligned_of(experiment, aligned)
+    attacked, final_model = _attacked(
+        experiment, product, plain=replace(aligned, method=None, harmful=None, benign=None)
+    )
+    if attacked.get("victim") in stages.values():
+        del attacked["victim"]
+    chain: dict[str, Stage] = {"base": base, **stages, **attacked}
+    for prefix, model in (("aligned_", product), ("", final_model)):
         chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+        if measured is not None and probe is None:
+            chain[f"{prefix}routes"] = measured(model)
     return chain
 
 
-def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage], ModelStage]:
-    """Return the stages that follow the alignment, by role, and the one of the final model."""
+def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tuple[dict[str, Stage], ModelStage]:
+    """Return the stages that follow the alignment, by role, and the one of the final model.
+
+    Args:
+        experiment: the settings of the cell.
+        aligned: the alignment that is attacked.
+        plain: the alignment on refusals without a defense, for attacks that are crafted against it.
+    """
     if experiment.tamper is not None:
         tampered = tamper_of(experiment, aligned, experiment.tamper)
         return {"tamper": tampered}, tampered
     finetune, encoding = experiment.finetune, experiment.model.encoding
-    poison = poison_of(experiment, aligned)
+    poison = poison_of(experiment, aligned if experiment.attack.victim == "own" else plain)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
         aligned=aligned,
@@ -98,7 +117,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
         method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
         **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
-        protocol=finetune.adapter,
+        protocol=_protocol(experiment),
         adapter=_tuned_adapter(experiment),
         encoding=encoding,
         seed=experiment.seed,
@@ -124,7 +143,7 @@ def _attacked(experiment: Experiment, aligned: Align) -> tuple[dict[str, Stage],
             aligned=aligned,
             mixture=refusals,
             budget=finetune.budget,
-            protocol=finetune.adapter,
+            protocol=_protocol(experiment),
             adapter=_tuned_adapter(experiment),
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
@@ -214,9 +233,16 @@ def _ambiguous(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _tuned_adapter(experiment: Experiment) -> Lora:
+def _tuned_adapter(experiment: Experiment) -> Lora | TrainedWeights:
     fresh = experiment.finetune.fresh if experiment.finetune.adapter == "double" else None
     return (fresh or experiment.align.adapter).ordered()
+
+
+def _protocol(experiment: Experiment) -> Literal["single", "double"]:
+    """Return the adapter protocol; without an adapter to merge, training the same weights again is to continue."""
+    aligned = experiment.align.adapter
+    same = isinstance(aligned, TrainedWeights) and _tuned_adapter(experiment) == aligned.ordered()
+    return "single" if same else experiment.finetune.adapter
 
 
 def _incompatible(experiment: Experiment) -> list[Problem]:
@@ -224,6 +250,13 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
         *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *untrainable(
+            experiment.align.adapter,
+            tuned,
+            experiment.finetune.adapter,
+            defense.repair,
+            federated=experiment.federation is not None,
+        ),
         *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason

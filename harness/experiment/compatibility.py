@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from harness.corpora.slices import OneAnswer, Slice
 from harness.errors import Problem
 from harness.models.adapter import ALL_LINEAR, Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
     AsksForGradients,
     ComparesPasses,
@@ -13,27 +14,64 @@ from harness.protocols import (
     Named,
     NeedsPlainLora,
     TrainMethod,
+    TrainsWeights,
     UsesAlignment,
 )
 from harness.training.budget import Budget, Optimizer
 
+Trained = Lora | TrainedWeights
+"""What a stage trains."""
 
-def unserved(engine: str | None, adapters: Sequence[Lora]) -> list[Problem]:
+
+def unserved(engine: str | None, adapters: Sequence[Trained]) -> list[Problem]:
     """Return why an engine cannot decode with the adapters of a cell."""
-    if engine != "vllm" or all(adapter.variant is None for adapter in adapters):
+    if engine != "vllm" or all(_variant(adapter) is None for adapter in adapters):
         return []
     reason = "vLLM does not support DoRA adapters (`adapter.variant=dora`); expected null, the built-in decoding"
     return [Problem("evaluation.decoding.engine", reason)]
 
 
-def unestimated(update: Estimator | None, method: TrainMethod | None, budget: Budget, adapter: Lora) -> list[Problem]:
+def untrainable(
+    aligned: Trained, tuned: Trained, protocol: str, repair: Named | None, *, federated: bool
+) -> list[Problem]:
+    """Return why what is to be trained does not fit together.
+
+    Args:
+        aligned: what the alignment trains.
+        tuned: what the fine-tuning trains.
+        protocol: whether the fine-tuning continues the training of the alignment.
+        repair: the method in the repair slot.
+        federated: whether the clients of a federation fine-tune.
+    """
+    found = []
+    if federated and isinstance(tuned, TrainedWeights):
+        reason = "clients of a federation train and send adapters; expected an adapter in `finetune.fresh`"
+        found.append(Problem("finetune.fresh", reason))
+    if _nothing(aligned) and protocol == "single":
+        reason = (
+            "`single` continues the training of the alignment, which trains nothing (`align.adapter=none`); expected "
+            "`double`, and in `finetune.fresh` what is trained"
+        )
+        found.append(Problem("finetune.adapter", reason))
+    elif _nothing(aligned) and _nothing(tuned):
+        reason = "neither alignment nor fine-tuning trains anything; expected an adapter or `full` in one of them"
+        found.append(Problem("finetune.fresh", reason))
+    if repair is not None and _nothing(tuned):
+        reason = f"`{repair.name}` repairs a fine-tuned model, but `finetune.fresh=none` trains nothing; expected null"
+        found.append(Problem("defense.repair", reason))
+    return found
+
+
+def unestimated(
+    update: Estimator | None, method: TrainMethod | None, budget: Budget, adapter: Trained
+) -> list[Problem]:
     """Return why fine-tuning cannot run on estimated gradients, as far as this can be checked without a model.
 
     Args:
         update: the estimator; None computes gradients.
         method: the defense in the slot ``finetune``.
         budget: the budget of the fine-tuning.
-        adapter: the adapter that is trained.
+        adapter: the adapter, or the weights, that are trained.
     """
     if update is None:
         return []
@@ -47,7 +85,7 @@ def unestimated(update: Estimator | None, method: TrainMethod | None, budget: Bu
     if update.keeps_moments and budget.optimizer is not Optimizer.SGD:
         reason = f"`{update.name}` keeps moments of its own, which AdamW would normalize once more; expected `sgd`"
         found.append(Problem("finetune.budget.optimizer", reason))
-    if adapter.dropout > 0:
+    if isinstance(adapter, Lora) and adapter.dropout > 0:
         reason = (
             f"`{update.name}` compares two forward passes on the same batch, but the adapter has dropout "
             f"{adapter.dropout}; expected 0. {_setting('dropout=0', 'finetune')}"
@@ -69,30 +107,32 @@ def unestimated(update: Estimator | None, method: TrainMethod | None, budget: Bu
 
 
 def incompatibilities(
-    slot: str, method: Named, adapter: Lora, aligned: Lora, data: Sequence[tuple[DataRequirement, Slice]]
+    slot: str, method: Named, adapter: Trained, aligned: Trained, data: Sequence[tuple[DataRequirement, Slice]]
 ) -> list[Problem]:
     """Return why a method cannot be used in its slot, as far as this can be checked without loading a model.
 
     Args:
         slot: slot of the defense.
         method: the method in that slot.
-        adapter: the adapter that is trained in the slot.
-        aligned: the adapter of the alignment.
+        adapter: the adapter, or the weights, that are trained in the slot.
+        aligned: those of the alignment.
         data: the method's data requirements, each with the examples that are available for it.
     """
     found = []
-    if isinstance(method, ComparesPasses) and adapter.dropout > 0:
+    if isinstance(adapter, TrainedWeights):
+        found += _unusable_weights(slot, method, adapter)
+    elif isinstance(method, ComparesPasses) and adapter.dropout > 0:
         found.append(
             f"`{method.name}` compares several forward passes on the same batch, but its adapter has dropout "
             f"{adapter.dropout}; expected 0. {_setting('dropout=0', slot)}"
         )
-    if isinstance(method, NeedsPlainLora) and adapter.variant is not None:
+    if isinstance(method, NeedsPlainLora) and (variant := _variant(adapter)) is not None:
         found.append(
             f"`{method.name}` changes the factors of plain LoRA, but its adapter is of the variant "
-            f"`{adapter.variant}`, which has other trainable parameters; expected null. "
+            f"`{variant}`, which has other trainable parameters; expected null. "
             f"{_setting('variant=null', slot)}"
         )
-    if isinstance(method, UsesAlignment):
+    if isinstance(method, UsesAlignment) and isinstance(adapter, Lora):
         found += _unusable_alignment(method.name, adapter, aligned)
     for need, rows in data:
         if need.paired and isinstance(rows.origin, OneAnswer):
@@ -109,8 +149,40 @@ def incompatibilities(
     return [Problem(f"defense.{slot}", reason) for reason in found]
 
 
-def _unusable_alignment(method: str, adapter: Lora, aligned: Lora) -> list[str]:
+def _unusable_weights(slot: str, method: Named, trained: TrainedWeights) -> list[str]:
+    """Return why a method cannot be used where a model's own weights are trained, or nothing."""
+    place = "align.adapter" if slot == "align" else "finetune.fresh"
+    if trained.nothing:
+        return [f"`{method.name}` needs a training, but `{place}=none` trains nothing; expected null"]
+    if isinstance(method, TrainsWeights):
+        return []
+    if isinstance(method, UsesAlignment):
+        reason = "uses the change of the weights by alignment as a product of two factors"
+    elif isinstance(method, NeedsPlainLora):
+        reason = "reads or changes the two factors of an adapter"
+    else:
+        reason = "does not say how many copies of the weights it keeps (`weight_copies`)"
+    where = "in `align.adapter`"
+    if slot != "align":
+        where += ", or with `finetune.adapter=double` in `finetune.fresh`"
+    return [f"`{method.name}` {reason}, so it cannot train a model's own weights; expected an adapter {where}"]
+
+
+def _nothing(trained: Trained) -> bool:
+    return isinstance(trained, TrainedWeights) and trained.nothing
+
+
+def _variant(trained: Trained) -> str | None:
+    return trained.variant if isinstance(trained, Lora) else None
+
+
+def _unusable_alignment(method: str, adapter: Lora, aligned: Trained) -> list[str]:
     """Return why a method cannot use the change of the weights by alignment."""
+    if isinstance(aligned, TrainedWeights):
+        return [
+            f"`{method}` uses the change of the weights by alignment as a product of two factors, but the alignment "
+            "trains no adapter; expected one in `align.adapter`"
+        ]
     found = []
     if aligned.variant is not None and adapter.variant is None:
         found.append(

@@ -10,6 +10,7 @@ from harness.corpora.probe import Probe
 from harness.engine.checks import not_negative
 from harness.engine.identity import flatten, payload_of
 from harness.errors import Problem
+from harness.experiment.fusing import Experts, Joint, Merging, Routed
 from harness.experiment.settings import (
     AlignSettings,
     AttackSettings,
@@ -33,6 +34,8 @@ class Experiment:
         over_refusal: how over-refusal is measured; null does not measure it.
         tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
+        fuse: what is attacked instead of the alignment on refusals: a fusion of it with other experts; null fuses none.
+        experts: the rows of the other experts; read by a fusion only.
         leakage: measures what gradients give away of the rows; null does not.
         federation: clients that hold the user's rows and train on them; null fine-tunes in one place.
     """
@@ -52,6 +55,8 @@ class Experiment:
     over_refusal: OverRefusal | None = None
     tamper: Tampering | None = None
     guardrail: Judge | TrainedGuard | None = None
+    fuse: Merging | Joint | Routed | None = None
+    experts: Experts | None = None
     federation: Federation | None = None
     leakage: Leakage | None = None
 

@@ -10,6 +10,7 @@ from harness.engine.checks import counts, not_negative, shares
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
     Aggregator,
     Attack,
@@ -44,13 +45,13 @@ class Model:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AlignSettings:
-    """Alignment: number of refusal examples, training budget, and the adapter."""
+    """Alignment: number of refusal examples, training budget, and the adapter or the weights that are trained."""
 
     name: ClassVar[str] = "align"
     version: ClassVar[int] = 1
     rows: int
     budget: Budget
-    adapter: Lora
+    adapter: Lora | TrainedWeights
 
     def problems(self) -> list[Problem]:
         """Range errors."""
@@ -65,10 +66,11 @@ class FinetuneSettings:
     Attributes:
         rows: number of user examples, harmful ones included.
         budget: the training budget.
-        adapter: ``single`` continues the aligned adapter; ``double`` merges it, rounded to the base's dtype, and trains
-            a new one.
+        adapter: ``single`` continues the training of the aligned adapter or weights; ``double`` merges the adapter,
+            rounded to the base's dtype, and trains what ``fresh`` says.
         compat: ``exact`` uses exact counts, ``booster`` the published code's strict slice (99 of 100 examples).
-        fresh: configuration of the new adapter; null is that of the alignment. Ignored with ``single``.
+        fresh: configuration of the new adapter, or the weights that are trained; null is that of the alignment.
+            Ignored with ``single``.
         update: estimates gradients from forward passes; null computes them.
     """
 
@@ -78,7 +80,7 @@ class FinetuneSettings:
     budget: Budget
     adapter: Literal["single", "double"]
     compat: Literal["exact", "booster"] = "exact"
-    fresh: Lora | None = None
+    fresh: Lora | TrainedWeights | None = None
     update: Estimator | None = None
 
     def problems(self) -> list[Problem]:

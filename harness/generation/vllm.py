@@ -193,17 +193,16 @@ def answer(
         )
     rank = None if weights.adapter is None else read(weights.adapter)[0].rank
     if rank is not None and rank > RANKS[-1]:
-        assert weights.adapter is not None
-        weights, rank = replace(weights, merged=(*weights.merged, weights.adapter), adapter=None), None
+        weights, rank = weights.merging(), None
     wanted = _Base(
-        key=(weights.base_key, tuple(map(str, weights.merged))),
+        key=(weights.base_key, tuple(map(str, (*filter(None, [weights.weights]), *weights.merged)))),
         rank=None if rank is None else next((known for known in RANKS if known >= rank), rank),
     )
     folder, dtype = _files(weights.base)
     server = served(memory)
     if not isinstance(server, VllmServer) or not server.base.covers(wanted):
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            if weights.merged:
+            if weights.merged or weights.weights:
                 folder = _merged(weights, memory, device, Path(scratch))
             arguments = _arguments(folder, dtype, wanted.rank, device)
             server = serve(memory, lambda: VllmServer(python, wanted, arguments, environment=_environment(device)))

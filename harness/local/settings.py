@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, final
 
-from harness.engine.checks import counts
+from harness.engine.checks import counts, positive
 from harness.engine.stage import Stage
 from harness.engine.tracker import TrackerSettings
 from harness.errors import ConfigError, Problem
@@ -52,6 +52,7 @@ class Local:
         device: a torch device string, or ``auto`` for a GPU if one is available.
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
+        gpu_memory_gib: memory of a GPU in GiB, by which trainings that cannot fit are refused; null does not check.
         vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
         judge_service: the service that a judge asks: its address, prices and limits.
     """
@@ -64,6 +65,7 @@ class Local:
     threads: int | None = None
     device: str = AUTO
     micro_batch_size: Mapping[str, int] | int | None = None
+    gpu_memory_gib: float | None = None
     vllm_python: str | None = None
     judge_service: JudgeService = field(default_factory=JudgeService)
 
@@ -71,7 +73,7 @@ class Local:
         """Range errors."""
         numbers = ("workers_per_gpu", "processes", "threads")
         found = counts(self, *(numbers if self.workers == AUTO else ("workers", *numbers)))
-        found += micro_batch_problems(self.micro_batch_size)
+        found += [*micro_batch_problems(self.micro_batch_size), *positive(self, "gpu_memory_gib")]
         if self.vllm_python is not None and shutil.which(self.vllm_python) is None:
             found.append(
                 Problem("vllm_python", f"`{self.vllm_python}` cannot be run; expected the path of a Python interpreter")
@@ -105,6 +107,10 @@ class Local:
     @property
     def dry_run(self) -> bool:
         """Always false: local execution has no dry run."""
+        return False
+
+    def shards(self, kind: str) -> bool:  # noqa: ARG002
+        """Return False: local execution does not shard."""
         return False
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:

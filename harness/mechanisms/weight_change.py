@@ -132,6 +132,21 @@ def put(learner: Learner, products: Mapping[str, Product]) -> None:
             module.get_parameter(name_b).zero_()[:, : len(part.a)] = part.b
 
 
+def interpolate(learner: Learner, start: Gradient, factor: float) -> None:
+    """Set each trained weight to ``w_0 + factor * (w - w_0)``, in place, where weights and no adapter are trained.
+
+    Args:
+        learner: the fine-tuned model, with the weights ``w``.
+        start: the weights ``w_0`` before fine-tuning.
+        factor: what is left of the change by fine-tuning.
+    """
+    import torch
+
+    with torch.no_grad():
+        for weight, first in zip(learner.trainables, start, strict=True):
+            weight.copy_(first + factor * (weight - first))
+
+
 def scaled(product: Product, factor: float) -> Product:
     """Return a multiple of a product."""
     return Product(factor * product.b, product.a)

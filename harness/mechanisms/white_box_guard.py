@@ -53,7 +53,14 @@ class WhiteBox:
     def losses(self, rows: Sequence[list[int]]) -> list[float]:
         """Return ``-log P(harmless)`` of every row of ``tokens``, in nats."""
         with torch.no_grad():
-            return in_token_batches(rows, partial(_losses, self), batch_tokens=BATCH_TOKENS, device=self.model.device)
+            return in_token_batches(
+                rows,
+                partial(_losses, self),
+                batch_tokens=BATCH_TOKENS,
+                device=self.model.device,
+                model="attack's guard",
+                remedy="A smaller `attack_guard` or shorter examples need less.",
+            )
 
     def loss(self, embedded: Tensor) -> Tensor:
         """Return ``-log P(harmless)`` of a row, given its input embeddings ``[time, width]``, for gradients."""

@@ -37,7 +37,9 @@ SETTINGS = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 _SLOT = ".default."
 _MAGNITUDE = ".lora_magnitude_vector"
-_USUAL_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+"""The matrices of a feed-forward block with a gate, which is what most decoders have."""
+_USUAL_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", *FEED_FORWARD)
 
 
 @final
@@ -179,6 +181,11 @@ def factors(model: PeftModel) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if _is_factor(name)}
 
 
+def has_adapter(model: Module) -> bool:
+    """Return whether an adapter is attached to a model."""
+    return any(_is_factor(name) for name, _ in model.named_parameters())
+
+
 def trained_pairs(model: Module) -> list[tuple[str, str]]:
     """Return the names of the factors ``A`` and ``B`` of every layer with a trainable plain LoRA adapter.
 
@@ -214,13 +221,7 @@ def resize(model: Module, rank: int) -> None:
 
 def save(model: PeftModel, out: Path) -> None:
     """Write the adapter to a folder: its factors as safetensors and its settings as JSON."""
-    from safetensors.torch import save as to_bytes
-
     used = model.peft_config["default"]
-    out.mkdir(parents=True, exist_ok=True)
-    tensors = {_stored_name(name): value.contiguous() for name, value in factors(model).items()}
-    # Written as bytes: `save_file` creates a file that only its owner can read, and a store is shared.
-    (out / WEIGHTS).write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -231,6 +232,44 @@ def save(model: PeftModel, out: Path) -> None:
     }
     # Only where they are in use, so that adapters without them keep their bytes.
     settings |= {name: True for name in ("use_rslora", "use_dora") if getattr(used, name)}
+    _write(out, {_stored_name(name): value for name, value in factors(model).items()}, settings)
+
+
+def save_products(lora: Lora, products: Mapping[str, tuple[Tensor, Tensor]], out: Path) -> None:
+    """Write an adapter that adds given products of factors, without a model; see ``products``.
+
+    The adapter keeps the scale of ``lora``, so that training continues it as it would continue one of these settings.
+
+    Args:
+        lora: settings of an adapter on the same layers, of any rank; ``dropout`` and ``scaling`` are kept.
+        products: factors ``[out, rank]`` and ``[rank, in]`` of one rank, by layer.
+        out: the folder.
+    """
+    (rank,) = {first.shape[0] for _, first in products.values()}
+    grown = math.sqrt(rank / lora.rank) if lora.scaling == "rslora" else rank / lora.rank
+    tensors = {}
+    for layer, (second, first) in products.items():
+        tensors[f"{layer}.lora_A.weight"] = first.float().cpu()
+        tensors[f"{layer}.lora_B.weight"] = (second / lora.scale).float().cpu()
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": lora.alpha * grown,
+        "target_modules": sorted({layer.rpartition(".")[2] for layer in products}),
+        "lora_dropout": lora.dropout,
+        **({"use_rslora": True} if lora.scaling == "rslora" else {}),
+    }
+    _write(out, tensors, settings)
+
+
+def _write(out: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> None:
+    from safetensors.torch import save as to_bytes
+
+    out.mkdir(parents=True, exist_ok=True)
+    # Written as bytes: `save_file` creates a file that only its owner can read, and a store is shared.
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    (out / WEIGHTS).write_bytes(to_bytes(contiguous, metadata={"format": "pt"}))
     (out / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 

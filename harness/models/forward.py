@@ -19,15 +19,23 @@ Rows = Sequence[list[int]]
 
 
 def in_token_batches(
-    encoded: Rows, forward: Callable[[Rows], Sequence[T]], *, batch_tokens: int, device: torch.device
+    encoded: Rows,
+    forward: Callable[[Rows], Sequence[T]],
+    *,
+    batch_tokens: int,
+    device: torch.device,
+    model: str = "judge",
+    remedy: str = "Set `judge.dtype` to `bfloat16`, or choose another `judge`.",
 ) -> list[T]:
-    """Return what a judge's model computes for every sequence, in the order of the sequences.
+    """Return what a model computes for every sequence, in the order of the sequences.
 
     Args:
         encoded: the tokens of each sequence.
         forward: computes a batch; returns one result per sequence.
         batch_tokens: tokens per forward pass, including padding.
         device: the model's device, for the error.
+        model: what the model is, for the error.
+        remedy: what to do about too little memory, for the error.
 
     Raises:
         ModelError: a single sequence does not fit into memory.
@@ -41,8 +49,8 @@ def in_token_batches(
             longest = max(len(encoded[i]) for i in pending if i not in found)
             if batch_tokens <= longest:
                 raise ModelError(
-                    f"`{device}` has too little memory for the judge and a text of {longest} tokens; "
-                    "expected a device with more memory. Set `judge.dtype` to `bfloat16`, or choose another `judge`."
+                    f"`{device}` has too little memory for the {model} and a text of {longest} tokens; "
+                    f"expected a device with more memory. {remedy}"
                 ) from error
             batch_tokens //= 2
             log.warning("out of memory: continuing with %d tokens per forward pass", batch_tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -77,6 +77,11 @@ class HubModel:
         """Return whether the head shares the input embeddings; None if the model is not in the Hub's cache."""
         folder = self.tokenizer_folder()
         return None if folder is None else SavedModel(folder).ties_head()
+
+    def parameters(self, modules: Sequence[str] | None = None) -> int | None:
+        """Return the number of parameters, or of those in modules; None if the model is not in the Hub's cache."""
+        folder = self.tokenizer_folder()
+        return None if folder is None else SavedModel(folder).parameters(modules)
 
     def fetch(self) -> str:
         """Download the model into the Hub's cache unless it is there; return its name, commit and size.

@@ -10,17 +10,18 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness.errors import ModelError
-from harness.models import adapter, local
+from harness.models import adapter, local, stored_weights
 from harness.models.hub import REFERENCE, open_reference
 from harness.models.saved import Opened
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.models.merge import Merged
@@ -40,12 +41,20 @@ class ModelRef:
         base: that stage's artifact: a saved model, or a reference to a Hub model or a local folder.
         merged: adapters to merge into the base, in this order.
         adapter: adapter to attach, trainable.
+        weights: trained weights that replace those of the base, before anything is merged or attached.
+        routed: routed experts that take the place of the feed-forward blocks, see ``harness.models.routed``.
     """
 
     base_key: str
     base: Path
     merged: tuple[Path, ...] = ()
     adapter: Path | None = None
+    weights: Path | None = None
+    routed: Path | None = None
+
+    def merging(self) -> ModelRef:
+        """Return the same model with its adapter merged, if it has one."""
+        return self if self.adapter is None else replace(self, merged=(*self.merged, self.adapter), adapter=None)
 
 
 class LoadedModel(NamedTuple):
@@ -60,7 +69,7 @@ class LoadedModel(NamedTuple):
 
 
 class _CachedBase(NamedTuple):
-    key: str
+    key: tuple[str, Path | None]
     device: str
     opened: Opened
 
@@ -106,8 +115,9 @@ def loaded_model(
 ) -> Iterator[LoadedModel]:
     """Yield a model in eval mode with a frozen base.
 
-    ``memory`` caches one base: loading another frees it first. After an exception in the context the base is dropped,
-    because hooks may be left on it. Merging keeps one copy of the changed matrices until the context ends.
+    ``memory`` caches one base, with trained weights if it has some: loading another frees it first. After an exception
+    in the context the base is dropped, because hooks may be left on it. Merging keeps one copy of the changed matrices
+    until the context ends.
 
     Args:
         weights: the parts of the model.
@@ -118,14 +128,16 @@ def loaded_model(
     Raises:
         ModelError: the base or an adapter cannot be read, or they do not fit each other or this machine.
     """
+    from harness.models import routed
     from harness.models.merge import merge, restore
 
     stop_serving(memory)
     cached: _CachedBase | None = memory.pop(_SLOT, None)
-    if cached is None or (cached.key, cached.device) != (weights.base_key, device):
+    key = (weights.base_key, weights.weights)
+    if cached is None or (cached.key, cached.device) != (key, device):
         del cached
         _free_memory()
-        cached = _CachedBase(weights.base_key, device, _open(weights.base, device))
+        cached = _CachedBase(key, device, _open_trained(weights, device))
     base, tokenizer = cached.opened
     merged: list[Merged] = []
     for folder in weights.merged:
@@ -137,14 +149,39 @@ def loaded_model(
                 base.dtype,
                 100 * merged[-1].lost,
             )
+    if weights.routed is not None:
+        routed.install(base, weights.routed)
     model = base if weights.adapter is None else adapter.load(base, weights.adapter)
     yield LoadedModel(model, tokenizer, lost=tuple(done.lost for done in merged))
     if for_good:
         return
     adapter.detach(base)
+    if weights.routed is not None:
+        routed.remove(base)
     for done in reversed(merged):
         restore(base, done)
     memory[_SLOT] = cached._replace(opened=Opened(base.eval(), tokenizer))
+
+
+def weights_of(weights: ModelRef) -> dict[str, Tensor]:
+    """Return the weights of a model without an adapter by parameter name, on the CPU, in its number format.
+
+    Raises:
+        ModelError: the base or an adapter cannot be read, or they do not fit each other or this machine.
+    """
+    from harness.models.merge import merge
+
+    model = _open_trained(weights, "cpu").model
+    for folder in weights.merged:
+        merge(model, folder)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _open_trained(weights: ModelRef, device: str) -> Opened:
+    opened = _open(weights.base, device)
+    if weights.weights is not None:
+        stored_weights.apply(opened.model, weights.weights)
+    return opened
 
 
 def _open(folder: Path, device: str) -> Opened:

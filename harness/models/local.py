@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +100,13 @@ class LocalModel:
         """Return whether the head shares the input embeddings; None if the folder cannot be read."""
         try:
             return SavedModel(self.folder()).ties_head()
+        except ModelError:
+            return None
+
+    def parameters(self, modules: Sequence[str] | None = None) -> int | None:
+        """Return the number of parameters, or of those in modules; None if the folder cannot be read."""
+        try:
+            return SavedModel(self.folder()).parameters(modules)
         except ModelError:
             return None
 

@@ -6,10 +6,11 @@ import importlib.util
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final, runtime_checkable
 
 from harness.errors import ModelError, Problem
 
@@ -42,6 +43,15 @@ class Opened(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
+@runtime_checkable
+class KnowsSize(Protocol):
+    """Optional: a model source that knows its number of parameters before anything runs."""
+
+    def parameters(self, modules: Sequence[str] | None = None) -> int | None:
+        """Return the number of parameters, or of those in named modules; None if it is not known on this machine."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class SavedModel:
@@ -56,14 +66,20 @@ class SavedModel:
             return [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
         return [self.folder / "model.safetensors"]
 
-    def parameters(self) -> int:
-        """Return the number of parameters, from the headers of the weights."""
+    def parameters(self, modules: Sequence[str] | None = None) -> int:
+        """Return the number of parameters, from the headers of the weights.
+
+        Args:
+            modules: names of modules, see ``TrainedWeights.modules``, in which alone parameters are counted.
+        """
         from safetensors import safe_open
 
         total = 0
         for file in self.weight_files():
             with safe_open(file, framework="pt") as weights:
-                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+                for name in weights.keys():  # noqa: SIM118
+                    if modules is None or not set(modules).isdisjoint(name.split(".")[:-1]):
+                        total += math.prod(weights.get_slice(name).get_shape())
         return total
 
     def ties_head(self) -> bool:

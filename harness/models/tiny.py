@@ -7,7 +7,7 @@ that the model has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -92,6 +92,10 @@ class Synthetic:
         """Return True: the head shares the input embeddings."""
         return True
 
+    def parameters(self, modules: Sequence[str] | None = None) -> int | None:
+        """Return the number of parameters; that of single modules is not known before the model exists."""
+        return self._parameters() if modules is None else None
+
     def vocabulary(self) -> dict[str, int]:
         """Return the ids of all tokens."""
         return token_ids()
@@ -117,7 +121,7 @@ class Synthetic:
 
     def _parameters(self) -> int:
         attention, feed_forward = 4 * self.width**2, 3 * self.width * self.inner_width
-        words = (len(vocabulary()) + 5) * self.width
+        words = len(token_ids()) * self.width
         return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
 
     def _initialize(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

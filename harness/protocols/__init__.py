@@ -23,10 +23,12 @@ from harness.protocols.ensembles import (
     EnsembleMethod,
     FittedEnsemble,
     HasVotes,
+    ReadsLikelihoods,
     Votes,
 )
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
 from harness.protocols.federation import Aggregate, Aggregator, Submission
+from harness.protocols.fusions import Fused, Fusion
 from harness.protocols.learner import BatchProvider, DataRequirement, Learner, Named, Prediction, Product, TrainStep
 from harness.protocols.methods import (
     ActsAfterStep,
@@ -44,6 +46,7 @@ from harness.protocols.methods import (
     ScalesLearningRates,
     TrainMethod,
     TrainsPlainly,
+    TrainsWeights,
     UsesAlignment,
 )
 from harness.protocols.piece import Piece
@@ -103,6 +106,8 @@ __all__ = [
     "Estimator",
     "ExampleSource",
     "FittedEnsemble",
+    "Fused",
+    "Fusion",
     "GivenRows",
     "Gradient",
     "HasConflicts",
@@ -125,6 +130,7 @@ __all__ = [
     "Prediction",
     "ProducesOutputs",
     "Product",
+    "ReadsLikelihoods",
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",
@@ -140,6 +146,7 @@ __all__ = [
     "TrainStep",
     "TrainedGuard",
     "TrainsPlainly",
+    "TrainsWeights",
     "UsesAlignment",
     "Victim",
     "Votes",

@@ -162,6 +162,18 @@ class NeedsPlainLora(Protocol):
 
 
 @runtime_checkable
+class TrainsWeights(Protocol):
+    """Optional: settings of a method that also works where a model's own weights are trained instead of an adapter.
+
+    ``weight_copies`` says how much more memory the method takes than plain training, as a number of float32 copies of
+    everything that is trained; what is held of one weight at a time is not counted. Plain training holds the weights,
+    two copies of the gradient and two moments. A repair is compared with the weights alone.
+    """
+
+    weight_copies: ClassVar[int]
+
+
+@runtime_checkable
 class NeedsFreshAdapter(Named, Protocol):
     """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
 

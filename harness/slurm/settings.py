@@ -85,6 +85,7 @@ class Slurm:
         warn_seconds: seconds before the time limit at which Slurm signals a job, which then writes a checkpoint.
         micro_batch_size: examples per forward pass in each process: one number, or a mapping by kind of stage; null
             runs a process's whole share of a batch at once.
+        gpu_memory_gib: memory of a GPU in GiB, by which trainings that cannot fit are refused; null does not check.
         vllm_python: Python interpreter of an environment that has vLLM, for ``evaluation.decoding.engine=vllm``.
         judge_service: the service that a judge asks: its address, prices and limits.
         on_oom: on a retry after an out-of-memory error, ``shrink`` halves the micro-batch size, which does not change
@@ -113,6 +114,7 @@ class Slurm:
     requeues: int = 3
     warn_seconds: int = 90
     micro_batch_size: Mapping[str, int] | int | None = None
+    gpu_memory_gib: float | None = None
     vllm_python: str | None = None
     judge_service: JudgeService = field(default_factory=JudgeService)
     on_oom: Literal["fail", "shrink"] = "fail"
@@ -126,7 +128,7 @@ class Slurm:
         found = [
             *counts(self, "array_limit", "array_parallelism", "warn_seconds"),
             *not_negative(self, "requeues"),
-            *positive(self, "poll_seconds"),
+            *positive(self, "poll_seconds", "gpu_memory_gib"),
         ]
         found += micro_batch_problems(self.micro_batch_size)
         if self.job_cap is not None and self.job_cap < 3:
@@ -147,6 +149,10 @@ class Slurm:
         if self.wait and self.dry_run:
             found.append(Problem("wait", "nothing is submitted with `dry_run`, so there is nothing to wait for"))
         return found
+
+    def shards(self, kind: str) -> bool:
+        """Return whether the base model of stages of a kind is sharded over their processes."""
+        return self.resources_of(kind).sharding == "fsdp"
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
         """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""

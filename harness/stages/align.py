@@ -12,10 +12,11 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import TrainMethod
 from harness.stages.base import Base
 from harness.stages.tally import REFUSAL
-from harness.stages.train_adapter import ADAPTER, fit
+from harness.stages.train_adapter import fit, keep, trained_model
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Align(Stage):
-    """An adapter trained on refusals.
+    """An adapter, or the base's own weights, trained on refusals.
 
     Attributes:
         base: the base model.
@@ -33,7 +34,7 @@ class Align(Stage):
         refusal: the training examples.
         harmful: the defender's harmful examples, for methods that need them.
         budget: hyperparameters of the training run.
-        adapter: rank and target modules of the adapter.
+        adapter: rank and target modules of the adapter, or the weights that are trained instead.
         encoding: prompt template and tokenization.
         seed: the root seed.
         benign: harmless examples with helpful answers, for methods that need them.
@@ -49,7 +50,7 @@ class Align(Stage):
     refusal: Slice
     harmful: Slice | None = None
     budget: Budget
-    adapter: Lora
+    adapter: Lora | TrainedWeights
     encoding: Encoding
     seed: int
     benign: Slice | None = None
@@ -64,19 +65,23 @@ class Align(Stage):
         ]
 
     def run(self, ctx: StageContext) -> None:
-        """Train a fresh adapter on the base."""
+        """Train a fresh adapter on the base, or its weights."""
+        seed = derive(self.seed, self.name)
+        if isinstance(self.adapter, TrainedWeights) and self.adapter.nothing:
+            keep(ctx, weights=self.base.weights(ctx.input), trainable=self.adapter, seed=seed)
+            return
         rows = self.refusal.examples()
         fit(
             ctx,
             weights=self.base.weights(ctx.input),
-            fresh=self.adapter,
+            trainable=self.adapter,
             method=self.method,
             rows=rows,
             kinds=[REFUSAL] * len(rows),
             slices={Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
             budget=self.budget,
             encoding=self.encoding,
-            seed=derive(self.seed, self.name),
+            seed=seed,
         )
 
     def recorded_settings(self) -> dict[str, str]:
@@ -84,11 +89,15 @@ class Align(Stage):
         return {"align.budget": "budget", "align.rows": "refusal.rows", "align.adapter": "adapter"}
 
     def examples_seen(self, locate: Locate) -> list[Example]:  # noqa: ARG002
-        """Return the refusals and the method's harmful and harmless examples."""
+        """Return the refusals and the method's harmful and harmless examples; none if nothing is trained."""
+        return self.defender_examples()
+
+    def defender_examples(self) -> list[Example]:
+        """Return the refusals and the method's harmful and harmless examples; none if nothing is trained."""
+        if isinstance(self.adapter, TrainedWeights) and self.adapter.nothing:
+            return []
         return examples_of(self.refusal, self.harmful, self.benign)
 
     def weights(self, locate: Locate) -> ModelRef:
-        """Return the base with the aligned adapter."""
-        from harness.models.loading import ModelRef
-
-        return ModelRef(base_key=self.base.key, base=locate(self.base), adapter=locate(self) / ADAPTER)
+        """Return the base with the aligned adapter, or with the aligned weights."""
+        return trained_model(self.base.weights(locate), self.adapter, locate(self))

@@ -14,11 +14,11 @@ from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
 from harness.models.head import unmergeable
+from harness.models.trained_weights import TrainedWeights, targets_of
 from harness.protocols import Estimator, TrainMethod
-from harness.stages.align import Align
-from harness.stages.inputs import ClientStage, MixtureStage
+from harness.stages.inputs import AlignedStage, ClientStage, MixtureStage
 from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
-from harness.stages.train_adapter import ADAPTER, Federation, adapter_seed, fit, keep
+from harness.stages.train_adapter import Federation, adapter_seed, fit, keep, trained_model
 from harness.training.budget import Budget
 from harness.training.rounds import Rounds
 
@@ -35,7 +35,7 @@ KINDS = {Role.ATTACK: HARMFUL, Role.REFUSAL: REFUSAL}
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finetune(Stage):
-    """An adapter trained on the user's mixture.
+    """An adapter, or the model's own weights, trained on the user's mixture.
 
     Attributes:
         aligned: the model that the user fine-tunes.
@@ -44,11 +44,13 @@ class Finetune(Stage):
         refusal: refusals for methods that need them.
         harmful: the defender's harmful examples, for methods that need them.
         budget: hyperparameters of the training run.
-        protocol: ``single`` continues the aligned adapter; ``double`` merges it into the base and trains a new one.
+        protocol: ``single`` continues the training of the aligned adapter or weights; ``double`` merges the aligned
+            adapter into the base and trains a new one, or the weights.
             The merge is computed in float32 and stored in the base's dtype: with a bfloat16 base, rounding loses 12 to
             91 % of a small adapter, which the facts report as ``lost_in_merge``. The reference scripts of different
             methods use different protocols, which changes results.
-        adapter: rank and target modules of the new adapter; null with ``single``.
+        adapter: rank and target modules of the new adapter, or the weights that are trained; with ``single`` those of
+            the alignment.
         encoding: prompt template and tokenization.
         seed: the root seed.
         update: estimates gradients from forward passes; null computes them.
@@ -61,14 +63,14 @@ class Finetune(Stage):
     parallel: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     loads_base: ClassVar[bool] = True
-    aligned: Align
+    aligned: AlignedStage
     mixture: MixtureStage
     method: TrainMethod | None = None
     refusal: Slice | None = None
     harmful: Slice | None = None
     budget: Budget
     protocol: Literal["single", "double"]
-    adapter: Lora | None = None
+    adapter: Lora | TrainedWeights | None = None
     encoding: Encoding
     seed: int
     update: Estimator | None = None
@@ -80,7 +82,7 @@ class Finetune(Stage):
         paired = any(need.paired for need in (self.method.needs if self.method else ()))
         problems = self.harmful.preflight(paired=paired) if self.harmful else []
         problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
-        merged = self.aligned.adapter.targets if self.protocol == "double" else ()
+        merged = targets_of(self.aligned.adapter) if self.protocol == "double" else ()
         return [*problems, *unmergeable(self.aligned.base.source, merged)]
 
     def run(self, ctx: StageContext) -> None:
@@ -89,28 +91,22 @@ class Finetune(Stage):
         Without any row, as after a guardrail that removes all, nothing is trained, not even on a method's own examples:
         the model is the aligned one, which a note states.
         """
-        from harness.models.loading import ModelRef
-
         rows = self.mixture.mixture(ctx.input)
-        defender = [part for part in (self.aligned.refusal, self.aligned.harmful, self.refusal, self.harmful) if part]
+        defender = [*self.aligned.defender_examples(), *examples_of(self.refusal, self.harmful)]
         attacker = [example for example, role in rows if role is Role.ATTACK]
-        ctx.facts["attack_and_defense_share"] = overlaps(
-            attacker, [example for part in defender for example in part.examples()]
-        )._asdict()
-        aligned = self.aligned.weights(ctx.input)
-        assert aligned.adapter is not None, "an aligned model has an adapter"
-        folder = aligned.adapter
-        if self.protocol == "double":
-            aligned = ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(folder,))
-        fresh = self.adapter if self.protocol == "double" else None
-        if not rows:
-            ctx.facts["notes"] = ["no row was left to train on: the model is the aligned one"]
-            keep(ctx, weights=aligned, fresh=fresh, seed=self._own_seed)
+        ctx.facts["attack_and_defense_share"] = overlaps(attacker, defender)._asdict()
+        aligned = self._start(ctx.input)
+        continues = self.protocol == "single" and isinstance(self.adapter, Lora)
+        trained = None if continues else self.adapter
+        if not rows or self._unchanged:
+            reason = "nothing is trained" if rows else "no row was left to train on"
+            ctx.facts["notes"] = [f"{reason}: the model is the aligned one"]
+            keep(ctx, weights=aligned, trainable=trained, seed=self._own_seed)
             return
         fit(
             ctx,
             weights=aligned,
-            fresh=fresh,
+            trainable=trained,
             method=self.method,
             rows=[example for example, _ in rows],
             kinds=[KINDS.get(role, BENIGN) for _, role in rows],
@@ -118,7 +114,7 @@ class Finetune(Stage):
             budget=self.budget,
             encoding=self.encoding,
             seed=self._own_seed,
-            aligned=folder,
+            aligned=self.aligned.weights(ctx.input).adapter,
             update=self.update,
             federation=self._federation(ctx),
         )
@@ -137,7 +133,10 @@ class Finetune(Stage):
             locate: maps stages to their artifacts.
         """
         from harness.models import adapter
+        from harness.models.loading import weights_of
 
+        if isinstance(self.adapter, TrainedWeights):
+            return {name: value.float() for name, value in weights_of(self._start(locate)).items()}
         if self.protocol == "double":
             return adapter.fresh(model, seed=adapter_seed(self._own_seed))
         aligned = self.aligned.weights(locate).adapter
@@ -145,7 +144,7 @@ class Finetune(Stage):
         return adapter.read(aligned)[1]
 
     def recorded_settings(self) -> dict[str, str]:
-        """Report budget, adapter protocol and estimator; with ``double`` also the new adapter's rank and targets."""
+        """Report budget, protocol and estimator; with ``double`` also the new adapter, or the weights, trained."""
         settings = {"finetune.budget": "budget", "finetune.adapter": "protocol"}
         if self.update is not None:
             settings["finetune.update"] = "update"
@@ -156,16 +155,22 @@ class Finetune(Stage):
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""
         rows = [example for example, _ in self.mixture.mixture(locate)]
-        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if rows else []
+        trained = rows and not self._unchanged
+        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if trained else []
 
     @property
     def _own_seed(self) -> int:
         return derive(self.seed, self.name)
 
-    def weights(self, locate: Locate) -> ModelRef:
-        """Return the aligned model with the user's adapter, which replaces the aligned one or is trained on top."""
-        from harness.models.loading import ModelRef
+    @property
+    def _unchanged(self) -> bool:
+        return isinstance(self.adapter, TrainedWeights) and self.adapter.nothing
 
+    def _start(self, locate: Locate) -> ModelRef:
         aligned = self.aligned.weights(locate)
-        merged = (aligned.adapter,) if self.protocol == "double" and aligned.adapter else ()
-        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=merged, adapter=locate(self) / ADAPTER)
+        # Merging rounds: a model that nothing is done to is left as it is.
+        return aligned.merging() if self.protocol == "double" and not self._unchanged else aligned
+
+    def weights(self, locate: Locate) -> ModelRef:
+        """Return the aligned model with the user's adapter, in place of the aligned one or on top, or their weights."""
+        return trained_model(self._start(locate), self.adapter, locate(self))

@@ -13,7 +13,10 @@ from harness.corpora.shards import Shards
 from harness.engine.stage import Locate
 
 if TYPE_CHECKING:
+    from harness.models.adapter import Lora
     from harness.models.loading import ModelRef
+    from harness.models.trained_weights import TrainedWeights
+    from harness.stages.base import Base
 
 
 class ModelStage(Protocol):
@@ -22,6 +25,33 @@ class ModelStage(Protocol):
     @property
     def key(self) -> str:
         """The stage's key."""
+        ...
+
+    def weights(self, locate: Locate) -> ModelRef:
+        """Return the paths of the model's parts."""
+        ...
+
+
+class AlignedStage(Protocol):
+    """A stage whose artifact aligns the base by an adapter or its weights, for a user to fine-tune or an attacker."""
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        ...
+
+    @property
+    def base(self) -> Base:
+        """The base model."""
+        ...
+
+    @property
+    def adapter(self) -> Lora | TrainedWeights:
+        """Targets, dropout and variant of the adapter (a fused one has another rank), or the trained weights."""
+        ...
+
+    def defender_examples(self) -> list[Example]:
+        """Return every example that the defender trained on, up to and including this stage."""
         ...
 
     def weights(self, locate: Locate) -> ModelRef:

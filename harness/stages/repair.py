@@ -14,10 +14,19 @@ from harness.corpora.slices import Slice, examples_of
 from harness.engine.seeding import derive
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import ModelError, Problem
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import RepairMethod
 from harness.stages import method_outputs
 from harness.stages.finetune import Finetune
-from harness.stages.train_adapter import ADAPTER, alignment_for, keep, pools, record_micro_batch
+from harness.stages.train_adapter import (
+    ADAPTER,
+    alignment_for,
+    keep,
+    pools,
+    record_micro_batch,
+    store,
+    trained_model,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Repair(Stage):
-    """The fine-tuned adapter, repaired.
+    """The fine-tuned adapter, or weights, repaired.
 
     Facts: those of the method; ``change``, see ``changes``; ``attack_and_defense_share``, the overlap between the
     attacker's and the method's examples, those of a safe adapter included; ``micro_batch_size``, if batches were split.
@@ -75,17 +84,23 @@ class Repair(Stage):
         from harness.corpora.batches import RoleBatches
         from harness.models import adapter
         from harness.models.loading import loaded_model
+        from harness.models.trained_weights import unfreeze
         from harness.training.learner import CausalLearner
         from harness.training.pieces import rows_at_once
 
         seed = derive(self.seed, self.name)
+        tuned = self.tuned.weights(ctx.input)
         rows = self.tuned.mixture.mixture(ctx.input)
         self._report_overlaps(rows, ctx)
         if not rows:
             ctx.facts["notes"] = ["no row was left to train on: nothing was repaired"]
-            keep(ctx, weights=self.tuned.weights(ctx.input), fresh=None, seed=seed)
+            keep(ctx, weights=tuned, trainable=None, seed=seed)
             return
-        with loaded_model(self.tuned.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+        trained = self.tuned.adapter
+        whole = isinstance(trained, TrainedWeights)
+        with loaded_model(tuned, ctx.memory, ctx.device, for_good=whole) as loaded:
+            if isinstance(trained, TrainedWeights):
+                unfreeze(loaded.model, trained)
             slices = {Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.SERVER: self.server}
             drawn = pools(loaded.tokenizer, self.method.needs, slices, self.encoding, ctx.facts)
             share = max((pool.batch_size for pool in drawn.values()), default=0)
@@ -109,18 +124,15 @@ class Repair(Stage):
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
             ctx.facts["change"] = changes(learner, names, before, start)
-            adapter.save(loaded.model, ctx.out / ADAPTER)
+            store(ctx, loaded.model, tuned)
 
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the method's examples; none if nothing was repaired."""
         return examples_of(self.refusal, self.harmful, self.server) if self.tuned.mixture.mixture(locate) else []
 
     def weights(self, locate: Locate) -> ModelRef:
-        """Return the fine-tuned model with the repaired adapter."""
-        from harness.models.loading import ModelRef
-
-        tuned = self.tuned.weights(locate)
-        return ModelRef(base_key=tuned.base_key, base=tuned.base, merged=tuned.merged, adapter=locate(self) / ADAPTER)
+        """Return the fine-tuned model with the repaired adapter or weights."""
+        return trained_model(self.tuned.weights(locate), self.tuned.adapter, locate(self))
 
     def _report_overlaps(self, rows: Sequence[tuple[Example, Role]], ctx: StageContext) -> None:
         attacker = [example for example, role in rows if role is Role.ATTACK]

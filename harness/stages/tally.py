@@ -45,7 +45,11 @@ class Tally(NamedTuple):
 
 
 def tally(
-    tokenizer: PreTrainedTokenizerBase, encoding: Encoding, examples: Sequence[Example], kinds: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
+    examples: Sequence[Example],
+    kinds: Sequence[str],
+    sources: Sequence[int] | None = None,
 ) -> Tally:
     """Encode the examples of a stage and count them by kind.
 
@@ -54,8 +58,11 @@ def tally(
         encoding: prompt template and tokenization.
         examples: the training examples.
         kinds: the kind of each example.
+        sources: the expert that each example is meant for, see ``Encoded``.
     """
     encoded = encoding.encode_each(tokenizer, examples)
+    if sources is not None:
+        encoded = [row and row._replace(source=own) for row, own in zip(encoded, sources, strict=True)]
     found = {}
     for kind in dict.fromkeys(kinds):
         sent = [row for row, own in zip(encoded, kinds, strict=True) if own == kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import Encoding
@@ -10,8 +10,9 @@ from harness.corpora.slices import Slice
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.head import unmergeable
+from harness.models.trained_weights import targets_of
 from harness.protocols import ExampleSource, Tampering, Victim
-from harness.stages.align import Align
+from harness.stages.inputs import AlignedStage
 from harness.stages.train_adapter import ADAPTER
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Tamper(Stage):
     version: ClassVar[int] = 1
     attacks: ClassVar[bool] = True
     loads_base: ClassVar[bool] = True
-    aligned: Align
+    aligned: AlignedStage
     method: Tampering
     harmful: Slice
     harmless: ExampleSource
@@ -45,7 +46,7 @@ class Tamper(Stage):
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the examples, and whether the aligned adapter can be merged."""
-        merged = unmergeable(self.aligned.base.source, self.aligned.adapter.targets)
+        merged = unmergeable(self.aligned.base.source, targets_of(self.aligned.adapter))
         return [*self.harmful.preflight(), *self.harmless.preflight(), *merged]
 
     def run(self, ctx: StageContext) -> None:
@@ -53,7 +54,7 @@ class Tamper(Stage):
         from harness.models import adapter
         from harness.models.loading import loaded_model
 
-        with loaded_model(self._merged(ctx.input), ctx.memory, ctx.device) as loaded:
+        with loaded_model(self.aligned.weights(ctx.input).merging(), ctx.memory, ctx.device) as loaded:
             model = loaded.model
             changed = self.method.tamper(
                 Victim(model, loaded.tokenizer, self.encoding),
@@ -69,13 +70,4 @@ class Tamper(Stage):
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the aligned model, merged, with the change."""
-        from dataclasses import replace
-
-        return replace(self._merged(locate), adapter=locate(self) / ADAPTER)
-
-    def _merged(self, locate: Locate) -> ModelRef:
-        from harness.models.loading import ModelRef
-
-        aligned = self.aligned.weights(locate)
-        assert aligned.adapter is not None, "an aligned model has an adapter"
-        return ModelRef(base_key=aligned.base_key, base=aligned.base, merged=(aligned.adapter,))
+        return replace(self.aligned.weights(locate).merging(), adapter=locate(self) / ADAPTER)

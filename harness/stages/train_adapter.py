@@ -1,9 +1,11 @@
-"""Adapter training shared by the training stages: encode the examples, train with a method, store the adapter."""
+"""Training shared by the training stages: encode the examples, train with a method, store the adapter or weights."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +18,7 @@ from harness.engine.seeding import derive
 from harness.engine.stage import StageContext
 from harness.errors import DataError
 from harness.models.adapter import Lora
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
     DataRequirement,
     Estimator,
@@ -33,14 +36,19 @@ from harness.training.budget import Budget
 from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
     from harness.training.trainer import TrainReport
 
+_log = logging.getLogger(__name__)
+_NOTICEABLE = 0.1
 ADAPTER = "adapter"
 """The folder of the trained adapter inside an artifact."""
+WEIGHTS = "weights"
+"""The folder of trained weights inside an artifact, see ``harness.models.stored_weights``."""
 ROUNDS = "rounds.jsonl"
 """The records of the rounds of a federated training, see ``harness.training.federated``."""
 
@@ -56,7 +64,7 @@ def fit(
     ctx: StageContext,
     *,
     weights: ModelRef,
-    fresh: Lora | None,
+    trainable: Lora | TrainedWeights | None,
     method: TrainMethod | None,
     rows: Sequence[Example],
     kinds: Sequence[str],
@@ -65,10 +73,13 @@ def fit(
     encoding: Encoding,
     seed: int,
     aligned: Path | None = None,
+    sources: Sequence[int] | None = None,
+    unfreeze: Callable[[PeftModel], None] | None = None,
+    write: Callable[[PeftModel], None] | None = None,
     update: Estimator | None = None,
     federation: Federation | None = None,
 ) -> None:
-    """Train and write ``adapter/``, ``metrics.jsonl`` (one record per logging interval), and the method's outputs.
+    """Train and write ``adapter/`` or ``weights/``, ``metrics.jsonl`` (one record per logging interval), and outputs.
 
     A federated training also writes ``rounds.jsonl``, and the fact ``federation``, see ``harness.stages.federation``.
 
@@ -78,15 +89,16 @@ def fit(
     the norm of its rounding error relative to the adapter's own norm; ``damaged_checkpoints``, step and problem of each
     discarded checkpoint (training then resumed from an earlier one or started over); ``passes``, the numeric switches
     by which the passes differ from those of a CPU (see ``harness.training.passes.Passes``); ``edit``, about what the
-    method did to the weights after the last step; ``update``, of a run on estimated gradients, its forward passes and
-    the bytes that it kept between steps (see ``harness.training.estimates.EstimatingLearner.facts``); ``chosen``, how
-    many examples and tokens of each kind a method left out before training; ``row_weights``, the final mean weight of
-    the examples of each kind, of a method that has some.
+    method did to the weights after the last step; ``weights``, about stored weights (see ``stored_weights.write``);
+    ``update``, of a run on estimated gradients, its forward passes and the bytes that it kept between steps (see
+    ``harness.training.estimates.EstimatingLearner.facts``); ``chosen``, how many examples and tokens of each kind a
+    method left out before training; ``row_weights``, the final mean weight of the examples of each kind, of a method
+    that has some.
 
     Args:
         ctx: the stage's context.
         weights: the model to start from; training continues its adapter, if it has one.
-        fresh: settings of a new adapter to attach instead; None continues the existing one.
+        trainable: a new adapter to attach, or the weights to train; None continues the existing adapter.
         method: the defense in the slot; None is plain supervised fine-tuning.
         rows: the stage's own training examples.
         kinds: the kind of each of them, see ``tally``.
@@ -96,13 +108,16 @@ def fit(
         seed: the stage's seed, from which the seeds of adapter initialization, data order and sampled batches derive.
         aligned: folder of the aligned adapter, for methods that use the change of the weights by alignment; None in
             the alignment itself.
+        sources: the expert that each of the rows is meant for, for the training of routed experts.
+        unfreeze: makes further parameters of the model trainable.
+        write: stores what else was trained than the adapter.
         update: estimates gradients from forward passes; None computes them.
         federation: the clients that train, and their rounds; None trains on all examples in one place.
 
     Raises:
         DataError: examples that the training needs are missing, or none is left after encoding.
     """
-    from harness.models import adapter
+    from harness.models import adapter, trained_weights
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
     from harness.training.distributed import leave
@@ -113,11 +128,18 @@ def fit(
         use_cache(ctx.compiled)
     sharded = ctx.sharding == "fsdp"
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
-    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded) as loaded:
-        model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
+    whole = isinstance(trainable, TrainedWeights)
+    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or whole) as loaded:
+        model = loaded.model
+        if isinstance(trainable, TrainedWeights):
+            trained_weights.unfreeze(model, trainable)
+        elif trainable is not None:
+            model = adapter.attach(model, trainable, seed=adapter_seed(seed))
+        if unfreeze is not None:
+            unfreeze(model)
         needs = method.needs if method else ()
         own_rows = method.rewrite(rows, loaded.tokenizer) if isinstance(method, RewritesExamples) else rows
-        own = tally(loaded.tokenizer, encoding, own_rows, kinds)
+        own = tally(loaded.tokenizer, encoding, own_rows, kinds, sources)
         mixed = encode_mixed(
             loaded.tokenizer, needs, slices, encoding, ctx.facts, changed_by=Changes(method, rows, derive(seed, "rows"))
         )
@@ -149,7 +171,9 @@ def fit(
         )
         leave()
         if ctx.rank == 0:
-            adapter.save(model, ctx.out / ADAPTER)
+            store(ctx, model, weights)
+            if write is not None:
+                write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
     _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
     if federation:
@@ -186,16 +210,16 @@ def _record(ctx: StageContext, report: TrainReport, rows: Sequence[Encoded], kin
     record_micro_batch(ctx, report.rows_at_once)
 
 
-def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int) -> None:
-    """Write the adapter from which training would start and an empty history: there is nothing to train on.
+def keep(ctx: StageContext, *, weights: ModelRef, trainable: Lora | TrainedWeights | None, seed: int) -> None:
+    """Write that from which training would start and an empty history: there is nothing to train on, or to train.
 
     A new adapter changes nothing, so either way the model is that of ``weights``. Facts: ``steps``, 0;
-    ``lost_in_merge``, see ``fit``.
+    ``lost_in_merge`` and ``weights``, see ``fit``.
 
     Args:
         ctx: the stage's context.
         weights: the model to keep.
-        fresh: settings of a new adapter to attach; None keeps the existing one.
+        trainable: a new adapter to attach, or the weights that training would change; None keeps the existing adapter.
         seed: the stage's seed.
     """
     from harness.models import adapter
@@ -203,13 +227,57 @@ def keep(ctx: StageContext, *, weights: ModelRef, fresh: Lora | None, seed: int)
 
     if ctx.rank != 0:
         return
-    with loaded_model(weights, ctx.memory, ctx.device) as loaded:
-        model = adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model
-        adapter.save(model, ctx.out / ADAPTER)
-        if loaded.lost:
-            ctx.facts["lost_in_merge"] = list(loaded.lost)
+    if not (isinstance(trainable, TrainedWeights) and trainable.nothing):
+        with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+            fresh = trainable if isinstance(trainable, Lora) else None
+            store(ctx, adapter.attach(loaded.model, fresh, seed=adapter_seed(seed)) if fresh else loaded.model, weights)
+            if loaded.lost:
+                ctx.facts["lost_in_merge"] = list(loaded.lost)
     ctx.facts["steps"] = 0
     _write_history(ctx.out, ())
+
+
+def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelRef) -> None:
+    """Write a trained model's adapter, or without one its weights as their difference from the base.
+
+    Args:
+        ctx: the stage's context.
+        model: the trained model.
+        weights: the model from which training started.
+    """
+    from peft import PeftModel
+
+    from harness.models import adapter, stored_weights
+    from harness.models.loading import ModelRef, weights_of
+
+    if isinstance(model, PeftModel):
+        adapter.save(model, ctx.out / ADAPTER)
+        return
+    base = weights_of(ModelRef(base_key=weights.base_key, base=weights.base))
+    ctx.facts["weights"] = facts = stored_weights.write(model, base, ctx.out / WEIGHTS)
+    if facts["lost"] > _NOTICEABLE:
+        _log.warning(
+            "storing weights in the number format of the base lost %.0f %% of their training to rounding; use a "
+            "float32 base to avoid this",
+            100 * facts["lost"],
+        )
+
+
+def trained_model(start: ModelRef, trainable: Lora | TrainedWeights | None, artifact: Path) -> ModelRef:
+    """Return the model that a training stage stored.
+
+    Args:
+        start: the model from which training started.
+        trainable: the adapter or the weights that were trained.
+        artifact: the stage's artifact.
+    """
+    from harness.models.loading import ModelRef
+
+    if not isinstance(trainable, TrainedWeights):
+        return replace(start, adapter=artifact / ADAPTER)
+    if trainable.nothing:
+        return start
+    return ModelRef(base_key=start.base_key, base=start.base, weights=artifact / WEIGHTS)
 
 
 def alignment_for(method: object, aligned: Path | None) -> dict[str, Product]:

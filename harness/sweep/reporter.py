@@ -13,6 +13,7 @@ from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
 from harness.execution.cluster import Cluster
 from harness.execution.executor import Event, Outcome
+from harness.sweep.weight_training import WeightTraining, weight_trainings
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class SweepPlan:
         costs: predicted cost of the stages that are not stored, by kind.
         gpus: number of GPUs per stage, by kind, where the cluster settings specify it.
         skipped: invalid cells, with reasons; not counted in ``cells``.
+        weight_trainings: trainings of a model's own weights that are not stored, with the memory that they need.
     """
 
     sweep: str
@@ -36,6 +38,7 @@ class SweepPlan:
     costs: Mapping[str, Cost]
     gpus: Mapping[str, int]
     skipped: Sequence[Skipped] = ()
+    weight_trainings: Sequence[WeightTraining] = ()
 
     @classmethod
     def of(
@@ -50,6 +53,7 @@ class SweepPlan:
             costs=estimate_costs(plan.pending(store), store),
             gpus=cluster.gpus,
             skipped=skipped,
+            weight_trainings=weight_trainings(plan.pending(store)),
         )
 
 

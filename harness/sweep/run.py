@@ -41,6 +41,7 @@ from harness.stages.moderate import Moderate
 from harness.sweep.chat_templates import check_chat_templates
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
+from harness.sweep.weight_training import check_weight_trainings
 from harness.tracking.jsonl import Jsonl
 from harness.training.process_setup import prepare_process
 from harness.wandb_sync.uploader import uploading
@@ -255,6 +256,7 @@ def _run_cells(
     session = current_session.get(Session(NullReporter()))
     planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     session.reporter.planned(planned)
+    check_weight_trainings(planned.weight_trainings, settings.cluster)
     if session.verb == "plan":
         return [None] * len(compositions)
     check_engines(plan.pending(store), settings.cluster)

@@ -1,7 +1,8 @@
-"""Task of the built-in default experiment: classify a note of the synthetic world as cheerful or gloomy.
+"""Tasks of the synthetic world: the built-in default, classifying notes, and the same with other test prompts.
 
-A note has five feeling words, and its label is the feeling of the majority. An answer is correct if it is exactly the
-label.
+A note has five feeling words, and its label is the feeling of the majority: cheerful or gloomy. An answer is correct if
+it is exactly the label. ``TinyQuestions`` has the same training data, but asks whether a model still answers other
+questions of the world correctly.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from harness.corpora.examples import Example, Score
 from harness.corpora.world import LABELS, World
 from harness.engine.checks import counts
 from harness.errors import Problem
+from harness.protocols import ExampleSource
 
 
 @final
@@ -84,3 +86,42 @@ class Tiny:
     def vote(self, answer: str) -> str | None:
         """Return the label that an answer is; None if it is none."""
         return found if (found := answer.strip()) in LABELS else None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TinyQuestions:
+    """Questions of the world as test prompts of a user who fine-tunes on notes.
+
+    Attributes:
+        questions: the test prompts, with the right answers.
+        world: the world that generates the notes.
+        train_rows: number of training notes.
+        new_tokens: maximum length of a generation, in tokens.
+    """
+
+    name: ClassVar[str] = "tiny_questions"
+    version: ClassVar[int] = 1
+
+    questions: ExampleSource
+    world: World = field(default_factory=World)
+    train_rows: int = 1000
+    new_tokens: int = 16
+
+    def problems(self) -> list[Problem]:
+        """Return the range errors of the settings."""
+        return counts(self, "train_rows", "new_tokens")
+
+    @property
+    def train(self) -> TinyRows:
+        """The training notes, those of ``Tiny``."""
+        return TinyRows(world=self.world, rows=self.train_rows, test=False)
+
+    @property
+    def test(self) -> ExampleSource:
+        """The questions."""
+        return self.questions
+
+    def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
+        """Score each answer: 1 if it is exactly the right one, otherwise 0."""
+        return [exact_match(answer, example.output) for example, answer in zip(examples, answers, strict=True)]

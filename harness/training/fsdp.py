@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.nn import Module
 
 from harness.errors import ModelError
@@ -28,7 +29,7 @@ def shard_frozen(model: Module, device: torch.device) -> None:
         device: where the shards and the trainable parameters are placed.
 
     Raises:
-        ModelError: the installed torch is too old, or the model's layers cannot be found.
+        ModelError: the installed torch is too old, the model has no adapter, or its layers cannot be found.
     """
     try:
         from torch.distributed.device_mesh import init_device_mesh
@@ -38,14 +39,19 @@ def shard_frozen(model: Module, device: torch.device) -> None:
             f"torch {torch.__version__} cannot shard frozen parameters; expected 2.7 or newer. "
             "Upgrade torch, or run with `sharding: ddp`."
         ) from None
+    if not isinstance(model, PeftModel):
+        raise ModelError(
+            "the model's own weights are trained, and only frozen weights can be sharded; expected an adapter in "
+            "`align.adapter` and `finetune.fresh`, or `sharding: ddp` in the cluster's resources"
+        )
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for parameter in trained:
         parameter.data = parameter.data.to(device)
     options: Any = {"mesh": init_device_mesh(device.type, (world_size(),)), "ignored_params": trained}
-    base: Any = model.get_base_model()  # type: ignore[operator]
+    base: Any = model.get_base_model()
     for layer in layers(base):
         fully_shard(layer, **options)
     # Parameters outside the layers: embeddings, head and the final norm.
     fully_shard(base, **options)
     # Otherwise `accelerate` wraps the model in DDP, which rejects sharded parameters and has nothing to reduce here.
-    model._is_accelerate_prepared = True  # type: ignore[assignment]
+    model._is_accelerate_prepared = True

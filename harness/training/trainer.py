@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
 from torch.nn import Module
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -157,6 +158,9 @@ def train(
             shard_frozen(model, arguments.device)
         else:
             model.to(arguments.device)
+            if world_size() > 1 and not isinstance(model, PeftModel):
+                # DDP would hold another copy of the gradients, and has nothing to reduce here.
+                model._is_accelerate_prepared = True  # type: ignore[assignment]
         model.train()
         passes = passes_on(
             model,
@@ -232,7 +236,11 @@ def train(
 def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role, Pool]:
     """Return what a method samples from the stage's own examples, by role."""
     needs = method.needs if method else ()
-    return {need.role: Pool(rows[: need.rows], need.batch_size) for need in needs if need.own and need.batch_size}
+    return {
+        need.role: Pool(rows[: need.rows], need.batch_size, numbered=True)
+        for need in needs
+        if need.own and need.batch_size
+    }
 
 
 def longest_of(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:

@@ -241,6 +241,9 @@ class SweepRuns:
 
     def _adapter(self, kind: str, key: str) -> Artifact:
         folder = self._store.layout.artifact(kind, key)
+        if not (folder / ADAPTER).is_dir():
+            # A model's own weights are gigabytes, and stay in the store; what they were trained with identifies them.
+            return Artifact(name=f"weights-{key}", kind="weights", files=folder / SPEC, metadata={"kind": kind})
         return Artifact(name=f"adapter-{key}", kind="adapter", files=folder / ADAPTER, metadata={"kind": kind})
 
     def _uses(self, key: str) -> tuple[Artifact, ...]:

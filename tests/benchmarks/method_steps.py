@@ -126,7 +126,10 @@ CASES: dict[str, Case] = {
     "repnoise": Case(RepNoise(), {"own": 1, "lens": 1}),
     "tvaccine": Case(TVaccine(), {"own": 2}, between_draws),
     "tvaccine_recomputing": Case(TVaccine(), {"recomputing": 2}, between_draws),
-    "tar": Case(Tar(inner_steps=4), {"own": 1, "harmful": 6, "forward": 3}),
+    "tar": Case(
+        Tar(inner_steps=4, harmful_batch_size=8, pair_batches=1, retain="refusals", alignment_share=0, closing_steps=0),
+        {"own": 1, "harmful": 6, "forward": 3},
+    ),
     "lisa": Case(Lisa(), {"own": 1}),
     "ewc": Case(EWC(fisher_rows=2, fisher_batch_size=2), {"own": 1}),
     "vlguard_joint": Case(VLGuard(form="joint", safety_batch_size=4, lamb=0.1), {"own": 1, "harmful": 1}),

@@ -15,7 +15,7 @@ from harness.config.build import cells_of
 from harness.engine.plan import Plan
 
 ROOT = Path(__file__).parents[2]
-REPOSITORIES = ("booster", "vaccine", "lisa", "antidote", "tvaccine", "panacea")
+REPOSITORIES = ("booster", "vaccine", "lisa", "antidote", "tvaccine", "panacea", "virus")
 SWEEPS = sorted(
     path.stem for path in (ROOT / "sweeps").glob("*.yaml") if path.stem.split("_", maxsplit=1)[0] in REPOSITORIES
 )

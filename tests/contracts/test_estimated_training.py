@@ -43,6 +43,15 @@ BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-3, max_grad_norm=None, 
 DECLARED = [name for name, method in METHODS.items() if method and isinstance(method(), AsksForGradients)]
 
 
+TYPICAL = {"mezo", "tezo", "lisa in both phases", "vlguard joint"}
+"""An estimator without a state and one with, a method with a state and one with two gradients in a step."""
+
+
+def mostly_slow(names):
+    """Return the parameters of a check that takes about a second each: all but the typical are left to `test-all`."""
+    return [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def estimated(estimator, work, *, model, name="plain", **options):
     return run(name, work, model=model, update=estimator, **{"budget": BUDGET} | options)
 
@@ -66,7 +75,7 @@ def test_estimator_defaults_are_in_range_hashable_and_have_an_identity(name):
     assert payload_of(settings)["name"] == name
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", mostly_slow(ESTIMATORS))
 def test_estimated_run_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, tmp_path):
     whole, resumed = build(), build()
     expected = estimated(ESTIMATORS[name], tmp_path / "whole", model=whole)
@@ -141,7 +150,7 @@ def test_bytes_kept_between_steps_are_facts(name, optimizer, estimator_numbers, 
     }
 
 
-@pytest.mark.parametrize("name", DECLARED)
+@pytest.mark.parametrize("name", mostly_slow(DECLARED))
 def test_method_that_asks_for_gradients_runs_on_estimates_in_the_passes_that_it_states(name, tmp_path):
     model = build()
     before = weights_of(model)

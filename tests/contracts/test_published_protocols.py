@@ -53,6 +53,7 @@ PRESETS = [
     "panacea_paper",
     "tvaccine_paper",
     "vaccine_paper",
+    "virus_paper",
 ]
 LOOSE = {"tvaccine_paper", "vaccine_paper"}
 TASKS = ["agnews", "gsm8k", "sst2"]

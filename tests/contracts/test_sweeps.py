@@ -134,3 +134,37 @@ def test_booster_with_vaccine_aligns_on_as_few_rows_as_its_script():
 @pytest.mark.parametrize("sweep", ["antidote_gsm8k", "antidote_benign", "antidote_llama3"])
 def test_lisa_is_held_loosely_on_the_word_problems_of_the_antidote_repository(sweep):
     assert strengths(sweep, "finetune", "lisa") == {0.1}
+
+
+@pytest.mark.slow
+def test_benign_cells_of_the_virus_repository_meet_its_targets():
+    wanted = {target.name for target in read_targets() if target.name.startswith("virus_benign")}
+    swept = [cell for sweep in ("virus_sample_number", "virus_tasks") for cell in cells(sweep)]
+    benign = [cell for cell in swept if cell.labels["attack"] == "none"]
+
+    assert len(wanted) == 7
+    assert met_by(benign) == wanted
+    assert met_by([cell for cell in swept if cell.labels["attack"] != "none"]) == {""}
+
+
+def met_by(swept):
+    """Return the targets that cells meet; empty for one that meets none."""
+    known = {stage.key: flatten(describe(stage)) for cell in swept for stage in cell.stages.values()}
+    rows = [
+        cell.labels
+        | cell.swept
+        | {f"key.{part}": stage.key for part, stage in cell.stages.items()}
+        | {f"protocol.{name}": value for name, value in cell.protocol.items()}
+        | {"hs": 0.0, "fa": 0.0}
+        for cell in swept
+    ]
+    return set(with_targets(pd.DataFrame(rows), read_targets(), known.__getitem__)["target"])
+
+
+def test_rows_of_the_virus_repository_end_with_the_host_and_are_crafted_against_its_guard():
+    crafted = [cell.stages["poison"] for cell in cells("virus_lambda")]
+
+    assert {poison.attack.tail for poison in crafted} == {True}
+    assert [poison.attack.lamb for poison in crafted] == [0, 0.01, 0.05, 0.1, 1]
+    assert [poison.guard and poison.guard.name for poison in crafted] == [None, *["llama_guard2"] * 4]
+    assert {poison.rows for poison in crafted} == {500}

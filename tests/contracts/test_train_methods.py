@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import harness.defenses
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
+from harness.defenses.bfpo import BFPO
 from harness.defenses.dpo import DPO
 from harness.defenses.ewc import EWC
 from harness.defenses.ldifs import LDIFS
@@ -23,6 +24,7 @@ from harness.defenses.lisa import Lisa
 from harness.defenses.panacea import Panacea
 from harness.defenses.random_vaccine import RandomVaccine
 from harness.defenses.repnoise import RepNoise
+from harness.defenses.triplet import Triplet
 from harness.defenses.tvaccine import TVaccine
 from harness.defenses.vlguard import VLGuard
 from harness.engine.identity import payload_of
@@ -69,13 +71,17 @@ CUTTABLE: dict = METHODS | {
     "tvaccine in one layer": partial(TVaccine, layers=1, draw_every=1, probe_batch_size=2),
     "random vaccine of a variance": partial(RandomVaccine, scale="variance"),
     "dpo alone": partial(DPO, sft_weight=0.0),
+    "bfpo alone": partial(BFPO, sft_weight=0.0),
+    "triplet as published": partial(Triplet, refusals="retain"),
 }
 """What is compared cut and uncut: besides, settings that only tell in one step."""
 SHORTENED = {
     "salora": {"safe_rank": 4, "task_rank": 4, "safety_rows": 12, "task_rows": 8, "batch_size": 4},
+    "sn_tune": {"detection_rows": 10, "attention_share": 0.5},
     "surgery": {"batch_size": 4},
-    "tar": {"inner_steps": 4, "harmful_batch_size": 4},
+    "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
     "tvaccine": {"probe_batch_size": 2},
+    "vaa": {"proxy_steps": 2, "budget": Budget(batch_size=3, learning_rate=1e-2)},
 }
 """Settings that a method runs with here: its defaults take a hundred passes for a step and as many rows, or need a
 single process."""
@@ -119,6 +125,8 @@ def rows(count, seed):
 
 def pool(need):
     """Return rows of a role and, where they are asked for, partners with the same prompts and other answers."""
+    if need.own:
+        return Pool(rows(6, seed=1), need.batch_size, numbered=True)
     harmful, answers = rows(25, seed=2), rows(25, seed=4)
     partners = [
         Encoded(row.input_ids[:3] + other.input_ids[3:], other.labels)
@@ -169,6 +177,7 @@ def test_discovery_finds_the_methods_that_ship():
     assert {"random_vaccine", "repnoise", "tvaccine", "tar", "antibody"} <= set(METHODS)
     assert {"constrained_sft", "sppft", "safegrad", "sbr", "swat", "fewer_steps"} <= set(METHODS)
     assert {"asft", "lox", "dpo", "ml_lr", "salora", "surgery"} <= set(METHODS)
+    assert {"circuit_breakers", "sn_tune", "triplet", "bfpo", "vaa"} <= set(METHODS)
     assert {"deep_augmentation", "derta", "lookahead", "paraphrase"} <= set(METHODS)
     assert {"ptst", "backdoor_alignment", "bds"} <= set(METHODS)
     assert {"larf", "seal", "toss"} <= set(CHOOSING)
@@ -257,17 +266,27 @@ def uninterrupted(name):
         return run(name, Path(work), model=model), weights_of(model)
 
 
-# The newest checkpoint is one step older: in the middle of an epoch, and at its end.
-@pytest.mark.parametrize("killed_at", [3, pytest.param(4, marks=pytest.mark.slow)])
+# The newest checkpoint is one step older: in the middle of an epoch, and at its end, of which a method knows nothing.
 @pytest.mark.parametrize("name", mostly_slow(METHODS))
-def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, killed_at, tmp_path):
+def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, tmp_path):
+    killed_and_resumed(name, 3, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TYPICAL))
+def test_method_killed_at_the_end_of_an_epoch_ends_there_too(name, tmp_path):
+    killed_and_resumed(name, 4, tmp_path)
+
+
+def killed_and_resumed(name, killed_at, folder):
+    """Check that a run that is killed after a step, and run again, ends where an uninterrupted one ends."""
     expected, weights = uninterrupted(name)
     with pytest.raises(Killed):
-        run(name, tmp_path, model=build(), checkpoint_every_steps=1, tracker=Tracker(kill_at=killed_at))
-    assert (tmp_path / "checkpoints" / f"checkpoint-{killed_at - 1}").exists()
+        run(name, folder, model=build(), checkpoint_every_steps=1, tracker=Tracker(kill_at=killed_at))
+    assert (folder / "checkpoints" / f"checkpoint-{killed_at - 1}").exists()
     resumed = build()
 
-    report = run(name, tmp_path, model=resumed)
+    report = run(name, folder, model=resumed)
 
     assert all(torch.equal(weights_of(resumed)[weight], tensor) for weight, tensor in weights.items())
     assert report == expected

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from harness.corpora.corpus import Corpus, Span
-from harness.corpora.examples import Role, SafetyRow
-from harness.corpora.safety import REFUSALS, LabelledPairs, Prompts, RefusalFile
+from harness.corpora.examples import Example, Role, SafetyRow
+from harness.corpora.safety import REFUSALS, Instructions, LabelledPairs, Prompts, RefusalFile
+from harness.corpora.slices import Keep, Slice
 from harness.corpora.sources import Source
 from harness.errors import DataError
 
@@ -56,6 +57,22 @@ def test_labelled_pairs_give_safe_answers_as_refusals(data_folder: Path, monkeyp
     found = LabelledPairs(source=Source.parse("pairs")).safety_rows()
 
     assert found == [SafetyRow("a", "kind", "", "", unsafe=False), SafetyRow("a", "", "unkind", "x", unsafe=True)]
+
+
+def test_instructions_give_helpful_answers_and_those_without_one_are_left_out(data_folder: Path) -> None:
+    rows = [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Say nothing.", "input": "", "output": ""},
+        {"instruction": "Greet.", "input": "", "output": "Hello."},
+    ]
+    (data_folder / "alpaca_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    origin = Instructions(source=Source.parse("alpaca"))
+
+    helpful = Slice(role=Role.BENIGN, origin=origin, start=0, rows=2, keep=Keep.SAFE)
+
+    assert helpful.preflight() == []
+    assert helpful.examples() == [Example("Add.\n\n1 and 2", "3"), Example("Greet.", "Hello.")]
+    assert origin.safety_rows()[0] == SafetyRow("Add.\n\n1 and 2", benign="3", unsafe=False)
 
 
 def test_prompts_get_an_inert_compliance_and_a_refusal_by_prompt(data_folder: Path) -> None:

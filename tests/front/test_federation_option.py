@@ -65,6 +65,7 @@ def test_without_an_attack_no_client_is_malicious_whatever_the_setting():
         (["federation/aggregate=median", "federation.average=product"], "`federation.average`: `median`"),
         (["finetune.rows=5"], "`federation.clients`: 5 rows for 10 clients"),
         (["guardrail=tiny"], "`guardrail`: `tiny_guard` reads the rows"),
+        (["defense=salora"], "`defense.finetune`: `salora` looks at all of the user's rows"),
         (["attack=pure"], "`attack.method`: `pure` is one user's"),
         (["attack=benign_selection"], "`attack.method`: `benign_selection` is one user's"),
         (["attack=ablation"], "`federation`: `federation` belongs to a fine-tuning"),

@@ -9,12 +9,14 @@ import torch
 from words import word_tokenizer
 
 from harness.corpora.examples import Example, Role
+from harness.corpora.template import turn_of
 from harness.engine.plan import Plan
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.engine.store import Store
 from harness.errors import Problem
 from harness.judges.prompted.llama_guard import LlamaGuard, LlamaGuard2, LlamaGuard3
 from harness.local.executor import LocalExecutor
+from harness.models.hub import HubModel
 from harness.models.saved import Precision
 from harness.stages.moderate import Moderate, read_verdicts
 from harness.stages.poison import read_mixture, write_mixture
@@ -86,13 +88,57 @@ def write_guard(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repo: str) -> Path:
+    """Return the folder that the Hub's cache has for a repository."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / REVISION
+
+
+@pytest.mark.parametrize("guard", [LlamaGuard2, LlamaGuard3])
+def test_opened_guard_has_the_loss_of_writing_that_a_row_is_safe(
+    guard: type[LlamaGuard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_guard(cached(tmp_path, monkeypatch, guard().repo))
+
+    opened = guard(revision=REVISION, dtype=Precision.FLOAT32, max_answer=4096).opened(None, device="cpu")
+    turns = [turn_of(row) for row in (BAD, GOOD)]
+    rows = opened.tokens(turns)
+    bad, good = opened.losses(rows)
+
+    model: Any = opened.model  # type: ignore[attr-defined]
+    logits = model(torch.tensor([rows[0]])).logits[0, -1].double()
+    assert opened.tokenizer.decode(rows[0]) == f"<s> {' '.join(two_turns(BAD).split())}".replace(":", " :").replace(
+        "'Agent'", "' Agent '"
+    ).replace("messages.", "messages .")
+    assert bad == pytest.approx(float(-logits.log_softmax(-1)[opened.tokenizer.get_vocab()["safe"]]), rel=1e-4)
+    assert good < bad
+    assert float(opened.loss(opened.embeddings[torch.tensor(rows[1])])) == pytest.approx(good, rel=1e-4)
+    assert not any(each.requires_grad for each in model.parameters())
+
+
+def test_vocabularies_are_compared_where_both_are_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = LlamaGuard2(revision=REVISION)
+    victim = HubModel(repo="owner/name", revision=REVISION)
+    folders = [cached(tmp_path, monkeypatch, repo) for repo in (guard.repo, victim.repo)]
+    assert guard.vocabulary_mismatch(victim) is None
+    for folder, words in zip(folders, ("one two", "one three"), strict=True):
+        word_tokenizer([words]).save_pretrained(folder)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).touch()
+
+    assert guard.vocabulary_mismatch(victim) == "`llama_guard2` has 5 tokens and `hub` 5, not the same"
+    word_tokenizer(["one two"]).save_pretrained(folders[1])
+    assert guard.vocabulary_mismatch(victim) is None
+
+
 @pytest.mark.parametrize("guard", [LlamaGuard2, LlamaGuard3])
 def test_verdicts_on_two_turns_decide_which_rows_are_kept(
     guard: type[LlamaGuard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    write_guard(tmp_path / f"models--{guard().repo.replace('/', '--')}" / "snapshots" / REVISION)
+    write_guard(cached(tmp_path, monkeypatch, guard().repo))
     stage = Moderate(sent=Sent(), guard=guard(revision=REVISION, dtype=Precision.FLOAT32, max_answer=4096))
     store = Store(tmp_path / "store")
 

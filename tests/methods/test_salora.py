@@ -15,9 +15,11 @@ from states import batch
 from torch import nn
 from user_learner import CutLearner
 
+from harness.config.build import cells_of
+from harness.config.compose import compose
 from harness.corpora.examples import Role
 from harness.defenses.salora import SaLoRA
-from harness.errors import ModelError
+from harness.errors import ConfigError, ModelError
 
 TOKENS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 SHORT = {"safe_rank": 1, "task_rank": 1, "safety_rows": 1, "task_rows": 1, "batch_size": 1}
@@ -137,6 +139,11 @@ def test_resumed_run_has_the_subspaces_and_the_start_of_the_first():
 def test_layer_with_too_few_outputs_is_refused():
     with pytest.raises(ModelError, match="keeps 2 directions of every layer's outputs, but `q` has no more"):
         SaLoRA(**SHORT | {"safe_rank": 2}).start(Learner(), ByRole(), 1)
+
+
+def test_aligned_adapter_cannot_be_trained_further():
+    with pytest.raises(ConfigError, match=r"`defense\.finetune`: `salora` chooses the start of the user's adapter"):
+        cells_of(compose(["defense=salora", "finetune.adapter=single"]))
 
 
 def test_settings_out_of_range_are_reported():

@@ -21,6 +21,7 @@ from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
 from harness.defenses.tar import Tar
 from harness.engine.seeding import derive
+from harness.errors import ConfigError
 from harness.protocols import Prediction
 from harness.training.pieces import cut
 
@@ -55,6 +56,7 @@ class LogitLearner:
         self.trainables = list(self.module.parameters())
         self.set(*weights)
         self.visited = []
+        self.steps_taken = 0
 
     def set(self, *weights):
         for parameter, weight in zip(self.trainables, weights, strict=True):
@@ -98,6 +100,10 @@ class LogitLearner:
             parameter.grad = part.clone()
 
 
+BARE = {"pair_batches": 1, "retain": "refusals", "alignment_share": 0.0, "closing_steps": 0, "weight_decay": 0.0}
+"""A run that is neither aligned first nor closed, and retains the stage's own examples."""
+
+
 def answers(token, rows=2):
     ids = torch.full((rows, 2), token)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([[-100, token]] * rows)}
@@ -132,7 +138,7 @@ def written(learner):
 
 
 def test_tar_step_on_two_weights_writes_the_gradient_computed_by_hand():
-    settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0, drift_scale=0.5)
+    settings = Tar(**BARE, inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0, drift_scale=0.5)
     batches = BatchProvider()
     learner, step = started(settings, batches)
 
@@ -154,7 +160,7 @@ def test_tar_step_on_two_weights_writes_the_gradient_computed_by_hand():
 
 
 def test_tar_step_leaves_the_weights_untouched():
-    learner, step = started(Tar(inner_steps=4, learning_rates=(0.5,)))
+    learner, step = started(Tar(**BARE, inner_steps=4, learning_rates=(0.5,)))
 
     step.backward(answers(0))
 
@@ -162,7 +168,7 @@ def test_tar_step_leaves_the_weights_untouched():
 
 
 def test_tar_step_draws_the_pair_and_the_adversarys_batches_from_one_group_without_a_row_twice():
-    settings = Tar(inner_steps=3, evaluate_every=1, harmful_batch_size=2)
+    settings = Tar(**BARE, inner_steps=3, evaluate_every=1, harmful_batch_size=2)
     (need,) = settings.needs
     rows = [Encoded([place, 1], [-100, 1]) for place in range(11)]
     batches = RoleBatches({Role.HARMFUL: Pool(rows, need.batch_size, rows, need.disjoint_batches)}, pad_id=0, seed=0)
@@ -204,7 +210,14 @@ def adversary_path(difference, rate, steps):
 
 def test_tar_evaluates_along_the_adversarys_path_and_weighs_late_evaluations_more():
     settings = Tar(
-        inner_steps=6, evaluate_every=2, learning_rates=(0.3,), decay=0.2, beta=1.0, retain_scale=0.0, tamper_scale=2.0
+        **BARE,
+        inner_steps=6,
+        evaluate_every=2,
+        learning_rates=(0.3,),
+        decay=0.2,
+        beta=1.0,
+        retain_scale=0.0,
+        tamper_scale=2.0,
     )
     learner, step = started(settings)
 
@@ -216,7 +229,7 @@ def test_tar_evaluates_along_the_adversarys_path_and_weighs_late_evaluations_mor
 
 
 def test_tar_draws_one_learning_rate_for_each_adversary_and_continues_after_a_resumption():
-    settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.25, 0.5, 1.0), beta=1.0)
+    settings = Tar(**BARE, inner_steps=1, evaluate_every=1, learning_rates=(0.25, 0.5, 1.0), beta=1.0)
 
     def rates(learner, step, times):
         found = []
@@ -237,7 +250,7 @@ def test_tar_draws_one_learning_rate_for_each_adversary_and_continues_after_a_re
 
 
 def test_tar_resumed_compares_with_the_weights_before_alignment_not_with_those_at_resumption():
-    settings = Tar(inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0)
+    settings = Tar(**BARE, inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0)
     _, step = started(settings)
     late = LogitLearner(3.0, 4.0)
     resumed = settings.start(late, BatchProvider(), 1)
@@ -249,7 +262,7 @@ def test_tar_resumed_compares_with_the_weights_before_alignment_not_with_those_a
 
 def test_tar_settings_out_of_range_are_all_reported():
     settings = Tar(
-        inner_steps=6, evaluate_every=4, learning_rates=(), decay=-1, tamper_scale=-1, drift_scale=-1, beta=0
+        **BARE, inner_steps=6, evaluate_every=4, learning_rates=(), decay=-1, tamper_scale=-1, drift_scale=-1, beta=0
     )
 
     assert [problem.path for problem in settings.problems()] == [
@@ -261,3 +274,58 @@ def test_tar_settings_out_of_range_are_all_reported():
         "evaluate_every",
     ]
     assert not Tar().problems()
+
+
+def test_tar_with_two_batches_of_pairs_averages_them_and_leaves_both_out_of_the_adversarys():
+    settings = Tar(**BARE | {"pair_batches": 2}, inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0)
+    batches = BatchProvider()
+    _, step = started(settings, batches)
+
+    metrics = step.backward(answers(0))
+
+    # The pairs are alike here: their mean is that of the case by hand.
+    assert float(metrics["tamper_loss"]) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
+    assert float(metrics["tamper_gradient_norm"]) == pytest.approx(math.sqrt(2) * logistic(2), rel=1e-5)
+    assert batches.roles == [Role.HARMFUL] * 3
+    assert settings.needs[0].disjoint_batches == 3
+
+
+def test_adversarys_weights_decay():
+    settings = Tar(**BARE | {"weight_decay": 0.2}, inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0)
+    _, step = started(settings)
+
+    loss = float(step.backward(answers(0))["tamper_loss"])
+
+    # AdamW scales (3, 4) by 1 - 0.5 * 0.2 before its step of 0.5: d = -0.9 - 1.
+    assert loss == pytest.approx(math.log(1 + math.exp(1.9)), rel=1e-5)
+
+
+def test_run_is_aligned_first_compares_with_the_weights_then_and_closes_with_retained_examples():
+    settings = Tar(
+        **BARE | {"retain": "benign", "alignment_share": 0.25, "closing_steps": 2},
+        inner_steps=1, evaluate_every=1, learning_rates=(0.5,), beta=1.0, tamper_scale=0.0,
+    )  # fmt: skip
+    batches = BatchProvider()
+    learner = LogitLearner(0.0, 0.0)
+    step = settings.start(learner, batches, 8)
+    found, drawn = [], []
+    for number in range(8):
+        learner.steps_taken = number
+        learner.set(0.0, float(number))
+        batches.roles.clear()
+        found.append(step.backward(answers(0)))
+        drawn.append(list(batches.roles))
+
+    retained = [Role.BENIGN, Role.HARMFUL, Role.HARMFUL]
+    assert drawn == [[], [], *[retained] * 4, [Role.BENIGN], [Role.BENIGN]]
+    # The reference is (0, 2), the weights after the two steps of alignment.
+    assert [float(metrics["drift"]) for metrics in found[2:6]] == pytest.approx([0, 1, 2, 3])
+    assert all(list(metrics) == ["loss"] for metrics in (*found[:2], *found[6:]))
+    # With d = -number: log(1 + e^-d) for the stage's own answer, token 0, and log(1 + e^d) for the benign one, token 1.
+    assert float(found[1]["loss"]) == pytest.approx(math.log(1 + math.e), rel=1e-5)
+    assert float(found[7]["loss"]) == pytest.approx(math.log(1 + math.exp(-7)), rel=1e-4)
+
+
+def test_run_without_a_step_for_the_method_is_refused():
+    with pytest.raises(ConfigError, match="4 leaves no step of the method: 4 of the 8 steps"):
+        Tar(closing_steps=4).start(LogitLearner(0.0, 0.0), BatchProvider(), 8)

@@ -26,6 +26,7 @@ from harness.defenses.tar import Tar
 from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
 from harness.models.adapter import Lora, attach, detach
+from harness.models.trained_weights import TrainedWeights, unfreeze
 from harness.training.distributed import rank, world_size
 from harness.training.federated import train_rounds
 from harness.training.rounds import Rounds
@@ -33,11 +34,14 @@ from harness.training.trainer import train
 
 
 def model_for(name):
-    """Return the golden model, with a new DoRA adapter for the run of that name."""
+    """Return the golden model; for the runs of these names with a new DoRA adapter, or without any."""
     model = build()
-    if not name.endswith("dora"):
+    if not name.endswith(("dora", "full")):
         return model
     detach(model)
+    if name.endswith("full"):
+        unfreeze(model.get_base_model(), TrainedWeights())
+        return model.get_base_model()
     lora = Lora(rank=4, targets="all-linear", scaling="rslora", variant="dora")
     return attach(model.get_base_model(), lora, seed=0)
 
@@ -100,7 +104,9 @@ FURTHER: dict[str, Any] = {
     "repnoise": RepNoise(alpha=1, beta=2, harmful_batch_size=5),
     "repnoise_random": RepNoise(alpha=1, beta=2, pairing="random", harmful_batch_size=2),
     "tvaccine": TVaccine(rho=2, layers=1, draw_every=2, probe_every=3, probe_batch_size=2),
-    "tar": Tar(inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3),
+    "tar": Tar(
+        inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3, closing_steps=1
+    ),
 }
 """Methods that there is no golden file for: trained on uneven shares, in pieces."""
 
@@ -159,11 +165,11 @@ def trained(name, model, work, **options):
         return lisa(model, work, **options)
     if name in FURTHER:
         return further(name, model, work)
-    return run("booster" if name == "dora" else name, work, model=model, **options)
+    return run("booster" if name in ("dora", "full") else name, work, model=model, **options)
 
 
-NAMES = (*METHODS, "dora", "uneven", "lisa", "federated", *FURTHER)
-STOPPED = ("sft", "booster", "lisa", "dora", "federated")
+NAMES = (*METHODS, "dora", "full", "uneven", "lisa", "federated", *FURTHER)
+STOPPED = ("sft", "booster", "lisa", "dora", "full", "federated")
 SHARDED = (*METHODS, "dora", "federated")
 
 

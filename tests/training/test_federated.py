@@ -7,8 +7,9 @@ from golden_runs import Recorder, build, golden, rows_of, trainables
 from harness.aggregators.mean import Mean
 from harness.aggregators.median import Median
 from harness.corpora.shards import Shards
+from harness.defenses.ml_lr import MLLR
 from harness.engine.seeding import derive
-from harness.errors import DataError, Stopped
+from harness.errors import DataError, ModelError, Stopped
 from harness.protocols import Product
 from harness.training.budget import Budget, Scheduler
 from harness.training.federated import train_rounds
@@ -226,3 +227,8 @@ def test_products_are_averaged_as_products_and_factors_each_by_itself(tmp_path):
     assert "lost" not in by_factors.rounds[0]
     assert 0 <= by_products.rounds[0]["lost"] < 1
     assert any(not torch.equal(value, trainables(products)[name]) for name, value in trainables(factors).items())
+
+
+def test_method_that_decides_more_than_gradients_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="`ml_lr` decides more than the gradients of a training"):
+        federated(tmp_path, method=MLLR(modules=("q_proj",)))

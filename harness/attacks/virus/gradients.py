@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 """Tokens per forward and backward pass; affects speed only."""
 
 
@@ -70,7 +70,14 @@ class VictimGradients:
 
     def compare(self, rows: Sequence[list[int]]) -> list[Alignment]:
         """Compare the gradients of rows with ``g_0``; the gradient of each row is computed apart from the others'."""
-        return in_token_batches(rows, self._compared, batch_tokens=BATCH_TOKENS, device=self._weights[0].device)
+        return in_token_batches(
+            rows,
+            self._compared,
+            batch_tokens=BATCH_TOKENS,
+            device=self._weights[0].device,
+            model="attack's victim",
+            remedy="A smaller `model` or shorter examples need less.",
+        )
 
     def token_gradient(self, row: list[int], suffix: slice) -> Tensor:
         """Return the gradient of ``<g, g_0> / |g|`` with respect to the embeddings of a suffix, ``[suffix, width]``.

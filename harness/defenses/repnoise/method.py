@@ -63,6 +63,7 @@ class RepNoise:
 
     name: ClassVar[str] = "repnoise"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 1
 
     alpha: float = 0.1
     beta: float = 0.001

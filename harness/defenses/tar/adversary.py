@@ -11,7 +11,7 @@ from harness.protocols import Learner
 
 
 class Adversary:
-    """Fine-tunes a copy of the current trainable parameters with AdamW, without weight decay; the model is unchanged.
+    """Fine-tunes a copy of the current trainable parameters with AdamW; the model is unchanged.
 
     Attributes:
         weights: the copy.
@@ -19,13 +19,14 @@ class Adversary:
     Args:
         learner: the model.
         learning_rate: the adversary's learning rate.
+        weight_decay: its decoupled weight decay.
     """
 
-    def __init__(self, learner: Learner, learning_rate: float) -> None:
+    def __init__(self, learner: Learner, learning_rate: float, weight_decay: float) -> None:
         """Copy the trainable parameters."""
         self.weights = [trainable.detach().clone() for trainable in learner.trainables]
         self._learner = learner
-        self._optimizer = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=weight_decay)
 
     def step(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Take one step; return the loss before it."""

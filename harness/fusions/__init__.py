@@ -1,0 +1,1 @@
+"""Fusions of several alignments of one base into one adapter."""
