@@ -226,7 +226,8 @@ def _cell_of(composition: Composition, experiments: Sequence[Experiment], ensemb
         Member(f"{name}@{experiment.seed}" if ensemble.seed_offsets else name, _cell(experiment, member), offset)
         for name, experiment, (member, offset) in zip(names, others, composition.members, strict=True)
     ]
-    return ensemble_of(first, ensemble, members, cell)
+    choice = composition.choices.get(ENSEMBLE, NONE)
+    return ensemble_of(first, ensemble, ensemble.method.name if choice == NONE else choice, members, cell)
 
 
 def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:

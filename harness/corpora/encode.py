@@ -176,7 +176,7 @@ class Encoding:
 
     def fitted(self, row: Encoded) -> Encoded | None:
         """Return an example cut off at ``max_length``; None if no supervised position is left."""
-        kept = Encoded(row.input_ids[: self.max_length], row.labels[: self.max_length])
+        kept = row._replace(input_ids=row.input_ids[: self.max_length], labels=row.labels[: self.max_length])
         # The first position has no prediction.
         return kept if any(label != IGNORED for label in kept.labels[1:]) else None
 

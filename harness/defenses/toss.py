@@ -132,4 +132,4 @@ def without(row: Encoded, tokens: set[int]) -> Encoded:
     """Return an example without some of its supervised tokens, counted from 0."""
     supervised = [place for place, label in enumerate(row.labels) if label != IGNORED]
     left_out = {supervised[token] for token in tokens}
-    return Encoded(row.input_ids, [IGNORED if place in left_out else label for place, label in enumerate(row.labels)])
+    return row._replace(labels=[IGNORED if place in left_out else label for place, label in enumerate(row.labels)])

@@ -81,7 +81,14 @@ class Decider:
             *positive(self, "learning_rate"),
         ]
 
-    def fit(self, votes: Votes, quality: NDArray[Any], *, rng: Random) -> FittedDecider:
+    def fit(
+        self,
+        votes: Votes,
+        quality: NDArray[Any],
+        targets: NDArray[Any] | None,  # noqa: ARG002 - rewards need no classes
+        *,
+        rng: Random,
+    ) -> FittedDecider:
         """Train the policy."""
         import numpy as np
         import torch

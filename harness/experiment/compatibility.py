@@ -162,7 +162,10 @@ def _unusable_weights(slot: str, method: Named, trained: TrainedWeights) -> list
         reason = "reads or changes the two factors of an adapter"
     else:
         reason = "does not say how many copies of the weights it keeps (`weight_copies`)"
-    return [f"`{method.name}` {reason}, so it cannot train a model's own weights; expected an adapter in `{place}`"]
+    where = "in `align.adapter`"
+    if slot != "align":
+        where += ", or with `finetune.adapter=double` in `finetune.fresh`"
+    return [f"`{method.name}` {reason}, so it cannot train a model's own weights; expected an adapter {where}"]
 
 
 def _nothing(trained: Trained) -> bool:

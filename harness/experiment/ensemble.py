@@ -11,9 +11,19 @@ from harness.engine.stage import Stage, lineage
 from harness.errors import ConfigError, Problem
 from harness.experiment.cell import Cell
 from harness.experiment.experiment import Experiment
-from harness.protocols import CountsMembers, EnsembleMethod, HasVotes, MeasuredTask, Named, RefusalJudge
+from harness.protocols import (
+    CountsMembers,
+    EnsembleMethod,
+    HasVotes,
+    MeasuredTask,
+    Named,
+    ReadsLikelihoods,
+    RefusalJudge,
+)
 from harness.stages.ensemble import Ensemble
+from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.score import ScoreClasses
 
 ENSEMBLE = "ensemble"
 """Name of the settings in the configuration."""
@@ -61,11 +71,10 @@ class EnsembleSettings:
             found += [problem.under("method") for problem in self.method.unsuitable(count)]
         return found
 
-    @property
-    def label(self) -> str:
-        """The label of a row: the method and its members."""
+    def label(self, called: str) -> str:
+        """Return the label of a row: what the ensemble is called, and its members."""
         times = f"*{len(self.seed_offsets)}" if self.seed_offsets and len(self.seed_offsets) > 1 else ""
-        return f"{self.method.name}({'+'.join(self.members)}{times})"
+        return f"{called}({'+'.join(self.members)}{times})"
 
 
 class Member(NamedTuple):
@@ -82,12 +91,15 @@ class Member(NamedTuple):
     offset: int
 
 
-def ensemble_of(experiment: Experiment, settings: EnsembleSettings, members: Sequence[Member], cell: Cell) -> Cell:
+def ensemble_of(
+    experiment: Experiment, settings: EnsembleSettings, called: str, members: Sequence[Member], cell: Cell
+) -> Cell:
     """Return the cell of an ensemble.
 
     Args:
         experiment: the settings that the ensemble shares with its members.
         settings: of the ensemble.
+        called: the name of the ensemble in the label of its row.
         members: its members.
         cell: the cell of the same settings without an ensemble, whose labels and overrides are kept.
 
@@ -101,28 +113,52 @@ def ensemble_of(experiment: Experiment, settings: EnsembleSettings, members: Seq
         grades = [grade for member in members if isinstance(grade := member.cell.stages.get(part), Grade)]
         if not grades:
             continue
+        ordered = tuple(sorted(grades, key=lambda grade: grade.key))
         chosen = Ensemble(
-            members=tuple(sorted(grades, key=lambda grade: grade.key)),
+            members=ordered,
             method=settings.method,
             folds=settings.folds,
             seed=experiment.seed,
             voter=None if part == "accuracy" else settings.voter,
+            scored=_scores(settings, ordered) if part == "accuracy" else None,
         )
         stages |= {answers: chosen, part: replace(grades[0], answers=chosen)}
-    used = {stage.key for stage in lineage(tuple(stages.values()))}
-    behind = {
+    used = {stage.key: stage for stage in lineage(tuple(stages.values()))}
+    behind: dict[str, Stage] = {
         f"{member.role}.{part}": stage
         for member in members
         for part, stage in member.cell.stages.items()
         if stage.key in used
     }
+    # A score belongs to the member whose final model it asks.
+    asked = {stage.model.key: stage for stage in used.values() if isinstance(stage, ScoreClasses)}
+    for member in members:
+        given = member.cell.stages["task_answers"]
+        if isinstance(given, Generate) and given.model.key in asked:
+            behind[f"{member.role}.score"] = asked[given.model.key]
     return replace(
         cell,
-        labels={**cell.labels, "defense": settings.label},
+        labels={**cell.labels, "defense": settings.label(called)},
         stages={**behind, **stages},
         probes=(),
         members=tuple(member.cell for member in members if member.offset == 0),
     )
+
+
+def _scores(settings: EnsembleSettings, grades: Sequence[Grade]) -> tuple[ScoreClasses, ...] | None:
+    """Return the stages of the members' class likelihoods, if the method reads them."""
+    if not isinstance(settings.method, ReadsLikelihoods) or not settings.method.reads_likelihoods:
+        return None
+    found = []
+    for grade in grades:
+        given: object = grade.answers
+        task: object = grade.task
+        assert isinstance(given, Generate)
+        assert isinstance(task, HasVotes)
+        found.append(
+            ScoreClasses(model=given.model, prompts=given.prompts, labels=task.labels, encoding=given.encoding)
+        )
+    return tuple(found)
 
 
 def _uncountable(experiment: Experiment, settings: EnsembleSettings) -> list[Problem]:
@@ -132,6 +168,9 @@ def _uncountable(experiment: Experiment, settings: EnsembleSettings) -> list[Pro
     if isinstance(task, MeasuredTask) or not isinstance(task, HasVotes):
         reason = f"`{task.name}` has no votes: an ensemble needs answers that can be compared; expected such a task"
         found.append(Problem("task", reason))
+    elif isinstance(settings.method, ReadsLikelihoods) and settings.method.reads_likelihoods and not task.labels:
+        reason = f"`{task.name}` has open answers, and their classes have no likelihoods; expected null, a vote"
+        found.append(Problem(f"{ENSEMBLE}.method.combine", reason))
     judges: dict[str, Named] = {"judge": experiment.judge}
     if experiment.over_refusal is not None:
         judges["over_refusal.judge"] = experiment.over_refusal.judge

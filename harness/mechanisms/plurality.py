@@ -50,6 +50,24 @@ class Ballot:
         return chosen
 
 
+def best_voters(classes: NDArray[Any], pool: NDArray[Any], chosen: NDArray[Any], scores: NDArray[Any]) -> NDArray[Any]:
+    """Return the member whose answer stands for a class: the best in the pool that voted for it, or the best at all.
+
+    Args:
+        classes: ``[rows, members]``, the votes.
+        pool: ``[rows, members]``, whether a member was asked.
+        chosen: ``[rows]``, the class of each row.
+        scores: ``[members]``, mean quality.
+    """
+    import numpy as np
+
+    order = np.argsort(-np.asarray(scores, dtype="float64"), kind="stable")
+    rank = np.empty(len(order))
+    rank[order] = 1 - (1 + np.arange(len(order))) / (1 + len(order))
+    found: NDArray[Any] = np.where(pool, (classes == chosen[:, None]) + rank, -1.0).argmax(axis=1)
+    return found
+
+
 class Subset(NamedTuple):
     """A subset of the members and what it is worth on the rows of the fit.
 

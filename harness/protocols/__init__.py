@@ -23,6 +23,7 @@ from harness.protocols.ensembles import (
     EnsembleMethod,
     FittedEnsemble,
     HasVotes,
+    ReadsLikelihoods,
     Votes,
 )
 from harness.protocols.estimators import AsksForGradients, Estimator, Perturbation
@@ -129,6 +130,7 @@ __all__ = [
     "Prediction",
     "ProducesOutputs",
     "Product",
+    "ReadsLikelihoods",
     "RefusalJudge",
     "RemoteJudge",
     "RepairMethod",

@@ -23,15 +23,18 @@ class Votes(NamedTuple):
         classes: ``[rows, members]``, the class of each answer, ``NO_VOTE`` for none.
         class_count: number of classes; None if classes are only comparable within a row (open answers).
         lengths: ``[rows]``, number of words of each prompt.
+        likelihoods: ``[rows, members, classes]``, log-likelihood of each class in nats; None if not computed.
     """
 
     classes: NDArray[Any]
     class_count: int | None
     lengths: NDArray[Any]
+    likelihoods: NDArray[Any] | None = None
 
     def rows(self, chosen: NDArray[Any]) -> Votes:
         """Return these rows, by index or mask."""
-        return self._replace(classes=self.classes[chosen], lengths=self.lengths[chosen])
+        likelihoods = None if self.likelihoods is None else self.likelihoods[chosen]
+        return self._replace(classes=self.classes[chosen], lengths=self.lengths[chosen], likelihoods=likelihoods)
 
 
 class Choice(NamedTuple):
@@ -62,12 +65,14 @@ class FittedEnsemble(Protocol):
 class EnsembleMethod(Named, Protocol):
     """Frozen settings of an ensemble method."""
 
-    def fit(self, votes: Votes, quality: NDArray[Any], *, rng: Random) -> FittedEnsemble:
+    def fit(self, votes: Votes, quality: NDArray[Any], targets: NDArray[Any] | None, *, rng: Random) -> FittedEnsemble:
         """Fit to graded rows.
 
         Args:
             votes: the members' votes.
             quality: ``[rows, members]``, 1 for a good answer, 0 for a failure, with graded judges also between.
+            targets: ``[rows]``, the right class, ``NO_VOTE`` if it is none of the classes; None for requests and for
+                open answers.
             rng: random generator of the fit.
         """
         ...
@@ -79,6 +84,16 @@ class CountsMembers(Protocol):
 
     def unsuitable(self, members: int) -> list[Problem]:
         """Return why it cannot be used with this number of members."""
+        ...
+
+
+@runtime_checkable
+class ReadsLikelihoods(Protocol):
+    """Optional: a method that may need more than votes."""
+
+    @property
+    def reads_likelihoods(self) -> bool:
+        """Whether it needs the log-likelihoods of the classes of the user's task."""
         ...
 
 

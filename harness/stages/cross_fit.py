@@ -64,7 +64,15 @@ class CrossFit(NamedTuple):
         }
 
 
-def cross_fit(method: EnsembleMethod, votes: Votes, quality: NDArray[Any], *, folds: int, seed: int) -> CrossFit:
+def cross_fit(
+    method: EnsembleMethod,
+    votes: Votes,
+    quality: NDArray[Any],
+    targets: NDArray[Any] | None = None,
+    *,
+    folds: int,
+    seed: int,
+) -> CrossFit:
     """Return the choices for every row, each made without the grades of its own fold.
 
     Args:
@@ -72,6 +80,7 @@ def cross_fit(method: EnsembleMethod, votes: Votes, quality: NDArray[Any], *, fo
         votes: the members' votes.
         quality: ``[rows, members]``, 1 for a good answer, 0 for a failure; NaN could not be judged. A row with such an
             answer is answered, but nothing is fitted to it.
+        targets: ``[rows]``, the right classes, for methods that learn them; None if there are none.
         folds: number of folds.
         seed: root seed of the division, of random fits and of random subsets.
 
@@ -94,7 +103,12 @@ def cross_fit(method: EnsembleMethod, votes: Votes, quality: NDArray[Any], *, fo
         if not fit.any():
             raise DataError(f"no row outside fold {fold + 1} of {folds} could be judged, so nothing can be fitted")
         seen, asked = votes.rows(fit), votes.rows(held)
-        fitted = method.fit(seen, quality[fit], rng=Random(derive(seed, "ensemble", "fit", str(fold))))
+        fitted = method.fit(
+            seen,
+            quality[fit],
+            None if targets is None else targets[fit],
+            rng=Random(derive(seed, "ensemble", "fit", str(fold))),
+        )
         choice = fitted.choose(asked)
         pools[held], chosen[ENSEMBLE][held] = choice.pools, choice.members
         fitness = Fitness(seen.classes, quality[fit], diversity_weight=0.0, score_weight=1.0)

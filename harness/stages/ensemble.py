@@ -22,6 +22,7 @@ from harness.stages.contamination import seen_in_training
 from harness.stages.cross_fit import ENSEMBLE, CrossFit, cross_fit
 from harness.stages.generate import read_answers, write_answers
 from harness.stages.grade import Grade, read_grades
+from harness.stages.score import ScoreClasses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class Ensemble(Stage):
         folds: number of folds of the cross-fitting.
         seed: of the folds and of everything random in a fit.
         voter: recognizes refusals; null for a task, whose members vote by label.
+        scored: class likelihoods of each member, in the same order; null if the method does not read them.
     """
 
     name: ClassVar[str] = "ensemble"
@@ -67,6 +69,7 @@ class Ensemble(Stage):
     folds: int
     seed: int
     voter: RefusalJudge | None = None
+    scored: tuple[ScoreClasses, ...] | None = None
 
     @property
     def metric(self) -> Metric:
@@ -88,9 +91,10 @@ class Ensemble(Stage):
         for member, prompts in zip(self.members, asked, strict=True):
             if prompts != asked[0]:
                 raise DataError(f"grade {member.key} is of answers to other prompts than {self.members[0].key}")
-        votes = self._votes(examples, given, ctx.device)
+        votes = self._votes(examples, given, ctx.device)._replace(likelihoods=self._likelihoods(ctx.input))
         quality = np.array([self._quality(ctx.input(member)) for member in self.members], dtype="float64").T
-        found = cross_fit(self.method, votes, quality, folds=self.folds, seed=self.seed)
+        targets = self._targets(examples)
+        found = cross_fit(self.method, votes, quality, targets, folds=self.folds, seed=self.seed)
         chosen = found.chosen[ENSEMBLE]
         write_answers(ctx.out, examples, [given[member][row]["answer"] for row, member in enumerate(chosen)])
         with (ctx.out / FUSION).open("w", encoding="utf-8") as file:
@@ -152,6 +156,26 @@ class Ensemble(Stage):
         assert isinstance(task, HasVotes), "an ensemble of a task without votes is refused at composition"
         voted = _classes([[task.vote(answer) for answer in answers] for answers in texts], task.labels)
         return Votes(np.array(voted).T, len(task.labels) or None, lengths)
+
+    def _likelihoods(self, locate: Locate) -> NDArray[Any] | None:
+        """Return ``[rows, members, classes]``; a member without likelihoods for a row finds all classes as likely."""
+        import numpy as np
+
+        if self.scored is None:
+            return None
+        uniform = [0.0] * len(self.scored[0].labels)
+        by_member = [[row or uniform for row in score.likelihoods(locate)] for score in self.scored]
+        return np.array(by_member).transpose(1, 0, 2)
+
+    def _targets(self, examples: Sequence[Example]) -> NDArray[Any] | None:
+        """Return the right class of each row of a task with classes."""
+        import numpy as np
+
+        task: object = self.members[0].task
+        if not isinstance(task, HasVotes) or not task.labels:
+            return None
+        voted = [task.vote(example.output) for example in examples]
+        return np.array([NO_VOTE if vote is None else task.labels.index(vote) for vote in voted])
 
     def _behaviour(self, examples: Sequence[Example], answers: Sequence[str], device: str) -> list[int]:
         assert self.voter is not None

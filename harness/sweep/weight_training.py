@@ -49,7 +49,7 @@ def weight_trainings(stages: Sequence[Stage]) -> list[WeightTraining]:
         memory = (
             None
             if entries is None or trained is None
-            else (training_memory(entries, trained, copies, stage.budget.optimizer or Optimizer.ADAMW))
+            else training_memory(entries, trained, copies, stage.budget.optimizer or Optimizer.ADAMW)
         )
         found[WeightTraining(stage.name, stage.method.name if stage.method else "sft", source.name, memory)] = None
     return list(found)
@@ -74,8 +74,8 @@ def check_weight_trainings(trainings: Sequence[WeightTraining], cluster: Cluster
         if size is not None and memory is not None and memory.total > size * GIB:
             reason = (
                 f"training the weights of this model with `{training.method}` needs {gib(memory.total)} on each GPU, "
-                f"without activations, and a GPU has {size:g} GiB (`cluster.gpu_memory_gib`); expected less. Train an "
-                "adapter or named modules, choose a smaller `model`, or a method that keeps fewer copies"
+                f"without activations, and a GPU has {gib(int(size * GIB))} (`cluster.gpu_memory_gib`); expected less. "
+                "Train an adapter or named modules, choose a smaller `model`, or a method that keeps fewer copies"
             )
             problems.append(Problem(where, reason))
     if problems:
@@ -83,5 +83,5 @@ def check_weight_trainings(trainings: Sequence[WeightTraining], cluster: Cluster
 
 
 def gib(size: int) -> str:
-    """Return a number of bytes in GiB, as text."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / GIB:.4f} GiB"
+    """Return a number of bytes as text, in GiB, or in MiB where that is less than 0.1."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size * 1024 / GIB:.1f} MiB"

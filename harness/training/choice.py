@@ -131,7 +131,7 @@ def _write(file: Path, rows: Sequence[Encoded], chosen: Chosen) -> None:
 def _read(file: Path, rows: Sequence[Encoded]) -> Chosen:
     stored = read_json(file)
     kept = [
-        (place, rows[place] if labels is None else Encoded(rows[place].input_ids, labels))
+        (place, rows[place] if labels is None else rows[place]._replace(labels=labels))
         for place, labels in stored["rows"]
     ]
     return Chosen(kept, stored["facts"])

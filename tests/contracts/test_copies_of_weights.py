@@ -105,7 +105,7 @@ def test_training_method_works_on_weights_with_the_copies_it_states_or_is_refuse
     assert max(0, ceil(max(found.values()) - SLACK)) == method.weight_copies, found
 
 
-@pytest.mark.parametrize("name", REPAIRS)
+@pytest.mark.parametrize("name", trainings.mostly_slow(REPAIRS))
 def test_repair_method_works_on_weights_with_the_copies_it_states_or_is_refused(name):
     method = REPAIRS[name]()
     if not isinstance(method, TrainsWeights):

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from test_train_methods import CUTTABLE, assert_same_steps, build, mostly_slow, stepped, whole_steps
+from test_train_methods import CUTTABLE, TYPICAL, assert_same_steps, build, mostly_slow, stepped, whole_steps
 from torch._dynamo.backends.debugging import aot_eager
 
 from harness.models.attention import needs_no_mask
@@ -17,6 +17,21 @@ from harness.training.passes import Passes, buckets, passes_on, usual_rows
 
 SHORTER = Passes(padding_mask=False, causal_attention=True, lengths=(5, 20))
 """One bucket shorter than most micro-batches, one longer than all."""
+
+
+HOOKED = {
+    "ldifs",
+    "ldifs with its gate",
+    "random vaccine of a variance",
+    "random_vaccine",
+    "salora",
+    "tvaccine",
+    "tvaccine in one layer",
+    "vaccine",
+}
+"""Methods whose passes all have hooks inside of the decoder."""
+WATCHING = {"repnoise in force", "sbr", "tar"}
+"""Methods that read outputs inside of the decoder in some of their passes."""
 
 
 class Compiler:
@@ -36,8 +51,9 @@ def test_padding_to_buckets_without_a_mask_changes_gradients_by_rounding_only(na
     assert_same_steps(stepped(name, rows_at_once, SHORTER), whole_steps(name))
 
 
+# All others run plain passes through the decoder.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize("name", sorted(HOOKED | WATCHING | TYPICAL))
 def test_compiled_layers_change_gradients_by_rounding_only(name):
     compiler = Compiler()
     passes = Passes(padding_mask=False, causal_attention=True, lengths=(20,), backend=compiler, usual_rows=range(100))
@@ -67,17 +83,6 @@ class Launches:
 
 
 CAPTURED = Passes(padding_mask=False, causal_attention=True, lengths=(20,), captured=True, usual_rows=range(100))
-HOOKED = {
-    "ldifs",
-    "ldifs with its gate",
-    "random vaccine of a variance",
-    "random_vaccine",
-    "salora",
-    "tvaccine",
-    "tvaccine in one layer",
-    "vaccine",
-}
-"""Methods whose passes have hooks inside of the decoder."""
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 2])

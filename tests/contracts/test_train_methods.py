@@ -266,17 +266,27 @@ def uninterrupted(name):
         return run(name, Path(work), model=model), weights_of(model)
 
 
-# The newest checkpoint is one step older: in the middle of an epoch, and at its end.
-@pytest.mark.parametrize("killed_at", [3, pytest.param(4, marks=pytest.mark.slow)])
+# The newest checkpoint is one step older: in the middle of an epoch, and at its end, of which a method knows nothing.
 @pytest.mark.parametrize("name", mostly_slow(METHODS))
-def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, killed_at, tmp_path):
+def test_method_killed_and_resumed_ends_bitwise_where_an_uninterrupted_run_ends(name, tmp_path):
+    killed_and_resumed(name, 3, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TYPICAL))
+def test_method_killed_at_the_end_of_an_epoch_ends_there_too(name, tmp_path):
+    killed_and_resumed(name, 4, tmp_path)
+
+
+def killed_and_resumed(name, killed_at, folder):
+    """Check that a run that is killed after a step, and run again, ends where an uninterrupted one ends."""
     expected, weights = uninterrupted(name)
     with pytest.raises(Killed):
-        run(name, tmp_path, model=build(), checkpoint_every_steps=1, tracker=Tracker(kill_at=killed_at))
-    assert (tmp_path / "checkpoints" / f"checkpoint-{killed_at - 1}").exists()
+        run(name, folder, model=build(), checkpoint_every_steps=1, tracker=Tracker(kill_at=killed_at))
+    assert (folder / "checkpoints" / f"checkpoint-{killed_at - 1}").exists()
     resumed = build()
 
-    report = run(name, tmp_path, model=resumed)
+    report = run(name, folder, model=resumed)
 
     assert all(torch.equal(weights_of(resumed)[weight], tensor) for weight, tensor in weights.items())
     assert report == expected

@@ -71,7 +71,7 @@ def test_policy_with_constant_features_finds_the_member_that_is_always_right(sta
     best = Fitness(votes.classes, quality, diversity_weight=0.0, score_weight=1.0).best()
     method = Decider(state=state, passes=60 if state == "votes" else 15, block=20, learning_rate=1e-2, hidden=16)
 
-    choice = method.fit(votes, quality, rng=Random(0)).choose(votes)
+    choice = method.fit(votes, quality, None, rng=Random(0)).choose(votes)
 
     assert 0 in best.members
     assert best.score == 1.0
@@ -89,7 +89,7 @@ def test_policy_learns_which_member_to_ask_from_what_the_row_shows():
     fit, held = np.arange(0, 80), np.arange(80, 120)
 
     method = Decider(passes=200, block=40, learning_rate=1e-2, hidden=32)
-    members = method.fit(votes.rows(fit), quality[fit], rng=Random(0)).choose(votes.rows(held)).members
+    members = method.fit(votes.rows(fit), quality[fit], None, rng=Random(0)).choose(votes.rows(held)).members
 
     assert quality[held, members].mean() >= 0.95
     assert quality[held].mean(axis=0).max() < 0.7

@@ -4,10 +4,11 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from test_focal_diversity import FAILED
 
-from harness.ensembles.topla import Topla
-from harness.mechanisms.plurality import Ballot, Fitness
+from harness.ensembles.topla import ClassNetwork, FittedTopla, Topla, probabilities
+from harness.mechanisms.plurality import Ballot, Fitness, Subset
 from harness.protocols import NO_VOTE, Votes
 
 QUALITY = 1.0 - FAILED
@@ -16,7 +17,7 @@ VOTES = Votes(QUALITY.astype(int), 2, np.ones(4))
 
 
 def fitted(**settings):
-    return Topla(**settings).fit(VOTES, QUALITY, rng=Random(0))
+    return Topla(**settings).fit(VOTES, QUALITY, None, rng=Random(0))
 
 
 def test_diversity_alone_picks_a_and_c():
@@ -44,7 +45,7 @@ def test_fitness_is_the_weighted_sum_with_a_penalty_for_its_share_of_the_members
 def test_largest_subset_is_respected_and_of_equal_subsets_the_smallest_is_taken():
     classes = np.array([[0, 0, 0, 1]] * 4)
     quality = np.array([[1.0, 1.0, 1.0, 0.0]] * 4)
-    fit = Topla(score_weight=1.0, diversity_weight=0.0).fit(Votes(classes, 2, np.ones(4)), quality, rng=Random(0))
+    fit = Topla(score_weight=1.0, diversity_weight=0.0).fit(Votes(classes, 2, np.ones(4)), quality, None, rng=Random(0))
 
     assert fit.subset.members == (0, 1)
     assert len(fitted(score_weight=1.0, diversity_weight=0.0, max_members=2).subset.members) == 2
@@ -70,3 +71,89 @@ def test_pool_may_differ_between_rows():
     ballot = Ballot(np.array([[0, 1, 1], [0, 1, 1]]), np.array([0.9, 0.5, 0.4]))
 
     assert ballot.winners(np.array([[1, 0, 0], [0, 1, 1]])).tolist() == [0, 1]
+
+
+def test_soft_vote_weighs_how_sure_the_members_are_and_takes_the_words_of_one_that_agrees():
+    """Row 1: 0.9 against two times 0.6 for the other class, mean (0.9 + 0.4 + 0.4) / 3 = 0.567; row 2: all agree."""
+    chances = np.array([[[0.9, 0.1], [0.4, 0.6], [0.4, 0.6]], [[0.2, 0.8], [0.3, 0.7], [0.1, 0.9]]])
+    votes = Votes(np.array([[0, 1, 1], [1, 1, 1]]), 2, np.ones(2), np.log(chances))
+    fit = FittedTopla(Subset((0, 1, 2), 0.0, 0.0, 0.0), np.array([0.1, 0.5, 0.6]))
+
+    assert fit.choose(votes).members.tolist() == [0, 2]
+    assert fit.choose(votes._replace(likelihoods=None)).members.tolist() == [2, 2]
+
+
+def test_probabilities_are_normalised_over_the_classes():
+    votes = Votes(np.zeros((1, 2), dtype=int), 2, np.ones(1), np.array([[[-700.0, -701.0], [0.0, 0.0]]]))
+
+    found = probabilities(votes, (0, 1))
+
+    assert found[0, 0] == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.e)])
+    assert found[0, 1].tolist() == [0.5, 0.5]
+
+
+def test_network_learns_that_a_member_is_always_wrong_which_no_vote_can_use():
+    """Both members are sure of the wrong class: a vote fails everywhere, the network inverts them."""
+    right = np.arange(40) % 2
+    chances = np.where(np.arange(2) == right[:, None], 0.1, 0.9)
+    votes = Votes(1 - np.stack([right, right], axis=1), 2, np.ones(40), np.log(np.stack([chances, chances], axis=1)))
+    network = ClassNetwork(hidden=(8,), epochs=200, batch_size=20, learning_rate=0.05)
+    method = Topla(combine="learned", network=network)
+
+    fit = method.fit(votes, np.zeros((40, 2)), right, rng=Random(0))
+
+    with torch.no_grad():
+        classes = fit.model(torch.from_numpy(probabilities(votes, fit.subset.members)).flatten(1)).argmax(dim=1)
+    assert classes.tolist() == right.tolist()
+    # Nobody voted for it, so the best member speaks for it.
+    assert set(fit.choose(votes).members.tolist()) == {0}
+
+
+def test_rows_without_a_right_class_are_not_trained_on():
+    network = ClassNetwork(hidden=(4,), epochs=3)
+    inputs = np.random.default_rng(0).random((6, 2, 2)).astype("float32")
+
+    with_it = network.trained(inputs, np.array([0, 1, 0, 1, NO_VOTE, NO_VOTE]), 2, seed=1)
+    without = network.trained(inputs[:4], np.array([0, 1, 0, 1]), 2, seed=1)
+
+    assert all(torch.equal(a, b) for a, b in zip(with_it.parameters(), without.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "members", "message"),
+    [
+        ({}, 13, "`search`: all subsets of 13 members are too many; expected `genetic`, or at most 12 members"),
+        ({"max_members": 4}, 3, "`max_members`: 4 of 3 members"),
+    ],
+)
+def test_number_of_members_that_does_not_fit_is_refused(settings, members, message):
+    (problem,) = Topla(**settings).unsuitable(members)
+
+    assert str(problem).startswith(message)
+
+
+def test_genetic_search_without_its_package_is_refused(monkeypatch):
+    monkeypatch.setattr("harness.ensembles.topla.find_spec", lambda _: None)
+
+    (problem,) = Topla(search="genetic").unsuitable(13)
+
+    assert "`genetic` needs the package pygad, which is not installed" in str(problem)
+    assert "pip install 'harness[genetic]'" in str(problem)
+
+
+def test_genetic_search_finds_what_brute_force_finds():
+    pytest.importorskip("pygad", reason="pygad is not installed (pip install 'harness[genetic]')")
+    chance = np.random.default_rng(0)
+    quality = (chance.random((40, 6)) < 0.6).astype(float)
+    votes = Votes(quality.astype(int), 2, np.ones(40))
+
+    found, best = (Topla(search=search).fit(votes, quality, None, rng=Random(0)) for search in ("genetic", None))
+
+    assert found.subset == best.subset
+
+
+def test_network_belongs_to_learned_fusion_only():
+    assert [str(each) for each in Topla(combine="learned").problems()] == [
+        "`network`: is missing; expected it with `combine: learned` and null otherwise"
+    ]
+    assert "not used by `combine: None`" in str(Topla(network=ClassNetwork()).problems()[0])

@@ -65,6 +65,18 @@ def test_sweep_may_combine_ensembles_with_cells_that_have_none():
     assert cells[0].swept == {}
 
 
+def test_method_that_reads_likelihoods_has_a_score_of_each_members_final_model():
+    cell = cell_of("ensemble=topla_soft_vote", "ensemble.members=[sft,antidote]")
+    chosen = cell.stages["task_answers"]
+
+    assert [score.model.key for score in chosen.scored] == [grade.answers.model.key for grade in chosen.members]
+    assert cell.stages["antidote.score"].model is cell.stages["antidote.repair"]
+    assert cell.stages["sft.score"].labels == ("cheerful", "gloomy")
+    assert cell.stages["harm_answers"].scored is None
+    # A method that does not read them has other keys, but the same members.
+    assert "sft.score" not in cell_of("ensemble=topla", "ensemble.members=[sft,antidote]").stages
+
+
 def test_members_of_other_seeds_are_no_rows_of_the_sweep():
     cell = cell_of("ensemble=topla", "ensemble.members=[booster]", "ensemble.seed_offsets=[0,100]", "seed=1")
 
@@ -101,6 +113,10 @@ def test_job_rebuilds_the_stage_from_its_stored_spec(tmp_path):
         (["defense/align=booster"], r"`defense/align`: the defenses of an ensemble are its members"),
         (["task=lm_eval", "task.tasks=[arc_easy]"], "`task`: `lm_eval` has no votes"),
         (["ensemble=maybe"], "maybe"),
+        (
+            ["task=gsm8k", "ensemble=topla_learned"],
+            r"`ensemble\.method\.combine`: `gsm8k` has open answers, and their classes have no likelihoods",
+        ),
     ],
 )
 def test_mistake_is_explained_with_its_path(overrides, message):

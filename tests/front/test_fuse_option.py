@@ -1,9 +1,9 @@
 """Fusion as a choice: no key without one, an axis with one, and what cannot be fused is refused with its path."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.errors import ConfigError
 
 MLP = "align.adapter.targets=[gate_proj,up_proj,down_proj]"

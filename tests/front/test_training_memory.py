@@ -81,7 +81,7 @@ def test_training_that_cannot_fit_is_refused_with_both_numbers():
 
     check_weight_trainings([big], Local(gpu_memory_gib=131))
     check_weight_trainings([big], Local())
-    with pytest.raises(ConfigError, match=r"`align.adapter`: .* needs 130.4 GiB on each GPU.*has 80 GiB"):
+    with pytest.raises(ConfigError, match=r"`align.adapter`: .* needs 130.4 GiB on each GPU.*has 80.0 GiB"):
         check_weight_trainings([big], Local(gpu_memory_gib=80))
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composed import compose
 from safetensors.torch import load_file
 from test_repair import SMALL
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.stage import StageContext, never
 from harness.engine.store import Store
@@ -148,6 +148,7 @@ def test_mixture_starts_from_the_experts_and_trains_experts_router_and_adapter(s
     assert {"loss", "gate", "drift"} <= stated["final"].keys()
 
 
+@pytest.mark.slow
 def test_mixture_that_is_stopped_resumes_to_the_same_bytes(store, mixture, tmp_path):
     polls = iter(range(100))
 

@@ -176,6 +176,17 @@ def test_adapters_are_linked_from_base_to_aligned_to_fine_tuned(store):
     assert not any(entry.makes for entry in SweepRuns(store, SWEEP, Wandb()).finished())
 
 
+def test_trained_weights_stay_in_the_store_and_are_linked_by_their_spec(store):
+    key = next(entry.id for entry in SweepRuns(store, SWEEP, Wandb()).finished() if entry.kind == "align")
+    shutil.rmtree(store.layout.artifact("align", key) / "adapter")
+
+    entries = {entry.id: entry for entry in SweepRuns(store, SWEEP, Wandb(artifacts=True)).finished()}
+
+    assert entries[key].makes.name == f"weights-{key}"
+    assert entries[key].makes.files.name == "spec.json"
+    assert {use.name for entry in entries.values() for use in entry.uses if key in use.name} == {f"weights-{key}"}
+
+
 def _described(store):
     entries = list(SweepRuns(store, SWEEP, Wandb()).finished())
     return dashboard(SWEEP, entries, "| defense | HS |\n|:--|--:|\n"), entries
