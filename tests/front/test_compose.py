@@ -195,7 +195,7 @@ def at(composition, name):
         (["defense=booster", "defense.align.lamb=${seed}", "seed=4"], {"defense.align.lamb": 4}),
         (["attack_ratio=p20", "title=${hydra:runtime.choices.attack_ratio}"], {"title": "p20"}),
         (["experiment=tvaccine_paper", "tuned.published.of.plain.batch_size=7"], {"finetune.budget.batch_size": 7}),
-        (["~attack.method"], {"attack": {"ratio": 0.1}}),
+        (["~attack.method", "~attack.guard"], {"attack": {"ratio": 0.1}}),
     ],
     ids=" ".join,
 )

@@ -77,8 +77,24 @@ def test_rank_above_the_size_of_a_layer_is_no_error():
     assert lost == pytest.approx(0, abs=1e-6)
 
 
-def test_model_whose_trained_weights_are_not_plain_lora_is_refused():
-    learner = UserLearner(nn.Linear(2, 2))
+def test_weights_that_are_trained_without_an_adapter_are_interpolated_themselves():
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[4.0, 8.0]]))
+        model.bias.copy_(torch.tensor([-2.0]))
+    start = [torch.tensor([[0.0, 4.0]]), torch.tensor([2.0])]
+
+    facts = ScaledUpdate(factor=0.25).repair(UserLearner(model), start=start, method_outputs={}, batches=None)
+
+    assert model.weight.tolist() == [[1.0, 5.0]]
+    assert model.bias.tolist() == [1.0]
+    assert facts == {"factor": 0.25, "lost": 0.0}
+
+
+def test_adapter_that_is_not_trained_alone_is_refused():
+    model = Adapted([[1.0, 0.0]], [[1.0], [0.0]])
+    model.other = nn.Linear(2, 2)
+    learner = UserLearner(model)
 
     with pytest.raises(ModelError, match="not plain LoRA"):
         ScaledUpdate().repair(learner, start=list(learner.trainables), method_outputs={}, batches=None)
