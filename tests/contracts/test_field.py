@@ -12,7 +12,7 @@ from composed import compose
 from harness.config.compose import CONF
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("defense/align", "defense/finetune", "defense/repair", "attack", "guardrail")
+GROUPS = ("defense/align", "defense/finetune", "defense/repair", "attack", "guardrail", "ensemble")
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "field.py"))
 FIELD = yaml.safe_load((ROOT / "docs" / "field.yaml").read_text("utf-8"))
 MEMBERS = [
@@ -32,7 +32,8 @@ def test_every_member_of_the_house_has_one_place():
     shipped = {f"{group}={path.stem}" for group in GROUPS for path in (Path(CONF) / group).glob("*.yaml")}
 
     assert {member for member in MEMBERS if "=" in member and not member.startswith("+")} == shipped - {
-        "guardrail=none"
+        "guardrail=none",
+        "ensemble=none",
     }
     assert {member: count for member, count in Counter(MEMBERS).items() if count > 1} == {}
 

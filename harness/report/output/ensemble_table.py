@@ -24,7 +24,8 @@ ENSEMBLE_HEADING = ("ensemble", "score", *list(CONTROLS.values())[1:], "gain ove
 NOTE = (
     "Everything is chosen on other folds of the prompts than it is scored on, the best member too; the oracle alone "
     "knows the grades, and is an upper bound. Diversity: focal diversity of all members' failures. Asked: mean number "
-    "of members."
+    "of members. Each score has a choice of its own, which a deployed system has not: HS and over-refusal of a row are "
+    "those of one system only if the same members are asked."
 )
 
 
