@@ -12,6 +12,7 @@ With ``finetune.adapter: double``, ``W_0`` is zero and the second factor is mult
 result has up to twice the adapter's rank, of which the best approximation of that rank is stored (singular value
 decomposition); the fact ``lost`` is the norm of what is lost by it, over all layers, divided by that of
 ``factor * (W - W_0)``, and 0 with ``double``. DoRA is refused: its weights are not the base's plus a product.
+Where a model's own weights are trained, they are interpolated themselves, and nothing is lost.
 
 Fidelity: a baseline of the harness; the interpolation and what is lost are computed by hand in the tests.
 """

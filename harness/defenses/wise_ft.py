@@ -9,7 +9,7 @@ With ``W_al`` and ``W_ft`` the matrices of an adapted layer before and after fin
 With ``finetune.adapter: double`` the second factor of the adapter is multiplied by ``1 - alpha``. With ``single`` the
 result is the sum of two products and gets an adapter of twice the rank, so it is exact; the baseline ``scaled_update``
 with the factor ``1 - alpha`` stores the best approximation of the original rank instead, and equals WiSE-FT with
-``double``.
+``double``. Where a model's own weights are trained, they are averaged themselves, as in the paper.
 
 Fidelity: hand-computed only. The equation is the paper's and is computed by hand in the tests; ``alpha`` 0.5 is the
 middle, not a value taken from a safety paper.

@@ -25,6 +25,7 @@ HOOKED = {
     "random vaccine of a variance",
     "random_vaccine",
     "salora",
+    "triplet as published",
     "tvaccine",
     "tvaccine in one layer",
     "vaccine",

@@ -146,7 +146,7 @@ def federated(model, work, **options):
         rounds=Rounds(per_round=3, rounds=3, local_steps=2, aggregate=MultiKrum(), optimizer="kept"),
         pools={Role.HARMFUL: Pool(rows_of(tensors, "harmful", 4), 5)},
         budget=replace(BUDGET, max_grad_norm=0.5, batch_size=3),
-        micro_batch_size=2 // world_size(),
+        micro_batch_size=1,
         seed=0,
         pad_id=0,
         work=work,
@@ -179,9 +179,11 @@ def everything(out: Path, names: Sequence[str]) -> None:
     runs |= {f"stopped-{name}": partial(stopped, name) for name in names if name in STOPPED}
     if "WORLD_SIZE" in os.environ:
         runs |= {f"sharded-{name}": partial(sharded, name) for name in names if name in SHARDED}
+    # Not `world_size()`, which is 1 until the first run has made the process group.
+    processes = os.environ.get("WORLD_SIZE", "1")
     for name, train_once in runs.items():
         model = model_for(name)
-        report = train_once(model=model, work=out / f"work-{name}-{world_size()}")
+        report = train_once(model=model, work=out / f"work-{name}-{processes}")
         stem = f"{name}-{world_size()}-{rank()}"
         save_file(trainables(model), out / f"{stem}.safetensors")
         (out / f"{stem}.json").write_text(json.dumps(report.history))
