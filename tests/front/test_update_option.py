@@ -1,11 +1,9 @@
 """How gradients are obtained, as a choice: no key without an estimator, an axis with one, and refusals with reasons."""
 
-from functools import cache
-
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose_each
 from harness.errors import ConfigError
 from harness.training.budget import Optimizer
 
@@ -23,20 +21,10 @@ REFUSED = {
 }
 NAMED = {name: f"update={name} finetune.budget.epochs=7 finetune.update.epsilon=0.5" for name in NAMES}
 JOINT = "update=mezo finetune.budget.optimizer=adamw defense=vlguard_joint"
-LINES = [
-    *("", "update=none", "+finetune.budget.optimizer=adamw", "update=mezo", "update=mezo defense=safemerge"),
-    *("update=tezo defense=lisa", JOINT, *NAMED.values(), *REFUSED),
-]
-"""Every command line of this file: composed together, what they share is read once."""
-
-
-@cache
-def composed():
-    return dict(zip(LINES, compose_each([line.split() for line in LINES]), strict=True))
 
 
 def cell_of(line=""):
-    (cell,) = cells_of(composed()[line])
+    (cell,) = cells_of(compose(line.split()))
     return cell
 
 

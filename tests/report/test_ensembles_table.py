@@ -54,9 +54,15 @@ def test_gain_is_the_mean_of_what_the_ensemble_does_better_on_the_same_prompts(f
     assert each.scores == SCORES
 
 
-def test_as_many_answers_better_as_worse_are_no_gain_and_more_worse_ones_are_a_loss(found):
-    assert found(range(5), range(40, 45)).ensembles[0].verdict == "no gain over its best member"
-    assert found(range(1), range(40, 58)).ensembles[0].verdict == "worse than its best member"
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [
+        (range(5), range(40, 45), "no gain over its best member"),
+        (range(1), range(40, 58), "worse than its best member"),
+    ],
+)
+def test_as_many_answers_better_as_worse_are_no_gain_and_more_worse_ones_are_a_loss(found, better, worse, verdict):
+    assert found(better, worse).ensembles[0].verdict == verdict
 
 
 def test_single_seed_has_no_interval_and_no_verdict_of_a_gain(found):
