@@ -66,6 +66,7 @@ class CircuitBreakers:
 
     name: ClassVar[str] = "circuit_breakers"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 4
 
     alpha: float = 10.0
     layers: tuple[int, ...] | None = None

@@ -68,6 +68,7 @@ class VAA:
 
     name: ClassVar[str] = "vaa"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 3
     compares_passes: ClassVar[bool] = True
 
     rho: float = 0.4

@@ -80,6 +80,7 @@ class Triplet:
 
     name: ClassVar[str] = "triplet"
     version: ClassVar[int] = 1
+    weight_copies: ClassVar[int] = 4
 
     alpha: float = 0.5
     beta: float = 0.6
