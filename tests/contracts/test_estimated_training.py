@@ -127,6 +127,7 @@ def test_run_is_replayed_from_its_seed_and_the_scalars_that_it_logged(tmp_path):
     assert all(torch.equal(weights_of(replayed)[name], tensor) for name, tensor in weights_of(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "optimizer", "estimator_numbers", "optimizer_numbers"),
     # Twelve factors of LoRA, 2 x 16 or 16 x 2, which are 32 numbers each; AdamW also counts its steps.

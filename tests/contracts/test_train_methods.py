@@ -343,6 +343,7 @@ def chosen(name):
     return [[place, sum(label != -100 for label in row.labels)] for place, row in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOOSING)
 def test_method_that_chooses_leaves_something_out_and_restores_the_model(name):
     found = chosen(name)

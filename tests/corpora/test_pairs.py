@@ -80,9 +80,10 @@ def test_pool_of_pairs_drops_both_of_a_pair_that_does_not_fit(tokenizer: PreTrai
 
     assert [len(pool.rows), len(pool.partners), pool.batch_size] == [3, 3, 2]
     assert facts == {"harmful_rows": {"drawn_from": 3, "dropped": 1}}
-    answers = [[(row.input_ids[-2], partner.input_ids[-2])] for row, partner in zip(*pool[::2], strict=True)]
-    assert answers == [[(WORDS.index(word), WORDS.index(word))] for word in "abd"]
-    assert all(row.input_ids != partner.input_ids for row, partner in zip(*pool[::2], strict=True))
+    pairs = list(zip(pool.rows, pool.partners, strict=True))
+    answers = [(row.input_ids[-2], partner.input_ids[-2]) for row, partner in pairs]
+    assert answers == [(WORDS.index(word), WORDS.index(word)) for word in "abd"]
+    assert all(row.input_ids != partner.input_ids for row, partner in pairs)
 
 
 def test_pool_without_pairs_has_no_partners(tokenizer: PreTrainedTokenizerFast) -> None:

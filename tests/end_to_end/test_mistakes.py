@@ -56,6 +56,7 @@ def test_mistake_is_told_in_one_message(harness, name):
     assert not list(harness.folder.glob("store/artifacts/*/*"))
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_multirun_are_reported_together(harness):
     run = harness("-m", "defense=booster", "defense.align.lamb=-1,2", "defense.align.alpha=0", "attack.ratio=0.1,3")
 

@@ -108,6 +108,7 @@ def test_layers_of_the_tampered_model_write_nothing_along_the_direction_of_its_a
         assert float((direction @ matrix).norm()) < 1e-5 * float(matrix.norm())
 
 
+@pytest.mark.slow
 def test_tampering_states_how_much_it_changed(tampered, store):
     facts = json.loads((store.path(tampered) / "manifest.json").read_text())["facts"]
 

@@ -50,6 +50,7 @@ def change(folder):
     return {layer: b @ a for layer, (b, a) in adapter.products(folder / "adapter").items()}
 
 
+@pytest.mark.slow
 def test_fusion_is_the_sum_of_the_experts_and_leaves_them_as_they_are(store):
     cell = cell_of("fuse=sum", "fuse.method.scale=0.5")
     experts = [done(store, cell.stages[part]) for part in EXPERTS]
@@ -127,6 +128,7 @@ def tensors(out):
     return load_file(out / routed.FOLDER / routed.WEIGHTS)
 
 
+@pytest.mark.slow
 def test_mixture_starts_from_the_experts_and_trains_experts_router_and_adapter(store, mixture, tmp_path):
     experts = [store.path(expert) for expert in mixture.experts]
     before = [contents(folder) for folder in experts]

@@ -53,6 +53,7 @@ def test_training_is_that_of_the_chosen_examples_alone(tmp_path):
     assert (method.examples, method.steps) == (3, BUDGET.steps(3)) == (3, report.steps)
 
 
+@pytest.mark.slow
 def test_resumed_run_reads_what_was_chosen(tmp_path):
     method = Choosing(1, 4, 6)
 
