@@ -86,5 +86,8 @@ def noise_like(tensors: Sequence[Tensor], deviation: float, seed: int) -> list[T
     """
     import torch
 
+    from harness.corpora.transfer import on_device
+
     rng = torch.Generator().manual_seed(seed)
-    return [(deviation * torch.randn(tensor.shape, generator=rng)).to(tensor) for tensor in tensors]
+    drawn = [deviation * torch.randn(tensor.shape, generator=rng) for tensor in tensors]
+    return [on_device(noise.to(tensor.dtype), tensor.device) for noise, tensor in zip(drawn, tensors, strict=True)]

@@ -30,6 +30,10 @@ INDEXING = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 """Operators whose result, or its shape, the host has to be told."""
 
 
+KNOWN = {"surgery": {"aten::_local_scalar_dense"}}
+"""Waits of transformers: for eager attention, whose weights surgery needs, it asks whether anything is masked."""
+
+
 class HostWaits(TorchDispatchMode):
     """Counts the operators that wait for the meta device, and answers with zeros."""
 
@@ -71,6 +75,7 @@ def waits_of(name, rows_at_once, monkeypatch):
     method, pools = prepared(name)
     model, passes = build().to(META), Passes(padding_mask=False, causal_attention=True)
     learner = CausalLearner(model, rows_at_once=rows_at_once, passes=passes, alignment=alignment_of(model))
+    learner.example_count = 6
     draws = RoleBatches(pools, pad_id=0, seed=3)
     with HostWaits():
         # A method may read the weights when it starts.
@@ -79,14 +84,14 @@ def waits_of(name, rows_at_once, monkeypatch):
     for place in range(2):
         learner.steps_taken = place
         with passes.running(model, torch.device("meta")), HostWaits() as waits:
-            meter.add(step.backward(collate(rows(5, seed=7 + place), 0)))
+            meter.add(step.backward(collate(rows(5, seed=7 + place), 0, [3, 0, 5, 1, 4])))
     return waits.seen
 
 
 @pytest.mark.parametrize("rows_at_once", [pytest.param(None, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
 def test_step_of_a_method_never_waits_for_the_device(name, rows_at_once, monkeypatch):
-    assert waits_of(name, rows_at_once, monkeypatch) == []
+    assert set(waits_of(name, rows_at_once, monkeypatch)) <= KNOWN.get(name, set())
 
 
 @pytest.mark.parametrize(

@@ -503,6 +503,8 @@ def endings(bench: Bench, *, seed: int, cases: int) -> Iterator[Ending]:
 
 def furnished(root: Path) -> tuple[str, list[str]]:
     """Make a store with a sweep of which some stages are finished."""
+    # Outside of pytest, only the folder of this file is on the path.
+    sys.path.append(str(Path(__file__).parents[1]))
     from recorded import record
 
     recorded = record(root, "cluster=slurm")

@@ -233,7 +233,7 @@ PAIRS = "++corpus.origin={_target_: harness.corpora.safety.LabelledPairs, source
         ),
         (["defense=tar", PAIRS], ["`defense.align`: `tar`", "no example of `labelled_pairs` has both"]),
         (["defense=repnoise", PAIRS], ["`defense.align`: `repnoise`", "corpus=beavertails"]),
-        (["defense=tar", "corpus.refusal.rows=71", "align.rows=71"], ["9 disjoint batches of 8", "at least 72"]),
+        (["defense=tar", "corpus.refusal.rows=39", "align.rows=39"], ["10 disjoint batches of 4", "at least 40"]),
     ],
 )
 def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(overrides, said):
@@ -258,7 +258,7 @@ def test_method_that_cannot_act_in_its_slot_is_refused_and_skipped_on_request(ov
         ["defense=safe_lora", "+finetune.fresh={targets: all-linear}"],
         ["defense=safe_lora", "+finetune.fresh={targets: [q_proj]}", "finetune.adapter=single"],
         ["defense=repnoise", "defense.align.pairing=random", PAIRS],
-        ["defense=tar", "corpus.refusal.rows=72", "align.rows=72"],
+        ["defense=tar", "corpus.refusal.rows=40", "align.rows=40"],
     ],
 )
 def test_method_that_can_act_in_its_slot_is_not_refused(overrides):

@@ -105,7 +105,13 @@ FURTHER: dict[str, Any] = {
     "repnoise_random": RepNoise(alpha=1, beta=2, pairing="random", harmful_batch_size=2),
     "tvaccine": TVaccine(rho=2, layers=1, draw_every=2, probe_every=3, probe_batch_size=2),
     "tar": Tar(
-        inner_steps=2, evaluate_every=1, learning_rates=(1e-3, 1e-2), beta=1, harmful_batch_size=3, closing_steps=1
+        inner_steps=2,
+        evaluate_every=1,
+        learning_rates=(1e-3, 1e-2),
+        beta=1,
+        harmful_batch_size=3,
+        retain="refusals",
+        closing_steps=1,
     ),
 }
 """Methods that there is no golden file for: trained on uneven shares, in pieces."""
