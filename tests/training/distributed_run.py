@@ -122,8 +122,11 @@ def further(name, model, work):
     _, tensors = golden("booster")
     rows, harmful = rows_of(tensors, "alignment", 3)[:9], rows_of(tensors, "harmful", 4)
     # A partner has the prompt of its row, and an answer of its own: of another length, and with some tokens in common.
-    answers = [[id for id, label in zip(*row, strict=True) if label != -100] for row in (*rows, *rows, *rows)]
-    prompts = [[id for id, label in zip(*row, strict=True) if label == -100] for row in harmful]
+    answers = [
+        [id for id, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+        for row in (*rows, *rows, *rows)
+    ]
+    prompts = [[id for id, label in zip(row.input_ids, row.labels, strict=True) if label == -100] for row in harmful]
     partners = [Encoded(p + a, [-100] * len(p) + a) for p, a in zip(prompts, answers, strict=False)]
     (need,) = FURTHER[name].needs or (None,)
     return train(
