@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
 from harness.engine.checks import not_negative
-from harness.errors import ModelError, Problem
-from harness.mechanisms.short_training import ShortTraining
+from harness.errors import Problem
+from harness.mechanisms.short_training import train_briefly
 from harness.protocols import DataRequirement
 from harness.training.budget import Budget
 from harness.training.gradients import add_scaled
@@ -103,16 +103,4 @@ class Posthoc:
 
         largest = max(self.refusal_rows, self.benign_rows)
         steps = math.ceil(self.budget.epochs * largest / self._batch_size)
-        training = ShortTraining(learner, self.budget, steps)
-        losses = []
-        for _ in range(steps):
-            loss, combined = gradient()
-            training.step(combined)
-            losses.append(loss)
-        first, last = float(losses[0]), float(losses[-1])
-        if not math.isfinite(last):
-            raise ModelError(
-                f"the loss on the server's examples is {last} after {steps} steps; expected a finite number. Lower "
-                "`defense.repair.budget.learning_rate`"
-            )
-        return {"steps": steps, "first_loss": first, "last_loss": last}
+        return train_briefly(learner, self.budget, steps, "the server's examples", gradient)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
 from harness.engine.checks import counts
-from harness.errors import ModelError, Problem
-from harness.mechanisms.short_training import ShortTraining
+from harness.errors import Problem
+from harness.mechanisms.short_training import train_briefly
 from harness.protocols import DataRequirement
 from harness.training.budget import Budget
 
@@ -72,16 +72,4 @@ class RefusalSFT:
         """
         budget = self.budget
         steps = math.ceil(budget.epochs * self.safety_rows / budget.batch_size)
-        training = ShortTraining(learner, budget, steps)
-        losses = []
-        for _ in range(steps):
-            loss, gradient = learner.gradient(batches.next(Role.REFUSAL))
-            training.step(gradient)
-            losses.append(loss)
-        first, last = float(losses[0]), float(losses[-1])
-        if not math.isfinite(last):
-            raise ModelError(
-                f"the loss on refusals is {last} after {steps} steps; expected a finite number. Lower "
-                "`defense.repair.budget.learning_rate`"
-            )
-        return {"steps": steps, "first_loss": first, "last_loss": last}
+        return train_briefly(learner, budget, steps, "refusals", lambda: learner.gradient(batches.next(Role.REFUSAL)))

@@ -36,6 +36,14 @@ def below_one(settings: object, *names: str) -> list[Problem]:
     )
 
 
+def layer_numbers(settings: object, name: str) -> list[Problem]:
+    """Check for a list of numbers of layers, which count from 1."""
+    numbers = getattr(settings, name)
+    if numbers is None or (numbers and min(numbers) >= 1):
+        return []
+    return [Problem(name, f"{list(numbers)}; expected numbers of layers from 1, for example [10]")]
+
+
 def _out_of_range(settings: object, names: tuple[str, ...], valid: Callable[[float], bool], text: str) -> list[Problem]:
     values = {name: getattr(settings, name) for name in names}
     return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
+from harness.errors import ModelError
 from harness.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @final
 class ShortTraining:
-    """AdamW on the trainable parameters with the learning rate, schedule, decay and clipping of a budget."""
+    """Steps on the trainable parameters with the optimizer, learning rate, schedule, decay and clipping of a budget."""
 
     def __init__(self, learner: Learner, budget: Budget, steps: int) -> None:
         """Create optimizer and schedule.
@@ -25,18 +27,13 @@ class ShortTraining:
             budget: the hyperparameters; its epochs and batch size are not used.
             steps: the number of steps that will be taken.
         """
-        import torch
         from transformers import get_scheduler
+
+        from harness.training.optimizer import optimizer_of
 
         self._learner = learner
         self._limit = budget.max_grad_norm
-        self._optimizer = torch.optim.AdamW(
-            learner.trainables,
-            lr=budget.learning_rate,
-            betas=(budget.adam_beta1, budget.adam_beta2),
-            eps=budget.adam_epsilon,
-            weight_decay=budget.weight_decay,
-        )
+        self._optimizer = optimizer_of(learner.trainables, budget, budget.learning_rate)
         self._scheduler = get_scheduler(
             budget.scheduler.value,
             self._optimizer,
@@ -54,6 +51,36 @@ class ShortTraining:
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad()
+
+
+def train_briefly(
+    learner: Learner, budget: Budget, steps: int, examples: str, gradient: Callable[[], tuple[Tensor, Gradient]]
+) -> dict[str, object]:
+    """Train for a repair; return the facts ``steps``, ``first_loss`` and ``last_loss``.
+
+    Args:
+        learner: the model.
+        budget: the hyperparameters; its epochs and batch size are not used.
+        steps: the number of steps.
+        examples: what the loss is on, for the message.
+        gradient: returns the loss of the next step and its gradient.
+
+    Raises:
+        ModelError: the loss is not finite.
+    """
+    training = ShortTraining(learner, budget, steps)
+    losses = []
+    for _ in range(steps):
+        loss, found = gradient()
+        training.step(found)
+        losses.append(loss)
+    first, last = float(losses[0]), float(losses[-1])
+    if not math.isfinite(last):
+        raise ModelError(
+            f"the loss on {examples} is {last} after {steps} steps; expected a finite number. Lower "
+            "`defense.repair.budget.learning_rate`"
+        )
+    return {"steps": steps, "first_loss": first, "last_loss": last}
 
 
 def restore(learner: Learner, values: list[Tensor]) -> None:

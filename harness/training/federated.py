@@ -43,12 +43,13 @@ from harness.protocols import (
     TrainMethod,
     WeighsRows,
 )
-from harness.training.budget import Budget, Optimizer
+from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, MARKER, STATE, complete, resumable
 from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
 from harness.training.fsdp import shard_frozen
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
+from harness.training.optimizer import optimizer_of
 from harness.training.order import Order
 from harness.training.passes import passes_on, usual_rows
 from harness.training.pieces import rows_at_once
@@ -290,7 +291,7 @@ class _Federation:
                 "a step), which clients of a federation do not let it; expected another method. Set "
                 "`defense/finetune`"
             )
-        optimizer = _optimizer(learner, budget, rate)
+        optimizer = optimizer_of(learner.trainables, budget, rate)
         if client in progress.moments:
             optimizer.load_state_dict(progress.moments[client])
             for group in optimizer.param_groups:
@@ -347,19 +348,6 @@ class _Federation:
                 "Lower `learning_rate` or the strength of the method, or set `max_grad_norm`"
             )
         return entry
-
-
-def _optimizer(learner: CausalLearner, budget: Budget, rate: float) -> torch.optim.Optimizer:
-    """Return the optimizer that ``Trainer`` would make."""
-    if budget.optimizer is Optimizer.SGD:
-        return torch.optim.SGD(learner.trainables, lr=rate, weight_decay=budget.weight_decay)
-    return torch.optim.AdamW(
-        learner.trainables,
-        lr=rate,
-        betas=(budget.adam_beta1, budget.adam_beta2),
-        eps=budget.adam_epsilon,
-        weight_decay=budget.weight_decay,
-    )
 
 
 def _held(rows: Sequence[Encoded], shards: Shards) -> dict[int, list[Encoded]]:

@@ -17,7 +17,7 @@ from harness.corpora.examples import Role
 from harness.defenses.refusal_sft import RefusalSFT
 from harness.errors import ModelError
 from harness.models.adapter import Lora, attach
-from harness.training.budget import Budget, Scheduler
+from harness.training.budget import Budget, Optimizer, Scheduler
 from harness.training.learner import CausalLearner
 from harness.training.trainer import train
 
@@ -65,7 +65,12 @@ class Quiet:
         pass
 
 
-def test_training_is_that_of_the_training_loop_with_the_same_budget(tmp_path):
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"adam_beta1": 0.5, "adam_beta2": 0.9, "adam_epsilon": 1e-3}, {"optimizer": Optimizer.SGD}],
+    ids=["adamw", "sgd"],
+)
+def test_training_is_that_of_the_training_loop_with_the_same_budget(optimizer, tmp_path):
     # One batch of all rows, so that their order cannot matter; every part of a budget is in use.
     budget = Budget(
         epochs=6,
@@ -75,9 +80,7 @@ def test_training_is_that_of_the_training_loop_with_the_same_budget(tmp_path):
         scheduler=Scheduler.COSINE,
         warmup_ratio=0.3,
         max_grad_norm=0.5,
-        adam_beta1=0.5,
-        adam_beta2=0.9,
-        adam_epsilon=1e-3,
+        **optimizer,
     )
     theirs, ours = build(), build().eval()
     train(theirs, method=None, rows=ROWS, budget=budget, seed=0, pad_id=0, work=tmp_path, tracker=Quiet())

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from harness.corpora.examples import Role
-from harness.engine.checks import counts, not_negative
+from harness.engine.checks import counts, layer_numbers, not_negative
 from harness.errors import ModelError, Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
@@ -104,13 +104,11 @@ class Triplet:
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
-        found = [
+        return [
             *not_negative(self, "alpha", "beta", "gamma", "benign_margin", "harmful_margin"),
             *counts(self, "harmful_rows", "harmful_batch_size", "benign_rows", "benign_batch_size"),
+            *layer_numbers(self, "layers"),
         ]
-        if self.layers is not None and (not self.layers or min(self.layers) < 1):
-            found.append(Problem("layers", f"{list(self.layers)}; expected numbers of layers from 1, for example [10]"))
-        return found
 
     def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> TripletStep:  # noqa: ARG002
         """Start a run.
