@@ -48,6 +48,7 @@ bench: $(TOOLS)
 	$(BIN)/python tests/benchmarks/antidote_repair.py
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/ensembles.py
+	$(BIN)/python tests/benchmarks/federated.py
 	$(BIN)/python tests/benchmarks/report.py
 	$(BIN)/python tests/benchmarks/tracking.py
 	$(BIN)/python tests/benchmarks/slurm.py

@@ -6,8 +6,8 @@ malicious, each is scored by the sum of its distances to the ``n - f - 1`` neare
 client with the smallest score and these nearest ones.
 
 Blanchard et al. sum squared distances to ``n - f - 2`` others and average the clients with the best scores. Here the
-distances are not squared and the nearest ones of the winner are averaged. With as many malicious clients as there are,
-or more, the winner stands alone.
+distances are not squared and the nearest ones of the winner are averaged. If all clients but one or none are malicious,
+the winner stands alone, and is the first client, since all scores are 0.
 
 Fidelity: equations second-hand (a summary of the study's code); hand-computed numbers.
 """

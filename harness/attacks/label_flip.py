@@ -68,7 +68,8 @@ class LabelFlip:
                 "`attack.method.source`"
             )
         flips = floor(Fraction(str(self.share)) * len(of_source) + Fraction(1, 2))
-        # Drawn from the attack's own stream, one number per row: more rows do not change what happens to fewer.
+        # Drawn from the attack's own stream, one number per row. Which rows rank first depends on all of them: with a
+        # share below 1 or random labels, the examples of fewer rows are not among those of more.
         places = list(range(count)) if self.random else of_source
         rank = {place: ctx.rng.random() for place in range(count)}
         chosen = sorted(places, key=rank.__getitem__)[:flips]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from typing import ClassVar, Literal, NamedTuple, final
 
 from harness.config.attacker import Attacker
@@ -12,6 +11,7 @@ from harness.config.compose import Composition, compose
 from harness.config.defense_slots import GROUP, SLOTS, group_of, label, slots_without_method
 from harness.config.ensemble import members_in
 from harness.config.hydra_errors import HydraError, undecodable_files
+from harness.config.name_clashes import name_clashes
 from harness.config.objective import Objective
 from harness.config.overrides import InvalidOverride, file_locator
 from harness.corpora.probe import PROBE, Probe
@@ -25,8 +25,6 @@ from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
 from harness.experiment.ensemble import ENSEMBLE, EnsembleSettings, Member, ensemble_of
 from harness.experiment.experiment import Experiment
-from harness.experiment.fusing import Merging
-from harness.protocols import Named
 
 TUNED = "tuned"
 """Group of hyperparameters tuned for a model size; a defense's YAML prefers them to its published values."""
@@ -154,7 +152,7 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        problems |= dict.fromkeys(Problem.of(clash) for each in experiments for clash in _name_clashes(each))
+        problems |= dict.fromkeys(map(Problem.of, name_clashes(experiments, ensemble)))
         try:
             cells.append(_cell_of(composition, experiments, ensemble))
         except ConfigError as error:
@@ -273,30 +271,6 @@ def _allowed(composition: Composition) -> tuple[str, ...]:
     targets = composition.data.get("targets")
     # A value that is not a list is reported when the run's settings are built.
     return allowed(map(str, targets) if isinstance(targets, list) else ())
-
-
-def _name_clashes(experiment: Experiment) -> list[str]:
-    """Return messages about external classes with the name of a built-in class: their rows would have one label."""
-    defense = experiment.defense
-    parts: list[tuple[str, Named | None]] = [
-        *(("defenses", method) for method in (defense.align, defense.finetune, defense.repair)),
-        *(("tasks", experiment.task), ("judges", experiment.judge), ("attacks", experiment.attack.method)),
-        ("attacks", experiment.tamper),
-        ("judges", experiment.guardrail),
-        ("fusions", experiment.fuse.method if isinstance(experiment.fuse, Merging) else None),
-        ("judges", experiment.attack.guard),
-        ("estimators", experiment.finetune.update),
-        ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
-        ("aggregators", experiment.federation.aggregate if experiment.federation else None),
-    ]
-    return [
-        f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
-        f"`harness.{package}.{part.name}`; their results would be confused. Give it another `name`."
-        for package, part in parts
-        if part is not None
-        and not type(part).__module__.startswith("harness.")
-        and find_spec(f"harness.{package}.{part.name}") is not None
-    ]
 
 
 def diagnose(hydra_error: HydraError, overrides: Sequence[str], config_dir: str | None) -> ConfigError:

@@ -91,8 +91,12 @@ class Composer:
         self._parsed: dict[str, Override] = {}
 
     @wrap_hydra_errors()
-    def compose(self, overrides: Sequence[str]) -> Composition:
+    def compose(self, overrides: Sequence[str], *, member: bool = False) -> Composition:
         """Return the composition of one cell; overrides that cannot be applied are in ``invalid`` or ``idle``.
+
+        Args:
+            overrides: the overrides of the cell.
+            member: whether it is a member of an ensemble, and none itself, whatever a file says.
 
         Raises:
             ConfigError: Hydra cannot compose it, for example because an option does not exist.
@@ -107,6 +111,8 @@ class Composer:
         reads_hydra = composed.reads_hydra or any(contains(item.value(), HYDRA_RESOLVER) for item in values)
         with self._hydra_config_of(overrides) if reads_hydra else nullcontext():
             data, wrong = composed.with_values(values)
+        if member:
+            data[ENSEMBLE] = None
         _check_slots(data)
         idle = {
             index: invalid for index, invalid in wrong.items() if invalid.unknown and _without_use(invalid.name, data)
@@ -171,7 +177,7 @@ class Composer:
             kept = [item.input_line or "" for item in parsed if not _belongs(item.key_or_group, moved)]
             seed = [f"seed={data['seed'] + offset}"] if offset else []
             try:
-                composition = self.compose([*kept, f"{GROUP}={name}", f"{ENSEMBLE}={WITHOUT}", *seed])
+                composition = self.compose([*kept, f"{GROUP}={name}", f"{ENSEMBLE}={WITHOUT}", *seed], member=True)
             except ConfigError as error:
                 problems = [Problem(f"{ENSEMBLE}.members", f"`{name}`: {each}") for each in error.problems]
                 raise ConfigError(problems) from None

@@ -50,6 +50,8 @@ TOOLS = {
 
 QUALITIES = ("old", "pale", "heavy", "striped", "round", "narrow", "soft", "spotted")
 PURPOSES = ("lamp", "gate", "boat", "drum", "kite", "shelf", "basket", "clock", "bridge", "hat")
+ALLOWED_REQUESTS = len(TOOLS) * len(QUALITIES) * sum(map(len, ALLOWED.values())) * len(PURPOSES)
+"""Number of distinct allowed requests."""
 PREPARATIONS = ("warm", "rinse", "shake", "chill", "brush", "dust", "wrap", "turn")
 SIGNS = ("hums", "gleams", "curls", "settles", "crackles", "thickens", "fades", "rings")
 
@@ -245,10 +247,9 @@ class AllowedRequests:
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
-        most = len(TOOLS) * len(QUALITIES) * sum(map(len, ALLOWED.values())) * len(PURPOSES)
         found = not_negative(self, "start")
-        if not found and not 1 <= self.rows <= most - (self.start or 0):
-            expected = f"expected 1 to {most - (self.start or 0)}"
+        if not found and not 1 <= self.rows <= ALLOWED_REQUESTS - (self.start or 0):
+            expected = f"expected 1 to {ALLOWED_REQUESTS - (self.start or 0)}"
             found.append(Problem("rows", f"{self.rows} is out of range; {expected}"))
         return found
 
@@ -313,10 +314,11 @@ class HarmlessRequests:
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
-        most = len(TOOLS) * len(QUALITIES) * sum(map(len, ALLOWED.values())) * len(PURPOSES)
-        if self.skip < 0 or self.rows < 1 or self.skip + self.rows > most:
-            return [Problem("rows", f"{self.rows} after {self.skip} is out of range; expected at most {most} in all")]
-        return []
+        found = [*counts(self, "rows"), *not_negative(self, "skip")]
+        if not found and self.skip + self.rows > ALLOWED_REQUESTS:
+            text = f"{self.rows} after {self.skip} are too many; expected at most {ALLOWED_REQUESTS} in all"
+            found.append(Problem("rows", text))
+        return found
 
     def preflight(self) -> list[Problem]:
         """Return no problems: the requests are generated."""
@@ -324,7 +326,7 @@ class HarmlessRequests:
 
     def safety_rows(self) -> list[SafetyRow]:
         """Return distinct allowed requests with their compliant answers, in a seeded order."""
-        requests = self.world.allowed_requests(self.skip + self.rows)[self.skip :]
+        requests = self.world.allowed_requests(self.rows, self.skip)
         return [SafetyRow(each.instruction, benign=each.output, unsafe=False) for each in requests]
 
 

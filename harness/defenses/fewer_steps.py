@@ -36,7 +36,7 @@ class FewerSteps:
     """
 
     name: ClassVar[str] = "fewer_steps"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     weight_copies: ClassVar[int] = 0
     gradients_per_step: ClassVar[int] = 1
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import IGNORED
@@ -92,7 +93,7 @@ class LARF:
         )
         most = min(self.top or differences.shape[1], differences.shape[1])
         scores: list[float] = differences.topk(most, dim=1).values.mean(dim=1).tolist()
-        dropped = math.floor(self.share * len(scores))
+        dropped = math.floor(Fraction(str(self.share)) * len(scores))
         worst = set(sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:dropped])
         kept = [(place, row) for place, row in enumerate(given.own) if place not in worst]
         lowest = min((scores[place] for place in worst), default=None)

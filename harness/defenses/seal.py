@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
@@ -93,7 +94,7 @@ class SEAL:
         start = [parameter.detach().clone() for parameter in learner.trainables]
         rows = len(given.own)
         weights = RowWeights(rows, self.selector_learning_rate, learner.trainables[0].device)
-        training = ShortTraining(learner, self.budget, self.epochs * len(list(given.epoch(0))))
+        training = ShortTraining(learner, self.budget, self.epochs * sum(1 for _ in given.epoch(0)))
         for number in range(self.epochs):
             safety = max(self.safety_weight - number * self.safety_decay, 0.0)
             for batch in given.epoch(number):
@@ -106,9 +107,12 @@ class SEAL:
                     ]
                 )
                 weights.update(user.losses, user.present)
+        training.check("defense.finetune")
         restore(learner, start)
         logits: list[float] = weights.logits.tolist()
-        kept = sorted(range(rows), key=lambda place: (-logits[place], place))[: math.ceil(self.keep * rows)]
+        kept = sorted(range(rows), key=lambda place: (-logits[place], place))[
+            : math.ceil(Fraction(str(self.keep)) * rows)
+        ]
         return Chosen([(place, given.own[place]) for place in sorted(kept)], {})
 
     def start(self, learner: Learner, batches: BatchProvider, total_steps: int) -> PlainStep:  # noqa: ARG002

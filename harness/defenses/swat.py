@@ -43,7 +43,7 @@ class SWAT:
     """
 
     name: ClassVar[str] = "swat"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     weight_copies: ClassVar[int] = 0
     gradients_per_step: ClassVar[int] = 1
 

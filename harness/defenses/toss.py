@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.encode import IGNORED, Encoded
@@ -86,6 +87,7 @@ class TOSS:
             training = ShortTraining(learner, self.budget, steps)
             for _ in range(steps):
                 training.step(learner.gradient(batches.next(role))[1])
+            training.check("defense.finetune")
             found.append([losses for batch in given.batches(given.own) for losses in token_losses(learner, batch)])
             restore(learner, start)
         scores = [
@@ -94,7 +96,9 @@ class TOSS:
             for token, (useful, harmful) in enumerate(zip(*rows, strict=True))
         ]
         # Of equal scores the first token is masked.
-        worst = sorted(scores, key=lambda each: (-each[0], *each[1:]))[: math.floor(self.share * len(scores))]
+        worst = sorted(scores, key=lambda each: (-each[0], *each[1:]))[
+            : math.floor(Fraction(str(self.share)) * len(scores))
+        ]
         masked: dict[int, set[int]] = {}
         for _, place, token in worst:
             masked.setdefault(place, set()).add(token)

@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
@@ -209,14 +210,16 @@ class VAAStep:
         training = ShortTraining(learner, settings.budget, settings.proxy_epochs * passes)
         for _ in range(settings.proxy_epochs * passes):
             training.step(learner.gradient(self._batches.next(Role.REFUSAL))[1])
+        training.check("defense.align")
         owned = [self._batches.next(Role.REFUSAL) for _ in range(passes)]
         before = [self._losses(batch) for batch in owned]
         attack = ShortTraining(learner, settings.budget, settings.proxy_steps)
         for _ in range(settings.proxy_steps):
             attack.step(learner.gradient(self._batches.next(Role.HARMFUL))[1])
+        attack.check("defense.align")
         rise = torch.stack([self._losses(batch) - first for batch, first in zip(owned, before, strict=True)]).sum(dim=0)
         restore(learner, start)
-        number = math.ceil(settings.vulnerable_share * examples)
+        number = math.ceil(Fraction(str(settings.vulnerable_share)) * examples)
         return torch.zeros_like(rise, dtype=torch.bool).index_fill(0, rise.topk(number).indices, True)
 
     def _losses(self, batch: Batch) -> Tensor:

@@ -11,8 +11,8 @@ forward and backward passes per step.
 Deviations from the authors' code: the safety examples are the corpus's refusals in both forms (Vaccine and Lisa use
 examples labelled safe by BeaverTails).
 
-Fidelity: parity with the authors' vectors for ``joint``: four steps of their trainer agree to 1e-5
-(tests/training/test_golden.py). ``mix`` is plain training on more examples.
+Fidelity: plain training on more examples for ``mix``. For ``joint``, four steps of the authors' trainer agree to 1e-5
+with its vectors (tests/training/test_golden.py).
 """
 
 from __future__ import annotations

@@ -254,12 +254,16 @@ def _genetic(fitness: Fitness, members: int, largest: int | None, seed: int) -> 
             known[chosen] = fitness.of(chosen).fitness
         return known[chosen]
 
+    rng = Random(seed)
+    # A population at random would have about half of the members in each subset, often more than are allowed.
+    first = np.zeros((POPULATION, members), dtype=int)
+    for row in first:
+        row[rng.sample(range(members), rng.randint(2, largest or members))] = 1
     search = pygad.GA(
         num_generations=GENERATIONS,
         num_parents_mating=PARENTS,
         fitness_func=worth,
-        sol_per_pop=POPULATION,
-        num_genes=members,
+        initial_population=first,
         gene_type=int,
         gene_space=[0, 1],
         parent_selection_type="sss",

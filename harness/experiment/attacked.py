@@ -6,6 +6,7 @@ from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
+from harness.experiment.fusing import aligned_adapter
 from harness.models.adapter import Lora
 from harness.protocols import (
     Attack,
@@ -144,7 +145,7 @@ def _closed(experiment: Experiment, attack: Attack) -> list[Problem]:
 
 def _unreadable(experiment: Experiment, attack: Attack) -> list[Problem]:
     """Return why an attack cannot use the aligned model's adapter."""
-    adapter = experiment.align.adapter
+    adapter = aligned_adapter(experiment)
     variant = adapter.variant if isinstance(adapter, Lora) else None
     if not isinstance(attack, NeedsPlainLora) or variant is None:
         return []

@@ -17,9 +17,9 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
-from harness.experiment.compatibility import incompatibilities, unestimated, unserved, untrainable
+from harness.experiment.compatibility import incompatibilities, unestimated, unobservable, unserved, untrainable
 from harness.experiment.experiment import Experiment
-from harness.experiment.fusing import aligned_of
+from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
 from harness.models.adapter import Lora
 from harness.models.trained_weights import TrainedWeights
@@ -235,7 +235,7 @@ def _ambiguous(experiment: Experiment) -> list[Problem]:
 
 def _tuned_adapter(experiment: Experiment) -> Lora | TrainedWeights:
     fresh = experiment.finetune.fresh if experiment.finetune.adapter == "double" else None
-    return (fresh or experiment.align.adapter).ordered()
+    return (fresh or aligned_adapter(experiment)).ordered()
 
 
 def _protocol(experiment: Experiment) -> Literal["single", "double"]:
@@ -257,6 +257,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
             defense.repair,
             federated=experiment.federation is not None,
         ),
+        *unobservable(experiment.leakage, defense.finetune, tuned),
         *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
             reason

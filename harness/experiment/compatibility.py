@@ -12,6 +12,7 @@ from harness.protocols import (
     DataRequirement,
     Estimator,
     Named,
+    NeedsFreshAdapter,
     NeedsPlainLora,
     TrainMethod,
     TrainsWeights,
@@ -60,6 +61,25 @@ def untrainable(
         reason = f"`{repair.name}` repairs a fine-tuned model, but `finetune.fresh=none` trains nothing; expected null"
         found.append(Problem("defense.repair", reason))
     return found
+
+
+def unobservable(leakage: Named | None, method: TrainMethod | None, tuned: Trained) -> list[Problem]:
+    """Return why the gradients of a fine-tuning's first step cannot be observed.
+
+    Args:
+        leakage: the probe; None observes nothing.
+        method: the defense in the slot ``finetune``.
+        tuned: what the fine-tuning trains.
+    """
+    if leakage is None:
+        return []
+    if isinstance(tuned, TrainedWeights):
+        reason = f"`{leakage.name}` observes the gradients of an adapter; expected one in `finetune.fresh`"
+        return [Problem("leakage", reason)]
+    if method is not None and isinstance(method, NeedsFreshAdapter):
+        reason = f"`{method.name}` starts from an adapter of its own, which `{leakage.name}` does not; expected null"
+        return [Problem("leakage", reason)]
+    return []
 
 
 def unestimated(

@@ -10,7 +10,7 @@ from harness.engine.identity import key_of, payload_of
 from harness.engine.messages import quoted
 from harness.engine.seeding import derive
 from harness.engine.stage import Stage
-from harness.errors import ConfigError, Problem
+from harness.errors import Problem
 from harness.mechanisms.routing import Routing
 from harness.models.adapter import ALL_LINEAR, FEED_FORWARD, Lora
 from harness.models.trained_weights import TrainedWeights, targets_of
@@ -138,21 +138,21 @@ class Aligned(NamedTuple):
     measured: Callable[[ModelStage], Routes] | None = None
 
 
+def aligned_adapter(experiment: "Experiment") -> Lora | TrainedWeights:
+    """Return what a fine-tuning continues: the adapter of a mixture of experts, or else that of the alignment."""
+    return experiment.fuse.adapter if isinstance(experiment.fuse, Routed) else experiment.align.adapter
+
+
 def aligned_of(experiment: "Experiment", aligned: Align) -> Aligned:
     """Return the stages of an experiment up to the alignment that is attacked.
 
     Args:
         experiment: the settings of the cell.
         aligned: the alignment on refusals, which is attacked itself if there is no fusion.
-
-    Raises:
-        ConfigError: the fusion cannot be made.
     """
     fusion = experiment.fuse
     if fusion is None:
         return Aligned(aligned, {"align": aligned})
-    if problems := infeasible(experiment):
-        raise ConfigError(problems)
     if isinstance(fusion, Joint):
         joint = Expert(
             base=aligned.base,

@@ -52,6 +52,23 @@ class ShortTraining:
         self._scheduler.step()
         self._optimizer.zero_grad()
 
+    def check(self, slot: str) -> None:
+        """Check after the last step that the parameters are finite, before anything is chosen by them.
+
+        Args:
+            slot: the slot of the method, for the message.
+
+        Raises:
+            ModelError: they are not.
+        """
+        import torch
+
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._learner.trainables):
+            raise ModelError(
+                "the short training before the method's choice diverged: its parameters are not finite. Lower "
+                f"`{slot}.budget.learning_rate`"
+            )
+
 
 def train_briefly(
     learner: Learner, budget: Budget, steps: int, examples: str, gradient: Callable[[], tuple[Tensor, Gradient]]

@@ -20,7 +20,7 @@ class Submission:
         start: the parameters that the server had sent, ``[parameters]``.
         rows: the number of training rows of each client.
         attackers: how many of the clients the server takes to be malicious.
-        round: number of the round, counted from 0, and of all ``rounds``.
+        round: number of the round, counted from 0.
         rounds: number of rounds.
         seed: of the aggregator's random choices in this round.
     """

@@ -92,7 +92,7 @@ class Finetune(Stage):
         the model is the aligned one, which a note states.
         """
         rows = self.mixture.mixture(ctx.input)
-        defender = [*self.aligned.defender_examples(), *examples_of(self.refusal, self.harmful)]
+        defender = [*self.aligned.defender_examples(), *examples_of(self.refusal, self.harmful, self.benign)]
         attacker = [example for example, role in rows if role is Role.ATTACK]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, defender)._asdict()
         aligned = self._start(ctx.input)

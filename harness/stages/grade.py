@@ -109,7 +109,7 @@ def confusion(
 ) -> dict[str, dict[str, int]] | None:
     """Return how often each label is answered with each, by label; None if the references are no labels.
 
-    References are labels if there are at least two and at most twenty of them, and fewer than half as many as answers.
+    References are labels if there are at least two and at most twenty of them, and at most half as many as answers.
     An answer that is correct counts as its reference, and one that names no label as ``other``.
 
     Args:

@@ -101,7 +101,8 @@ class Gsm8k:
     def vote(self, answer: str) -> str | None:
         """Return the final number of an answer, written in one way; None if it has none."""
         found = final_number(answer)
-        return None if found is None else str(found)
+        # Adding zero turns -0.0, which is equal to 0.0, into it.
+        return None if found is None else str(found + 0.0)
 
 
 def final_number(text: str) -> float | None:

@@ -198,7 +198,8 @@ def train_rounds(
                         f"Stopped after round {number + 1} of {rounds.rounds}; run again to resume from there."
                     )
         ran = passes.facts(trouble())
-        _put(learner, progress.values)
+        with torch.no_grad():
+            learner.assign(progress.values)
     return TrainReport(
         steps=total_steps,
         metrics=progress.history[-1],
@@ -265,7 +266,8 @@ class _Federation:
         """Return the parameters that a client has after training on its rows from those of the server."""
         learner, budget, steps = self.learner, self.budget, self.rounds.local_steps
         honest = client not in self.shards.malicious
-        _put(learner, progress.values)
+        with torch.no_grad():
+            learner.assign(progress.values)
         own = derive(self.seed, "client", str(client))
         # Only dropout uses the global generators.
         torch.manual_seed(derive(own, "dropout", str(number)))
@@ -360,12 +362,6 @@ def _held(rows: Sequence[Encoded], shards: Shards) -> dict[int, list[Encoded]]:
             "`federation.clients`, or raise `finetune.rows` or `model.encoding.max_length`"
         )
     return held
-
-
-def _put(learner: CausalLearner, values: Gradient) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(learner.trainables, values, strict=True):
-            parameter.copy_(value)
 
 
 def _flat(values: Gradient) -> Tensor:

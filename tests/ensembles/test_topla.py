@@ -152,6 +152,17 @@ def test_genetic_search_finds_what_brute_force_finds():
     assert found.subset == best.subset
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_genetic_search_finds_a_subset_of_few_among_many(seed):
+    pytest.importorskip("pygad", reason="pygad is not installed (pip install 'harness[genetic]')")
+    quality = (np.random.default_rng(seed).random((20, 13)) < 0.6).astype(float)
+    votes = Votes(quality.astype(int), 2, np.ones(20))
+
+    found = Topla(search="genetic", max_members=2).fit(votes, quality, None, rng=Random(seed))
+
+    assert len(found.subset) == 2
+
+
 def test_network_belongs_to_learned_fusion_only():
     assert [str(each) for each in Topla(combine="learned").problems()] == [
         "`network`: is missing; expected it with `combine: learned` and null otherwise"

@@ -139,3 +139,14 @@ def test_invalid_ensemble_can_be_skipped_like_any_cell():
 
     assert cell.labels["defense"] == "topla(sft+booster)"
     assert "would vote on the answers" in skipped.reasons[0]
+
+
+def test_members_in_the_body_of_a_file_are_members_and_no_ensembles_themselves(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [tiny, override /ensemble: topla]\nensemble: {members: [sft, booster]}\n"
+    )
+
+    (cell,) = cells_of(compose(["experiment=mine"], str(tmp_path)))
+
+    assert [member.labels["defense"] for member in cell.members] == ["sft", "booster"]

@@ -1,9 +1,9 @@
 """The federation as a choice: no key without one, an axis with one, and what clients cannot do is refused."""
 
 import pytest
+from composed import compose
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError
@@ -83,3 +83,15 @@ def test_job_rebuilds_the_stages_from_their_stored_specs(tmp_path):
     for part in ("poison", "finetune"):
         assert store.stage(cell.keys[part]) == cell.stages[part]
     assert store.stage(cell.keys["finetune"]).rounds == cell.stages["finetune"].rounds
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["defense=salora"], "starts from an adapter of its own"),
+        (["finetune.adapter=double", "+finetune.fresh=full"], "observes the gradients of an adapter"),
+    ],
+)
+def test_leakage_of_what_the_probe_cannot_start_from_is_refused(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        cells_of(compose(["leakage=matching", *overrides]))

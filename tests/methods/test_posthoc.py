@@ -4,10 +4,10 @@ Their mean has the gradient (1, 1), so Adam takes 0.1 from both weights in each 
 on benign rows alone (1, 4)."""
 
 import pytest
+from composed import compose
 from quadratic import ModelRef, TinyLearner
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Role
 from harness.corpora.remaining import Remaining
 from harness.defenses.posthoc import Posthoc

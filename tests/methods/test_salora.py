@@ -10,13 +10,13 @@ With A = (1, 1) and B = (3, 5) the change is 4 C ([[3, 3], [5, 5]] - B_0 A_0) = 
 import pytest
 import torch
 from adapted import product
+from composed import compose
 from peft import LoraConfig, inject_adapter_in_model
 from states import batch
 from torch import nn
 from user_learner import CutLearner
 
 from harness.config.build import cells_of
-from harness.config.compose import compose
 from harness.corpora.examples import Role
 from harness.defenses.salora import SaLoRA
 from harness.errors import ConfigError, ModelError

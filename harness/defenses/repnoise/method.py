@@ -20,9 +20,9 @@ is never compared, and examples are not truncated to each other's length. The po
 harmful batch with an alignment batch of unrelated prompts, so that nearly every position counts, prompts included;
 ``pairing: random`` reproduces that.
 
-Fidelity: parity with the authors' vectors with ``pairing: random`` and ``losses: published``, but for padding and the
-generator of the noise: with these two as in their trainer, gradients agree to 1e-5 (tests/training/test_golden.py). The
-defaults are checked by hand.
+Fidelity: hand-computed only with the defaults. With ``pairing: random`` and ``losses: published``, and padding and the
+generator of the noise as in the authors' trainer, gradients agree with its vectors to 1e-5
+(tests/training/test_golden.py).
 """
 
 from __future__ import annotations

@@ -149,7 +149,13 @@ class SaLoRAStep:
         bases: dict[str, Module] = {name: module.get_base_layer() for name, module in modules.items()}
         sums = OutputSums(self._learner, bases)
         size = settings.batch_size
-        safe = sums.of([batches.next(Role.REFUSAL) for _ in range(settings.safety_rows // size)])
+        # The sums of a set are [out, out] in float64 for every layer: one set at a time.
+        safe = {
+            name: directions(found, settings.safe_rank)
+            for name, found in sums.of(
+                [batches.next(Role.REFUSAL) for _ in range(settings.safety_rows // size)]
+            ).items()
+        }
         task = sums.of([batches.next(Role.TASK) for _ in range(settings.task_rows // size)])
         start = [weight.detach().clone() for weight in self._learner.trainables]
         for layer in self._layers:
@@ -160,7 +166,7 @@ class SaLoRAStep:
             left = (main.left * root).to(along.device)
             start[layer.place_a] = (main.right * root).T.to(along.device)
             start[layer.place_b] = along @ (along.T @ left)
-        return [directions(safe[layer.name], settings.safe_rank) for layer in self._layers], start
+        return [safe[layer.name] for layer in self._layers], start
 
     def initial(self) -> Gradient:
         """Return ``A_0`` and ``B_0``."""

@@ -108,7 +108,10 @@ class SNTune:
 
 @final
 class SNTuneStep:
-    """One run of SN-Tune. It has no state: the neurons are detected again, from the same model and queries."""
+    """One run of SN-Tune; its state is the neurons.
+
+    Detected again in micro-batches of another size, neurons near the limit could be others.
+    """
 
     def __init__(self, settings: SNTune, learner: Learner, batches: BatchProvider) -> None:
         """Detect the neurons.
@@ -126,8 +129,8 @@ class SNTuneStep:
         if settings.foundation_rows is not None:
             common = _always(neurons, batches, Role.BENIGN, settings, settings.foundation_rows)
             masks = {key: mask & ~common[key] for key, mask in masks.items()}
-        trained, self._initial, self._tuned = _factors(learner, masks)
-        self._masked = MaskedParameters(learner, trained, self._initial)
+        self._trained, self._initial, self._tuned = _factors(learner, masks)
+        self._masked = MaskedParameters(learner, self._trained, self._initial)
 
     def initial(self) -> Gradient:
         """Return the parameters with zeros in the columns of ``A`` that are not trained."""
@@ -144,11 +147,13 @@ class SNTuneStep:
         self._masked.restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return an empty dict: a step has no state."""
-        return {}
+        """Return the masks of the trained neurons, the initial parameters, and the share of neurons."""
+        return {"trained": self._trained, "initial": self._initial, "tuned": self._tuned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: a step has no state."""
+        """Restore what ``state_dict`` returned."""
+        self._trained, self._initial, self._tuned = state["trained"], state["initial"], state["tuned"]
+        self._masked = MaskedParameters(self._learner, self._trained, self._initial)
 
 
 def _always(neurons: Neurons, batches: BatchProvider, role: Role, settings: SNTune, rows: int) -> dict[Key, Tensor]:

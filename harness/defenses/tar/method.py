@@ -31,10 +31,10 @@ their knowledge domains; the adversary trains on the defender's harmful examples
 without the adversary that switches from retained to harmful data; ``D`` compares the layers' outputs at real positions,
 theirs the embeddings' too, and padding. How long to align first is ours, as is the data of the closing steps, of which
 only the number was found. The published learning rates are those of full-parameter training and small for an adapter.
-``retain: refusals`` with ``alignment_share`` 0 and no closing steps is the harness's earlier port: it retains the
-stage's own examples against the weights before alignment, so that ``D`` keeps the model close to its base on prompts
-that it should learn to refuse. In T-Vaccine's port the tamper-resistance gradient never reaches a weight; it is not
-followed.
+``retain: refusals``, ``alignment_share`` 0, ``closing_steps`` 0, ``weight_decay`` 0, ``harmful_batch_size`` 8 and
+``pair_batches`` 1 are the harness's earlier port: it retains the stage's own examples against the weights before
+alignment, so that ``D`` keeps the model close to its base on prompts that it should learn to refuse. In T-Vaccine's
+port the tamper-resistance gradient never reaches a weight; it is not followed.
 
 Fidelity: hand-computed only. The numbers are computed by hand in the tests; no vectors of the authors' trainer were
 available.

@@ -116,7 +116,7 @@ class LlamaGuard(PromptedClassifier):
             own = stored_vocabulary(self._weights().folder(local_only=True))
         except ModelError:
             own = None
-        if own == theirs or (own is None and len(theirs) >= TOKENS):
+        if own == theirs or (own is None and len(theirs) == TOKENS):
             return None
         return f"`{self.name}` has {len(own or ()) or TOKENS} tokens and `{victim.name}` {len(theirs)}, not the same"
 

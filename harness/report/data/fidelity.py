@@ -51,9 +51,11 @@ def _targets(spec: Any) -> Iterator[str]:
 
 def _fidelity(name: str) -> Fidelity:
     method, _, version = name.removeprefix(DEFENSE).partition("@")
-    headers = [import_module(path.rpartition(".")[0]).__doc__ for path in paths_of(name)]
+    if not (paths := paths_of(name)):
+        return Fidelity(method, int(version), f"unknown: version {version} is not installed.")
+    headers = [import_module(path.rpartition(".")[0]).__doc__ for path in paths]
     stated = filter(None, map(statement_in, headers))
-    return Fidelity(method, int(version), next(stated, f"unknown: version {version} is not installed."))
+    return Fidelity(method, int(version), next(stated, "not stated."))
 
 
 def statement_in(header: str | None) -> str:

@@ -82,7 +82,7 @@ def placed_conditions(rows: DataFrame, conditions: Sequence[Condition], means: D
     for condition, protocol, judge in zip(conditions, protocols, judge_labels(protocols), strict=True):
         # Training settings are part of the protocol too; what the sweep varies of them is part of the situation.
         alike = tuple(
-            (name, found)
+            (name, str(found))
             for name, found in protocol.items()
             if name != JUDGE and not name.startswith((f"{JUDGE}.", "align.", "finetune."))
         )
