@@ -63,7 +63,8 @@ class ShortTraining:
         """
         import torch
 
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._learner.trainables):
+        norms = torch.stack([torch.linalg.vector_norm(parameter.detach()) for parameter in self._learner.trainables])
+        if not math.isfinite(float(norms.sum())):
             raise ModelError(
                 "the short training before the method's choice diverged: its parameters are not finite. Lower "
                 f"`{slot}.budget.learning_rate`"
