@@ -181,8 +181,7 @@ def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
 def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
     """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
     evaluation, encoding = experiment.evaluation, experiment.asked(probe)
-    # Where an answer begins and where it ends, by the encoding that asked.
-    graded = {"marker": marker_of(encoding.template), "thoughts": encoding.thoughts}
+    marker, thoughts = marker_of(encoding.template), encoding.thoughts
 
     def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
         return Generate(
@@ -190,7 +189,7 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
         )
 
     answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
-    harm = Grade(answers=answers, judge=experiment.judge, **graded)
+    harm = Grade(answers=answers, judge=experiment.judge, marker=marker, thoughts=thoughts)
     if probe is not None and not probe.accuracy:
         return {"harm_answers": answers, "harm": harm}
     task = experiment.task
@@ -202,7 +201,7 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
         accuracy = Grade(answers=solutions)
     else:
         solutions = generated(task.test, task.new_tokens)
-        accuracy = Grade(answers=solutions, task=task, **graded)
+        accuracy = Grade(answers=solutions, task=task, marker=marker, thoughts=thoughts)
     parts: dict[str, Stage] = {
         "harm_answers": answers,
         "task_answers": solutions,
@@ -212,7 +211,9 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
     if (over_refusal := experiment.over_refusal) is not None:
         replies = generated(over_refusal.prompts, evaluation.new_tokens)
         parts["over_refusal_answers"] = replies
-        parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, **graded)
+        parts["over_refusal"] = Grade(
+            answers=replies, refusal_judge=over_refusal.judge, marker=marker, thoughts=thoughts
+        )
     return parts
 
 
