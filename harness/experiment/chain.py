@@ -17,7 +17,14 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
-from harness.experiment.compatibility import incompatibilities, unestimated, unobservable, unserved, untrainable
+from harness.experiment.compatibility import (
+    incompatibilities,
+    unestimated,
+    unmarked,
+    unobservable,
+    unserved,
+    untrainable,
+)
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
@@ -189,7 +196,7 @@ def _evaluation(
 ) -> dict[str, Stage]:
     """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
     evaluation, encoding = experiment.evaluation, experiment.asked(probe)
-    marker = marker_of(encoding.template)
+    marker, thoughts = marker_of(encoding.template), encoding.thoughts
 
     def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
         return Generate(
@@ -203,7 +210,7 @@ def _evaluation(
         )
 
     answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
-    harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
+    harm = Grade(answers=answers, judge=experiment.judge, marker=marker, thoughts=thoughts)
     if probe is not None and not probe.accuracy:
         return {"harm_answers": answers, "harm": harm}
     task = experiment.task
@@ -215,7 +222,7 @@ def _evaluation(
         accuracy = Grade(answers=solutions)
     else:
         solutions = generated(task.test, task.new_tokens)
-        accuracy = Grade(answers=solutions, task=task, marker=marker)
+        accuracy = Grade(answers=solutions, task=task, marker=marker, thoughts=thoughts)
     parts: dict[str, Stage] = {
         "harm_answers": answers,
         "task_answers": solutions,
@@ -225,7 +232,9 @@ def _evaluation(
     if (over_refusal := experiment.over_refusal) is not None:
         replies = generated(over_refusal.prompts, evaluation.new_tokens)
         parts["over_refusal_answers"] = replies
-        parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+        parts["over_refusal"] = Grade(
+            answers=replies, refusal_judge=over_refusal.judge, marker=marker, thoughts=thoughts
+        )
     return parts
 
 
@@ -278,6 +287,7 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
             defense.repair,
             federated=experiment.federation is not None,
         ),
+        *unmarked([experiment.corpus.origin, experiment.task.train], experiment.model.encoding.thoughts),
         *unobservable(experiment.leakage, defense.finetune, tuned),
         *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
         *(
