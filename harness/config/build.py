@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
+from harness.config.alignment_only import FINETUNE, estimator_problems
 from harness.config.attacker import Attacker
 from harness.config.compose import Composition, compose
 from harness.config.defense_slots import GROUP, SLOTS, group_of, label, slots_without_method
@@ -176,7 +177,10 @@ def _experiment(composition: Composition) -> Experiment:
         ConfigError: with all problems found.
     """
     data = {name: value for name, value in composition.data.items() if _part_of(name) is Experiment}
-    if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
+    if without := [
+        *slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)),
+        *estimator_problems(composition.choices),
+    ]:
         raise ConfigError(without)
     return build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
 
@@ -299,12 +303,14 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    chosen = ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update), (FUSE, experiment.fuse))
-    for group, part in chosen:
+    update = experiment.finetune.update if experiment.finetune else None
+    for group, part in ((GUARDRAIL, experiment.guardrail), (UPDATE, update), (FUSE, experiment.fuse)):
         if part is not None:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)
             swept[group] = part.name if choice == NONE else choice
+    if experiment.finetune is None:
+        swept[FINETUNE] = NONE
     acting, opened = experiment.attack.acting, experiment.attack.guard
     if acting is not None and acting.needs.guard and opened is not None:
         choice = composition.choices.get(ATTACK_GUARD, opened.name)
