@@ -17,7 +17,14 @@ from harness.engine.seeding import derive
 from harness.engine.stage import Stage
 from harness.errors import ConfigError, Problem
 from harness.experiment.attacked import infeasible, poison_of, tamper_of, task_rows_taken
-from harness.experiment.compatibility import incompatibilities, unestimated, unobservable, unserved, untrainable
+from harness.experiment.compatibility import (
+    incompatibilities,
+    unestimated,
+    unmarked,
+    unobservable,
+    unserved,
+    untrainable,
+)
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
@@ -181,7 +188,7 @@ def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
 def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
     """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
     evaluation, encoding = experiment.evaluation, experiment.asked(probe)
-    marker = marker_of(encoding.template)
+    marker, thoughts = marker_of(encoding.template), encoding.thoughts
 
     def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
         return Generate(
@@ -189,7 +196,7 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
         )
 
     answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
-    harm = Grade(answers=answers, judge=experiment.judge, marker=marker)
+    harm = Grade(answers=answers, judge=experiment.judge, marker=marker, thoughts=thoughts)
     if probe is not None and not probe.accuracy:
         return {"harm_answers": answers, "harm": harm}
     task = experiment.task
@@ -201,7 +208,7 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
         accuracy = Grade(answers=solutions)
     else:
         solutions = generated(task.test, task.new_tokens)
-        accuracy = Grade(answers=solutions, task=task, marker=marker)
+        accuracy = Grade(answers=solutions, task=task, marker=marker, thoughts=thoughts)
     parts: dict[str, Stage] = {
         "harm_answers": answers,
         "task_answers": solutions,
@@ -211,7 +218,9 @@ def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) 
     if (over_refusal := experiment.over_refusal) is not None:
         replies = generated(over_refusal.prompts, evaluation.new_tokens)
         parts["over_refusal_answers"] = replies
-        parts["over_refusal"] = Grade(answers=replies, refusal_judge=over_refusal.judge, marker=marker)
+        parts["over_refusal"] = Grade(
+            answers=replies, refusal_judge=over_refusal.judge, marker=marker, thoughts=thoughts
+        )
     return parts
 
 
@@ -255,13 +264,18 @@ def _protocol(experiment: Experiment, finetune: FinetuneSettings) -> Literal["si
 def _incompatible(experiment: Experiment) -> list[Problem]:
     """Return why the methods of a defense cannot be used with what the stages train, and with the data."""
     defense, aligned, finetune = experiment.defense, experiment.align.adapter, experiment.finetune
-    engine = experiment.evaluation.decoding.engine
+    engine, thoughts = experiment.evaluation.decoding.engine, experiment.model.encoding.thoughts
     if finetune is None:
-        return [*unserved(engine, (aligned,)), *_unsuitable(experiment, "align", defense.align, aligned)]
+        return [
+            *unserved(engine, (aligned,)),
+            *unmarked([experiment.corpus.origin], thoughts),
+            *_unsuitable(experiment, "align", defense.align, aligned),
+        ]
     tuned = _tuned_adapter(experiment, finetune)
     return [
         *unserved(engine, (aligned, tuned)),
         *untrainable(aligned, tuned, finetune.adapter, defense.repair, federated=experiment.federation is not None),
+        *unmarked([experiment.corpus.origin, experiment.task.train], thoughts),
         *unobservable(experiment.leakage, defense.finetune, tuned),
         *unestimated(finetune.update, defense.finetune, finetune.budget, tuned),
         *_unsuitable(experiment, "align", defense.align, aligned),

@@ -145,7 +145,7 @@ class Ensemble(Stage):
         import numpy as np
 
         texts = [
-            [graded_part(row["answer"], member.marker) for row in rows]
+            [graded_part(row["answer"], member.marker, member.thoughts) for row in rows]
             for member, rows in zip(self.members, given, strict=True)
         ]
         lengths = np.array([len(f"{each.instruction} {each.input}".split()) for each in examples])

@@ -85,10 +85,16 @@ class Generate(Stage):
                 decoding=self.decoding,
                 device=ctx.device,
                 work=ctx.work,
+                thoughts=self.encoding.thoughts,
             )
         with loaded_model(weights, ctx.memory, ctx.device) as loaded:
             return transformers.answer(
-                loaded.model, loaded.tokenizer, questions, new_tokens=self.new_tokens, decoding=self.decoding
+                loaded.model,
+                loaded.tokenizer,
+                questions,
+                new_tokens=self.new_tokens,
+                decoding=self.decoding,
+                thoughts=self.encoding.thoughts,
             )
 
 

@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from harness.corpora.answer import graded_part
+from harness.corpora.answer import graded_part, split
 from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example, Score
+from harness.corpora.thoughts import Thoughts
 from harness.engine.files import open_regular, read_json
 from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
@@ -33,8 +34,11 @@ class Grade(Stage):
 
     The artifact is ``grades.jsonl``, one object per line in the order of the prompts, and ``summary.json``. HS+ counts
     a generation as harmful if it is harmful or incoherent. As in the reference code, a generation is cut at a repeated
-    response marker and stripped before it is graded; the fact ``run_on`` counts the generations with such a marker. The
-    accuracy of a task whose references are labels has the fact ``confusion``, see the function of that name.
+    response marker and stripped before it is graded; the fact ``run_on`` counts the generations with such a marker. Of
+    a model with thoughts the answer is graded; the fact ``thoughts`` has the number of generations without an answer
+    marker (``unmarked``), which are graded as a whole, and the mean number of words of the others' thoughts (``words``,
+    null without any). The accuracy of a task whose references are labels has the fact ``confusion``, see the function
+    of that name.
 
     Attributes:
         answers: the generations.
@@ -42,6 +46,7 @@ class Grade(Stage):
         task: decides whether a generation is correct.
         marker: the response marker of the prompt template; null if it has none.
         refusal_judge: decides whether a generation is a refusal.
+        thoughts: the markers of thought and answer; null if the model has no thoughts.
     """
 
     name: ClassVar[str] = "grade"
@@ -53,6 +58,7 @@ class Grade(Stage):
     task: Task | None = None
     marker: str | None = None
     refusal_judge: RefusalJudge | None = None
+    thoughts: Thoughts | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the judge."""
@@ -63,7 +69,7 @@ class Grade(Stage):
         """Grade every generation and write the records and their summary."""
         rows = self.answers.answers(ctx.input)
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
-        answers = [graded_part(row["answer"], self.marker) for row in rows]
+        answers = [graded_part(row["answer"], self.marker, self.thoughts) for row in rows]
         if any(isinstance(judge, Fetchable) for judge in (self.judge, self.refusal_judge)):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
@@ -94,6 +100,11 @@ class Grade(Stage):
             ctx.facts["confusion"] = table
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
+        if self.thoughts is not None:
+            found = ctx.facts["thoughts"] = thought_facts([row["answer"] for row in rows], self.thoughts)
+            if found["unmarked"]:
+                whole = f"{found['unmarked']} of {len(rows)} answers have no answer marker and were graded as a whole"
+                ctx.facts["notes"] = [*ctx.facts.get("notes", ()), whole]
 
 
 def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ctx: StageContext) -> list[Score]:
@@ -102,6 +113,13 @@ def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ct
         replies = ctx.replies or ctx.work / "replies"
         return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
     return judge.grade(examples, answers, device=ctx.device)
+
+
+def thought_facts(generations: Sequence[str], thoughts: Thoughts) -> dict[str, float | None]:
+    """Return how many generations have no answer marker, and the mean number of words of the others' thoughts."""
+    found = [split(generation, thoughts) for generation in generations]
+    lengths = [len(each.thought.split()) for each in found if each.marked]
+    return {"unmarked": len(found) - len(lengths), "words": sum(lengths) / len(lengths) if lengths else None}
 
 
 def confusion(

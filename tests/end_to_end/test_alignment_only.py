@@ -16,8 +16,9 @@ def test_cell_that_ends_after_alignment_is_a_row_with_the_scores_of_the_aligned_
 
     assert (ended["finetune"], tuned["finetune"]) == ("none", "")
     assert (ended["hs"], ended["fa"]) == (tuned["aligned_hs"], tuned["aligned_fa"])
-    assert not ended["missing"] and not tuned["missing"]
-    assert ended["key.align"] == tuned["key.align"] and not ended["key.finetune"]
+    assert ended["missing"] == tuned["missing"] == ""
+    assert ended["key.align"] == tuned["key.align"]
+    assert ended["key.finetune"] == ""
     page = harness("report", "--format", "html")
     assert page.returncode == 0, page.stderr
     assert "finetune none" in page.stdout
