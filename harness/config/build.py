@@ -26,6 +26,7 @@ from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
 from harness.experiment.ensemble import ENSEMBLE, EnsembleSettings, Member, ensemble_of
 from harness.experiment.experiment import Experiment
+from harness.experiment.serving import SERVE
 
 TUNED = "tuned"
 """Group of hyperparameters tuned for a model size; a defense's YAML prefers them to its published values."""
@@ -303,8 +304,13 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    update = experiment.finetune.update if experiment.finetune else None
-    for group, part in ((GUARDRAIL, experiment.guardrail), (UPDATE, update), (FUSE, experiment.fuse)):
+    chosen = {
+        GUARDRAIL: experiment.guardrail,
+        UPDATE: experiment.finetune.update if experiment.finetune else None,
+        FUSE: experiment.fuse,
+        SERVE: experiment.serve,
+    }
+    for group, part in chosen.items():
         if part is not None:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)

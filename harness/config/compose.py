@@ -30,6 +30,7 @@ from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
 from harness.experiment.ensemble import ENSEMBLE
+from harness.experiment.serving import SERVE
 
 register()
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -49,9 +50,9 @@ class Composition:
         values: the plain values that the user set, by dotted name.
         overrides: the overrides as the user wrote them.
         invalid: overrides that could not be applied.
-        idle: overrides of settings of a defense slot that is empty in this cell, or of an ensemble or a fine-tuning in
-            a cell without one: a sweep may combine a grid over a method's settings with cells that do not use the
-            method.
+        idle: overrides of settings of a defense slot that is empty in this cell, or of an ensemble, a fine-tuning or a
+            method at inference in a cell without one: a sweep may combine a grid over a method's settings with cells
+            without it.
         members: the compositions of an ensemble's members.
     """
 
@@ -323,10 +324,10 @@ def _may_be_options(value: object) -> bool:
 
 
 def _without_use(name: str, data: Mapping[str, Any]) -> bool:
-    """Return whether a setting is one of an empty slot, or of an ensemble in a cell without one."""
+    """Return whether a setting is one of an empty slot, or of an ensemble or a serve method in a cell without one."""
     group, slot, *_ = [*name.split("."), ""]
-    if group == ENSEMBLE:
-        return bool(slot) and data.get(ENSEMBLE) is None
+    if group in (ENSEMBLE, SERVE):
+        return bool(slot) and data.get(group) is None
     return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
 
 

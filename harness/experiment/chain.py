@@ -28,6 +28,7 @@ from harness.experiment.compatibility import (
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
+from harness.experiment.serving import calibrate_of, unservable
 from harness.experiment.settings import FinetuneSettings
 from harness.models.adapter import Lora
 from harness.models.trained_weights import TrainedWeights
@@ -40,12 +41,14 @@ from harness.protocols import (
     NeedsSafeAdapter,
     RepairMethod,
     SelectsRows,
+    ServeMethod,
     TrainedGuard,
     TrainMethod,
     TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
+from harness.stages.calibrate import Calibrate
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
@@ -77,6 +80,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *unfusable(experiment),
         *_unmeasured(experiment, probe),
         *_without_server_rows(experiment),
+        *unservable(experiment),
     ]:
         raise ConfigError(conflicts)
     align, encoding = experiment.align, experiment.model.encoding
@@ -93,16 +97,23 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
     )
     product, stages, measured = aligned_of(experiment, aligned)
     chain: dict[str, Stage] = {"base": base, **stages}
-    evaluated: dict[str, ModelStage] = {"": product}
+    final_model: ModelStage = product
     if experiment.finetune is not None:
         plain = replace(aligned, method=None, harmful=None, benign=None)
         attacked, final_model = _attacked(experiment, experiment.finetune, product, plain)
         if attacked.get("victim") in stages.values():
             del attacked["victim"]
         chain |= attacked
-        evaluated = {"aligned_": product, "": final_model}
-    for prefix, model in evaluated.items():
-        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+    calibrated = calibrate_of(experiment, product, final_model, probe)
+    if calibrated is not None:
+        chain["calibrate"] = calibrated
+    evaluated: list[tuple[str, ModelStage, ServeMethod | None]] = [("", final_model, experiment.serve)]
+    if experiment.finetune is not None:
+        # The aligned model is what the attack is compared with, so nothing stands between it and its answers.
+        evaluated.insert(0, ("aligned_", product, None))
+    for prefix, model, serve in evaluated:
+        parts = _evaluation(experiment, model, probe, serve, calibrated if serve else None)
+        chain |= {prefix + part: stage for part, stage in parts.items()}
         if measured is not None and probe is None:
             chain[f"{prefix}routes"] = measured(model)
     return chain
@@ -185,14 +196,26 @@ def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
     return Moderate(sent=poison, guard=guard, model=model)
 
 
-def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
+def _evaluation(
+    experiment: Experiment,
+    model: ModelStage,
+    probe: Probe | None,
+    serve: ServeMethod | None,
+    calibrated: Calibrate | None,
+) -> dict[str, Stage]:
     """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
     evaluation, encoding = experiment.evaluation, experiment.asked(probe)
     marker, thoughts = marker_of(encoding.template), encoding.thoughts
 
     def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
         return Generate(
-            model=model, prompts=prompts, new_tokens=new_tokens, encoding=encoding, decoding=evaluation.decoding
+            model=model,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            encoding=encoding,
+            decoding=evaluation.decoding,
+            serve=serve,
+            calibrated=calibrated,
         )
 
     answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)

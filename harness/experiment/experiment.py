@@ -21,7 +21,7 @@ from harness.experiment.settings import (
     Model,
     OverRefusal,
 )
-from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Tampering, Task, TrainedGuard
+from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, ServeMethod, Tampering, Task, TrainedGuard
 from harness.stages.leak import Leakage
 
 
@@ -39,6 +39,8 @@ class Experiment:
         experts: the rows of the other experts; read by a fusion only.
         leakage: measures what gradients give away of the rows; null does not.
         federation: clients that hold the user's rows and train on them; null fine-tunes in one place.
+        serve: acts between the final model and its answers; null lets the model answer alone. The aligned model, which
+            is evaluated before the attack, always does.
     """
 
     name: ClassVar[str] = "experiment"
@@ -60,6 +62,7 @@ class Experiment:
     experts: Experts | None = None
     federation: Federation | None = None
     leakage: Leakage | None = None
+    serve: ServeMethod | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""
