@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
+from harness.config.alignment_only import FINETUNE, estimator_problems
 from harness.config.attacker import Attacker
 from harness.config.compose import Composition, compose
 from harness.config.defense_slots import GROUP, SLOTS, group_of, label, slots_without_method
@@ -177,7 +178,10 @@ def _experiment(composition: Composition) -> Experiment:
         ConfigError: with all problems found.
     """
     data = {name: value for name, value in composition.data.items() if _part_of(name) is Experiment}
-    if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
+    if without := [
+        *slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)),
+        *estimator_problems(composition.choices),
+    ]:
         raise ConfigError(without)
     return build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
 
@@ -302,7 +306,7 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
     }
     chosen = {
         GUARDRAIL: experiment.guardrail,
-        UPDATE: experiment.finetune.update,
+        UPDATE: experiment.finetune.update if experiment.finetune else None,
         FUSE: experiment.fuse,
         SERVE: experiment.serve,
     }
@@ -311,6 +315,8 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)
             swept[group] = part.name if choice == NONE else choice
+    if experiment.finetune is None:
+        swept[FINETUNE] = NONE
     acting, opened = experiment.attack.acting, experiment.attack.guard
     if acting is not None and acting.needs.guard and opened is not None:
         choice = composition.choices.get(ATTACK_GUARD, opened.name)

@@ -31,6 +31,7 @@ class Experiment:
     """One cell of a sweep.
 
     Attributes:
+        finetune: the user's fine-tuning; null ends the cell after the alignment, whose model is then the final one.
         over_refusal: how over-refusal is measured; null does not measure it.
         tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
@@ -47,7 +48,7 @@ class Experiment:
     model: Model
     corpus: Corpus
     align: AlignSettings
-    finetune: FinetuneSettings
+    finetune: FinetuneSettings | None
     defense: Defense
     task: Task | MeasuredTask
     attack: AttackSettings
