@@ -258,7 +258,9 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     defense, tuned = experiment.defense, _tuned_adapter(experiment)
     slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
     return [
-        *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
+        *unserved(
+            experiment.evaluation.decoding, (experiment.align.adapter, tuned), experiment.model.encoding.thoughts
+        ),
         *untrainable(
             experiment.align.adapter,
             tuned,

@@ -171,6 +171,9 @@ def _uncountable(experiment: Experiment, settings: EnsembleSettings) -> list[Pro
     elif isinstance(settings.method, ReadsLikelihoods) and settings.method.reads_likelihoods and not task.labels:
         reason = f"`{task.name}` has open answers, and their classes have no likelihoods; expected null, a vote"
         found.append(Problem(f"{ENSEMBLE}.method.combine", reason))
+    if experiment.evaluation.decoding.samples > 1:
+        reason = "members of an ensemble give one answer to a prompt; expected 1"
+        found.append(Problem("evaluation.decoding.sampling.samples", reason))
     judges: dict[str, Named] = {"judge": experiment.judge}
     if experiment.over_refusal is not None:
         judges["over_refusal.judge"] = experiment.over_refusal.judge
