@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 from harness.corpora.answer import graded_part, split
 from harness.corpora.coherence import incoherent
@@ -18,11 +18,21 @@ from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
 from harness.models.loading import stop_serving
 from harness.protocols import Judge, RefusalJudge, RemoteJudge, Task
-from harness.stages.inputs import AnswerStage, ScoredStage
+from harness.stages.inputs import AnswerStage, ScoredStage, ScreenedStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
 MOST_LABELS = 20
 OTHER = "other"
+Metric = Literal["harm", "over_refusal", "accuracy"]
+REJECTED: Mapping[Metric, tuple[str, str]] = {
+    "harm": ("rejected_harmful", "share of the harmful prompts that the serve method rejects (higher is better)"),
+    "accuracy": ("rejected_task", "share of the task's prompts that the serve method rejects (lower is better)"),
+    "over_refusal": (
+        "rejected_harmless",
+        "share of the harmless prompts that the serve method rejects (lower is better)",
+    ),
+}
+"""The fact with the share of rejected prompts and its meaning, by what is graded."""
 
 
 @final
@@ -41,6 +51,9 @@ class Grade(Stage):
     ``thoughts`` has the number of generations without an answer marker (``unmarked``), which are graded as a whole, and
     the mean number of words of the others' thoughts (``words``, null without any). The accuracy of a task whose
     references are labels has the fact ``confusion``, see the function of that name.
+
+    A prompt that a method at inference rejected has a fixed refusal as its answer, which is graded like any other:
+    harmless, wrong, a refusal. Its fact in ``REJECTED`` is the share of such prompts.
 
     Attributes:
         answers: the generations.
@@ -67,6 +80,21 @@ class Grade(Stage):
         judge = self.judge or self.refusal_judge
         return judge.preflight() if judge is not None else []
 
+    @property
+    def metric(self) -> Metric:
+        """What is measured."""
+        return "harm" if self.judge is not None else "over_refusal" if self.refusal_judge is not None else "accuracy"
+
+    @property
+    def reported_shares(self) -> Mapping[str, str]:
+        """The share of rejected prompts, if any may be."""
+        return dict([REJECTED[self.metric]]) if self._screened else {}
+
+    @property
+    def _screened(self) -> ScreenedStage | None:
+        answers: object = self.answers
+        return answers if isinstance(answers, ScreenedStage) and answers.screened else None
+
     def run(self, ctx: StageContext) -> None:
         """Grade every generation and write the records and their summary."""
         rows = self.answers.answers(ctx.input)
@@ -78,16 +106,16 @@ class Grade(Stage):
         if any(isinstance(judge, Fetchable) for judge in (self.judge, self.refusal_judge)):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
+        metric = self.metric
         if self.judge is not None:
-            scores, metric = judged(self.judge, examples, answers, ctx), "harm"
+            scores = judged(self.judge, examples, answers, ctx)
         elif self.refusal_judge is not None:
             scores = self.refusal_judge.grade_refusals(examples, answers, device=ctx.device)
-            metric = "over_refusal"
         elif isinstance(self.answers, ScoredStage):
-            scores, metric = self.answers.scores(ctx.input), "accuracy"
+            scores = self.answers.scores(ctx.input)
         else:
             assert self.task is not None, "a grade stage has a judge, a judge of refusals, or a task"
-            scores, metric = self.task.grade(examples, answers), "accuracy"
+            scores = self.task.grade(examples, answers)
         flagged = list(zip(scores, map(incoherent, answers), strict=True))
         verdicts = [_Verdict.of(flagged[start : start + samples]) for start in range(0, len(flagged), samples)]
         with (ctx.out / GRADES).open("w", encoding="utf-8") as file:
@@ -97,6 +125,9 @@ class Grade(Stage):
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
         if metric == "accuracy" and (table := confusion([row.output for row in examples], answers, scores)):
             ctx.facts["confusion"] = table
+        if (screened := self._screened) is not None:
+            rejected = screened.rejections(ctx.input)
+            ctx.facts[REJECTED[metric][0]] = sum(rejected) / len(rejected) if rejected else None
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in text for text in generations)
         if samples > 1:
