@@ -9,7 +9,7 @@ from product import QUICK, Harness
 
 @pytest.mark.slow
 def test_cell_that_ends_after_alignment_is_a_row_with_the_scores_of_the_aligned_model(harness: Harness) -> None:
-    run = harness("-m", "finetune=none,tiny", "attack_ratio=p00", "attack=none", *QUICK)
+    run = harness("-m", "finetune=none,tiny", "attack_ratio=p00", "attack=none", *QUICK, "model.source.steps=20")
     assert run.returncode == 0, run.stderr
 
     ended, tuned = csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout))
@@ -19,6 +19,3 @@ def test_cell_that_ends_after_alignment_is_a_row_with_the_scores_of_the_aligned_
     assert ended["missing"] == tuned["missing"] == ""
     assert ended["key.align"] == tuned["key.align"]
     assert ended["key.finetune"] == ""
-    page = harness("report", "--format", "html")
-    assert page.returncode == 0, page.stderr
-    assert "finetune none" in page.stdout
