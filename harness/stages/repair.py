@@ -41,8 +41,8 @@ class Repair(Stage):
     """The fine-tuned adapter, or weights, repaired.
 
     Facts: those of the method; ``change``, see ``changes``; ``attack_and_defense_share``, the overlap between the
-    attacker's and the method's examples, those of safe and unsafe adapters included; ``micro_batch_size``, if batches were
-    split.
+    attacker's and the method's examples, those of safe and unsafe adapters included; ``micro_batch_size``, if batches
+    were split.
 
     Attributes:
         tuned: the fine-tuned model.
