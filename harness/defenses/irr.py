@@ -60,7 +60,8 @@ class IRR:
         task_rows: number of examples of the user's task.
         task_batch_size: of these, examples per forward pass.
         block: columns in which opposing entries are identified together.
-        unsafe_rows: number of harmful examples that the unsafe adapter is trained on; None uses all of the corpus.
+        unsafe_rows: number of harmful examples that the unsafe adapter is trained on (1,000 in the authors' code); None
+            uses all of the corpus.
     """
 
     name: ClassVar[str] = "irr"
