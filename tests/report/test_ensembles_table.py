@@ -6,7 +6,7 @@ import pytest
 from fabricated import Fabricator
 
 from harness.report.figures.diversity import diversity_views
-from harness.report.output.ensemble_table import ensemble_lines, ensemble_markdown, ensemble_notes, ensemble_text
+from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.formats import render
 from harness.report.output.page import page
 from harness.report.stats.results import load_results
@@ -76,7 +76,7 @@ def test_every_format_has_the_table_with_the_controls(found):
     results = found(range(20), ())
     names = ["sft", "vaccine", "topla(sft+vaccine)"]
 
-    (line,) = ensemble_lines(results.ensembles, names)
+    (line,) = ensemble_table(results.ensembles, names).lines
 
     assert line.cells[:8] == ("topla(sft+vaccine)", "HS 10.0", "12.0", "40.0", "30.0", "11.0", "35.0", "2.0")
     assert line.cells[9:] == ("0.25", "2.5")
@@ -92,7 +92,8 @@ def test_sweep_without_ensembles_has_no_table(tmp_path):
     results = load_results(maker.store, maker.sweep([maker.cell("sft", 0.2, 0, {})]))
 
     assert results.ensembles == []
-    assert ensemble_text([], []) == ensemble_markdown([], []) == ensemble_notes([], []) == []
+    assert ensemble_table([], []) is None
+    assert "oracle" not in render(results, "table") + render(results, "md")
     assert 'id="ensembles"' not in page(results)
 
 

@@ -12,7 +12,7 @@ from harness.report.data.conditions import Condition
 from harness.report.data.scores import Graded
 from harness.report.figures.attacker import attacker_views
 from harness.report.output.formats import render
-from harness.report.output.worst_case_table import worst_lines
+from harness.report.output.worst_case_table import worst_case_table
 from harness.report.stats.results import load_results
 from harness.report.stats.worst_case import worst_cases
 
@@ -141,7 +141,7 @@ def test_defense_against_which_no_trial_is_useful_has_no_worst_case():
 
     assert cases["booster"].chosen is None
     assert [step.mean for step in cases["booster"].curve] == [0.0]
-    assert [line.cells[3] for line in worst_lines(adaptive)] == ["lr 1e-3", "no useful trial"]
+    assert [line.cells[3] for line in worst_case_table(adaptive).lines] == ["lr 1e-3", "no useful trial"]
 
 
 def test_curve_is_the_expectation_over_all_orders_of_the_trials():
@@ -205,7 +205,7 @@ def test_every_format_has_the_worst_cases(results, format):
     text = render(results, format)
 
     assert "worst" in text.lower()
-    (line,) = [line for line in worst_lines(results.adaptive) if line.defense == "vaccine"]
+    (line,) = [line for line in worst_case_table(results.adaptive).lines if line.defense == "vaccine"]
     assert line.cells[1] == "4"
     assert format == "json" or line.cells[3] in text
 
