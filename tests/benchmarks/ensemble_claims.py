@@ -118,11 +118,16 @@ def partial_rank_correlation(first: Array, second: Array, others: Sequence[Array
 
 
 def ensembles_of(results: Results) -> dict[str, dict[str, dict[Any, Stored]]]:
-    """Return the finished ensembles of a sweep by name, score and seed."""
-    names = condition_names(results.means, results.rows)
+    """Return the finished ensembles of a sweep by name, score and seed; without their members if that is enough."""
+    called = condition_names(results.means, results.rows)
+    names = [
+        f"{name}, p={condition.names['ratio']}, {condition.names['task']}"
+        for name, condition in zip(called, results.conditions, strict=True)
+    ]
+    brief = [name.partition("(")[0] for name in called]
     found: dict[str, dict[str, dict[Any, Stored]]] = {}
-    for called, condition in zip(names, results.conditions, strict=True):
-        name = f"{called}, p={condition.names['ratio']}, {condition.names['task']}"
+    for number, condition in enumerate(results.conditions):
+        name = brief[number] if brief.count(brief[number]) == 1 else names[number]
         for score, part in PARTS.items():
             for cell in condition.cells:
                 stage = results.stage_records.get(str(cell.get(f"key.{part}")))
@@ -179,10 +184,12 @@ def _members(stored: Stored) -> list[str]:
 
 
 def interval(panel: Array) -> str:
-    """Return a gain in points with its interval over seeds and prompts; "-" for an empty panel."""
+    """Return a gain in points with its interval over seeds and prompts; without one for a single seed."""
     if not panel.size or np.isnan(panel).all():
         return "-"
     (gain,) = estimates([panel], difference=True)
+    if np.isnan(gain.low):
+        return f"{100 * gain.mean:+.1f}"
     return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 

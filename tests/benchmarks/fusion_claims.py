@@ -14,7 +14,7 @@ which all scores of a table are stored are counted.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ EXPERTS = {"align": "harmless", "helpful": "helpful", "honest": "honest"}
 """The experts by the part of the cell that trains them."""
 BEFORE = "before the attack"
 CONTROL = "joint"
+SHOWN = {"hs": "HS", "helpful": "helpful", "honest": "honest", "notes": "FA on notes"}
+"""Heading of each score."""
 
 Scores = dict[str, float]
 Found = dict[str, dict[str, dict[int, Scores]]]
@@ -77,35 +79,44 @@ def facts_of(store: Store, key: str | None) -> Mapping[str, Any] | None:
         return None
 
 
-def table(methods: Mapping[str, Mapping[int, Scores]]) -> str:
-    """Return the scores of each method and their differences to the controls."""
-    names = [name for name in ("hs", "helpful", "honest", "notes") if any(name in s for s in _all(methods))]
-    needed = {*names, "mean"}
-    complete = {
+def complete(methods: Mapping[str, Mapping[int, Scores]]) -> dict[str, dict[int, Scores]]:
+    """Return the seeds of each method of which all scores are stored; methods without any are left out."""
+    needed = {name for by_seed in methods.values() for scores in by_seed.values() for name in scores}
+    found = {
         method: {seed: scores for seed, scores in by_seed.items() if needed <= scores.keys()}
         for method, by_seed in methods.items()
     }
-    complete = {method: by_seed for method, by_seed in complete.items() if by_seed}
-    controls = [method for method in complete if method.partition(",")[0] == CONTROL]
+    return {method: by_seed for method, by_seed in found.items() if by_seed}
+
+
+def scores_table(methods: Mapping[str, Mapping[int, Scores]]) -> str:
+    """Return the scores of each method."""
+    names = [name for name in SHOWN if any(name in scores for by in methods.values() for scores in by.values())]
     lines = []
-    for method, by_seed in complete.items():
-        spreads = [spread([scores[name] for scores in by_seed.values()]) for name in names]
-        mean = np.mean([scores["mean"] for scores in by_seed.values()])
-        gains = [
-            "" if control == method else difference(by_seed, complete[control], name)
-            for control in controls
-            for name in ("mean", "hs")
-        ]
-        lines.append([f"`{method}`", len(by_seed), *spreads, f"{mean:.1f}", *gains])
-    compared = [f"{name} less `{control}`" for control in controls for name in ("mean of three", "HS")]
-    heading = ["fuse", "seeds", *("HS" if name == "hs" else name for name in names), "mean of three", *compared]
-    return tabulate(
-        lines, heading, tablefmt="pipe", disable_numparse=True, colalign=["left", *["right"] * (len(heading) - 1)]
-    )
+    for method, by_seed in methods.items():
+        each = list(by_seed.values())
+        mean = np.mean([scores["mean"] for scores in each])
+        spreads = [spread([scores[name] for scores in each]) for name in names]
+        lines.append([f"`{method}`", len(each), *spreads, f"{mean:.1f}"])
+    return _pipe(lines, ["", "seeds", *(SHOWN[name] for name in names), "mean of three"])
 
 
-def _all(methods: Mapping[str, Mapping[int, Scores]]) -> Iterator[Scores]:
-    return (scores for by_seed in methods.values() for scores in by_seed.values())
+def differences_table(methods: Mapping[str, Mapping[int, Scores]]) -> str:
+    """Return the differences of each method to the controls, paired by seed."""
+    controls = [method for method in methods if method.partition(",")[0] == CONTROL]
+    compared = [(control, name) for control in controls for name in ("mean", "hs")]
+    lines = [
+        [f"`{method}`", *(difference(by_seed, methods[control], name) for control, name in compared)]
+        for method, by_seed in methods.items()
+        if method not in controls
+    ]
+    heading = [f"{'mean of three' if name == 'mean' else 'HS'} less `{control}`" for control, name in compared]
+    return _pipe(lines, ["", *heading])
+
+
+def _pipe(lines: Sequence[Sequence[object]], heading: Sequence[str]) -> str:
+    align = ["left", *["right"] * (len(heading) - 1)]
+    return tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -143,7 +154,7 @@ def routes_table(store: Store, cells: Sequence[Mapping[str, Any]]) -> str:
         for (method, time, source), measured in found.items()
     ]
     heading = ["fuse", "", "rows of", *(f"to {name}" for name in EXPERTS.values())]
-    return tabulate(lines, heading, tablefmt="pipe", disable_numparse=True) if lines else ""
+    return _pipe(lines, heading) if lines else ""
 
 
 def main() -> None:
@@ -154,7 +165,8 @@ def main() -> None:
     store = Store(chosen.store)
     cells = [cell for sweep in chosen.sweep for cell in read_record(store, sweep)["cells"]]
     for time, methods in scores_of(store, cells).items():
-        print(f"\n## {time}\n\n{table(methods)}")
+        found = complete(methods)
+        print(f"\n## {time}\n\n{scores_table(found)}\n\n{differences_table(found)}")
     print(f"\n## routing weights\n\n{routes_table(store, cells)}")
 
 
