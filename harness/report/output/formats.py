@@ -18,7 +18,7 @@ from harness.report.data.dropped import count_dropped_notes
 from harness.report.output.defense_table import DefenseTable
 from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.markdown import literal
-from harness.report.output.worst_case_table import worst_case_table, worst_sentences
+from harness.report.output.worst_case_table import durability_table, worst_case_table, worst_sentences
 from harness.report.stats.labels import HEADINGS, condition_names, headings, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
@@ -98,7 +98,9 @@ def _terminal(results: Results) -> str:
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
-    more = [line for table in _defense_tables(results) for line in table.text()]
+    # There is no room for every setting of an attack.
+    tables = worst_case_table(results.adaptive), _ensemble_table(results)
+    more = [line for table in tables if table is not None for line in table.text()]
     return "\n".join([*drawn, *content.notes, *_judge_notes(results), *more]) + "\n"
 
 
@@ -125,15 +127,11 @@ def _markdown(results: Results) -> str:
             *_paper_table_notes(results),
         ]
     )
-    more = [paragraph for table in _defense_tables(results) for paragraph in table.markdown()]
+    tables = worst_case_table(results.adaptive), durability_table(results.adaptive), _ensemble_table(results)
+    more = [paragraph for table in tables if table is not None for paragraph in table.markdown()]
     stated = [f"- {literal(each.method)}: {literal(each.statement)}" for each in results.fidelities]
     fidelity = ["Fidelity of the methods:", "\n".join(stated)] if stated else []
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *more, *fidelity]) + "\n"
-
-
-def _defense_tables(results: Results) -> list[DefenseTable]:
-    found = worst_case_table(results.adaptive), _ensemble_table(results)
-    return [table for table in found if table is not None]
 
 
 def _ensemble_table(results: Results) -> DefenseTable | None:

@@ -22,7 +22,7 @@ from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.samples import samples
-from harness.report.output.worst_case_table import worst_case_table
+from harness.report.output.worst_case_table import durability_table, worst_case_table
 from harness.report.stats import cost
 from harness.report.stats.labels import (
     HEADINGS,
@@ -76,6 +76,7 @@ def page(
         comparisons=_comparisons(results),
         judges=results.judges,
         worst_cases=worst_case_table(results.adaptive),
+        durability=durability_table(results.adaptive),
         ensembles=ensemble_table(results.ensembles, condition_names(results.means, results.rows)),
         left_out=results.left_out,
         fidelities=results.fidelities,
