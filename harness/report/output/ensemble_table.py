@@ -18,7 +18,7 @@ CONTROLS = {
     RANDOM: "random subset",
     ORACLE: "oracle",
 }
-_HEADING = ("ensemble", "score", *list(CONTROLS.values())[1:], "gain over best member", "diversity", "asked")
+_HEADING = ("ensemble", "score", "gain over best member", *list(CONTROLS.values())[1:], "diversity", "asked")
 """The second column has the ensemble's own score."""
 NOTE = (
     "Everything is chosen on other folds of the prompts than it is scored on, including the best member; only the "
@@ -52,8 +52,8 @@ def _cells(each: EnsembleScore, name: str) -> tuple[str, ...]:
     return (
         one_line(name),
         f"{HEADINGS[each.score]} {own}",
-        *others,
         number(each.gain, each.low, each.high),
+        *others,
         "-" if each.diversity != each.diversity else f"{each.diversity:.2f}",
         f"{each.pool:.1f}",
     )
