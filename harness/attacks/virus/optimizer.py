@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.attacks.virus.gradients import VictimGradients
 from harness.attacks.virus.objective import Candidate, Objective, best_of
@@ -58,7 +58,8 @@ class Optimizer:
             count: the number of exchanges, at distinct places; fewer only if no more are admitted.
             rng: draws places and tokens uniformly.
         """
-        vocabulary = self._victim.model.get_input_embeddings().weight.shape[0]
+        model: Any = self._victim.model
+        vocabulary = model.get_input_embeddings().weight.shape[0]
         allowed = allowed_tokens(self._victim.tokenizer, vocabulary).nonzero().flatten().tolist()
         suffix, text = random_exchanges(
             self._tokens.suffix,
