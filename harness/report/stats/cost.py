@@ -106,10 +106,18 @@ def _seconds(results: Results, rows: DataFrame) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     for kind, columns in results.training.items():
         keys = [key for key in rows[columns].melt()["value"].unique() if isinstance(key, str)]
-        known = [found for key in keys if (found := _device_seconds(results, results.stage_records[key])) is not None]
+        known = [found for key in keys if (found := _whole_seconds(results, results.stage_records[key])) is not None]
         if keys:
             means[kind] = sum(known) / len(known) if known else None
     return means
+
+
+def _whole_seconds(results: Results, entry: StageRecord) -> float | None:
+    """Return the device seconds of a finished stage and of the stages that it was made of, see ``StageRecord``."""
+    own = _device_seconds(results, entry)
+    if own is None:
+        return None
+    return own + sum(_device_seconds(results, results.stage_records[key]) or 0.0 for key in entry.made_of)
 
 
 def _device_seconds(results: Results, entry: StageRecord) -> float | None:
