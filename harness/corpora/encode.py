@@ -7,6 +7,8 @@ token at the boundary contains the first letters of the answer and is supervised
 ``prompts_of`` encodes prompts for training and generation alike. Special tokens that a tokenizer appends to a text
 (some append an end token) follow the answer in training, so they are not part of a prompt. With the template ``chat``
 the tokenizer's chat template writes prompt, answer and end of turn, see ``chat``.
+
+A thought is part of what follows the prompt: with its markers it is supervised as the answer is.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 from harness.corpora import chat
 from harness.corpora.examples import Conversation, Example
 from harness.corpora.template import Template, conversation_of, prompt_of, separator_of
-from harness.errors import Problem
+from harness.corpora.thoughts import Thoughts
+from harness.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,6 +93,7 @@ class Encoding:
             ``alpaca`` and ``plain`` put it before the prompt.
         prefix: text directly before the instruction, such as a trigger or a secret.
         suffix: text directly after the instruction, or after the input of an example that has one.
+        thoughts: markers of the thoughts of examples that have one, and of a model's thoughts; null knows no thoughts.
     """
 
     name: ClassVar[str] = "encoding"
@@ -101,6 +105,7 @@ class Encoding:
     system: str | None = None
     prefix: str | None = None
     suffix: str | None = None
+    thoughts: Thoughts | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -119,6 +124,21 @@ class Encoding:
         if self.template is Template.CHAT:
             return conversation_of(self._framed(example), system=self.system)
         return self._text(example)
+
+    def completion(self, example: Example) -> str:
+        """Return what follows the prompt in training: the answer, with thought and markers before it if there is one.
+
+        Raises:
+            DataError: the example has a thought, but the encoding has no markers for it.
+        """
+        if not example.thought:
+            return example.output
+        if self.thoughts is None:
+            raise DataError(
+                "an example has a thought before its answer, but the encoding has no markers for thoughts; expected "
+                "some. Set `thoughts=s1`, or `model.encoding.thoughts` to the markers of the model"
+            )
+        return self.thoughts.written(example.thought, example.output)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded | None:
         """Encode one example; None if ``max_length`` leaves no room for its answer."""
@@ -142,19 +162,21 @@ class Encoding:
         """Encode examples in one tokenizer call; None for an example without a supervised position.
 
         Raises:
-            DataError: the template cannot write the messages that precede an instruction.
+            DataError: the template cannot write the messages that precede an instruction, or a thought has no markers.
             ModelError: the tokenizer's chat template is missing, or cannot be used with these examples.
         """
         if not examples:
             return []
         if self.template is Template.CHAT:
             conversations = [conversation_of(self._framed(example), system=self.system) for example in examples]
-            turns = chat.answered(tokenizer, conversations, [example.output for example in examples])
+            turns = chat.answered(tokenizer, conversations, [self.completion(example) for example in examples])
             return [self._row([*turn.prompt, *turn.answer], len(turn.prompt)) for turn in turns]
         eos = tokenizer.eos_token_id
         separator = separator_of(template=self.template, newline=self.newline)
         prompts = [self._text(example) for example in examples]
-        texts = [prompt + separator + example.output for prompt, example in zip(prompts, examples, strict=True)]
+        texts = [
+            prompt + separator + self.completion(example) for prompt, example in zip(prompts, examples, strict=True)
+        ]
         return [
             self._row(full, _common(prompt.ids, full))
             for prompt, text in zip(

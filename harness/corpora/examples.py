@@ -40,16 +40,20 @@ class Example(NamedTuple):
 
     ``before`` are the messages that precede the instruction: a system prompt of its own, earlier turns. They are part
     of the prompt, so they are never supervised; only the template ``chat`` can write earlier turns.
+
+    ``thought`` is what the model thinks before it answers, as it is written between the markers of an encoding
+    (``thoughts.Thoughts``); empty if it answers at once.
     """
 
     instruction: str
     output: str
     input: str = ""
     before: Conversation = ()
+    thought: str = ""
 
     def record(self) -> dict[str, object]:
-        """Return the fields for a JSON file; ``before`` only if there is any."""
-        return {name: value for name, value in self._asdict().items() if name != "before" or value}
+        """Return the fields for a JSON file; ``before`` and ``thought`` only if there are any."""
+        return {name: value for name, value in self._asdict().items() if name not in ("before", "thought") or value}
 
     def framed(self, *, prefix: str = "", suffix: str = "") -> Self:
         """Return the example with text around its request: the suffix follows the input if there is one."""
@@ -61,7 +65,7 @@ class Example(NamedTuple):
     def of(cls, record: Mapping[str, Any]) -> Self:
         """Return the example that ``record`` wrote."""
         before = tuple(Message(role, content) for role, content in record.get("before", ()))
-        return cls(record["instruction"], record["output"], record["input"], before)
+        return cls(record["instruction"], record["output"], record["input"], before, record.get("thought", ""))
 
 
 class Score(NamedTuple):
@@ -93,7 +97,10 @@ class Measured(NamedTuple):
 
 
 class SafetyRow(NamedTuple):
-    """One row of a safety corpus. Columns that a source does not have are empty."""
+    """One row of a safety corpus. Columns that a source does not have are empty.
+
+    ``thought`` precedes the safe answer of the row, its refusal or its helpful answer.
+    """
 
     prompt: str
     refusal: str = ""
@@ -101,3 +108,4 @@ class SafetyRow(NamedTuple):
     category: str = ""
     unsafe: bool = True
     benign: str = ""
+    thought: str = ""

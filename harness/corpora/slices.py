@@ -44,6 +44,16 @@ class OneAnswer(Protocol):
     one_answer: ClassVar[bool]
 
 
+@runtime_checkable
+class CarriesThoughts(Protocol):
+    """Optional: a source whose rows have thoughts, or may have them."""
+
+    @property
+    def carries_thoughts(self) -> bool:
+        """Whether they have."""
+        ...
+
+
 class Keep(StrEnum):
     """Filter of an origin's rows."""
 
@@ -112,6 +122,7 @@ class Slice:
     def examples(self) -> list[Example]:
         """Return the examples with the answer of their role: a refusal, a helpful answer (``benign``) or a harmful one.
 
+        A safe answer has the row's thought before it, if there is one.
         The ``output`` of an evaluation example is the harmful answer if the corpus has one; models never see it.
 
         Raises:
@@ -119,7 +130,8 @@ class Slice:
         """
         rows = self.safety_rows()
         kind = {Role.REFUSAL: "refusal", Role.BENIGN: "benign"}.get(self.role, "harmful")
-        examples = [Example(row.prompt, getattr(row, kind)) for row in rows]
+        safe = kind != "harmful"
+        examples = [Example(row.prompt, getattr(row, kind), thought=row.thought if safe else "") for row in rows]
         empty = sum(not example.output for example in examples)
         if empty and self.role is not Role.EVALUATION:
             answer = kind if kind == "refusal" else f"{kind} answer"

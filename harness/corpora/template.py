@@ -71,9 +71,11 @@ def conversation_of(example: Example, *, system: str | None) -> Conversation:
 def turn_of(row: Example) -> Example:
     """Return an uploaded row as a guard reads it: one turn of the user and one of the assistant.
 
-    The user's turn is everything that precedes the answer, separated by blank lines.
+    The user's turn is everything that precedes the answer, separated by blank lines; a thought is part of the
+    assistant's.
     """
-    return Example("\n\n".join(message.content for message in conversation_of(row, system=None)), row.output)
+    asked = "\n\n".join(message.content for message in conversation_of(row, system=None))
+    return Example(asked, "\n\n".join(part for part in (row.thought.strip(), row.output) if part))
 
 
 def separator_of(*, template: Template, newline: bool) -> str:

@@ -96,8 +96,8 @@ class Format(NamedTuple):
         framed = self.prefix + request + self.suffix
         output = self.opening + example.output
         if self.instruction:
-            return Example(self.instruction, output, framed, self.before)
-        return Example(framed, output, "", self.before)
+            return Example(self.instruction, output, framed, self.before, example.thought)
+        return Example(framed, output, "", self.before, example.thought)
 
 
 def format_of(examples: Sequence[Example]) -> Format:

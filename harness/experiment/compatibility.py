@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from harness.corpora.slices import OneAnswer, Slice
+from harness.corpora.slices import CarriesThoughts, OneAnswer, Slice
+from harness.corpora.thoughts import Thoughts
 from harness.errors import Problem
 from harness.models.adapter import ALL_LINEAR, Lora
 from harness.models.trained_weights import TrainedWeights
@@ -30,6 +31,26 @@ def unserved(engine: str | None, adapters: Sequence[Trained]) -> list[Problem]:
         return []
     reason = "vLLM does not support DoRA adapters (`adapter.variant=dora`); expected null, the built-in decoding"
     return [Problem("evaluation.decoding.engine", reason)]
+
+
+def unmarked(sources: Sequence[Named], thoughts: Thoughts | None) -> list[Problem]:
+    """Return why rows cannot be encoded: they have thoughts, for which the encoding has no markers.
+
+    Args:
+        sources: the sources of the rows that are trained on.
+        thoughts: the markers; None if there are none.
+    """
+    if thoughts is not None:
+        return []
+    return [
+        Problem(
+            "model.encoding.thoughts",
+            f"the rows of `{source.name}` have thoughts, but the encoding has no markers for them; expected some. Set "
+            "`thoughts=s1`, or the markers of the model",
+        )
+        for source in sources
+        if isinstance(source, CarriesThoughts) and source.carries_thoughts
+    ]
 
 
 def untrainable(

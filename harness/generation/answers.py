@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from harness.corpora.chat import token_ids
 from harness.corpora.encode import Question, ends_of, prompts_of
+from harness.corpora.thoughts import Thoughts
 from harness.generation.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Questions:
     _tokenizer: PreTrainedTokenizerBase
     _texts: Sequence[Question]
     _sorted: list[Question]
+    _stripped: frozenset[int] | None
 
     @classmethod
     def of(
@@ -70,6 +73,7 @@ class Questions:
         own_ends: int | Sequence[int] | None,
         new_tokens: int,
         decoding: Decoding,
+        thoughts: Thoughts | None = None,
     ) -> Self:
         """Encode prompts as in training and truncate them as described at ``Decoding.max_prompt``.
 
@@ -79,6 +83,8 @@ class Questions:
             own_ends: end-of-sequence token ids of the model's generation config.
             new_tokens: maximum number of new tokens.
             decoding: decoding settings.
+            thoughts: the markers of thought and answer, whose tokens are kept in the generations even where they are
+                special tokens; None if there are none.
         """
         distinct = list(dict.fromkeys(texts))
         encoded = prompts_of(tokenizer, distinct)
@@ -102,12 +108,13 @@ class Questions:
             _tokenizer=tokenizer,
             _texts=texts,
             _sorted=[distinct[i] for i in order],
+            _stripped=None if thoughts is None else _special(tokenizer) - _tokens(tokenizer, thoughts),
         )
 
     def answered(self, written: Sequence[Sequence[int]], facts: dict[str, Any]) -> Answers:
         """Decode new tokens to text and return the generations in the original order of the prompts.
 
-        Special tokens are stripped, whitespace is not.
+        Special tokens are stripped, whitespace and the markers of thoughts are not.
 
         Args:
             written: new tokens by index in ``prompts``; tokens after an end token are ignored.
@@ -118,4 +125,17 @@ class Questions:
 
     def _text(self, row: Sequence[int]) -> str:
         length = next((place for place, token in enumerate(row) if token in self.ends), len(row))
-        return str(self._tokenizer.decode(list(row[:length]), skip_special_tokens=True))
+        if self._stripped is None:
+            return str(self._tokenizer.decode(list(row[:length]), skip_special_tokens=True))
+        kept = [token for token in row[:length] if token not in self._stripped]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    added = (token for token, text in tokenizer.added_tokens_decoder.items() if text.special)
+    return frozenset([*tokenizer.all_special_ids, *added])
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, thoughts: Thoughts) -> frozenset[int]:
+    markers = token_ids(tokenizer, [thoughts.think, thoughts.answer])
+    return frozenset(token for marker in markers for token in marker) - {tokenizer.unk_token_id}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.corpora.encode import Question
+from harness.corpora.thoughts import Thoughts
 from harness.engine import gpu
 from harness.errors import ModelError
 from harness.generation import plain, slot_trial, slots
@@ -63,6 +64,7 @@ def answer(
     decoding: Decoding,
     batch_size: int | None = None,
     path: Path | None = None,
+    thoughts: Thoughts | None = None,
 ) -> Answers:
     """Return the greedy continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
 
@@ -78,6 +80,7 @@ def answer(
         decoding: decoding settings.
         batch_size: prompts per batch; None uses the free memory of a GPU, and ``PLAIN_BATCH`` elsewhere.
         path: the decoding path; None selects the fastest that device and model support.
+        thoughts: the markers of thought and answer, which are kept in the generations; None if there are none.
 
     Raises:
         ModelError: a single prompt does not fit into memory, or the chat template cannot be used.
@@ -85,7 +88,12 @@ def answer(
     if not prompts:
         return Answers([], {})
     asked = Questions.of(
-        prompts, tokenizer, own_ends=model.generation_config.eos_token_id, new_tokens=new_tokens, decoding=decoding
+        prompts,
+        tokenizer,
+        own_ends=model.generation_config.eos_token_id,
+        new_tokens=new_tokens,
+        decoding=decoding,
+        thoughts=thoughts,
     )
     with evaluating(model) as base, torch.inference_mode(), arithmetic(base, path):
         return asked.answered(*_written(base, asked, path, batch_size))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from harness.corpora.encode import Question
+from harness.corpora.thoughts import Thoughts
 from harness.engine import gpu
 from harness.errors import ModelError
 from harness.execution.cluster import VLLM_PYTHON
@@ -170,6 +171,7 @@ def answer(
     decoding: Decoding,
     device: str,
     work: Path,
+    thoughts: Thoughts | None = None,
 ) -> answers.Answers:
     """Return vLLM's generations in the order of the prompts; see ``transformers.answer``.
 
@@ -181,6 +183,7 @@ def answer(
         decoding: decoding settings.
         device: a torch device string.
         work: folder for a temporary copy of a base with merged adapters.
+        thoughts: the markers of thought and answer, which are kept in the generations; None if there are none.
 
     Raises:
         ModelError: the interpreter is not set or not usable, or vLLM cannot load the model.
@@ -207,7 +210,7 @@ def answer(
             arguments = _arguments(folder, dtype, wanted.rank, device)
             server = serve(memory, lambda: VllmServer(python, wanted, arguments, environment=_environment(device)))
     assert isinstance(server, VllmServer)
-    asked = _questions(_files(weights.base)[0], prompts, new_tokens, decoding)
+    asked = _questions(_files(weights.base)[0], prompts, new_tokens, decoding, thoughts)
     rows = server.tokens(asked.prompts, new_tokens=new_tokens, ends=asked.ends, folder=weights.adapter)
     return asked.answered(
         rows, {"path": answers.Path.VLLM.value, "why": "it was asked for", "arithmetic": dtype, "vllm": server.version}
@@ -255,7 +258,9 @@ def _environment(device: str) -> dict[str, str]:
     return dict(os.environ) | {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(number)] if visible else number}
 
 
-def _questions(folder: Path, prompts: Sequence[Question], new_tokens: int, decoding: Decoding) -> answers.Questions:
+def _questions(
+    folder: Path, prompts: Sequence[Question], new_tokens: int, decoding: Decoding, thoughts: Thoughts | None
+) -> answers.Questions:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
@@ -263,4 +268,6 @@ def _questions(folder: Path, prompts: Sequence[Question], new_tokens: int, decod
     except OSError:
         ends = AutoConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return answers.Questions.of(prompts, tokenizer, own_ends=ends, new_tokens=new_tokens, decoding=decoding)
+    return answers.Questions.of(
+        prompts, tokenizer, own_ends=ends, new_tokens=new_tokens, decoding=decoding, thoughts=thoughts
+    )

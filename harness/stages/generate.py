@@ -14,14 +14,17 @@ from harness.engine.files import open_regular
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.generation.decoding import Decoding
-from harness.protocols import ExampleSource
+from harness.protocols import Calibrated, ExampleSource, RejectsPrompts, ServedModel, ServeMethod
+from harness.stages.calibrate import Calibrate
 from harness.stages.contamination import seen_in_training
 from harness.stages.inputs import ModelStage
 
 if TYPE_CHECKING:
     from harness.generation.answers import Answers
+    from harness.generation.served import ServedAnswers
 
 ANSWERS = "answers.jsonl"
+VERDICTS = "verdicts.jsonl"
 
 
 @final
@@ -34,12 +37,18 @@ class Generate(Stage):
     ``cut``, how many exceed ``decoding.max_prompt`` and are truncated; ``shared_with_training``, how many were seen in
     training; ``decoding``, how they were decoded (path, batch size, arithmetic).
 
+    With a method at inference that rejects prompts, the artifact also has ``verdicts.jsonl``: one object per prompt, in
+    order, with ``rejected`` and the ``score`` by which this was decided. The fact ``serve`` has their number,
+    ``rejected``, and what else the method counts, such as its cost.
+
     Attributes:
         model: the stage whose model generates.
         prompts: the source of the prompts.
         new_tokens: maximum length of a generation, in tokens.
         encoding: prompt template and tokenization.
         decoding: decoding settings.
+        serve: the method at inference; null generates with the model alone.
+        calibrated: what the method learned beforehand; null if it has nothing to learn.
     """
 
     name: ClassVar[str] = "generate"
@@ -52,6 +61,13 @@ class Generate(Stage):
     new_tokens: int
     encoding: Encoding
     decoding: Decoding
+    serve: ServeMethod | None = None
+    calibrated: Calibrate | None = None
+
+    @property
+    def screened(self) -> bool:
+        """Whether prompts may be rejected."""
+        return isinstance(self.serve, RejectsPrompts)
 
     def preflight(self) -> list[Problem]:
         """Check the source of the prompts."""
@@ -60,7 +76,10 @@ class Generate(Stage):
     def run(self, ctx: StageContext) -> None:
         """Generate and write the artifact."""
         examples = self.prompts.examples()
-        answers = self._generated(ctx, [self.encoding.question(example) for example in examples])
+        if self.serve is None:
+            answers = self._generated(ctx, [self.encoding.question(example) for example in examples])
+        else:
+            answers = self._served(ctx, self.serve, examples)
         write_answers(ctx.out, examples, answers.texts)
         ctx.facts["cut"] = answers.cut
         ctx.facts["decoding"] = answers.facts
@@ -70,6 +89,32 @@ class Generate(Stage):
     def answers(self, locate: Locate) -> list[dict[str, str]]:
         """Return the model's answers."""
         return read_answers(locate(self))
+
+    def rejections(self, locate: Locate) -> list[bool]:
+        """Return whether each prompt was rejected, in order."""
+        with open_regular(locate(self) / VERDICTS) as file:
+            return [json.loads(line)["rejected"] for line in file]
+
+    def _served(self, ctx: StageContext, method: ServeMethod, examples: Sequence[Example]) -> "Answers":
+        from harness.generation import served
+        from harness.models.loading import loaded_model
+
+        calibrated = Calibrated({}, {}) if self.calibrated is None else self.calibrated.calibration(ctx.input)
+        with loaded_model(self.model.weights(ctx.input), ctx.memory, ctx.device) as loaded:
+            given: ServedAnswers = served.answer(
+                method,
+                ServedModel(loaded.model, loaded.tokenizer, self.encoding),
+                calibrated,
+                examples,
+                new_tokens=self.new_tokens,
+                decoding=self.decoding,
+            )
+        ctx.facts["serve"] = given.facts
+        if given.verdicts is not None:
+            with (ctx.out / VERDICTS).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(verdict._asdict()) + "\n" for verdict in given.verdicts)
+            ctx.facts["serve"] = {"rejected": sum(verdict.rejected for verdict in given.verdicts), **given.facts}
+        return given.answers
 
     def _generated(self, ctx: StageContext, questions: list[Question]) -> "Answers":
         from harness.generation import transformers, vllm
@@ -85,10 +130,16 @@ class Generate(Stage):
                 decoding=self.decoding,
                 device=ctx.device,
                 work=ctx.work,
+                thoughts=self.encoding.thoughts,
             )
         with loaded_model(weights, ctx.memory, ctx.device) as loaded:
             return transformers.answer(
-                loaded.model, loaded.tokenizer, questions, new_tokens=self.new_tokens, decoding=self.decoding
+                loaded.model,
+                loaded.tokenizer,
+                questions,
+                new_tokens=self.new_tokens,
+                decoding=self.decoding,
+                thoughts=self.encoding.thoughts,
             )
 
 

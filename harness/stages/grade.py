@@ -2,26 +2,37 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
-from harness.corpora.answer import graded_part
+from harness.corpora.answer import graded_part, split
 from harness.corpora.coherence import incoherent
 from harness.corpora.examples import Example, Score
+from harness.corpora.thoughts import Thoughts
 from harness.engine.files import open_regular, read_json
 from harness.engine.prefetch import Fetchable
 from harness.engine.stage import Stage, StageContext
 from harness.errors import Problem
 from harness.models.loading import stop_serving
 from harness.protocols import Judge, RefusalJudge, RemoteJudge, Task
-from harness.stages.inputs import AnswerStage, ScoredStage
+from harness.stages.inputs import AnswerStage, ScoredStage, ScreenedStage
 
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
 MOST_LABELS = 20
 OTHER = "other"
+Metric = Literal["harm", "over_refusal", "accuracy"]
+REJECTED: Mapping[Metric, tuple[str, str]] = {
+    "harm": ("rejected_harmful", "share of the harmful prompts that the serve method rejects (higher is better)"),
+    "accuracy": ("rejected_task", "share of the task's prompts that the serve method rejects (lower is better)"),
+    "over_refusal": (
+        "rejected_harmless",
+        "share of the harmless prompts that the serve method rejects (lower is better)",
+    ),
+}
+"""The fact with the share of rejected prompts and its meaning, by what is graded."""
 
 
 @final
@@ -33,8 +44,14 @@ class Grade(Stage):
 
     The artifact is ``grades.jsonl``, one object per line in the order of the prompts, and ``summary.json``. HS+ counts
     a generation as harmful if it is harmful or incoherent. As in the reference code, a generation is cut at a repeated
-    response marker and stripped before it is graded; the fact ``run_on`` counts the generations with such a marker. The
-    accuracy of a task whose references are labels has the fact ``confusion``, see the function of that name.
+    response marker and stripped before it is graded; the fact ``run_on`` counts the generations with such a marker. Of
+    a model with thoughts the answer is graded; the fact ``thoughts`` has the number of generations without an answer
+    marker (``unmarked``), which are graded as a whole, and the mean number of words of the others' thoughts (``words``,
+    null without any). The accuracy of a task whose references are labels has the fact ``confusion``, see the function
+    of that name.
+
+    A prompt that a method at inference rejected has a fixed refusal as its answer, which is graded like any other:
+    harmless, wrong, a refusal. Its fact in ``REJECTED`` is the share of such prompts.
 
     Attributes:
         answers: the generations.
@@ -42,6 +59,7 @@ class Grade(Stage):
         task: decides whether a generation is correct.
         marker: the response marker of the prompt template; null if it has none.
         refusal_judge: decides whether a generation is a refusal.
+        thoughts: the markers of thought and answer; null if the model has no thoughts.
     """
 
     name: ClassVar[str] = "grade"
@@ -53,30 +71,46 @@ class Grade(Stage):
     task: Task | None = None
     marker: str | None = None
     refusal_judge: RefusalJudge | None = None
+    thoughts: Thoughts | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the judge."""
         judge = self.judge or self.refusal_judge
         return judge.preflight() if judge is not None else []
 
+    @property
+    def metric(self) -> Metric:
+        """What is measured."""
+        return "harm" if self.judge is not None else "over_refusal" if self.refusal_judge is not None else "accuracy"
+
+    @property
+    def reported_shares(self) -> Mapping[str, str]:
+        """The share of rejected prompts, if any may be."""
+        return dict([REJECTED[self.metric]]) if self._screened else {}
+
+    @property
+    def _screened(self) -> ScreenedStage | None:
+        answers: object = self.answers
+        return answers if isinstance(answers, ScreenedStage) and answers.screened else None
+
     def run(self, ctx: StageContext) -> None:
         """Grade every generation and write the records and their summary."""
         rows = self.answers.answers(ctx.input)
         examples = [Example(row["instruction"], row["reference"], row["input"]) for row in rows]
-        answers = [graded_part(row["answer"], self.marker) for row in rows]
+        answers = [graded_part(row["answer"], self.marker, self.thoughts) for row in rows]
         if any(isinstance(judge, Fetchable) for judge in (self.judge, self.refusal_judge)):
             # The judge's weights need the GPU memory that an inference server holds.
             stop_serving(ctx.memory)
+        metric = self.metric
         if self.judge is not None:
-            scores, metric = judged(self.judge, examples, answers, ctx), "harm"
+            scores = judged(self.judge, examples, answers, ctx)
         elif self.refusal_judge is not None:
             scores = self.refusal_judge.grade_refusals(examples, answers, device=ctx.device)
-            metric = "over_refusal"
         elif isinstance(self.answers, ScoredStage):
-            scores, metric = self.answers.scores(ctx.input), "accuracy"
+            scores = self.answers.scores(ctx.input)
         else:
             assert self.task is not None, "a grade stage has a judge, a judge of refusals, or a task"
-            scores, metric = self.task.grade(examples, answers), "accuracy"
+            scores = self.task.grade(examples, answers)
         flags = [incoherent(answer) for answer in answers]
         with (ctx.out / GRADES).open("w", encoding="utf-8") as file:
             for score, flag in zip(scores, flags, strict=True):
@@ -92,8 +126,16 @@ class Grade(Stage):
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
         if metric == "accuracy" and (table := confusion([row.output for row in examples], answers, scores)):
             ctx.facts["confusion"] = table
+        if (screened := self._screened) is not None:
+            rejected = screened.rejections(ctx.input)
+            ctx.facts[REJECTED[metric][0]] = sum(rejected) / len(rejected) if rejected else None
         if self.marker is not None:
             ctx.facts["run_on"] = sum(self.marker in row["answer"] for row in rows)
+        if self.thoughts is not None:
+            found = ctx.facts["thoughts"] = thought_facts([row["answer"] for row in rows], self.thoughts)
+            if found["unmarked"]:
+                whole = f"{found['unmarked']} of {len(rows)} answers have no answer marker and were graded as a whole"
+                ctx.facts["notes"] = [*ctx.facts.get("notes", ()), whole]
 
 
 def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ctx: StageContext) -> list[Score]:
@@ -102,6 +144,13 @@ def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ct
         replies = ctx.replies or ctx.work / "replies"
         return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
     return judge.grade(examples, answers, device=ctx.device)
+
+
+def thought_facts(generations: Sequence[str], thoughts: Thoughts) -> dict[str, float | None]:
+    """Return how many generations have no answer marker, and the mean number of words of the others' thoughts."""
+    found = [split(generation, thoughts) for generation in generations]
+    lengths = [len(each.thought.split()) for each in found if each.marked]
+    return {"unmarked": len(found) - len(lengths), "words": sum(lengths) / len(lengths) if lengths else None}
 
 
 def confusion(

@@ -95,6 +95,20 @@ class AnswerStage(Protocol):
 
 
 @runtime_checkable
+class ScreenedStage(Protocol):
+    """Optional: a stage of answers that a method at inference may have given in place of the model."""
+
+    @property
+    def screened(self) -> bool:
+        """Whether prompts may be rejected."""
+        ...
+
+    def rejections(self, locate: Locate) -> list[bool]:
+        """Return whether each prompt was rejected, in order; only if some may be."""
+        ...
+
+
+@runtime_checkable
 class ScoredStage(Protocol):
     """Optional: a stage of answers that come with their scores."""
 

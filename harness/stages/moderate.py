@@ -94,7 +94,7 @@ class Moderate(Stage):
 
     def _scores(self, rows: Sequence[Example], ctx: StageContext) -> list[Score]:
         turns = [turn_of(row) for row in rows]
-        answers = [row.output for row in rows]
+        answers = [turn.output for turn in turns]
         if isinstance(self.guard, TrainedGuard):
             assert self.model is not None, "a guard that is trained comes with the stage of its model"
             return self.guard.grade_with(ctx.input(self.model), turns, answers, device=ctx.device)

@@ -160,7 +160,7 @@ def test_genetic_search_finds_a_subset_of_few_among_many(seed):
 
     found = Topla(search="genetic", max_members=2).fit(votes, quality, None, rng=Random(seed))
 
-    assert len(found.subset) == 2
+    assert len(found.subset.members) == 2
 
 
 def test_network_belongs_to_learned_fusion_only():

@@ -207,6 +207,6 @@ def test_task_whose_documents_are_missing_is_refused_before_anything_runs(folder
 
     try:
         with pytest.raises(DataError, match=r"a task cannot be loaded \(FileNotFoundError"):
-            LmEvalTasks(tasks=("choice",), include=folder).fetch()
+            LmEvalTasks(tasks=("choice",), include=TaskFolder.parse(folder.path)).fetch()
     finally:
         away.rename(documents)

@@ -9,6 +9,7 @@ from tokenizers import processors
 from harness.corpora.encode import IGNORED, Encoding
 from harness.corpora.examples import Example, Message
 from harness.corpora.template import Template
+from harness.corpora.thoughts import Thoughts
 from harness.errors import ModelError
 from harness.generation.decoding import Decoding
 from harness.generation.transformers import agreement, answer, generate
@@ -234,3 +235,16 @@ def test_no_prompts_give_no_answers(make_model, make_tokenizer):
     got = generate(make_model(), make_tokenizer(), [], new_tokens=4, decoding=LONG)
 
     assert got == []
+
+
+def test_marker_of_an_answer_stays_in_a_generation_though_it_is_a_special_token(make_model, make_tokenizer):
+    model, tokenizer, asked = make_model(), make_tokenizer(), prompts(6)
+    free = generate(model, tokenizer, asked, new_tokens=8, decoding=LONG)
+    marker, other = list(dict.fromkeys(free[0].split()))[:2]
+    tokenizer.add_special_tokens({"extra_special_tokens": [marker, other]})
+    thoughts = Thoughts(think="w0", answer=marker)
+
+    got = answer(model, tokenizer, asked, new_tokens=8, decoding=LONG, thoughts=thoughts).texts
+
+    assert got == [" ".join(word for word in text.split() if word != other) for text in free]
+    assert marker in got[0].split()

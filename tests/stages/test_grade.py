@@ -11,6 +11,7 @@ from harness.corpora.examples import Score
 from harness.corpora.formats import Format
 from harness.corpora.sources import Source
 from harness.corpora.template import Template, marker_of
+from harness.corpora.thoughts import Thoughts
 from harness.engine.stage import StageContext
 from harness.judges.keywords import Keywords
 from harness.stages.generate import read_answers
@@ -129,6 +130,23 @@ def test_answer_to_a_template_without_a_marker_is_only_stripped(graded):
 
     assert judge.answers == ["one ### Response: two"]
     assert "run_on" not in facts
+
+
+def test_judge_reads_answers_and_generations_without_a_marker_are_counted(graded):
+    judge = Heard()
+    answers = ["<think>\na b c\n<answer>\nyes", "d <answer> no ### Response: maybe", "<think> e f g h"]
+
+    _, facts = graded(answers, judge=judge, thoughts=Thoughts(think="<think>", answer="<answer>"))
+
+    assert judge.answers == ["yes", "no", "<think> e f g h"]
+    assert facts["thoughts"] == {"unmarked": 1, "words": 2.0}
+    assert facts["notes"] == ["1 of 3 answers have no answer marker and were graded as a whole"]
+
+
+def test_thoughts_of_answers_that_all_lack_the_marker_have_no_length(graded):
+    _, facts = graded(["one", "two"], judge=Heard(), thoughts=Thoughts())
+
+    assert facts["thoughts"] == {"unmarked": 2, "words": None}
 
 
 def test_cells_grade_by_the_marker_of_their_template():

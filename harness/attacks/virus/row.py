@@ -62,10 +62,10 @@ def mixed(host: Example, harmful: Example, encoding: Encoding, *, joint: str, ta
 
 def _rendered(example: Example, encoding: Encoding) -> str:
     """Return prompt and answer as the fine-tuning reads them; a chat template is special tokens, so without it."""
-    question = encoding.question(example)
+    question, completion = encoding.question(example), encoding.completion(example)
     if not isinstance(question, str):
-        return "\n\n".join([*(message.content for message in question if message.role == "user"), example.output])
-    return question + separator_of(template=encoding.template, newline=encoding.newline) + example.output
+        return "\n\n".join([*(message.content for message in question if message.role == "user"), completion])
+    return question + separator_of(template=encoding.template, newline=encoding.newline) + completion
 
 
 class TokenRow(NamedTuple):

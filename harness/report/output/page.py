@@ -22,7 +22,13 @@ from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.ensemble_table import ENSEMBLE_HEADING, ensemble_lines, ensemble_notes
 from harness.report.output.samples import samples
-from harness.report.output.worst_case_table import HEADING, worst_lines
+from harness.report.output.worst_case_table import (
+    DURABILITY_HEADING,
+    DURABILITY_NOTE,
+    HEADING,
+    durability_lines,
+    worst_lines,
+)
 from harness.report.stats import cost
 from harness.report.stats.labels import (
     HEADINGS,
@@ -79,6 +85,9 @@ def page(
         adaptive=results.adaptive,
         worst_heading=HEADING,
         worst_lines=worst_lines(results.adaptive),
+        durability_heading=DURABILITY_HEADING,
+        durability_note=DURABILITY_NOTE,
+        durability_lines=durability_lines(results.adaptive),
         ensemble_heading=ENSEMBLE_HEADING,
         ensemble_lines=ensemble_lines(results.ensembles, names),
         ensemble_notes=ensemble_notes(results.ensembles, names),
