@@ -287,16 +287,16 @@ def _protocol(experiment: Experiment, finetune: FinetuneSettings) -> Literal["si
 def _incompatible(experiment: Experiment) -> list[Problem]:
     """Return why the methods of a defense cannot be used with what the stages train, and with the data."""
     defense, aligned, finetune = experiment.defense, experiment.align.adapter, experiment.finetune
-    engine, thoughts = experiment.evaluation.decoding.engine, experiment.model.encoding.thoughts
+    decoding, thoughts = experiment.evaluation.decoding, experiment.model.encoding.thoughts
     if finetune is None:
         return [
-            *unserved(engine, (aligned,)),
+            *unserved(decoding, (aligned,), thoughts),
             *unmarked([experiment.corpus.origin], thoughts),
             *_unsuitable(experiment, "align", defense.align, aligned),
         ]
     tuned = _tuned_adapter(experiment, finetune)
     return [
-        *unserved(engine, (aligned, tuned)),
+        *unserved(decoding, (aligned, tuned), thoughts),
         *untrainable(aligned, tuned, finetune.adapter, defense.repair, federated=experiment.federation is not None),
         *unmarked([experiment.corpus.origin, experiment.task.train], thoughts),
         *unobservable(experiment.leakage, defense.finetune, tuned),
