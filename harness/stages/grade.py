@@ -168,7 +168,7 @@ class _Verdict(NamedTuple):
         graded = [(score.value, float(flag)) for score, flag in samples if score.value is not None]
         value = _mean([value for value, _ in graded])
         plus = _mean([max(value, flag) for value, flag in graded])
-        records = [
+        records: list[dict[str, object]] = [
             {
                 "value": score.value,
                 "incoherent": flag,
@@ -177,7 +177,7 @@ class _Verdict(NamedTuple):
             }
             for score, flag in samples
         ]
-        record: dict[str, object] = records[0]
+        record = records[0]
         if len(samples) > 1:
             record = record | {"value": value, "plus": plus, "samples": records}
         return cls(value, plus, [score for score, _ in samples], record)
