@@ -78,8 +78,12 @@ def answer(
             [served.encoding.question(example) for example in asked],
             new_tokens=new_tokens,
             decoding=decoding,
+            thoughts=served.encoding.thoughts,
+            numbers=kept,
         )
     texts = [REJECTION] * len(examples)
-    for place, text in zip(kept, given.texts, strict=True):
-        texts[place] = text
-    return ServedAnswers(given._replace(texts=texts), verdicts, facts)
+    samples = [[REJECTION] * decoding.samples for _ in examples]
+    for place, text, several in zip(kept, given.texts, given.samples or [[]] * len(kept), strict=True):
+        texts[place], samples[place] = text, several
+    given = given._replace(texts=texts, samples=samples if decoding.samples > 1 else None)
+    return ServedAnswers(given, verdicts, facts)

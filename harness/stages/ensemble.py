@@ -112,7 +112,7 @@ class Ensemble(Stage):
             }
         )
 
-    def answers(self, locate: Locate) -> list[dict[str, str]]:
+    def answers(self, locate: Locate) -> list[dict[str, Any]]:
         """Return the chosen answers."""
         return read_answers(locate(self))
 

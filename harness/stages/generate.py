@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding, Question
@@ -33,7 +33,8 @@ class Generate(Stage):
     """Generations of one model for one list of prompts.
 
     The artifact is ``answers.jsonl``: one object per line, in the order of the prompts, with ``instruction``,
-    ``input``, ``reference`` (the source's answer) and ``answer`` (the generation). Facts: ``prompts``, their number;
+    ``input``, ``reference`` (the source's answer) and ``answer`` (the generation; of several samples, the first, and
+    all of them as ``samples``). Facts: ``prompts``, their number;
     ``cut``, how many exceed ``decoding.max_prompt`` and are truncated; ``shared_with_training``, how many were seen in
     training; ``decoding``, how they were decoded (path, batch size, arithmetic).
 
@@ -44,7 +45,7 @@ class Generate(Stage):
     Attributes:
         model: the stage whose model generates.
         prompts: the source of the prompts.
-        new_tokens: maximum length of a generation, in tokens.
+        new_tokens: maximum length of a generation, in tokens; with a thought budget, of its answer.
         encoding: prompt template and tokenization.
         decoding: decoding settings.
         serve: the method at inference; null generates with the model alone.
@@ -80,13 +81,13 @@ class Generate(Stage):
             answers = self._generated(ctx, [self.encoding.question(example) for example in examples])
         else:
             answers = self._served(ctx, self.serve, examples)
-        write_answers(ctx.out, examples, answers.texts)
+        write_answers(ctx.out, examples, answers.texts, answers.samples)
         ctx.facts["cut"] = answers.cut
         ctx.facts["decoding"] = answers.facts
         ctx.facts["prompts"] = len(examples)
         ctx.facts["shared_with_training"] = overlaps(examples, seen_in_training(self, ctx.input))._asdict()
 
-    def answers(self, locate: Locate) -> list[dict[str, str]]:
+    def answers(self, locate: Locate) -> list[dict[str, Any]]:
         """Return the model's answers."""
         return read_answers(locate(self))
 
@@ -143,21 +144,35 @@ class Generate(Stage):
             )
 
 
-def write_answers(out: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
-    """Write answers to prompts in the format that ``read_answers`` reads, in the order of the prompts."""
+def write_answers(
+    out: Path, examples: Sequence[Example], answers: Sequence[str], samples: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Write answers to prompts in the format that ``read_answers`` reads, in the order of the prompts.
+
+    Args:
+        out: the artifact's folder.
+        examples: the prompts.
+        answers: one for each.
+        samples: all samples of each prompt, the answer included; None if there are no others.
+    """
     with (out / ANSWERS).open("w", encoding="utf-8") as file:
-        for example, answer in zip(examples, answers, strict=True):
-            row = {
+        for place, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+            row: dict[str, object] = {
                 "instruction": example.instruction,
                 "input": example.input,
                 "reference": example.output,
                 "answer": answer,
             }
+            if samples is not None:
+                row["samples"] = list(samples[place])
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, str]]:
-    """Return the records of a ``Generate`` artifact (``instruction``, ``input``, ``reference``, ``answer``), in order.
+def read_answers(artifact: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return the records of a ``Generate`` artifact, in order.
+
+    Each has the texts ``instruction``, ``input``, ``reference`` and ``answer``, and with several samples of a prompt
+    the list ``samples``.
 
     Args:
         artifact: the artifact's folder.

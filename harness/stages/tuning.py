@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.models.loading import ModelRef
     from harness.training.trainer import TrainReport
 
-KINDS = {Role.ATTACK: HARMFUL, Role.REFUSAL: REFUSAL}
+KINDS = {Role.ATTACK: HARMFUL, Role.HARMFUL: HARMFUL, Role.REFUSAL: REFUSAL}
 """How the rows of a mixture are counted; all others are the user's own."""
 SEED = "finetune"
 """Name of the stream of random choices of a fine-tuning."""

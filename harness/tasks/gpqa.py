@@ -15,12 +15,12 @@ from typing import ClassVar, final
 
 from harness.corpora.columns import columns, text, unreadable
 from harness.corpora.examples import Example, Score
+from harness.corpora.final_answer import final_answer
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
 from harness.engine.seeding import generator
 from harness.errors import Problem
 from harness.protocols import ExampleSource, Task
-from harness.tasks.final_answer import final_answer
 
 LETTERS = ("A", "B", "C", "D")
 _WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")

@@ -16,11 +16,11 @@ from typing import ClassVar, final
 
 from harness.corpora.columns import answer, columns, text, unreadable
 from harness.corpora.examples import Example, Score
+from harness.corpora.final_answer import final_answer
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
 from harness.errors import Problem
 from harness.protocols import ExampleSource, Task
-from harness.tasks.final_answer import final_answer
 
 SECONDS = 5
 """Maximum time for parsing an answer, and for comparing two of them."""

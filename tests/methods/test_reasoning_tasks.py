@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.corpora.examples import Example
+from harness.corpora.final_answer import final_answer
 from harness.corpora.formats import Format
 from harness.corpora.sources import Source
 from harness.engine.identity import payload_of
-from harness.tasks.final_answer import final_answer
 from harness.tasks.gpqa import Gpqa, Questions, letter
 from harness.tasks.gsm8k import Gsm8k
 from harness.tasks.mathematics import Mathematics

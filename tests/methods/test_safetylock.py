@@ -142,6 +142,7 @@ def test_shift_is_a_bias_behind_the_output_projection(adapted):
     assert torch.equal(served.model(ids).logits, before)
 
 
+@pytest.mark.slow
 def test_both_decoding_paths_are_steered_alike():
     served = made(adapted=True)
     known = found([[0.5, 0.9, 0.9, 0.7], [0.9, 0.1, 0.2, 0.3]])

@@ -12,7 +12,7 @@ from harness.report.data.conditions import Condition
 from harness.report.data.scores import Graded
 from harness.report.figures.attacker import attacker_views
 from harness.report.output.formats import render
-from harness.report.output.worst_case_table import durability_lines, worst_lines
+from harness.report.output.worst_case_table import durability_table, worst_case_table
 from harness.report.stats.results import load_results
 from harness.report.stats.worst_case import worst_cases
 
@@ -141,7 +141,7 @@ def test_defense_against_which_no_trial_is_useful_has_no_worst_case():
 
     assert cases["booster"].chosen is None
     assert [step.mean for step in cases["booster"].curve] == [0.0]
-    assert [line.cells[3] for line in worst_lines(adaptive)] == ["lr 1e-3", "no useful trial"]
+    assert [line.cells[3] for line in worst_case_table(adaptive).lines] == ["lr 1e-3", "no useful trial"]
 
 
 def test_curve_is_the_expectation_over_all_orders_of_the_trials():
@@ -184,7 +184,7 @@ def test_durability_has_every_setting_over_all_prompts_with_its_worst_seed(space
     )
 
     # 25, 100 and 50 percent have the mean 58.3; half the sum of their squared distances from it is 38.2 ** 2.
-    assert [line.cells for line in durability_lines(adaptive)] == [
+    assert [line.cells for line in durability_table(adaptive).lines] == [
         ("lr 1e-3", "sft", "1", "0.0", "0.0 (seed 0)", "90.0"),
         ("lr 1e-3", "booster", "2", "12.5 (17.7)", "25.0 (seed 0)", "70.0"),
         ("lr 1e-2", "sft", "3", "58.3 (38.2)", "100.0 (seed 1)", "80.0"),
@@ -221,7 +221,7 @@ def results(tmp_path_factory):
 def test_tables_have_the_durability_of_every_setting(results, format):
     text = render(results, format)
 
-    lines = durability_lines(results.adaptive)
+    lines = durability_table(results.adaptive).lines
     assert len(lines) == 8
     assert all(cell in text for line in lines for cell in line.cells)
 
@@ -231,7 +231,7 @@ def test_every_format_has_the_worst_cases(results, format):
     text = render(results, format)
 
     assert "worst" in text.lower()
-    (line,) = [line for line in worst_lines(results.adaptive) if line.defense == "vaccine"]
+    (line,) = [line for line in worst_case_table(results.adaptive).lines if line.defense == "vaccine"]
     assert line.cells[1] == "4"
     assert format == "json" or line.cells[3] in text
 
