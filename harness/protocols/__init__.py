@@ -48,6 +48,7 @@ from harness.protocols.methods import (
     TrainsPlainly,
     TrainsWeights,
     UsesAlignment,
+    WorksOnShards,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.rows import (
@@ -152,5 +153,6 @@ __all__ = [
     "Votes",
     "WeighsRows",
     "WhiteBoxGuard",
+    "WorksOnShards",
     "first_of",
 ]
