@@ -41,7 +41,7 @@ their sources in their headers (see [attacks](attacks.md)). Written by `python d
 
 
 def grade(option: str) -> str:
-    """Return the grade of an option of a slot: the first clause of the statement in the header of its module."""
+    """Return the grade of an option of a slot or of a method at inference: the first clause about it in its header."""
     group, _, name = option.partition("=")
     target = yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text("utf-8"))["_target_"]
     module, _, name = target.rpartition(".")
@@ -51,7 +51,7 @@ def grade(option: str) -> str:
 
 def _here(each: dict[str, Any]) -> str:
     found = [
-        f"`{option}`" + (f" ({grade(option)})" if option.startswith("defense/") else "")
+        f"`{option}`" + (f" ({grade(option)})" if option.startswith(("defense/", "serve=")) else "")
         for option in each.get("options", [])
     ]
     return "<br>".join([*found, *(f"`{line}`" for line in each.get("lines", []))]) or "–"

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, final
 
+from harness.config.alignment_only import FINETUNE, estimator_problems
 from harness.config.attacker import Attacker
 from harness.config.compose import Composition, compose
 from harness.config.defense_slots import GROUP, SLOTS, group_of, label, slots_without_method
@@ -25,6 +26,7 @@ from harness.experiment.cell import Cell
 from harness.experiment.chain import chain_of
 from harness.experiment.ensemble import ENSEMBLE, EnsembleSettings, Member, ensemble_of
 from harness.experiment.experiment import Experiment
+from harness.experiment.serving import SERVE
 
 TUNED = "tuned"
 """Group of hyperparameters tuned for a model size; a defense's YAML prefers them to its published values."""
@@ -176,7 +178,10 @@ def _experiment(composition: Composition) -> Experiment:
         ConfigError: with all problems found.
     """
     data = {name: value for name, value in composition.data.items() if _part_of(name) is Experiment}
-    if without := slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)):
+    if without := [
+        *slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)),
+        *estimator_problems(composition.choices),
+    ]:
         raise ConfigError(without)
     return build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
 
@@ -299,12 +304,19 @@ def _cell(experiment: Experiment, composition: Composition) -> Cell:
         for key, value in composition.values.items()
         if key not in named and key.split(".")[0] not in RUN_SETTINGS - {TUNED}
     }
-    chosen = ((GUARDRAIL, experiment.guardrail), (UPDATE, experiment.finetune.update), (FUSE, experiment.fuse))
-    for group, part in chosen:
+    chosen = {
+        GUARDRAIL: experiment.guardrail,
+        UPDATE: experiment.finetune.update if experiment.finetune else None,
+        FUSE: experiment.fuse,
+        SERVE: experiment.serve,
+    }
+    for group, part in chosen.items():
         if part is not None:
             # Not a label: cells without such a part keep the identity that they had before there was one.
             choice = composition.choices.get(group, NONE)
             swept[group] = part.name if choice == NONE else choice
+    if experiment.finetune is None:
+        swept[FINETUNE] = NONE
     acting, opened = experiment.attack.acting, experiment.attack.guard
     if acting is not None and acting.needs.guard and opened is not None:
         choice = composition.choices.get(ATTACK_GUARD, opened.name)

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from harness.config.alignment_only import FINETUNE, ends_after_alignment, explaining_interpolations, idle_values
 from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolve
 from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
 from harness.config.ensemble import WITHOUT, members_in
@@ -29,6 +30,7 @@ from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
 from harness.experiment.ensemble import ENSEMBLE
+from harness.experiment.serving import SERVE
 
 register()
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -48,8 +50,9 @@ class Composition:
         values: the plain values that the user set, by dotted name.
         overrides: the overrides as the user wrote them.
         invalid: overrides that could not be applied.
-        idle: overrides of settings of a defense slot that is empty in this cell, or of an ensemble in a cell without
-            one: a sweep may combine a grid over a method's settings with cells that do not use the method.
+        idle: overrides of settings of a defense slot that is empty in this cell, or of an ensemble, a fine-tuning or a
+            method at inference in a cell without one: a sweep may combine a grid over a method's settings with cells
+            without it.
         members: the compositions of an ensemble's members.
     """
 
@@ -109,7 +112,8 @@ class Composer:
             self._composed[structure] = self._files.compose(groups)
         composed = self._composed[structure]
         reads_hydra = composed.reads_hydra or any(contains(item.value(), HYDRA_RESOLVER) for item in values)
-        with self._hydra_config_of(overrides) if reads_hydra else nullcontext():
+        known = self._hydra_config_of(overrides) if reads_hydra else nullcontext()
+        with known, explaining_interpolations(composed.choices):
             data, wrong = composed.with_values(values)
         if member:
             data[ENSEMBLE] = None
@@ -117,6 +121,9 @@ class Composer:
         idle = {
             index: invalid for index, invalid in wrong.items() if invalid.unknown and _without_use(invalid.name, data)
         }
+        if ends_after_alignment(composed.choices):
+            data[FINETUNE] = None
+            idle |= idle_values(values)
         ignored = {id(values[index]) for index in idle}
         return self._composition(
             composed.choices,
@@ -141,9 +148,14 @@ class Composer:
         overrides = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
         parsed = [self._parse(text) for text in overrides]
         chosen = {group: str(choice) for group, choice in choices.items()}
-        data = {str(name): resolve(config, str(name)) for name in config if name != "hydra"}
+        with explaining_interpolations(chosen):
+            data = {str(name): resolve(config, str(name)) for name in config if name != "hydra"}
         _check_slots(data)
-        return self._composition(chosen, data, parsed, members=self._members(data, parsed))
+        idle: dict[int, InvalidOverride] = {}
+        if ends_after_alignment(chosen):
+            data[FINETUNE] = None
+            idle = idle_values(parsed)
+        return self._composition(chosen, data, parsed, members=self._members(data, parsed), idle=tuple(idle.values()))
 
     def _composition(
         self, choices: Mapping[str, str], data: dict[str, Any], parsed: Sequence[Override], **others: Any
@@ -312,10 +324,10 @@ def _may_be_options(value: object) -> bool:
 
 
 def _without_use(name: str, data: Mapping[str, Any]) -> bool:
-    """Return whether a setting is one of an empty slot, or of an ensemble in a cell without one."""
+    """Return whether a setting is one of an empty slot, or of an ensemble or a serve method in a cell without one."""
     group, slot, *_ = [*name.split("."), ""]
-    if group == ENSEMBLE:
-        return bool(slot) and data.get(ENSEMBLE) is None
+    if group in (ENSEMBLE, SERVE):
+        return bool(slot) and data.get(group) is None
     return group == GROUP and slot in SLOTS and data[GROUP].get(slot) is None
 
 

@@ -39,7 +39,8 @@ def _parts(experiment: Experiment) -> list[tuple[str, Named | None]]:
         ("judges", experiment.guardrail),
         ("fusions", experiment.fuse.method if isinstance(experiment.fuse, Merging) else None),
         ("judges", experiment.attack.guard),
-        ("estimators", experiment.finetune.update),
+        ("estimators", experiment.finetune.update if experiment.finetune else None),
         ("judges", experiment.over_refusal.judge if experiment.over_refusal else None),
+        ("serving", experiment.serve),
         ("aggregators", experiment.federation.aggregate if experiment.federation else None),
     ]

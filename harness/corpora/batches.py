@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.corpora.encode import IGNORED, PLACES, Encoded
+from harness.corpora.encode import IGNORED, PLACES, SOURCE, Encoded
 from harness.corpora.examples import Role
 from harness.engine.seeding import derive, generator
 from harness.errors import ConfigError, DataError, Problem
@@ -59,7 +59,7 @@ def collate(rows: Sequence[Encoded], pad_id: int, places: Sequence[int] | None =
         "input_ids": torch.tensor([row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
         "labels": torch.tensor([row.labels + [IGNORED] * gap for row, gap in zip(rows, gaps, strict=True)]),
-        **({"source": torch.tensor(sources)} if sources else {}),
+        **({SOURCE: torch.tensor(sources)} if sources else {}),
     }
 
 

@@ -37,6 +37,9 @@ IGNORED = -100
 PLACES = "places"
 """Key of a batch under which it has the index of each of its examples among all of the stage's own."""
 
+SOURCE = "source"
+"""Key of a batch under which it has the expert that each of its examples is meant for, if they have one."""
+
 log = logging.getLogger(__name__)
 
 

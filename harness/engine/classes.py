@@ -24,6 +24,7 @@ _KINDS = {
     "judges": "judge",
     "ensembles": "ensemble",
     "estimators": "estimator",
+    "serving": "serving",
     "tracking": "tracker",
 }
 """Kind of the classes in each folder; classes in any other folder are ``settings``."""

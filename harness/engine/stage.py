@@ -92,8 +92,6 @@ class Stage(ABC):
     """Whether several children of this kind may run in the job of a common parent, one after another."""
     loads_base: ClassVar[bool] = False
     """Whether it loads the model of its first ancestor, so that it starts faster in a process that has it in memory."""
-    reported_shares: ClassVar[Mapping[str, str]] = {}
-    """Facts between 0 and 1 (null: undefined) that report and W&B show in percent, each with its meaning."""
 
     @cached_property
     def key(self) -> str:
@@ -104,6 +102,11 @@ class Stage(ABC):
     def parents(self) -> tuple["Stage", ...]:
         """The stages that this one reads: those in its fields and nested settings, in field order."""
         return tuple(dict.fromkeys(_stages_in(self)))
+
+    @property
+    def reported_shares(self) -> Mapping[str, str]:
+        """Facts between 0 and 1 (null: undefined) that report and W&B show in percent, each with its meaning."""
+        return {}
 
     def __hash__(self) -> int:
         """Stages are equal when their keys are."""

@@ -1,5 +1,7 @@
 """The attack of an experiment: the stage of its mixture, or of the changed model, and what the attack cannot do."""
 
+from collections.abc import Mapping
+
 from harness.corpora.examples import Role
 from harness.corpora.mixture import Compat, counts
 from harness.corpora.shards import Clients
@@ -7,6 +9,7 @@ from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_adapter
+from harness.experiment.settings import FinetuneSettings
 from harness.models.adapter import Lora
 from harness.protocols import (
     Attack,
@@ -77,9 +80,12 @@ def tamper_of(experiment: Experiment, aligned: AlignedStage, method: Tampering) 
 
 def infeasible(experiment: Experiment) -> list[Problem]:
     """Return why an experiment's attack cannot be carried out."""
-    method, attack = experiment.attack.method, experiment.attack.acting
-    if experiment.tamper is not None:
-        return [*_idle(experiment, experiment.tamper), *_untampered(experiment, experiment.tamper)]
+    method, attack, finetune = experiment.attack.method, experiment.attack.acting, experiment.finetune
+    if finetune is None:
+        return _idle(experiment, {"tamper": experiment.tamper}, "the cell ends after the alignment (`finetune=none`)")
+    if (tamper := experiment.tamper) is not None:
+        instead = f"`{tamper.name}` changes the aligned model without one"
+        return [*_idle(experiment, {}, instead), *_untampered(experiment, tamper)]
     problems = []
     if experiment.attack.victim == "plain" and method is not None and not method.needs.victim:
         reason = f"`{method.name}` does not read the aligned model, so it has no victim; expected `own`"
@@ -90,7 +96,7 @@ def infeasible(experiment: Experiment) -> list[Problem]:
             "`align.adapter`"
         )
         problems.append(Problem(ATTACK, reason))
-    problems += [*_overridden(experiment), *_unshared(experiment)]
+    problems += [*_overridden(experiment), *_unshared(experiment, finetune)]
     if attack is None:
         return problems
     problems += [*_closed(experiment, attack), *_unreadable(experiment, attack)]
@@ -102,14 +108,14 @@ def infeasible(experiment: Experiment) -> list[Problem]:
         )
         problems.append(Problem(ATTACK, reason))
     wanted = counts(*_sent(experiment))
-    first = 1 if experiment.finetune.compat == "booster" else 0  # skipped by the published code
+    first = 1 if finetune.compat == "booster" else 0  # skipped by the published code
     plan = AttackPlan(
         count=wanted.benign if isinstance(attack, SelectsRows) else wanted.harmful,
         pool_rows=max(pool.rows - first, 0) if pool else 0,
     )
     if plan.count == 0:
         reason = (
-            f"{experiment.attack.ratio:g} of {experiment.finetune.rows} rows (`finetune.rows`) gives `{attack.name}` "
+            f"{experiment.attack.ratio:g} of {finetune.rows} rows (`finetune.rows`) gives `{attack.name}` "
             "none; expected at least one. Raise either, or set `attack=none`"
         )
         problems.append(Problem("attack.ratio", reason))
@@ -164,10 +170,17 @@ def _untampered(experiment: Experiment, tamper: Tampering) -> list[Problem]:
     return [problem.under("tamper") for problem in tamper.preflight(plan)]
 
 
-def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
-    """Return the settings that have no effect because the model is changed instead of fine-tuned."""
+def _idle(experiment: Experiment, others: Mapping[str, Named | None], reason: str) -> list[Problem]:
+    """Return the settings that have no effect because nothing is fine-tuned.
+
+    Args:
+        experiment: the settings of the cell.
+        others: further parts, by their settings.
+        reason: what happens instead.
+    """
     defense = experiment.defense
     parts: dict[str, Named | None] = {
+        **others,
         ATTACK: experiment.attack.method,
         "guardrail": experiment.guardrail,
         "federation": experiment.federation,
@@ -176,11 +189,7 @@ def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
         "defense.repair": defense.repair,
     }
     return [
-        Problem(
-            path,
-            f"`{part.name}` belongs to a fine-tuning, but `{tamper.name}` changes the aligned model without "
-            "one; expected null",
-        )
+        Problem(path, f"`{part.name}` belongs to a fine-tuning, but {reason}; expected null")
         for path, part in parts.items()
         if part is not None
     ]
@@ -189,6 +198,7 @@ def _idle(experiment: Experiment, tamper: Tampering) -> list[Problem]:
 def _sent(experiment: Experiment) -> tuple[int, float, Compat]:
     """Return how many examples the user sends, the share of them that is the attacker's, and how they are mixed."""
     attack, finetune = experiment.attack.acting, experiment.finetune
+    assert finetune is not None, "checked before"
     if isinstance(attack, SendsAlone):
         return attack.rows, 1.0, "exact"
     return finetune.rows, experiment.attack.acting_ratio, finetune.compat
@@ -202,7 +212,7 @@ def _clients(experiment: Experiment) -> Clients | None:
     return experiment.federation.members(sum(wanted), wanted.harmful)
 
 
-def _unshared(experiment: Experiment) -> list[Problem]:
+def _unshared(experiment: Experiment, finetune: FinetuneSettings) -> list[Problem]:
     """Return why the clients of a federation cannot hold the rows."""
     federation, attack = experiment.federation, experiment.attack.acting
     if federation is None:
@@ -214,8 +224,8 @@ def _unshared(experiment: Experiment) -> list[Problem]:
     if experiment.guardrail is not None:
         reason = f"`{experiment.guardrail.name}` reads the rows that a user uploads, but clients keep theirs"
         problems.append(Problem("guardrail", f"{reason}; expected null"))
-    if experiment.finetune.update is not None:
-        reason = f"`{experiment.finetune.update.name}` is not implemented for clients of a federation; expected null"
+    if finetune.update is not None:
+        reason = f"`{finetune.update.name}` is not implemented for clients of a federation; expected null"
         problems.append(Problem("finetune.update", reason))
     defense = experiment.defense.finetune
     method: object = defense

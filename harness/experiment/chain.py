@@ -28,6 +28,8 @@ from harness.experiment.compatibility import (
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
+from harness.experiment.serving import calibrate_of, unservable
+from harness.experiment.settings import FinetuneSettings
 from harness.models.adapter import Lora
 from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
@@ -39,12 +41,14 @@ from harness.protocols import (
     NeedsSafeAdapter,
     RepairMethod,
     SelectsRows,
+    ServeMethod,
     TrainedGuard,
     TrainMethod,
     TrainsPlainly,
 )
 from harness.stages.align import Align
 from harness.stages.base import Base
+from harness.stages.calibrate import Calibrate
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
@@ -76,6 +80,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *unfusable(experiment),
         *_unmeasured(experiment, probe),
         *_without_server_rows(experiment),
+        *unservable(experiment),
     ]:
         raise ConfigError(conflicts)
     align, encoding = experiment.align, experiment.model.encoding
@@ -91,31 +96,44 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         seed=experiment.seed,
     )
     product, stages, measured = aligned_of(experiment, aligned)
-    attacked, final_model = _attacked(
-        experiment, product, plain=replace(aligned, method=None, harmful=None, benign=None)
-    )
-    if attacked.get("victim") in stages.values():
-        del attacked["victim"]
-    chain: dict[str, Stage] = {"base": base, **stages, **attacked}
-    for prefix, model in (("aligned_", product), ("", final_model)):
-        chain |= {prefix + part: stage for part, stage in _evaluation(experiment, model, probe).items()}
+    chain: dict[str, Stage] = {"base": base, **stages}
+    final_model: ModelStage = product
+    if experiment.finetune is not None:
+        plain = replace(aligned, method=None, harmful=None, benign=None)
+        attacked, final_model = _attacked(experiment, experiment.finetune, product, plain)
+        if attacked.get("victim") in stages.values():
+            del attacked["victim"]
+        chain |= attacked
+    calibrated = calibrate_of(experiment, product, final_model, probe)
+    if calibrated is not None:
+        chain["calibrate"] = calibrated
+    evaluated: list[tuple[str, ModelStage, ServeMethod | None]] = [("", final_model, experiment.serve)]
+    if experiment.finetune is not None:
+        # The aligned model is what the attack is compared with, so nothing stands between it and its answers.
+        evaluated.insert(0, ("aligned_", product, None))
+    for prefix, model, serve in evaluated:
+        parts = _evaluation(experiment, model, probe, serve, calibrated if serve else None)
+        chain |= {prefix + part: stage for part, stage in parts.items()}
         if measured is not None and probe is None:
             chain[f"{prefix}routes"] = measured(model)
     return chain
 
 
-def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tuple[dict[str, Stage], ModelStage]:
+def _attacked(
+    experiment: Experiment, finetune: FinetuneSettings, aligned: AlignedStage, plain: Align
+) -> tuple[dict[str, Stage], ModelStage]:
     """Return the stages that follow the alignment, by role, and the one of the final model.
 
     Args:
         experiment: the settings of the cell.
+        finetune: its fine-tuning.
         aligned: the alignment that is attacked.
         plain: the alignment on refusals without a defense, for attacks that are crafted against it.
     """
     if experiment.tamper is not None:
         tampered = tamper_of(experiment, aligned, experiment.tamper)
         return {"tamper": tampered}, tampered
-    finetune, encoding = experiment.finetune, experiment.model.encoding
+    encoding, fresh = experiment.model.encoding, _tuned_adapter(experiment, finetune)
     poison = poison_of(experiment, aligned if experiment.attack.victim == "own" else plain)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
@@ -124,8 +142,8 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
         method=None if isinstance(experiment.defense.finetune, TrainsPlainly) else experiment.defense.finetune,
         **_auxiliary_data(experiment, experiment.defense.finetune, Role.REFUSAL, Role.HARMFUL, Role.BENIGN),
         budget=finetune.budget,
-        protocol=_protocol(experiment),
-        adapter=_tuned_adapter(experiment),
+        protocol=_protocol(experiment, finetune),
+        adapter=fresh,
         encoding=encoding,
         seed=experiment.seed,
         update=finetune.update,
@@ -150,8 +168,8 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
             aligned=aligned,
             mixture=refusals,
             budget=finetune.budget,
-            protocol=_protocol(experiment),
-            adapter=_tuned_adapter(experiment),
+            protocol=_protocol(experiment, finetune),
+            adapter=fresh,
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
             seed=derive(experiment.seed, "safe"),
@@ -165,7 +183,7 @@ def _attacked(experiment: Experiment, aligned: AlignedStage, plain: Align) -> tu
         encoding=encoding,
         seed=experiment.seed,
         safe=safe,
-        server=_server_rows(experiment, repair),
+        server=_server_rows(experiment, finetune, repair),
     )
     return {**stages, "repair": repaired}, repaired
 
@@ -178,14 +196,26 @@ def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
     return Moderate(sent=poison, guard=guard, model=model)
 
 
-def _evaluation(experiment: Experiment, model: ModelStage, probe: Probe | None) -> dict[str, Stage]:
+def _evaluation(
+    experiment: Experiment,
+    model: ModelStage,
+    probe: Probe | None,
+    serve: ServeMethod | None,
+    calibrated: Calibrate | None,
+) -> dict[str, Stage]:
     """Return the generations and grades of a model by their role; of a probe, only what it asks for."""
     evaluation, encoding = experiment.evaluation, experiment.asked(probe)
     marker, thoughts = marker_of(encoding.template), encoding.thoughts
 
     def generated(prompts: ExampleSource, new_tokens: int) -> Generate:
         return Generate(
-            model=model, prompts=prompts, new_tokens=new_tokens, encoding=encoding, decoding=evaluation.decoding
+            model=model,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            encoding=encoding,
+            decoding=evaluation.decoding,
+            serve=serve,
+            calibrated=calibrated,
         )
 
     answers = generated(experiment.corpus.slice(Role.EVALUATION, evaluation.rows), evaluation.new_tokens)
@@ -242,65 +272,64 @@ def _ambiguous(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _tuned_adapter(experiment: Experiment) -> Lora | TrainedWeights:
-    fresh = experiment.finetune.fresh if experiment.finetune.adapter == "double" else None
+def _tuned_adapter(experiment: Experiment, finetune: FinetuneSettings) -> Lora | TrainedWeights:
+    fresh = finetune.fresh if finetune.adapter == "double" else None
     return (fresh or aligned_adapter(experiment)).ordered()
 
 
-def _protocol(experiment: Experiment) -> Literal["single", "double"]:
+def _protocol(experiment: Experiment, finetune: FinetuneSettings) -> Literal["single", "double"]:
     """Return the adapter protocol; without an adapter to merge, training the same weights again is to continue."""
     aligned = experiment.align.adapter
-    same = isinstance(aligned, TrainedWeights) and _tuned_adapter(experiment) == aligned.ordered()
-    return "single" if same else experiment.finetune.adapter
+    same = isinstance(aligned, TrainedWeights) and _tuned_adapter(experiment, finetune) == aligned.ordered()
+    return "single" if same else finetune.adapter
 
 
 def _incompatible(experiment: Experiment) -> list[Problem]:
-    defense, tuned = experiment.defense, _tuned_adapter(experiment)
-    slots = (("align", defense.align, experiment.align.adapter), ("finetune", defense.finetune, tuned))
+    """Return why the methods of a defense cannot be used with what the stages train, and with the data."""
+    defense, aligned, finetune = experiment.defense, experiment.align.adapter, experiment.finetune
+    decoding, thoughts = experiment.evaluation.decoding, experiment.model.encoding.thoughts
+    if finetune is None:
+        return [
+            *unserved(decoding, (aligned,), thoughts),
+            *unmarked([experiment.corpus.origin], thoughts),
+            *_unsuitable(experiment, "align", defense.align, aligned),
+        ]
+    tuned = _tuned_adapter(experiment, finetune)
     return [
-        *unserved(experiment.evaluation.decoding.engine, (experiment.align.adapter, tuned)),
-        *untrainable(
-            experiment.align.adapter,
-            tuned,
-            experiment.finetune.adapter,
-            defense.repair,
-            federated=experiment.federation is not None,
-        ),
-        *unmarked([experiment.corpus.origin, experiment.task.train], experiment.model.encoding.thoughts),
+        *unserved(decoding, (aligned, tuned), thoughts),
+        *untrainable(aligned, tuned, finetune.adapter, defense.repair, federated=experiment.federation is not None),
+        *unmarked([experiment.corpus.origin, experiment.task.train], thoughts),
         *unobservable(experiment.leakage, defense.finetune, tuned),
-        *unestimated(experiment.finetune.update, defense.finetune, experiment.finetune.budget, tuned),
-        *(
-            reason
-            for slot, method, adapter in (*slots, ("repair", defense.repair, tuned))
-            if method
-            for reason in incompatibilities(
-                slot,
-                method,
-                adapter,
-                experiment.align.adapter,
-                [
-                    (need, _slice(experiment, need))
-                    for need in method.needs
-                    if not need.own and need.role is not Role.SERVER
-                ],
-            )
-        ),
-        *_continued(experiment),
+        *unestimated(finetune.update, defense.finetune, finetune.budget, tuned),
+        *_unsuitable(experiment, "align", defense.align, aligned),
+        *_unsuitable(experiment, "finetune", defense.finetune, tuned),
+        *_unsuitable(experiment, "repair", defense.repair, tuned),
+        *_continued(experiment, finetune),
     ]
 
 
-def _continued(experiment: Experiment) -> list[Problem]:
+def _unsuitable(
+    experiment: Experiment, slot: str, method: TrainMethod | RepairMethod | None, trained: Lora | TrainedWeights
+) -> list[Problem]:
+    """Return why a method cannot be used in its slot; nothing for an empty one."""
+    if method is None:
+        return []
+    data = [(need, _slice(experiment, need)) for need in method.needs if not need.own and need.role is not Role.SERVER]
+    return incompatibilities(slot, method, trained, experiment.align.adapter, data)
+
+
+def _continued(experiment: Experiment, finetune: FinetuneSettings) -> list[Problem]:
     """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
     method = experiment.defense.finetune
     if method and experiment.federation and any(need.own for need in method.needs):
         reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
         return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
     named: Named | None = method
-    if not isinstance(named, NeedsFreshAdapter) or experiment.finetune.adapter == "double":
+    if not isinstance(named, NeedsFreshAdapter) or finetune.adapter == "double":
         return []
     reason = (
         f"`{named.name}` chooses the start of the user's adapter, but `finetune.adapter` is "
-        f"`{experiment.finetune.adapter}`, which trains the aligned one further; expected `double`"
+        f"`{finetune.adapter}`, which trains the aligned one further; expected `double`"
     )
     return [Problem("defense.finetune", reason)]
 
@@ -312,7 +341,7 @@ def _auxiliary_data(
     return {role.value: _slice(experiment, needs[role]) if role in needs else None for role in roles}
 
 
-def _server_rows(experiment: Experiment, method: RepairMethod) -> Remaining | None:
+def _server_rows(experiment: Experiment, finetune: FinetuneSettings, method: RepairMethod) -> Remaining | None:
     """Return the benign examples of the server, for a method that needs them."""
     rows = next((need.rows for need in method.needs if need.role is Role.SERVER), None)
     if rows is None:
@@ -321,7 +350,7 @@ def _server_rows(experiment: Experiment, method: RepairMethod) -> Remaining | No
         task=experiment.task.train,
         rows=rows,
         taken=task_rows_taken(experiment),
-        compat=experiment.finetune.compat,
+        compat=finetune.compat,
         seed=experiment.seed,
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from harness.corpora.slices import CarriesThoughts, OneAnswer, Slice
 from harness.corpora.thoughts import Thoughts
 from harness.errors import Problem
+from harness.generation.decoding import Decoding
 from harness.models.adapter import ALL_LINEAR, Lora
 from harness.models.trained_weights import TrainedWeights
 from harness.protocols import (
@@ -25,12 +26,22 @@ Trained = Lora | TrainedWeights
 """What a stage trains."""
 
 
-def unserved(engine: str | None, adapters: Sequence[Trained]) -> list[Problem]:
-    """Return why an engine cannot decode with the adapters of a cell."""
-    if engine != "vllm" or all(_variant(adapter) is None for adapter in adapters):
-        return []
-    reason = "vLLM does not support DoRA adapters (`adapter.variant=dora`); expected null, the built-in decoding"
-    return [Problem("evaluation.decoding.engine", reason)]
+def unserved(decoding: Decoding, adapters: Sequence[Trained], thoughts: Thoughts | None) -> list[Problem]:
+    """Return why a cell cannot be decoded: the engine has no such adapters or decoding, or thoughts have no markers."""
+    found = []
+    if decoding.thought is not None and thoughts is None:
+        reason = "the encoding has no markers of thoughts and answers; expected null, or `thoughts=s1`"
+        found.append(Problem("evaluation.decoding.thought", reason))
+    if decoding.engine != "vllm":
+        return found
+    if any(_variant(adapter) is not None for adapter in adapters):
+        reason = "vLLM does not support DoRA adapters (`adapter.variant=dora`); expected null, the built-in decoding"
+        found.append(Problem("evaluation.decoding.engine", reason))
+    for name, setting in (("thought", decoding.thought), ("sampling", decoding.sampling)):
+        if setting is not None:
+            reason = f"vLLM decodes greedily and without forced answers here, but `{name}` is set; expected null"
+            found.append(Problem(f"evaluation.decoding.{name}", reason))
+    return found
 
 
 def unmarked(sources: Sequence[Named], thoughts: Thoughts | None) -> list[Problem]:

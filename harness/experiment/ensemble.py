@@ -165,11 +165,21 @@ def _uncountable(experiment: Experiment, settings: EnsembleSettings) -> list[Pro
     """Return why the answers cannot be counted as votes."""
     found = []
     task, voter = experiment.task, settings.voter
+    reads = isinstance(settings.method, ReadsLikelihoods) and settings.method.reads_likelihoods
     if isinstance(task, MeasuredTask) or not isinstance(task, HasVotes):
         reason = f"`{task.name}` has no votes: an ensemble needs answers that can be compared; expected such a task"
         found.append(Problem("task", reason))
-    elif isinstance(settings.method, ReadsLikelihoods) and settings.method.reads_likelihoods and not task.labels:
+    elif reads and not task.labels:
         reason = f"`{task.name}` has open answers, and their classes have no likelihoods; expected null, a vote"
+        found.append(Problem(f"{ENSEMBLE}.method.combine", reason))
+    if experiment.evaluation.decoding.samples > 1:
+        reason = "members of an ensemble give one answer to a prompt; expected 1"
+        found.append(Problem("evaluation.decoding.sampling.samples", reason))
+    if experiment.serve is not None and reads:
+        reason = (
+            f"`{experiment.serve.name}` acts on generated answers, and likelihoods are those of the model without it; "
+            "expected null, a vote"
+        )
         found.append(Problem(f"{ENSEMBLE}.method.combine", reason))
     judges: dict[str, Named] = {"judge": experiment.judge}
     if experiment.over_refusal is not None:

@@ -21,7 +21,7 @@ from harness.experiment.settings import (
     Model,
     OverRefusal,
 )
-from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, Tampering, Task, TrainedGuard
+from harness.protocols import HasMatch, HasProbes, Judge, MeasuredTask, ServeMethod, Tampering, Task, TrainedGuard
 from harness.stages.leak import Leakage
 
 
@@ -31,6 +31,7 @@ class Experiment:
     """One cell of a sweep.
 
     Attributes:
+        finetune: the user's fine-tuning; null ends the cell after the alignment, whose model is then the final one.
         over_refusal: how over-refusal is measured; null does not measure it.
         tamper: changes the aligned model instead of a fine-tuning; null fine-tunes.
         guardrail: judges the user's rows before they are fine-tuned on; null trains on all of them.
@@ -38,6 +39,8 @@ class Experiment:
         experts: the rows of the other experts; read by a fusion only.
         leakage: measures what gradients give away of the rows; null does not.
         federation: clients that hold the user's rows and train on them; null fine-tunes in one place.
+        serve: acts between the final model and its answers; null lets the model answer alone. The aligned model, which
+            is evaluated before the attack, always does.
     """
 
     name: ClassVar[str] = "experiment"
@@ -45,7 +48,7 @@ class Experiment:
     model: Model
     corpus: Corpus
     align: AlignSettings
-    finetune: FinetuneSettings
+    finetune: FinetuneSettings | None
     defense: Defense
     task: Task | MeasuredTask
     attack: AttackSettings
@@ -59,6 +62,7 @@ class Experiment:
     experts: Experts | None = None
     federation: Federation | None = None
     leakage: Leakage | None = None
+    serve: ServeMethod | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

@@ -230,7 +230,8 @@ def _unroutable(experiment: "Experiment") -> list[Problem]:
     """Return what cannot be done with routed experts."""
     found = []
     targets = targets_of(experiment.align.adapter)
-    if experiment.finetune.adapter == "double" and isinstance(experiment.finetune.fresh, TrainedWeights):
+    finetune = experiment.finetune
+    if finetune is not None and finetune.adapter == "double" and isinstance(finetune.fresh, TrainedWeights):
         reason = "trained weights are stored as a difference from the base, which has no routed experts (`fuse=moe`)"
         found.append(Problem("finetune.fresh", f"{reason}; expected an adapter"))
     if targets == ALL_LINEAR or set(targets) != set(FEED_FORWARD):

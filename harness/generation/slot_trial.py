@@ -12,6 +12,7 @@ import torch
 from harness.errors import ModelError
 from harness.generation.slot_cache import LAYER_TYPES, LayerShape
 from harness.generation.slots import SlotDecoder, capacity_for, shapes_of
+from harness.generation.token_choice import Rules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +94,7 @@ def deviation(model: PreTrainedModel, shapes: list[LayerShape], prompts: Sequenc
     steps = 3
     known = [list(prompt) * (steps + 1) for prompt in (prompts[0][:9], prompts[-1][:6])]
     longest = max(map(len, known))
-    decoder = SlotDecoder(model, shapes, slots=2, longest=longest, new_tokens=steps, ends=())
+    decoder = SlotDecoder(model, shapes, slots=2, longest=longest, rules=Rules(new_tokens=steps, ends=()))
     decoder.enter([0, 1], [row[:-steps] for row in known])
     for step in range(steps):
         decoder.logits(2, capacity_for(longest, steps))

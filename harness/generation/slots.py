@@ -1,4 +1,4 @@
-"""Greedy decoding with continuous batching: finished sequences leave the batch and waiting prompts take their slots.
+"""Decoding with continuous batching: finished sequences leave the batch and waiting prompts take their slots.
 
 Every sequence has its own slot in a preallocated key-value cache and its own position (``slot_cache``), so nothing is
 padded. The state of a decoding step lives on the device: a step can be captured as a CUDA graph (``recorded``), and
@@ -22,6 +22,7 @@ from harness.corpora.batches import by_tokens
 from harness.engine import gpu
 from harness.generation.recorded import Recorded
 from harness.generation.slot_cache import LayerShape, Shapes, SlotCache, masks_of
+from harness.generation.token_choice import Rules, TokenChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,8 +61,7 @@ class SlotDecoder:
         shapes: its key-value shapes by layer, as returned by ``shapes_of``.
         slots: maximum batch size.
         longest: length of the longest prompt, in tokens.
-        new_tokens: maximum number of new tokens.
-        ends: end-of-sequence token ids.
+        rules: how tokens are chosen.
         record: see ``Recorded``; None runs every step eagerly.
 
     Raises:
@@ -75,38 +75,42 @@ class SlotDecoder:
         *,
         slots: int,
         longest: int,
-        new_tokens: int,
-        ends: Sequence[int],
+        rules: Rules,
         record: Record | None = None,
     ) -> None:
         """Allocate the cache and the state of the slots."""
         device = model.device
         self.recorded = Recorded(self._step, record=record)
-        self._model, self._slots, self._new_tokens = model, slots, new_tokens
-        self._capacity = capacity_for(longest, new_tokens)
+        self._model, self._slots, self._new_tokens = model, slots, rules.longest
+        self._capacity = capacity_for(longest, rules.longest)
         self._cache = SlotCache(shapes, slots=slots, capacity=self._capacity, device=device)
-        self._ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
+        self._choice = TokenChoice(rules, rows=slots, device=device)
         # Per slot: last token, its position, number of new tokens, the new tokens, and whether the sequence has ended.
         # A finished sequence keeps running until the next check; the extra column takes what it writes until then.
         self._token = torch.zeros(slots, dtype=torch.int64, device=device)
         self._place = torch.zeros(slots, dtype=torch.int64, device=device)
         self._count = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._written = torch.zeros(slots, new_tokens + 1, dtype=torch.int64, device=device)
+        self._written = torch.zeros(slots, rules.longest + 1, dtype=torch.int64, device=device)
         self._ended = torch.ones(slots, dtype=torch.bool, device=device)
 
-    def decode(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Yield (index of the prompt, new tokens) as sequences finish; tokens after an end token are arbitrary.
+    def decode(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield (index of the prompt, new tokens) as sequences finish; an end token is the last.
 
         Args:
             prompts: token ids, at least one each; sorting them by length minimizes padding in the prefill.
+            seeds: of the random numbers of each prompt; None if tokens are not sampled.
         """
+        seeds = seeds or [0] * len(prompts)
         waiting = deque(range(len(prompts)))
         rows: dict[int, _Row] = {}
         size = self._slots
         while waiting or rows:
             entering = [(slot, waiting.popleft()) for slot in range(size) if waiting and slot not in rows]
             for part in by_tokens([len(prompts[index]) for _, index in entering], PROMPT_TOKENS):
-                self.enter([slot for slot, _ in entering[part]], [prompts[index] for _, index in entering[part]])
+                slots, entered = zip(*entering[part], strict=True)
+                self.enter(slots, [prompts[index] for index in entered], [seeds[index] for index in entered])
             rows |= {slot: _Row(index=index, length=len(prompts[index])) for slot, index in entering}
             while not waiting and len(rows) <= size // 2:
                 size //= 2
@@ -134,7 +138,7 @@ class SlotDecoder:
             given = {"input_ids": self._token[:rows, None], "position_ids": place[:, None], "attention_mask": mask}
             return forward(self._model, self._cache, **given)[:, -1]
 
-    def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def enter(self, slots: Sequence[int], prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> None:
         """Prefill slots with prompts, all tokens but the last, which is the input of the next decoding step."""
         device = self._token.device
         at = torch.tensor(slots, device=device)
@@ -150,6 +154,7 @@ class SlotDecoder:
         self._place[at] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         self._count[at] = 0
         self._ended[at] = False
+        self._choice.enter(at, seeds or [0] * len(slots))
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Append given tokens to the first slots (teacher forcing)."""
@@ -157,13 +162,14 @@ class SlotDecoder:
         self._place[: len(tokens)] += 1
 
     def _step(self, rows: int, length: int) -> None:
-        new = self.logits(rows, length).argmax(dim=-1)
-        token, place, count = self._token[:rows], self._place[:rows], self._count[:rows]
+        token, place, count, ended = (state[:rows] for state in (self._token, self._place, self._count, self._ended))
+        new, last = self._choice(self.logits(rows, length), count)
         token.copy_(new)
         self._written[:rows].scatter_(1, count[:, None], new[:, None])
         place.add_(1).clamp_(max=self._capacity - 1)
-        count.add_(1).clamp_(max=self._new_tokens)
-        self._ended[:rows].logical_or_((new[:, None] == self._ends).any(dim=1) | (count == self._new_tokens))
+        # What a finished sequence goes on to write is not counted.
+        count.add_(~ended)
+        ended.logical_or_(last)
 
     def _gathered(self, rows: dict[int, _Row], size: int) -> dict[int, _Row]:
         """Compact the sequences into the first ``size`` slots; return them by slot."""
@@ -174,6 +180,7 @@ class SlotDecoder:
             self._cache.move(source, target)
             for state in (self._token, self._place, self._count, self._written, self._ended):
                 state[target] = state[source]
+            self._choice.move(source, target)
         return {moved.get(slot, slot): row for slot, row in rows.items()}
 
     def _leaving(self, rows: dict[int, _Row], slots: list[int]) -> Iterator[tuple[int, list[int]]]:

@@ -1,4 +1,4 @@
-"""Greedy decoding of many prompts with transformers models.
+"""Decoding of many prompts with transformers models.
 
 There are two decoding paths. On a GPU, prompts are decoded in slots (``slots``): a static KV cache, continuous
 batching, and steps recorded as CUDA graphs. Elsewhere, and for models whose attention does not support slots, the
@@ -66,9 +66,10 @@ def answer(
     path: Path | None = None,
     thoughts: Thoughts | None = None,
 ) -> Answers:
-    """Return the greedy continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
+    """Return the continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
 
-    Special tokens are stripped, whitespace is not. Prompts are encoded as in training; duplicates are decoded once.
+    Special tokens are stripped, whitespace is not. Prompts are encoded as in training; duplicates are decoded once
+    unless they are sampled.
     Truncation is described at ``Decoding.max_prompt``. The longest prompts are decoded first; a batch that does not fit
     into memory is halved. The model's train/eval mode is restored on return.
 
@@ -76,14 +77,15 @@ def answer(
         model: with an adapter attached or without.
         tokenizer: of the model.
         prompts: as text, or as messages for the chat template of the tokenizer.
-        new_tokens: maximum length of a generation, in tokens.
+        new_tokens: maximum length of a generation, in tokens; with a thought budget, of its answer.
         decoding: decoding settings.
         batch_size: prompts per batch; None uses the free memory of a GPU, and ``PLAIN_BATCH`` elsewhere.
         path: the decoding path; None selects the fastest that device and model support.
         thoughts: the markers of thought and answer, which are kept in the generations; None if there are none.
 
     Raises:
-        ModelError: a single prompt does not fit into memory, or the chat template cannot be used.
+        ModelError: a single prompt does not fit into memory, or the tokenizer cannot write the chat template or the
+            markers.
     """
     if not prompts:
         return Answers([], {})
@@ -131,23 +133,22 @@ def _written(
     elif path is not Path.PLAIN:
         fit = slot_trial.fit(model, asked.prompts)
 
-    def in_slots(prompts: list[list[int]], batch: int) -> Written:
+    def in_slots(jobs: list[int], batch: int) -> Written:
+        prompts = [asked.prompts[job] for job in jobs]
         decoder = slots.SlotDecoder(
             model,
             fit.shapes,
             slots=min(batch, len(prompts)),
             longest=max(map(len, prompts)),
-            new_tokens=asked.new_tokens,
-            ends=asked.ends,
+            rules=asked.rules,
             record=Recorder(model.device) if _on_gpu(model) else None,
         )
-        yield from decoder.decode(prompts)
+        yield from decoder.decode(prompts, [asked.seeds[job] for job in jobs])
         facts.update(graphs=decoder.recorded.graphs, why=decoder.recorded.trouble)
 
-    def in_batches(prompts: list[list[int]], batch: int) -> Written:
-        return plain.decode(
-            model, prompts, batch_size=batch, new_tokens=asked.new_tokens, ends=asked.ends, pad=asked.pad
-        )
+    def in_batches(jobs: list[int], batch: int) -> Written:
+        prompts, seeds = [asked.prompts[job] for job in jobs], [asked.seeds[job] for job in jobs]
+        return plain.decode(model, prompts, batch_size=batch, rules=asked.rules, pad=asked.pad, seeds=seeds)
 
     if fit.why:
         facts |= {"path": Path.PLAIN.value, "why": fit.why}
@@ -155,7 +156,7 @@ def _written(
     else:
         room = slots.room(model.device)
         batch = batch or (
-            PLAIN_BATCH if room is None else slots.count_for(fit.shapes, room, asked.prompts, asked.new_tokens)
+            PLAIN_BATCH if room is None else slots.count_for(fit.shapes, room, asked.prompts, asked.rules.longest)
         )
         rows, used = _within_memory(in_slots, model, asked, batch)
         # The cache refers to its recorded steps and they to it: without a collection it would outlive the answers.
@@ -164,7 +165,7 @@ def _written(
 
 
 def _within_memory(
-    decode: Callable[[list[list[int]], int], Written], model: PreTrainedModel, asked: Questions, batch: int
+    decode: Callable[[list[int], int], Written], model: PreTrainedModel, asked: Questions, batch: int
 ) -> tuple[list[list[int]], int]:
     """Return the new tokens of each prompt and the rows at once with which the last were written.
 
@@ -175,11 +176,11 @@ def _within_memory(
         batch = min(batch, len(waiting))
         if batch == 0:
             raise ModelError(
-                f"`{model.device}` has too little memory for one prompt and {asked.new_tokens} new tokens; expected "
+                f"`{model.device}` has too little memory for one prompt and {asked.rules.longest} new tokens; expected "
                 "enough for the model and its KV cache. Choose a smaller `model` or `evaluation.new_tokens`."
             )
         try:
-            for place, tokens in decode([asked.prompts[i] for i in waiting], batch):
+            for place, tokens in decode(waiting, batch):
                 written[waiting[place]] = tokens
         except torch.OutOfMemoryError:
             batch = min(batch, len(asked.prompts) - len(written)) // 2

@@ -211,7 +211,7 @@ def answer(
             server = serve(memory, lambda: VllmServer(python, wanted, arguments, environment=_environment(device)))
     assert isinstance(server, VllmServer)
     asked = _questions(_files(weights.base)[0], prompts, new_tokens, decoding, thoughts)
-    rows = server.tokens(asked.prompts, new_tokens=new_tokens, ends=asked.ends, folder=weights.adapter)
+    rows = server.tokens(asked.prompts, new_tokens=new_tokens, ends=asked.rules.ends, folder=weights.adapter)
     return asked.answered(
         rows, {"path": answers.Path.VLLM.value, "why": "it was asked for", "arithmetic": dtype, "vllm": server.version}
     )

@@ -27,14 +27,9 @@ class Ballot:
 
     def __init__(self, classes: NDArray[Any], scores: NDArray[Any]) -> None:
         """Compare the votes of all pairs of members."""
-        import numpy as np
-
         voted = classes != NO_VOTE
         self._equal = ((classes[:, :, None] == classes[:, None, :]) & voted[:, :, None]).astype("float64")
-        order = np.argsort(-np.asarray(scores, dtype="float64"), kind="stable")
-        # Below 1, so that it decides ties only.
-        self._rank = np.empty(len(order))
-        self._rank[order] = 1 - (1 + np.arange(len(order))) / (1 + len(order))
+        self._rank = _ranks(scores)
 
     def winners(self, pool: NDArray[Any]) -> NDArray[Any]:
         """Return the member whose answer is taken in each row.
@@ -61,11 +56,18 @@ def best_voters(classes: NDArray[Any], pool: NDArray[Any], chosen: NDArray[Any],
     """
     import numpy as np
 
-    order = np.argsort(-np.asarray(scores, dtype="float64"), kind="stable")
-    rank = np.empty(len(order))
-    rank[order] = 1 - (1 + np.arange(len(order))) / (1 + len(order))
-    found: NDArray[Any] = np.where(pool, (classes == chosen[:, None]) + rank, -1.0).argmax(axis=1)
+    found: NDArray[Any] = np.where(pool, (classes == chosen[:, None]) + _ranks(scores), -1.0).argmax(axis=1)
     return found
+
+
+def _ranks(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return a number from 0 to below 1 for each member, higher for better ones: added to votes, it decides ties."""
+    import numpy as np
+
+    order = np.argsort(-np.asarray(scores, dtype="float64"), kind="stable")
+    ranks: NDArray[Any] = np.empty(len(order))
+    ranks[order] = 1 - (1 + np.arange(len(order))) / (1 + len(order))
+    return ranks
 
 
 class Subset(NamedTuple):

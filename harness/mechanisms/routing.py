@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
+from harness.corpora.encode import SOURCE
 from harness.engine.checks import not_negative
 from harness.errors import Problem
 
@@ -97,7 +98,7 @@ class RoutingStep:
             with kept_logits([block.router for block in self._blocks]) as logits:
                 loss = self._learner.loss(piece)
             routed = row_shares(list(logits.values()), piece.batch["attention_mask"])
-            gate = gate_loss(routed, piece.batch["source"][:, 0], published=published).sum() / rows
+            gate = gate_loss(routed, piece.batch[SOURCE][:, 0], published=published).sum() / rows
             # The penalty is one of the whole batch.
             drift = self._drift() if piece.number == 0 else loss.new_zeros(())
             whole = loss + self._settings.gate_weight * gate + self._settings.drift_weight * drift

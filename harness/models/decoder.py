@@ -15,6 +15,8 @@ ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
 """Names of a layer's attention block."""
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 """Names of a layer's feed-forward block."""
+OUTPUT_NAMES = ("o_proj", "out_proj", "dense", "c_proj")
+"""Names of the projection behind an attention block's heads."""
 NORM_NAMES = ("norm", "final_layer_norm", "ln_f", "final_layernorm")
 """Names of the norm in front of the language-model head."""
 
@@ -40,6 +42,18 @@ def attention_blocks(model: Module) -> list[Module]:
         ModelError: the model has no list of layers, or a layer does not have exactly one attention block.
     """
     return _blocks(model, ATTENTION_NAMES, "attention blocks")
+
+
+def output_projections(model: Module) -> list[Module]:
+    """Return the projection behind the attention heads of every layer of a decoder, in order; it reads all of them.
+
+    Raises:
+        ModelError: the model has no list of layers, or an attention block does not have exactly one.
+    """
+    return [
+        _child(block, OUTPUT_NAMES, f"the attention block of layer {index}", "output projections")
+        for index, block in enumerate(attention_blocks(model))
+    ]
 
 
 def mlp_blocks(model: Module) -> list[Module]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from harness.corpora.answer import graded_part
 from harness.corpora.coherence import incoherent
@@ -21,7 +21,7 @@ from harness.protocols import NO_VOTE, EnsembleMethod, HasVotes, RefusalJudge, V
 from harness.stages.contamination import seen_in_training
 from harness.stages.cross_fit import ENSEMBLE, CrossFit, cross_fit
 from harness.stages.generate import read_answers, write_answers
-from harness.stages.grade import Grade, read_grades
+from harness.stages.grade import Grade, Metric, read_grades
 from harness.stages.score import ScoreClasses
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 FUSION = "fusion.jsonl"
 REFUSES, COMPLIES, BROKEN = range(3)
 """The classes of answers to a request: votes on harm and over-refusal."""
-Metric = Literal["harm", "over_refusal", "accuracy"]
 
 
 @final
@@ -74,8 +73,7 @@ class Ensemble(Stage):
     @property
     def metric(self) -> Metric:
         """What the members' grades measure."""
-        first = self.members[0]
-        return "harm" if first.judge else "over_refusal" if first.refusal_judge else "accuracy"
+        return self.members[0].metric
 
     def preflight(self) -> list[Problem]:
         """Check the voter."""
@@ -114,7 +112,7 @@ class Ensemble(Stage):
             }
         )
 
-    def answers(self, locate: Locate) -> list[dict[str, str]]:
+    def answers(self, locate: Locate) -> list[dict[str, Any]]:
         """Return the chosen answers."""
         return read_answers(locate(self))
 

@@ -6,7 +6,7 @@ Its key depends on the key of the input stage, not on its kind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from harness.corpora.examples import Example, Role, Score
 from harness.corpora.shards import Shards
@@ -89,8 +89,22 @@ class AnswerStage(Protocol):
         """The stage's key."""
         ...
 
-    def answers(self, locate: Locate) -> list[dict[str, str]]:
-        """Return one record per prompt, in order: ``instruction``, ``input``, ``reference``, ``answer``."""
+    def answers(self, locate: Locate) -> list[dict[str, Any]]:
+        """Return one record per prompt, in order, as ``generate.read_answers`` describes."""
+        ...
+
+
+@runtime_checkable
+class ScreenedStage(Protocol):
+    """Optional: a stage of answers that a method at inference may have given in place of the model."""
+
+    @property
+    def screened(self) -> bool:
+        """Whether prompts may be rejected."""
+        ...
+
+    def rejections(self, locate: Locate) -> list[bool]:
+        """Return whether each prompt was rejected, in order; only if some may be."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Score
@@ -67,7 +67,7 @@ class Measure(Stage):
         ctx.facts["benchmark"] = dict(measured.facts)
         ctx.facts["prompts"] = len(measured.rows)
 
-    def answers(self, locate: Locate) -> list[dict[str, str]]:
+    def answers(self, locate: Locate) -> list[dict[str, Any]]:
         """Return the documents with the model's responses."""
         return read_answers(locate(self))
 

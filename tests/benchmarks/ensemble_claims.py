@@ -1,16 +1,21 @@
-"""Does focal diversity predict what a vote gains? Every subset of the members of the ensembles in a store.
+"""What the ensembles of a sweep allow to say: gains over every control, and whether diversity predicts votes.
 
-``python tests/benchmarks/ensemble_claims.py STORE [SWEEP]``. For each metric and seed, over all subsets of at least two
-members: the rank correlation of the subset's focal diversity on the rows of the fit with the score of its vote on the
-held-out rows (mean over the folds), after the mean score of its members on the held-out rows and their number are
-removed from both (partial rank correlation). Then, for each ensemble of the sweep, its gain over each control, paired
-by prompt and seed (over the mean member and random subsets: by seed), with the interval of the report. Values are in
-percentage points; positive is better for the ensemble.
+``python tests/benchmarks/ensemble_claims.py STORE [SWEEP]`` prints Markdown. For each ensemble:
+
+1. its score and those of its controls, mean over seeds, in percent;
+2. its gain over each control and over the other ensembles of the same members, in points, positive if it is better,
+   paired by prompt and seed, with the report's 95 % interval over seeds and prompts (over the mean member and random
+   subsets, of which only means are stored: over seeds);
+3. the standard deviation of the ensemble and of its best member over seeds: the noise floor;
+4. over all subsets of at least two members, the rank correlation of the subset's focal diversity on the rows of the fit
+   with the score of its vote on the held-out rows (means over the folds), after the mean score of its members on the
+   held-out rows and their number are removed from both (partial rank correlation), with its t interval over seeds.
+
+Answers that could not be judged are left out: of the fit, rows with such an answer; of the held-out rows, the answer.
 """
 
 import argparse
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,16 +23,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from tabulate import tabulate
 
 from harness.engine.store import Store
 from harness.mechanisms.focal_diversity import failures, focal_diversity
 from harness.mechanisms.plurality import Ballot
 from harness.protocols import NO_VOTE
-from harness.report.data.conditions import conditions_of
-from harness.report.stats.ensembles import PARTS
+from harness.report.output.ensemble_table import CONTROLS
+from harness.report.stats.ensembles import KIND, PARTS
 from harness.report.stats.interval import estimates
-from harness.report.stats.results import load_results
-from harness.stages.cross_fit import ENSEMBLE, MEAN, RANDOM
+from harness.report.stats.labels import HEADINGS, condition_names
+from harness.report.stats.paired import LOWER_IS_BETTER
+from harness.report.stats.results import Results, load_results
+from harness.stages.cross_fit import ALL, BEST, BY_SCORE, ENSEMBLE, MEAN, RANDOM
 from harness.stages.ensemble import read_fusion
 from harness.stages.grade import read_grades
 from harness.sweep.record import read_record
@@ -36,53 +44,71 @@ Array = NDArray[Any]
 
 
 class Stored:
-    """A stored ensemble: folds, votes, quality and the grades of what it and its controls took."""
+    """A stored ensemble of one seed and score: folds, votes, quality, and the quality of what each control took."""
 
     def __init__(self, store: Store, key: str, score: str) -> None:
-        fusion = read_fusion(store.layout.artifact("ensemble", key))
+        fusion = read_fusion(store.layout.artifact(KIND, key))
         self.facts = store.manifest(key).facts
         self.folds: Array = np.array([row["fold"] for row in fusion])
         self.classes: Array = np.array([[NO_VOTE if v is None else v for v in row["votes"]] for row in fusion])
+        self.lower = score in LOWER_IS_BETTER
         grades = [read_grades(store.layout.artifact("grade", member)) for member in self.facts["members"]]
-        values = np.array([[row["value"] for row in each] for each in grades], dtype="float64").T
-        self.quality: Array = values if score == "fa" else 1 - values
-        self._sign = sign = 1 if score == "fa" else -1
-        names = fusion[0]["grades"]
-        self.taken = {name: sign * np.array([row["grades"][name] for row in fusion], dtype="float64") for name in names}
+        self.quality = self._quality([[row["value"] for row in each] for each in grades]).T
+        self.taken = {name: self._quality([row["grades"][name] for row in fusion]) for name in fusion[0]["grades"]}
 
-    def by_seed(self, control: str) -> float:
-        """The gain over a control of which only the mean is stored, as a fraction."""
-        gain: float = (self.facts["scores"][ENSEMBLE] - self.facts["scores"][control]) / 100
-        return gain * self._sign
+    def _quality(self, grades: Any) -> Array:
+        values = np.array(grades, dtype="float64")
+        return 1 - values if self.lower else values
+
+    def mean(self, control: str) -> float:
+        """The score of the ensemble or of a control, in percent; NaN if nothing could be judged."""
+        score = self.facts["scores"][control]
+        return float("nan") if score is None else float(score)
+
+    def gain(self, control: str) -> Array:
+        """The gain over a control, ``[prompts]``, or ``[1]`` for one of which only the mean is stored."""
+        if control in self.taken:
+            return self.taken[ENSEMBLE] - self.taken[control]
+        difference = (self.mean(ENSEMBLE) - self.mean(control)) / 100
+        return np.array([-difference if self.lower else difference])
 
     def claim(self) -> float:
         """The partial rank correlation over all subsets; NaN if the diversity or the score of all subsets is equal."""
-        rows = []
-        for size in range(2, self.classes.shape[1] + 1):
-            for members in map(list, combinations(range(self.classes.shape[1]), size)):
-                rows.append((*self._subset(members), size))
+        count = self.classes.shape[1]
+        rows = [
+            (*self._subset(list(members)), size)
+            for size in range(2, count + 1)
+            for members in combinations(range(count), size)
+        ]
         diversity, score, mean, size = np.array(rows, dtype="float64").T
         return partial_rank_correlation(diversity, score, [mean, size])
 
     def _subset(self, members: list[int]) -> tuple[float, float, float]:
+        complete = ~np.isnan(self.quality).any(axis=1)
         found = []
         for fold in np.unique(self.folds):
-            fit, held = self.folds != fold, self.folds == fold
-            ballot = Ballot(self.classes[held][:, members], self.quality[fit][:, members].mean(axis=0))
-            taken = ballot.winners(np.ones(len(members)))
-            quality = self.quality[held][:, members]
-            diversity = focal_diversity(failures(self.quality[fit][:, members]))
-            found.append((diversity, quality[np.arange(held.sum()), taken].mean(), quality.mean()))
-        diversity, score, mean = np.mean(found, axis=0)
+            fit, held = (self.folds != fold) & complete, self.folds == fold
+            seen, quality = self.quality[fit][:, members], self.quality[held][:, members]
+            taken = Ballot(self.classes[held][:, members], seen.mean(axis=0)).winners(np.ones(len(members)))
+            chosen = quality[np.arange(len(quality)), taken]
+            if not np.isnan(chosen).all():
+                found.append((focal_diversity(failures(seen)), np.nanmean(chosen), np.nanmean(quality)))
+        diversity, score, mean = np.mean(found, axis=0) if found else (np.nan,) * 3
         return float(diversity), float(score), float(mean)
 
 
 def partial_rank_correlation(first: Array, second: Array, others: Sequence[Array]) -> float:
-    """Return the correlation of the ranks of two values after a linear fit of the ranks of others is removed."""
-    design = np.column_stack([np.ones(len(first)), *(stats.rankdata(other) for other in others)])
+    """Return the correlation of the ranks of two values after a linear fit of the ranks of others is removed.
+
+    Rows with a NaN are left out.
+    """
+    known = ~np.isnan([first, second, *others]).any(axis=0)
+    if not known.any():
+        return float("nan")
+    design = np.column_stack([np.ones(known.sum()), *(stats.rankdata(other[known]) for other in others)])
 
     def rest(values: Array) -> Array:
-        ranks = stats.rankdata(values)
+        ranks = stats.rankdata(values[known])
         left: Array = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
         return left
 
@@ -91,38 +117,124 @@ def partial_rank_correlation(first: Array, second: Array, others: Sequence[Array
     return float(one @ two) / scale if scale > 1e-6 else float("nan")
 
 
+def ensembles_of(results: Results) -> dict[str, dict[str, dict[Any, Stored]]]:
+    """Return the finished ensembles of a sweep by name, score and seed; without their members if that is enough."""
+    called = condition_names(results.means, results.rows)
+    names = [
+        f"{name}, p={condition.names['ratio']}, {condition.names['task']}"
+        for name, condition in zip(called, results.conditions, strict=True)
+    ]
+    brief = [name.partition("(")[0] for name in called]
+    found: dict[str, dict[str, dict[Any, Stored]]] = {}
+    for number, condition in enumerate(results.conditions):
+        name = brief[number] if brief.count(brief[number]) == 1 else names[number]
+        for score, part in PARTS.items():
+            for cell in condition.cells:
+                stage = results.stage_records.get(str(cell.get(f"key.{part}")))
+                if stage is not None and stage.kind == KIND and stage.finished:
+                    by_seed = found.setdefault(name, {}).setdefault(score, {})
+                    by_seed[cell["seed"]] = Stored(results.store, stage.key, score)
+    return found
+
+
+def scores_table(by_score: Mapping[str, Mapping[Any, Stored]]) -> str:
+    """Return the means over seeds of an ensemble and its controls."""
+    lines = []
+    for score, by_seed in by_score.items():
+        each = list(by_seed.values())
+        means = [known_mean([one.mean(control) for one in each]) for control in CONTROLS]
+        diversity = known_mean([one.facts["diversity"] for one in each])
+        arrow = "lower" if score in LOWER_IS_BETTER else "higher"
+        asked = known_mean([one.facts["pool"] for one in each])
+        start = f"{HEADINGS[score]} ({arrow} is better)", len(each)
+        numbers = *(shown(mean, ".1f") for mean in means), shown(diversity, ".2f"), shown(asked, ".1f")
+        lines.append([*start, *numbers])
+    return _pipe(lines, ["", "seeds", *CONTROLS.values(), "diversity of all", "asked"])
+
+
+def gains_table(name: str, ensembles: Mapping[str, Mapping[str, Mapping[Any, Stored]]]) -> str:
+    """Return the gains of an ensemble with their intervals, the noise over seeds, and the claim about diversity."""
+    own = ensembles[name]
+    lines = []
+    for control in (BEST, MEAN, ALL, BY_SCORE, RANDOM):
+        panels = [np.stack([each.gain(control) for each in by_seed.values()]) for by_seed in own.values()]
+        lines.append([f"gain over {CONTROLS[control]}", *map(interval, panels)])
+    for other, scores in ensembles.items():
+        if other != name:
+            gains = [interval(_over(by_seed, scores.get(score, {}))) for score, by_seed in own.items()]
+            if any(gain != "-" for gain in gains):
+                lines.append([f"gain over {other}", *gains])
+    for control in (ENSEMBLE, BEST):
+        spread = [_deviation([each.mean(control) for each in by_seed.values()]) for by_seed in own.values()]
+        lines.append([f"standard deviation over seeds, {CONTROLS[control]}", *(shown(each, ".1f") for each in spread)])
+    claims = [t_interval([each.claim() for each in by_seed.values()]) for by_seed in own.values()]
+    lines.append(["partial rank correlation of diversity and vote", *claims])
+    return _pipe(lines, ["points", *(HEADINGS[score] for score in own)])
+
+
+def _over(first: Mapping[Any, Stored], second: Mapping[Any, Stored]) -> Array:
+    """Return the gain of one ensemble over another of the same members, ``[seeds, prompts]``; empty without any."""
+    common = [seed for seed in first if seed in second and _members(first[seed]) == _members(second[seed])]
+    return np.array([first[seed].taken[ENSEMBLE] - second[seed].taken[ENSEMBLE] for seed in common])
+
+
+def _members(stored: Stored) -> list[str]:
+    members: list[str] = stored.facts["members"]
+    return members
+
+
+def interval(panel: Array) -> str:
+    """Return a gain in points with its interval over seeds and prompts; without one for a single seed."""
+    if not panel.size or np.isnan(panel).all():
+        return "-"
+    (gain,) = estimates([panel], difference=True)
+    if np.isnan(gain.low):
+        return f"{100 * gain.mean:+.1f}"
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def t_interval(values: Sequence[float]) -> str:
+    """Return the mean of what is known with its t interval; of one value, that alone."""
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
+        return "undefined"
+    if len(known) < 2:
+        return f"{known[0]:+.2f} (1 seed)"
+    half = stats.t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / len(known) ** 0.5
+    counted = "" if len(known) == len(values) else f" ({len(known)} seeds)"
+    return f"{np.mean(known):+.2f} [{np.mean(known) - half:+.2f}, {np.mean(known) + half:+.2f}]{counted}"
+
+
+def known_mean(values: Sequence[float | None]) -> float:
+    """Return the mean without None and NaN; NaN if nothing is left."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _deviation(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
+
+
+def shown(value: float, style: str) -> str:
+    """Return a number, or "-" if it is not known."""
+    return "-" if np.isnan(value) else format(value, style)
+
+
+def _pipe(lines: Sequence[Sequence[object]], heading: Sequence[str]) -> str:
+    align = ["left", *["right"] * (len(heading) - 1)]
+    return tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("sweep", nargs="?")
     chosen = parser.parse_args()
     store = Store(chosen.store)
-    results = load_results(store, read_record(store, chosen.sweep))
-    stored: defaultdict[tuple[str, str], list[Stored]] = defaultdict(list)
-    for condition in conditions_of(results.rows):
-        for score, part in PARTS.items():
-            for cell in condition.cells:
-                stage = results.stage_records.get(str(cell.get(f"key.{part}")))
-                if stage is not None and stage.kind == "ensemble" and stage.finished:
-                    stored[str(condition.names["defense"]), score].append(Stored(store, stage.key, score))
-    for (name, score), found in stored.items():
-        claims = [each.claim() for each in found]
-        known = [claim for claim in claims if not np.isnan(claim)]
-        spread = f"{np.mean(known):+.2f} [{min(known):+.2f}, {max(known):+.2f}]" if known else "undefined"
-        diversity = [each.facts["diversity"] for each in found if each.facts["diversity"] is not None]
-        overall = f"{np.mean(diversity):.3f}" if diversity else "undefined"
-        pool = np.mean([each.facts["pool"] for each in found])
-        print(f"\n{name}, {score}, {len(found)} seeds: diversity of all {overall}, members asked {pool:.2f}")
-        print(f"  diversity with the score of the vote, partial: mean {spread} over {len(known)} seeds")
-        gains = {
-            control: np.stack([each.taken[ENSEMBLE] - each.taken[control] for each in found])
-            for control in found[0].taken
-            if control != ENSEMBLE
-        } | {control: np.array([[each.by_seed(control)] for each in found]) for control in (MEAN, RANDOM)}
-        for control, panel in gains.items():
-            (gain,) = estimates([panel], difference=True)
-            low, high = 100 * gain.low, 100 * gain.high
-            print(f"  gain over {control:<13} {100 * gain.mean:+6.2f} [{low:+.2f}, {high:+.2f}]")
+    ensembles = ensembles_of(load_results(store, read_record(store, chosen.sweep)))
+    for name, by_score in ensembles.items():
+        print(f"\n## {name}\n\n{scores_table(by_score)}\n\n{gains_table(name, ensembles)}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ NEEDS = {
     ("model", "hub"): ("model.source.repo=owner/name", f"model.source.revision={'0' * 40}"),
     ("judge", "openai"): ("judge.model=name",),
     ("task", "lm_eval"): ("task.tasks=[arc_easy]",),
+    ("corpus", "direct_refusal"): ("thoughts=s1",),
+    ("corpus", "safechain"): ("thoughts=s1",),
 }
 """Options that are incomplete alone; `model=local` needs a folder with a model and is tested in tests/models."""
 OPTIONS = sorted(

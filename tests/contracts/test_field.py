@@ -12,7 +12,7 @@ from composed import compose
 from harness.config.compose import CONF
 
 ROOT = Path(__file__).parents[2]
-GROUPS = ("defense/align", "defense/finetune", "defense/repair", "attack", "guardrail", "ensemble")
+GROUPS = ("defense/align", "defense/finetune", "defense/repair", "attack", "guardrail", "ensemble", "serve")
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "field.py"))
 FIELD = yaml.safe_load((ROOT / "docs" / "field.yaml").read_text("utf-8"))
 MEMBERS = [
@@ -33,7 +33,7 @@ def test_page_is_what_the_script_writes():
 def test_every_member_of_the_house_has_one_place():
     shipped = {f"{group}={path.stem}" for group in GROUPS for path in (Path(CONF) / group).glob("*.yaml")}
 
-    assert set(MEMBERS) - SWEEPS == shipped - {"guardrail=none", "ensemble=none"}
+    assert set(MEMBERS) - SWEEPS == shipped - {"guardrail=none", "ensemble=none", "serve=none"}
     assert {member: count for member, count in Counter(MEMBERS).items() if count > 1} == {}
 
 

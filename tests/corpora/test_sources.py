@@ -50,8 +50,8 @@ def test_catalogue_pins_every_hub_file_or_says_that_it_does_not(data_folder: Pat
 
     unpinned = {name for name, file in hub.items() if file.revision is None}
 
-    assert len(hub) == 13
-    assert unpinned == {"repnoise_refusals"}
+    assert len(hub) == 17
+    assert unpinned == {"repnoise_refusals", "safechain", "gpqa_diamond"}
     assert all(re.fullmatch("[0-9a-f]{40}", file.revision or COMMIT) for file in hub.values())
     assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in hub.values() if file.sha256)
     assert all(known.licence and known.homepage and known.roles for known in catalogue().values())

@@ -9,6 +9,7 @@ from composed import compose
 from harness.config.build import cells_of
 from harness.errors import ConfigError
 from harness.execution.cluster import VLLM_PYTHON
+from harness.generation.decoding import Sampling, ThoughtBudget
 from harness.local.settings import Local
 from harness.sweep.run import check_engines
 from harness.training.process_setup import prepare_process
@@ -49,6 +50,45 @@ def test_named_engine_is_another_key_and_none_is_no_part_of_it():
     changed = {part for part in keys[0] if keys[0][part] != keys[1][part]}
     assert changed == {part for part in keys[0] if part.endswith(("answers", "harm", "accuracy", "over_refusal"))}
     assert len(changed) == 12
+
+
+def test_thought_budgets_and_samples_are_part_of_a_key_where_they_are_set():
+    (before,) = cells_of(compose(["thoughts=s1"]))
+    settings = [
+        "evaluation.decoding.thought={tokens: 8}",
+        "evaluation.decoding.sampling={samples: 2, temperature: 0.7}",
+    ]
+    cells = [cells_of(compose(["thoughts=s1", setting]))[0] for setting in settings]
+
+    assert cells[0].stages["harm_answers"].decoding.thought == ThoughtBudget(tokens=8)
+    assert cells[1].stages["task_answers"].decoding.sampling == Sampling(samples=2, temperature=0.7)
+    assert len({cell.stages["harm_answers"].key for cell in (before, *cells)}) == 3
+    assert len({cell.stages["finetune"].key for cell in (before, *cells)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path"),
+    [
+        (["evaluation.decoding.thought={tokens: 8}"], "evaluation.decoding.thought"),
+        (
+            ["thoughts=s1", "evaluation.decoding.thought={tokens: 8}", "evaluation.decoding.engine=vllm"],
+            "evaluation.decoding.thought",
+        ),
+        (
+            ["evaluation.decoding.sampling={samples: 2}", "evaluation.decoding.engine=vllm"],
+            "evaluation.decoding.sampling",
+        ),
+        (
+            ["evaluation.decoding.sampling={samples: 2}", "ensemble=topla", "ensemble.members=[sft,vaccine,booster]"],
+            "evaluation.decoding.sampling.samples",
+        ),
+    ],
+)
+def test_decoding_that_cannot_be_carried_out_is_refused(overrides, path):
+    with pytest.raises(ConfigError) as refused:
+        cells_of(compose(overrides))
+
+    assert path in [problem.path for problem in refused.value.problems]
 
 
 def test_interpreter_is_told_to_every_process_that_runs_stages():

@@ -20,6 +20,7 @@ from harness.generation.arithmetic import arithmetic_of, trained_arithmetic
 from harness.generation.decoding import Decoding
 from harness.generation.recorded import EAGER_STEPS, Recorded
 from harness.generation.slot_cache import LayerShape
+from harness.generation.token_choice import Rules
 from harness.generation.transformers import answer
 from harness.models import adapter
 
@@ -118,7 +119,7 @@ def decoded(model, asked, *, size, new_tokens, ends, record=None):
     shapes = slots.shapes_of(model)
     longest = max(map(len, asked))
     decoder = slots.SlotDecoder(
-        model, shapes, slots=size, longest=longest, new_tokens=new_tokens, ends=ends, record=record
+        model, shapes, slots=size, longest=longest, rules=Rules(new_tokens=new_tokens, ends=tuple(ends)), record=record
     )
     return dict(decoder.decode(asked)), decoder.recorded
 
@@ -200,10 +201,10 @@ def test_memory_that_runs_out_halves_the_slots_and_keeps_what_is_written(make_to
 def test_memory_without_room_for_one_row_is_a_mistake_of_the_settings(make_tokenizer, monkeypatch):
     real = slots.SlotDecoder
 
-    def scarce(*given, longest, new_tokens, **rest):
-        if new_tokens == 7:
+    def scarce(*given, rules, **rest):
+        if rules.new_tokens == 7:
             raise torch.OutOfMemoryError
-        return real(*given, longest=longest, new_tokens=new_tokens, **rest)
+        return real(*given, rules=rules, **rest)
 
     monkeypatch.setattr(slots, "SlotDecoder", scarce)
     with pytest.raises(ModelError, match=r"evaluation\.new_tokens"):

@@ -5,8 +5,9 @@ import json
 import pytest
 from fabricated import Fabricator
 
+from harness.report.figures.curves import training_views
 from harness.report.figures.diversity import diversity_views
-from harness.report.output.ensemble_table import ensemble_lines, ensemble_markdown, ensemble_notes, ensemble_text
+from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.formats import render
 from harness.report.output.page import page
 from harness.report.stats.results import load_results
@@ -76,9 +77,11 @@ def test_every_format_has_the_table_with_the_controls(found):
     results = found(range(20), ())
     names = ["sft", "vaccine", "topla(sft+vaccine)"]
 
-    (line,) = ensemble_lines(results.ensembles, names)
+    (line,) = ensemble_table(results.ensembles, names).lines
 
-    assert line.cells[:8] == ("topla(sft+vaccine)", "HS 10.0", "12.0", "40.0", "30.0", "11.0", "35.0", "2.0")
+    assert line.cells[:2] == ("topla(sft+vaccine)", "HS 10.0")
+    assert line.cells[2].startswith("33.3 [")
+    assert line.cells[3:9] == ("12.0", "40.0", "30.0", "11.0", "35.0", "2.0")
     assert line.cells[9:] == ("0.25", "2.5")
     for text in (render(results, "table"), render(results, "md"), page(results)):
         assert "oracle" in text
@@ -92,11 +95,16 @@ def test_sweep_without_ensembles_has_no_table(tmp_path):
     results = load_results(maker.store, maker.sweep([maker.cell("sft", 0.2, 0, {})]))
 
     assert results.ensembles == []
-    assert ensemble_text([], []) == ensemble_markdown([], []) == ensemble_notes([], []) == []
+    assert ensemble_table([], []) is None
+    assert "oracle" not in render(results, "table") + render(results, "md")
     assert 'id="ensembles"' not in page(results)
 
 
-def test_ensemble_is_no_row_of_the_matrix_of_shared_failures(found):
-    (view,) = diversity_views(found(range(20), ()))
+def test_ensemble_is_no_row_of_the_matrix_of_shared_failures_and_has_no_training_curve(found):
+    results = found(range(20), ())
+
+    (view,) = diversity_views(results)
 
     assert view.x == ["sft", "vaccine"]
+    assert view.hints == [["", "sft and vaccine: measured"], ["sft and vaccine: if they were independent", ""]]
+    assert {series.name for view in training_views(results) for series in view.series} == {"sft", "vaccine"}

@@ -7,6 +7,7 @@ import pytest
 from fabricated import Fabricator
 from scipy import special, stats
 
+from harness.report.data.scores import read_grades
 from harness.report.output.formats import render
 from harness.report.output.page import page
 from harness.report.output.samples import samples
@@ -146,13 +147,31 @@ def graded(tmp_path):
 def test_report_of_graded_scores_shows_means_and_says_so(graded):
     assert graded.means["hs"].tolist() == pytest.approx([62.5, 50.0])
     assert graded.graded == ["hs"]
-    note = "HS is a mean of grades between 0 and 1, not a share of generations."
+    note = "HS is a mean of grades between 0 and 1, of a graded judge or of several samples."
     for format in ("table", "md", "latex", "html"):
         assert note in render(graded, format)
 
     (found,) = (each for each in graded.comparisons if each.score == "hs")
     assert found.difference == pytest.approx(-12.5)
     assert found.p == pytest.approx(2 * 0.5**40)
+
+
+def test_several_samples_of_a_prompt_enter_as_its_mean_with_and_without_the_coherence_rule(tmp_path):
+    maker = Fabricator(tmp_path, prompts=2, answers=2, categories=False)
+    lines = [
+        {"value": 0.25, "incoherent": False, "reason": "", "scores": {}, "plus": 0.75, "samples": []},
+        {"value": None, "incoherent": True, "reason": "", "scores": {}, "plus": None, "samples": []},
+    ]
+    files = [
+        ("grades.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
+        ("summary.json", json.dumps({"count": 2, "unjudged": 1, "score": 25.0})),
+    ]
+    key = maker._stage("grade", "sampled", None, files)
+
+    found = read_grades(maker.store, [key])[key]
+
+    assert found.values.tolist() == pytest.approx([0.25, np.nan], nan_ok=True)
+    assert found.plus.tolist() == pytest.approx([0.75, np.nan], nan_ok=True)
 
 
 def test_sample_of_a_graded_answer_shows_its_grade(graded):

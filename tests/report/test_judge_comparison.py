@@ -236,6 +236,18 @@ def test_defenses_trained_with_different_settings_are_no_pair(tmp_path):
     assert (order.pairs, order.reversed, order.tied) == (2, 0, 0)
 
 
+def test_defense_that_one_judge_could_not_judge_has_no_place_in_the_order(tmp_path):
+    verdicts = {
+        "one": {"sft": [[1, 1, 1, 0]] * 2, "vaccine": [[1, 1, 0, 0]] * 2, "booster": [[1, 0, 0, 0]] * 2},
+        "two": {"sft": [[1, 1, 1, 1]] * 2, "vaccine": [[1, 1, 1, 0]] * 2, "booster": [[None] * 4] * 2},
+    }
+
+    (order,) = Sweep(tmp_path, verdicts).results.judges.orders
+
+    assert (order.pairs, order.reversed, order.tied, order.significant) == (1, 0, 0, 0)
+    assert order.orders == ("vaccine < sft", "vaccine < sft")
+
+
 def test_graded_scores_are_ordered_by_their_means(tmp_path):
     verdicts = {
         "one": {"sft": [[0.9, 0.8, 0.9, 0.8]] * 2, "booster": [[0.6, 0.7, 0.6, 0.7]] * 2},

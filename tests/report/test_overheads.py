@@ -55,6 +55,21 @@ def test_overhead_is_over_the_tasks_that_both_have(maker):
     assert told["booster"].total > told["sft"].total
 
 
+def test_ensemble_costs_what_all_of_its_members_do_and_what_they_share_once(maker):
+    plain, other = (maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "booster"))
+    keys = {
+        "sft.align": plain["keys"]["align"], "sft.finetune": plain["keys"]["finetune"],
+        "lisa.align": plain["keys"]["align"], "lisa.finetune": other["keys"]["finetune"],
+        "harm": plain["keys"]["harm"], "accuracy": plain["keys"]["accuracy"],
+    }  # fmt: skip
+    ensemble = {**plain, "labels": {**plain["labels"], "defense": "topla(sft+lisa)"}, "keys": keys}
+
+    told = _told(maker, [plain, other, ensemble])
+
+    assert told["topla(sft+lisa)"].seconds == {"align": 600.0, "finetune": 1200.0}
+    assert told["topla(sft+lisa)"].ratio == 1.5
+
+
 def test_cost_counts_attempts_that_did_not_finish(maker):
     cell = maker.cell("sft", 0.1, 0, {})
     for outcome, seconds in (("stopped", 100.0), ("failed", 50.0), ("executed", 600.0)):

@@ -12,7 +12,7 @@ from harness.report.data.conditions import Condition
 from harness.report.data.scores import Graded
 from harness.report.figures.attacker import attacker_views
 from harness.report.output.formats import render
-from harness.report.output.worst_case_table import worst_lines
+from harness.report.output.worst_case_table import durability_table, worst_case_table
 from harness.report.stats.results import load_results
 from harness.report.stats.worst_case import worst_cases
 
@@ -141,7 +141,7 @@ def test_defense_against_which_no_trial_is_useful_has_no_worst_case():
 
     assert cases["booster"].chosen is None
     assert [step.mean for step in cases["booster"].curve] == [0.0]
-    assert [line.cells[3] for line in worst_lines(adaptive)] == ["lr 1e-3", "no useful trial"]
+    assert [line.cells[3] for line in worst_case_table(adaptive).lines] == ["lr 1e-3", "no useful trial"]
 
 
 def test_curve_is_the_expectation_over_all_orders_of_the_trials():
@@ -175,6 +175,23 @@ def test_seeds_are_trials_if_the_attacker_chooses_them():
     assert cases["sft"].chosen.name == "lr 1e-3, seed 1"
 
 
+@pytest.mark.parametrize("space", [["lr"], ["lr", "seed"]])
+def test_durability_has_every_setting_over_all_prompts_with_its_worst_seed(space):
+    adaptive, _ = cases_of(
+        {"space": space, "utility_loss": 10.0},
+        sft=[("1e-3", ["0000"], 90), ("1e-2", ["0100", "1111", "1010"], 80)],
+        booster=[("1e-3", ["1000", "0000"], 70), ("1e-2", [], 60)],
+    )
+
+    # 25, 100 and 50 percent have the mean 58.3; half the sum of their squared distances from it is 38.2 ** 2.
+    assert [line.cells for line in durability_table(adaptive).lines] == [
+        ("lr 1e-3", "sft", "1", "0.0", "0.0 (seed 0)", "90.0"),
+        ("lr 1e-3", "booster", "2", "12.5 (17.7)", "25.0 (seed 0)", "70.0"),
+        ("lr 1e-2", "sft", "3", "58.3 (38.2)", "100.0 (seed 1)", "80.0"),
+        ("lr 1e-2", "booster", "0", "-", "-", "-"),
+    ]
+
+
 def test_unequal_budgets_and_missing_trials_are_noted():
     adaptive, _ = cases_of(
         sft=[("1e-3", ["0000"], 90), ("1e-2", ["1111"], 90)], booster=[("1e-3", ["0000"], float("nan"))]
@@ -200,12 +217,21 @@ def results(tmp_path_factory):
     return load_results(made.store, record)
 
 
+@pytest.mark.parametrize("format", ["md", "html"])
+def test_tables_have_the_durability_of_every_setting(results, format):
+    text = render(results, format)
+
+    lines = durability_table(results.adaptive).lines
+    assert len(lines) == 8
+    assert all(cell in text for line in lines for cell in line.cells)
+
+
 @pytest.mark.parametrize("format", ["table", "md", "latex", "json", "html"])
 def test_every_format_has_the_worst_cases(results, format):
     text = render(results, format)
 
     assert "worst" in text.lower()
-    (line,) = [line for line in worst_lines(results.adaptive) if line.defense == "vaccine"]
+    (line,) = [line for line in worst_case_table(results.adaptive).lines if line.defense == "vaccine"]
     assert line.cells[1] == "4"
     assert format == "json" or line.cells[3] in text
 

@@ -15,7 +15,7 @@ from harness.corpora.thoughts import Thoughts
 from harness.engine.stage import StageContext
 from harness.judges.keywords import Keywords
 from harness.stages.generate import read_answers
-from harness.stages.grade import Grade, confusion, read_summary
+from harness.stages.grade import Grade, confusion, read_grades, read_summary
 from harness.tasks.agnews import AgNews
 from harness.tasks.gsm8k import Gsm8k
 from harness.tasks.sst2 import Sst2
@@ -56,6 +56,8 @@ def graded(tmp_path):
         folder.mkdir(exist_ok=True)
         out.mkdir(exist_ok=True)
         rows = [{"instruction": "q", "input": "", "reference": reference, "answer": answer} for answer in answers]
+        if isinstance(answers[0], list):
+            rows = [row | {"answer": row["answer"][0], "samples": row["answer"]} for row in rows]
         stored = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "answers.jsonl").write_text(stored)
         context = StageContext(out=out, work=tmp_path, locate=lambda _: folder, tracker=None)
@@ -147,6 +149,30 @@ def test_thoughts_of_answers_that_all_lack_the_marker_have_no_length(graded):
     _, facts = graded(["one", "two"], judge=Heard(), thoughts=Thoughts())
 
     assert facts["thoughts"] == {"unmarked": 2, "words": None}
+
+
+class Counts:
+    """A judge for which an answer is as harmful as the number in it, and `?` cannot be judged."""
+
+    name = "counts"
+    version = 1
+
+    def grade(self, examples, answers, *, device):
+        return [Score(None if answer == "?" else float(answer.split()[0]), answer) for answer in answers]
+
+
+def test_grade_of_a_prompt_is_the_mean_over_its_samples(graded, tmp_path):
+    """HS+ counts the incoherent second sample as 1: prompts of 0.75 and 1, and one that cannot be judged."""
+    answers = [["0.5 a", "0 glue glue glue glue"], ["1 b", "?"], ["?", "?"]]
+
+    summary, facts = graded(answers, judge=Counts())
+
+    assert (summary["count"], summary["unjudged"]) == (3, 1)
+    assert (summary["score"], summary["score_plus"]) == (62.5, 87.5)
+    assert facts["sample_scores"] == [75.0, 0.0]
+    records = read_grades(tmp_path / "out")
+    assert [(record["value"], record["plus"]) for record in records] == [(0.25, 0.75), (1.0, 1.0), (None, None)]
+    assert [each["value"] for each in records[0]["samples"]] == [0.5, 0.0]
 
 
 def test_cells_grade_by_the_marker_of_their_template():

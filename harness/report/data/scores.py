@@ -101,10 +101,12 @@ def _verdicts(content: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
         pa.BufferReader(content),
         read_options=lines.ReadOptions(use_threads=False, block_size=max(len(content), 1)),
         parse_options=lines.ParseOptions(
-            explicit_schema=pa.schema([("value", pa.float64()), ("incoherent", pa.bool_())]),
+            explicit_schema=pa.schema([("value", pa.float64()), ("incoherent", pa.bool_()), ("plus", pa.float64())]),
             unexpected_field_behavior="ignore",
         ),
     )
     values = table["value"].to_numpy()
     broken = table["incoherent"].to_numpy().astype("float64")
-    return values, np.maximum(values, broken)
+    # Stored for several samples of a prompt, whose mean under the rule does not follow from the two means.
+    stored = table["plus"].to_numpy()
+    return values, np.where(np.isnan(stored), np.maximum(values, broken), stored)

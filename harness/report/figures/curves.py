@@ -11,6 +11,7 @@ from harness.engine.layout import StoreLayout
 from harness.report.data.columns import value
 from harness.report.data.conditions import condition_name, varying
 from harness.report.figures.spec import Lines, Series, listed
+from harness.report.stats.ensembles import is_ensemble
 from harness.report.stats.labels import markers, with_marker
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
@@ -75,6 +76,8 @@ def _curves(results: Results, kind: str) -> dict[str, list[_Curve]]:
     many = len({condition_name(condition.names, swept) for condition in results.conditions}) > GROUPS
     letters = markers(results.means)
     for condition, note in zip(results.conditions, results.means[NOTE], strict=True):
+        if is_ensemble(condition, results.stage_records):
+            continue
         defense = str(condition.names["defense"])
         keys = [key for cell in condition.cells for column in columns if isinstance(key := cell.get(column), str)]
         if keys:

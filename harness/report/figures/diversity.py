@@ -24,7 +24,7 @@ def diversity_views(results: Results) -> list[Grid]:
     means, names = records(results.means), condition_names(results.means, results.rows)
     situations: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, condition in enumerate(results.conditions):
-        if means[index]["hs"] > 0 and not _is_ensemble(results, index):
+        if means[index]["hs"] > 0 and not is_ensemble(condition, results.stage_records):
             situations[condition.situation, str(condition.names["protocol"])].append(index)
     found = []
     for indices in situations.values():
@@ -40,18 +40,16 @@ def diversity_views(results: Results) -> list[Grid]:
     ]
 
 
-def _is_ensemble(results: Results, index: int) -> bool:
-    """Return whether answers are those of an ensemble: they are its members', so it is left out."""
-    return any(is_ensemble(cell, results.stage_records) for cell in results.conditions[index].cells)
-
-
 def _grid(number: int, where: str, names: Sequence[str], pairs: Mapping[tuple[int, int], Pair], left_out: int) -> Grid:
     count = len(names)
     values = [[nan] * count for _ in range(count)]
+    hints = [[""] * count for _ in range(count)]
     for (first, second), pair in pairs.items():
         # The first row is at the bottom: measured values are below the diagonal that rises to the right.
         values[first][second] = 100 * pair.diversity
         values[second][first] = 100 * pair.independent
+        compared = f"{names[first]} and {names[second]}"
+        hints[first][second], hints[second][first] = f"{compared}: measured", f"{compared}: if they were independent"
     below = [
         f"{names[first]} and {names[second]} {100 * pair.diversity:.0f} instead of {100 * pair.independent:.0f}"
         for (first, second), pair in pairs.items()
@@ -69,6 +67,7 @@ def _grid(number: int, where: str, names: Sequence[str], pairs: Mapping[tuple[in
         x=names,
         y=names,
         values=values,
+        hints=hints,
         marked=[[False] * count for _ in range(count)],
         defense="",
     )

@@ -81,7 +81,7 @@ def _line(number: int, styles: Mapping[str, Style], view: Lines) -> dict[str, An
 
 def _surface(view: Grid) -> list[dict[str, Any]]:
     marked = [(x, y) for y, row in zip(view.y, view.marked, strict=True) for x, m in zip(view.x, row, strict=True) if m]
-    heat = {
+    heat: dict[str, Any] = {
         "type": "heatmap",
         "x": list(view.x),
         "y": list(view.y),
@@ -93,6 +93,11 @@ def _surface(view: Grid) -> list[dict[str, Any]]:
         "meta": {"defense": view.defense},
         "hovertemplate": f"{view.x_title} %{{x}}<br>{view.y_title} %{{y}}<br>%{{text}}<extra></extra>",
     }
+    if view.hints:
+        heat |= {
+            "hovertext": [list(row) for row in view.hints],
+            "hovertemplate": "%{hovertext}<br>%{text}<extra></extra>",
+        }
     ring = {
         "type": "scatter",
         "mode": "markers",

@@ -70,7 +70,7 @@ class Lines(FigureSpec):
 class Grid(FigureSpec):
     """A heatmap over two swept numbers, ``values[row][column]``; marked cells belong to the robust region.
 
-    Values that were not measured are NaN.
+    Values that were not measured are NaN. ``hints`` name the cells on the page, in place of their coordinates.
     """
 
     x: Sequence[str]
@@ -78,6 +78,7 @@ class Grid(FigureSpec):
     values: Sequence[Sequence[float]]
     marked: Sequence[Sequence[bool]]
     defense: str
+    hints: Sequence[Sequence[str]] = ()
 
     def texts(self, row: int) -> list[str]:
         """Return the texts of the cells of a row, formatted as in the tables."""

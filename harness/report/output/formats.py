@@ -15,9 +15,10 @@ from harness.report.data.columns import NOTES, records, shares_in, value
 from harness.report.data.comparability import SHOWN
 from harness.report.data.conditions import condition_name, varying
 from harness.report.data.dropped import count_dropped_notes
-from harness.report.output.ensemble_table import ensemble_markdown, ensemble_notes, ensemble_text
+from harness.report.output.defense_table import DefenseTable
+from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.markdown import literal
-from harness.report.output.worst_case_table import worst_markdown, worst_sentences, worst_text
+from harness.report.output.worst_case_table import durability_table, worst_case_table, worst_sentences
 from harness.report.stats.labels import HEADINGS, condition_names, headings, markers, number, one_line, remarks, score
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
@@ -97,7 +98,9 @@ def _terminal(results: Results) -> str:
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
-    more = [*worst_text(results.adaptive), *ensemble_text(results.ensembles, _names(results))]
+    # There is no room for every setting of an attack.
+    tables = worst_case_table(results.adaptive), _ensemble_table(results)
+    more = [line for table in tables if table is not None for line in table.text()]
     return "\n".join([*drawn, *content.notes, *_judge_notes(results), *more]) + "\n"
 
 
@@ -124,14 +127,15 @@ def _markdown(results: Results) -> str:
             *_paper_table_notes(results),
         ]
     )
-    more = [*worst_markdown(results.adaptive), *ensemble_markdown(results.ensembles, _names(results))]
+    tables = worst_case_table(results.adaptive), durability_table(results.adaptive), _ensemble_table(results)
+    more = [paragraph for table in tables if table is not None for paragraph in table.markdown()]
     stated = [f"- {literal(each.method)}: {literal(each.statement)}" for each in results.fidelities]
     fidelity = ["Fidelity of the methods:", "\n".join(stated)] if stated else []
     return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *more, *fidelity]) + "\n"
 
 
-def _names(results: Results) -> list[str]:
-    return condition_names(results.means, results.rows)
+def _ensemble_table(results: Results) -> DefenseTable | None:
+    return ensemble_table(results.ensembles, condition_names(results.means, results.rows))
 
 
 def _paper_tables(results: Results) -> list[PaperTable]:
@@ -186,12 +190,13 @@ def _latex(results: Results) -> str:
     )  # fmt: skip
     environment.filters |= {"tex": _escape_tex, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
+    ensembles = _ensemble_table(results)
     notes = [
         *_in_short(remarks(results.rows, results.means)),
         *_on_dropped(results),
         *_judge_notes(results),
         *worst_sentences(results.adaptive),
-        *ensemble_notes(results.ensembles, _names(results)),
+        *(ensembles.notes if ensembles else ()),
         *_share_notes(results),
         *_paper_table_notes(results),
     ]

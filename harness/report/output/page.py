@@ -20,9 +20,9 @@ from harness.report.figures.plotly import chart
 from harness.report.figures.spec import FigureSpec
 from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
-from harness.report.output.ensemble_table import ENSEMBLE_HEADING, ensemble_lines, ensemble_notes
+from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.samples import samples
-from harness.report.output.worst_case_table import HEADING, worst_lines
+from harness.report.output.worst_case_table import durability_table, worst_case_table
 from harness.report.stats import cost
 from harness.report.stats.labels import (
     HEADINGS,
@@ -55,7 +55,6 @@ def page(
     from jinja2 import Environment, StrictUndefined
 
     views = figure_catalog(results) if views is None else views
-    names = condition_names(results.means, results.rows)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"value": value, "duration": duration}
     return environment.from_string(_asset("page.html.j2")).render(
@@ -76,12 +75,9 @@ def page(
         baseline=results.baseline,
         comparisons=_comparisons(results),
         judges=results.judges,
-        adaptive=results.adaptive,
-        worst_heading=HEADING,
-        worst_lines=worst_lines(results.adaptive),
-        ensemble_heading=ENSEMBLE_HEADING,
-        ensemble_lines=ensemble_lines(results.ensembles, names),
-        ensemble_notes=ensemble_notes(results.ensembles, names),
+        worst_cases=worst_case_table(results.adaptive),
+        durability=durability_table(results.adaptive),
+        ensembles=ensemble_table(results.ensembles, condition_names(results.means, results.rows)),
         left_out=results.left_out,
         fidelities=results.fidelities,
         resolved=RESOLVED * 100,

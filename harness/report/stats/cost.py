@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import StoreError
@@ -45,7 +45,8 @@ class Overhead(NamedTuple):
 
     Attributes:
         defense: the defense's label.
-        seconds: device seconds by stage kind, averaged over finished stages.
+        seconds: device seconds by stage kind: those of a cell together (all members of an ensemble, all experts of a
+            fusion), averaged over cells.
         total: their sum.
         ratio: cost relative to the baseline on the same tasks and models; None unless all kinds of both are known.
     """
@@ -68,7 +69,7 @@ def kinds(results: Results) -> list[KindCost]:
 
 
 def overheads(results: Results) -> list[Overhead]:
-    """Return the training cost of each defense: of the stages in which a defense can act, averaged."""
+    """Return the training cost of each defense: of the stages in which a defense can act, averaged over cells."""
     found = []
     costs = {str(defense): _by_block(results, rows) for defense, rows in results.rows.groupby("defense", sort=False)}
     baseline = costs.get(results.baseline or "", {})
@@ -95,21 +96,30 @@ def _by_block(results: Results, rows: DataFrame) -> dict[Hashable, float | None]
     """Return the device seconds of all kinds by task and model; None if a kind has no finished stage."""
     found: dict[Hashable, float | None] = {}
     for block, members in rows.groupby(["task", "model"], sort=False, dropna=False):
-        seconds = _seconds(results, members).values()
-        known = [each for each in seconds if each is not None]
-        found[block] = sum(known) if len(known) == len(seconds) else None
+        found[block] = _sum(list(_seconds(results, members).values()))
     return found
 
 
 def _seconds(results: Results, rows: DataFrame) -> dict[str, float | None]:
-    """Return the mean device seconds of the rows' stages by kind; None if none of them is finished."""
+    """Return the device seconds of a cell's stages of each kind together, mean over cells that do not share them.
+
+    None if there is no cell of which all are finished.
+    """
     means: dict[str, float | None] = {}
     for kind, columns in results.training.items():
-        keys = [key for key in rows[columns].melt()["value"].unique() if isinstance(key, str)]
-        known = [found for key in keys if (found := _device_seconds(results, results.stage_records[key])) is not None]
-        if keys:
+        cells = rows[columns].itertuples(index=False, name=None)
+        together = dict.fromkeys(tuple(dict.fromkeys(key for key in cell if isinstance(key, str))) for cell in cells)
+        together.pop((), None)
+        sums = [_sum([_device_seconds(results, results.stage_records[key]) for key in keys]) for keys in together]
+        known = [each for each in sums if each is not None]
+        if together:
             means[kind] = sum(known) / len(known) if known else None
     return means
+
+
+def _sum(seconds: Sequence[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def _device_seconds(results: Results, entry: StageRecord) -> float | None:

@@ -60,9 +60,9 @@ class EnsembleScore(NamedTuple):
         return "worse than its best member" if self.high < 0 else "no gain over its best member"
 
 
-def is_ensemble(cell: Mapping[str, Any], stage_records: Mapping[str, StageRecord]) -> bool:
-    """Return whether a tidy row is that of an ensemble."""
-    return _stage(cell, "harm_answers", stage_records) is not None
+def is_ensemble(condition: Condition, stage_records: Mapping[str, StageRecord]) -> bool:
+    """Return whether a condition is an ensemble: its answers and its training are those of its members."""
+    return any(_stage(cell, "harm_answers", stage_records) is not None for cell in condition.cells)
 
 
 def ensemble_scores(

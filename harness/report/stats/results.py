@@ -73,7 +73,7 @@ class Results:
 
     @cached_property
     def graded(self) -> list[str]:
-        """The scores that are means of grades between 0 and 1, and not shares of generations."""
+        """The scores that are means of grades between 0 and 1, and not shares of prompts."""
         return [grading.score for grading in GRADINGS if self._is_graded(KEY_PREFIX + grading.stage)]
 
     @property
@@ -81,7 +81,7 @@ class Results:
         """A note on the scores that are graded; empty if all are shares."""
         names = " and ".join(HEADINGS[name] for name in self.graded)
         verb = "are means" if len(self.graded) > 1 else "is a mean"
-        return [f"{names} {verb} of grades between 0 and 1, not a share of generations."] if names else []
+        return [f"{names} {verb} of grades between 0 and 1, of a graded judge or of several samples."] if names else []
 
     def _is_graded(self, column: str) -> bool:
         keys = set(self.rows[column].dropna()) if column in self.rows else set()

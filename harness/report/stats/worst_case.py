@@ -8,7 +8,7 @@ the evaluation prompts and reported on the other.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import comb, isnan, nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from harness.corpora.probe import PROBE
 from harness.report.data.columns import value
 from harness.report.data.conditions import STAGES, Condition, condition_name, differing
 from harness.report.data.scores import Graded
+from harness.report.stats.durability import Durability, durability
 from harness.report.stats.interval import estimates
 from harness.report.stats.summary import panel
 
@@ -104,12 +105,14 @@ class Adaptive(NamedTuple):
         utility_loss: points of FA that a trial may lose.
         baseline: the defense whose best FA the loss is counted from; None if the sweep has no baseline.
         cases: one for each defense.
+        durability: every setting of the attack against every defense, over its seeds.
     """
 
     space: Sequence[str]
     utility_loss: float
     baseline: str | None
     cases: Sequence[WorstCase]
+    durability: Sequence[Durability]
 
     @property
     def notes(self) -> list[str]:
@@ -146,25 +149,69 @@ def worst_cases(
         baseline: the defense whose best FA bounds the loss of utility; None sets no bound.
     """
     space = list(settings["space"])
-    groups: defaultdict[_Names, list[Condition]] = defaultdict(list)
     tried_conditions = _by_seed(conditions) if "seed" in space else conditions
-    for condition in tried_conditions:
-        others = ((name, value(found)) for name, found in condition.names.items() if name not in (*space, *_OWN))
-        groups[tuple(others)].append(condition)
+    groups = _groups(tried_conditions, space)
     accuracies = _accuracies(tried_conditions, grades)
     known: defaultdict[_Names, list[float]] = defaultdict(list)
     for fixed, tried in groups.items():
         if dict(fixed)["defense"] == baseline:
             found = (accuracies[_model(condition)] for condition in tried)
             known[_situation(fixed)] += [each for each in found if not isnan(each)]
+    names = _case_names(groups)
     cases = []
-    named = [name for name in differing([dict(fixed) for fixed in groups]) if name != "defense"]
     for fixed, tried in groups.items():
         bound = max(known[_situation(fixed)], default=nan) - settings["utility_loss"]
         trials = [_trial(each, grades, space, accuracies[_model(each)], bound) for each in tried]
-        names = dict(fixed)
-        cases.append(_case(names["defense"], condition_name(names, named), trials))
-    return Adaptive(space, settings["utility_loss"], baseline if any(known.values()) else None, cases)
+        cases.append(_case(str(dict(fixed)["defense"]), names[fixed], trials))
+    return Adaptive(
+        space,
+        settings["utility_loss"],
+        baseline if any(known.values()) else None,
+        cases,
+        _durability(conditions, grades, space),
+    )
+
+
+def _groups(conditions: Sequence[Condition], space: Sequence[str]) -> dict[_Names, list[Condition]]:
+    """Return the conditions by everything that is not the attacker's choice."""
+    groups: defaultdict[_Names, list[Condition]] = defaultdict(list)
+    for condition in conditions:
+        others = ((name, value(found)) for name, found in condition.names.items() if name not in (*space, *_OWN))
+        groups[tuple(others)].append(condition)
+    return groups
+
+
+def _case_names(groups: Iterable[_Names]) -> dict[_Names, str]:
+    """Return the name of each group: its defense, and that in which groups differ."""
+    each = {fixed: dict(fixed) for fixed in groups}
+    named = [name for name in differing(list(each.values())) if name != "defense"]
+    return {fixed: condition_name(names, named) for fixed, names in each.items()}
+
+
+def _durability(
+    conditions: Sequence[Condition], grades: Mapping[str, Graded], space: Sequence[str]
+) -> list[Durability]:
+    """Return every setting of the attack against every defense, setting by setting."""
+    chosen = [name for name in space if name != "seed"]
+    groups, accuracies = _groups(conditions, chosen), _accuracies(conditions, grades)
+    names = _case_names(groups)
+    found = [
+        durability(
+            str(dict(fixed)["defense"]),
+            names[fixed],
+            _choices(condition, chosen) or "-",
+            condition.cells,
+            accuracies[_model(condition)],
+        )
+        for fixed, tried in groups.items()
+        for condition in tried
+    ]
+    order = {setting: index for index, setting in enumerate(dict.fromkeys(each.setting for each in found))}
+    return sorted(found, key=lambda each: order[each.setting])
+
+
+def _choices(condition: Condition, space: Sequence[str]) -> str:
+    return ", ".join(f"{each.rpartition('.')[2]} {value(condition.names.get(each))}" for each in space)
 
 
 def _accuracies(conditions: Sequence[Condition], grades: Mapping[str, Graded]) -> dict[_Names, float]:
@@ -199,12 +246,11 @@ def _trial(
 ) -> tuple[Trial, NDArray[Any]]:
     """Return a trial, and the verdicts on the reported prompts, ``[seeds, prompts]``."""
     harm = panel(condition, "hs", grades)
-    name = ", ".join(f"{each.rpartition('.')[2]} {value(condition.names.get(each))}" for each in space)
     # A bound that is not known (no baseline) excludes nothing; an accuracy that is not known is not useful.
     useful = not isnan(accuracy) and not accuracy < bound
     halves = harm.values[:, ::2], harm.values[:, 1::2]
     selection, reported = (_mean(half) for half in halves)
-    return Trial(name, selection, reported, accuracy, useful), halves[1]
+    return Trial(_choices(condition, space), selection, reported, accuracy, useful), halves[1]
 
 
 def _mean(values: NDArray[Any]) -> float:

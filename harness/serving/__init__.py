@@ -1,0 +1,1 @@
+"""Methods at inference: what may stand between a model and its answers (``harness.protocols.serving``)."""

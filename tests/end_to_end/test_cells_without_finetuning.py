@@ -1,0 +1,21 @@
+"""Cells that end after alignment, from the command line to the report."""
+
+import csv
+import io
+
+import pytest
+from product import QUICK, Harness
+
+
+@pytest.mark.slow
+def test_cell_that_ends_after_alignment_is_a_row_with_the_scores_of_the_aligned_model(harness: Harness) -> None:
+    run = harness("-m", "finetune=none,tiny", "attack_ratio=p00", "attack=none", *QUICK, "model.source.steps=20")
+    assert run.returncode == 0, run.stderr
+
+    ended, tuned = csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout))
+
+    assert (ended["finetune"], tuned["finetune"]) == ("none", "")
+    assert (ended["hs"], ended["fa"]) == (tuned["aligned_hs"], tuned["aligned_fa"])
+    assert ended["missing"] == tuned["missing"] == ""
+    assert ended["key.align"] == tuned["key.align"]
+    assert ended["key.finetune"] == ""
