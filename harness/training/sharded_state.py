@@ -109,8 +109,9 @@ class ShardedWeights:
 class ShardedMoments:
     """What an optimizer keeps of each sharded weight, as a part of a checkpoint.
 
-    ``Trainer`` saves and restores the rest of the optimizer. Restored before the optimizer exists, the moments wait
-    until its state is loaded.
+    ``Trainer`` saves and restores the rest of the optimizer, and ``accelerate`` takes it apart and puts it together
+    again when it wraps it; both leave the moments as they are. Moments that are restored before the optimizer exists
+    wait until the first of these.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class ShardedMoments:
         """Keep the moments of an optimizer apart from its ``state_dict``."""
         self._optimizer = optimizer
         optimizer.register_state_dict_post_hook(lambda _, state: state | {"state": {}})
-        optimizer.register_load_state_dict_pre_hook(lambda _, state: state | {"state": self._taken()})
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: state | {"state": self._current()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moments by the place of the weight among those of the optimizer."""
@@ -135,6 +136,6 @@ class ShardedMoments:
         """Keep what ``state_dict`` returned for the optimizer to come."""
         self._restored = dict(state["moments"])
 
-    def _taken(self) -> dict[int, Any]:
+    def _current(self) -> dict[int, Any]:
         restored, self._restored = self._restored, {}
-        return restored
+        return restored or dict(self.state_dict()["moments"])

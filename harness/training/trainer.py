@@ -185,8 +185,9 @@ def train(
         meter = Meter()
         estimates = None
         if update:
-            own = derive(seed, "update")
-            estimates = EstimatingLearner(learner, estimator=update, method=method, seed=own, meter=meter)
+            estimates = EstimatingLearner(
+                learner, estimator=update, method=method, seed=derive(seed, "update"), meter=meter
+            )
         seen: Learner = estimates or learner
         step = method.start(seen, batches, total_steps) if method else PlainStep(seen)
         if isinstance(step, ChoosesStart):
