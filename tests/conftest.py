@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import signal
 
 import pytest
@@ -21,6 +22,17 @@ FIRST = ("tests/end_to_end", "tests/training", "tests/contracts", "tests/slurm")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let long files go first."""
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_collections() -> None:
+    """Exempt what the modules before have loaded from garbage collection.
+
+    Millions of objects belong to libraries and to the collected tests, and ``Trainer`` collects garbage at the start of
+    every training: that took longer than a training of six steps.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class OneCluster(LoadFileScheduling):

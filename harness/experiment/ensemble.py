@@ -175,6 +175,9 @@ def _uncountable(experiment: Experiment, settings: EnsembleSettings) -> list[Pro
     if experiment.evaluation.decoding.samples > 1:
         reason = "members of an ensemble give one answer to a prompt; expected 1"
         found.append(Problem("evaluation.decoding.sampling.samples", reason))
+    if experiment.model.encoding.thoughts is not None and reads:
+        reason = "likelihoods are those of an answer without a thought before it; expected null, a vote"
+        found.append(Problem(f"{ENSEMBLE}.method.combine", reason))
     if experiment.serve is not None and reads:
         reason = (
             f"`{experiment.serve.name}` acts on generated answers, and likelihoods are those of the model without it; "

@@ -88,6 +88,7 @@ class Questions:
         new_tokens: int,
         decoding: Decoding,
         thoughts: Thoughts | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Self:
         """Encode prompts as in training and truncate them as described at ``Decoding.max_prompt``.
 
@@ -99,6 +100,7 @@ class Questions:
             decoding: decoding settings.
             thoughts: the markers of thought and answer, whose tokens are kept in the generations even where they are
                 special tokens; None if there are none.
+            numbers: of the prompts, on which their samples depend; None counts them.
 
         Raises:
             ModelError: the tokenizer cannot write the chat template or the markers.
@@ -114,7 +116,7 @@ class Questions:
                 len(distinct),
                 decoding.max_prompt,
             )
-        jobs = sorted(_jobs(texts, decoding), key=lambda job: -lengths[job.question])
+        jobs = sorted(_jobs(texts, numbers or range(len(texts)), decoding), key=lambda job: -lengths[job.question])
         known = own_ends if isinstance(own_ends, Sequence) else [own_ends]
         ends = tuple(sorted(ends_of(tokenizer, distinct).union(token for token in known if token is not None)))
         markers = None if thoughts is None else Markers.of(tokenizer, thoughts)
@@ -170,16 +172,16 @@ class Questions:
         return self._opening + str(self._tokenizer.decode(kept, skip_special_tokens=False))
 
 
-def _jobs(texts: Sequence[Question], decoding: Decoding) -> list[_Job]:
+def _jobs(texts: Sequence[Question], numbers: Sequence[int], decoding: Decoding) -> list[_Job]:
     """Return the generations that are needed: one for each distinct prompt, or each sample of each prompt."""
     if (sampling := decoding.sampling) is not None:
         return [
             _Job(
                 text,
-                derive(sampling.seed, "sampling", str(index), str(sample)),
-                [index * sampling.samples + sample],
+                derive(sampling.seed, "sampling", str(number), str(sample)),
+                [place * sampling.samples + sample],
             )
-            for index, text in enumerate(texts)
+            for place, (text, number) in enumerate(zip(texts, numbers, strict=True))
             for sample in range(sampling.samples)
         ]
     places: dict[Question, list[int]] = {}

@@ -79,6 +79,7 @@ def answer(
             new_tokens=new_tokens,
             decoding=decoding,
             thoughts=served.encoding.thoughts,
+            numbers=kept,
         )
     texts = [REJECTION] * len(examples)
     samples = [[REJECTION] * decoding.samples for _ in examples]

@@ -136,7 +136,8 @@ class TokenChoice:
         used_up = count >= self._rules.thought.budget
         stopping = (since < 0) & (used_up | _among(chosen, self._stops))
         cut.copy_(torch.where(stopping, used_up.long(), cut))
-        since.copy_(torch.where(stopping, 0, since))
+        # A scalar in torch.where would be copied to the device during a capture.
+        since.masked_fill_(stopping, 0)
         scripted = self._lengths[cut]
         forced = (since >= 0) & (since < scripted)
         at = since.clamp(0, self._scripts.shape[1] - 1)

@@ -65,6 +65,7 @@ def answer(
     batch_size: int | None = None,
     path: Path | None = None,
     thoughts: Thoughts | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Answers:
     """Return the continuation of every prompt, at most ``new_tokens`` tokens, in the order of the prompts.
 
@@ -82,6 +83,7 @@ def answer(
         batch_size: prompts per batch; None uses the free memory of a GPU, and ``PLAIN_BATCH`` elsewhere.
         path: the decoding path; None selects the fastest that device and model support.
         thoughts: the markers of thought and answer, which are kept in the generations; None if there are none.
+        numbers: of the prompts, on which their samples depend; None counts them.
 
     Raises:
         ModelError: a single prompt does not fit into memory, or the tokenizer cannot write the chat template or the
@@ -96,6 +98,7 @@ def answer(
         new_tokens=new_tokens,
         decoding=decoding,
         thoughts=thoughts,
+        numbers=numbers,
     )
     with evaluating(model) as base, torch.inference_mode(), arithmetic(base, path):
         return asked.answered(*_written(base, asked, path, batch_size))

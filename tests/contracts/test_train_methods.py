@@ -335,18 +335,18 @@ def stepped(name, rows_at_once, passes=None, record=None, *, update=None, make=b
         seen = EstimatingLearner(learner, estimator=update, method=method, seed=3, meter=Meter())
     step = method.start(seen, batches, 2) if method else PlainStep(seen)
     gradients, metrics = [], []
-    for place in range(2):
-        learner.steps_taken = place
-        own = slice(rank(), None, world_size())
-        batch = collate(rows(5, seed=7 + place)[own], 0, [3, 0, 5, 1, 4][own])
-        with passes.running(model, torch.device("cpu"), record):
+    with passes.running(model, torch.device("cpu"), record):
+        for place in range(2):
+            learner.steps_taken = place
+            own = slice(rank(), None, world_size())
+            batch = collate(rows(5, seed=7 + place)[own], 0, [3, 0, 5, 1, 4][own])
             metrics.append({key: float(value) for key, value in step.backward(batch).items()})
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
-        gradients.append(torch.cat([whole(part).flatten() for part in parts]))
-        with torch.no_grad():
-            for trainable, part in zip(learner.trainables, parts, strict=True):
-                # A method may leave out a step.
-                trainable.sub_(part * (0.05 / gradients[-1].norm().clamp(min=1e-12)))
+            parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.trainables]
+            gradients.append(torch.cat([whole(part).flatten() for part in parts]))
+            with torch.no_grad():
+                for trainable, part in zip(learner.trainables, parts, strict=True):
+                    # A method may leave out a step.
+                    trainable.sub_(part * (0.05 / gradients[-1].norm().clamp(min=1e-12)))
     return gradients, metrics
 
 

@@ -82,6 +82,10 @@ def test_thought_budgets_and_samples_are_part_of_a_key_where_they_are_set():
             ["evaluation.decoding.sampling={samples: 2}", "ensemble=topla", "ensemble.members=[sft,vaccine,booster]"],
             "evaluation.decoding.sampling.samples",
         ),
+        (
+            ["thoughts=s1", "ensemble=topla_soft_vote", "ensemble.members=[sft,vaccine,booster]"],
+            "ensemble.method.combine",
+        ),
     ],
 )
 def test_decoding_that_cannot_be_carried_out_is_refused(overrides, path):

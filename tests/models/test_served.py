@@ -8,7 +8,7 @@ import pytest
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
-from harness.generation.decoding import Decoding
+from harness.generation.decoding import Decoding, Sampling
 from harness.generation.served import REJECTION, answer
 from harness.generation.transformers import generate
 from harness.judges.keywords import Keywords
@@ -31,8 +31,10 @@ class Rejects:
 
 @dataclass(frozen=True)
 class Rewrites:
+    prefix: str = "w9 "
+
     def rewritten(self, example):
-        return example.framed(prefix="w9 ")
+        return example.framed(prefix=self.prefix)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,16 @@ def test_rejected_prompts_get_a_refusal_in_their_places_and_the_others_the_model
     assert given.answers.texts == [first, REJECTION, third, REJECTION]
     assert [verdict.rejected for verdict in given.verdicts] == [False, True, False, True]
     assert given.facts == {"seen": 4}
+
+
+def test_samples_of_a_prompt_do_not_depend_on_what_is_rejected_before_it(served):
+    sampled = Decoding(sampling=Sampling(samples=3))
+
+    given = answer(Rejects(), served, NOTHING, ASKED, new_tokens=4, decoding=sampled).answers
+    whole = answer(Rewrites(""), served, NOTHING, ASKED, new_tokens=4, decoding=sampled).answers
+
+    assert given.samples == [whole.samples[0], [REJECTION] * 3, whole.samples[2], [REJECTION] * 3]
+    assert given.texts == [samples[0] for samples in given.samples]
 
 
 def test_nothing_is_generated_if_all_prompts_are_rejected(served):
