@@ -73,7 +73,7 @@ class ShardedBackward:
 
     def add(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's contribution, and free its graph; a collective call."""
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def gradient(self) -> list[Tensor]:
         """Return the gradient of the sum over all that was added on all processes, and restore ``.grad``."""

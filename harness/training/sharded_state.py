@@ -40,7 +40,7 @@ def separated(state: Any, folder: Path) -> Any:
         if not isinstance(value, DTensor):
             return value
         assert value.placements == (Shard(0),)
-        parts[path] = value.detach().to_local().cpu().contiguous()
+        parts[path] = value.to_local().detach().cpu().contiguous()
         return {_NAME: path}
 
     left = _replaced(state, take)
