@@ -39,6 +39,7 @@ from harness.protocols import (
     Named,
     NeedsFreshAdapter,
     NeedsSafeAdapter,
+    NeedsUnsafeAdapter,
     RepairMethod,
     SelectsRows,
     ServeMethod,
@@ -52,6 +53,7 @@ from harness.stages.calibrate import Calibrate
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.harmful_rows import HarmfulRows
 from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.leak import Leak
 from harness.stages.measure import Measure
@@ -161,31 +163,41 @@ def _attacked(
         stages["leak"] = Leak(tuned=tuned, probe=experiment.leakage, seed=experiment.seed)
     if (repair := experiment.defense.repair) is None:
         return stages, tuned
-    safe = None
-    if isinstance(repair, NeedsSafeAdapter):
-        refusals = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
-        safe = Finetune(
+    others: dict[str, Finetune] = {}
+    for kind, rows in _other_mixtures(experiment, repair).items():
+        others[kind] = Finetune(
             aligned=aligned,
-            mixture=refusals,
+            mixture=rows,
             budget=finetune.budget,
             protocol=_protocol(experiment, finetune),
             adapter=fresh,
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
-            seed=derive(experiment.seed, "safe"),
+            seed=derive(experiment.seed, kind),
             update=finetune.update,
         )
-        stages |= {"safe_rows": refusals, "safe": safe}
+        stages |= {f"{kind}_rows": rows, kind: others[kind]}
     repaired = Repair(
         tuned=tuned,
         method=repair,
         **_auxiliary_data(experiment, repair, Role.REFUSAL, Role.HARMFUL),
         encoding=encoding,
         seed=experiment.seed,
-        safe=safe,
+        safe=others.get("safe"),
+        unsafe=others.get("unsafe"),
         server=_server_rows(experiment, finetune, repair),
     )
     return {**stages, "repair": repaired}, repaired
+
+
+def _other_mixtures(experiment: Experiment, repair: RepairMethod) -> dict[str, Refusals | HarmfulRows]:
+    """Return what the other adapters are trained on that a repair is given, by their kind."""
+    found: dict[str, Refusals | HarmfulRows] = {}
+    if isinstance(repair, NeedsSafeAdapter):
+        found["safe"] = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
+    if isinstance(repair, NeedsUnsafeAdapter):
+        found["unsafe"] = HarmfulRows(harmful=experiment.corpus.slice(Role.HARMFUL, repair.unsafe_rows))
+    return found
 
 
 def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
@@ -363,8 +375,8 @@ def _without_server_rows(experiment: Experiment) -> list[Problem]:
     if all(need.role is not Role.SERVER for need in repair.needs):
         return []
     reason = (
-        f"`{repair.name}` trains on rows of the task that no user holds, but `{attack.name}` may choose any of them; "
-        "expected another attack, or `defense.repair.benign_rows=0`"
+        f"`{repair.name}` reads rows of the task that no user holds, but `{attack.name}` may choose any of them; "
+        "expected another attack, or, if the method has both kinds, `defense.repair.benign_rows=0`"
     )
     return [Problem("defense.repair", reason)]
 

@@ -105,8 +105,8 @@ class RepairMethod(Named, Protocol):
         The adapter may end with another rank than it had (``harness.models.adapter.resize``), up to that of a matrix.
 
         ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
-        method, by name; for a method that declares ``NeedsSafeAdapter`` also the parameters of that adapter, as
-        ``safe``.
+        method, by name; for a method that declares ``NeedsSafeAdapter`` or ``NeedsUnsafeAdapter`` also the parameters
+        of that adapter, as ``safe`` or ``unsafe``.
         """
         ...
 
@@ -188,6 +188,19 @@ class UsesAlignment(Protocol):
     """
 
     uses_alignment: ClassVar[bool]
+
+
+@runtime_checkable
+class NeedsUnsafeAdapter(Protocol):
+    """Optional: settings of a repair that is given an unsafe adapter: one trained on the defender's harmful examples.
+
+    It is trained from the aligned model as the fine-tuned one is: same adapter, protocol and budget, no defense.
+    """
+
+    @property
+    def unsafe_rows(self) -> int | None:
+        """The number of harmful examples it is trained on; None means all of the corpus."""
+        ...
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from harness.models.loading import ModelRef
 
-KINDS = {Role.ATTACK: HARMFUL, Role.REFUSAL: REFUSAL}
+KINDS = {Role.ATTACK: HARMFUL, Role.HARMFUL: HARMFUL, Role.REFUSAL: REFUSAL}
 """How the rows of a mixture are counted; all others are the user's own."""
 
 

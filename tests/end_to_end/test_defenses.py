@@ -16,6 +16,7 @@ DEFENSES = sorted(
 )
 SHORT = (
     "++tuned.ewc.fisher_rows=10",
+    "++tuned.irr.unsafe_rows=20",
     "++tuned.safe_instruct.safety_rows=7",
     "++tuned.vlguard.safety_rows=5",
     "++tuned.paraphrase.safety_rows=6",
