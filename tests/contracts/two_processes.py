@@ -11,8 +11,8 @@ from test_train_methods import CHOOSING, CUTTABLE, chosen, stepped
 
 from harness.training.distributed import rank, world_size
 
-CUTS = (None, 1)
-"""Rows at once: all of a share, and one, of which the second process runs out first."""
+CUTS = (None, 2)
+"""Rows at once: all of a share, and two, so that of a step's five rows one process has two pieces and the other one."""
 
 
 def everything(out: Path) -> None:
