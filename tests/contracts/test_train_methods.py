@@ -84,6 +84,7 @@ SHORTENED = {
     "sn_tune": {"detection_rows": 10, "attention_share": 0.5},
     "surgery": {"batch_size": 4},
     "tar": {"inner_steps": 4, "pair_batches": 1, "alignment_share": 0.0, "closing_steps": 0},
+    "toss": {"budget": Budget(epochs=1, batch_size=9, learning_rate=1e-2)},
     "tvaccine": {"probe_batch_size": 2},
     "vaa": {"proxy_steps": 2, "budget": Budget(batch_size=3, learning_rate=1e-2)},
 }
@@ -389,9 +390,20 @@ def whole_steps(name, make=build):
     return stepped(name, None, make=make)
 
 
-# One row at once, uneven pieces of the step's five rows and of the draws, and more than there are.
-@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
-@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
+# One row at once, and uneven pieces of the step's five rows and of the draws; for some also pieces of which the last is
+# a single row, and more than there are. Each method has two and one in a piece of two processes.
+@pytest.mark.parametrize(
+    ("name", "rows_at_once"),
+    [
+        *((name, cut) for name in sorted(TYPICAL) for cut in (1, 2, 3, 100)),
+        *(
+            pytest.param(name, cut, marks=pytest.mark.slow)
+            for name in CUTTABLE
+            if name not in TYPICAL
+            for cut in (1, 3)
+        ),
+    ],
+)
 def test_method_computes_the_same_however_its_batches_are_cut(name, rows_at_once):
     assert_same_steps(stepped(name, rows_at_once), whole_steps(name))
 

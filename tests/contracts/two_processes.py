@@ -12,8 +12,8 @@ from torch import Tensor
 
 from harness.training.distributed import rank, world_size
 
-CUTS = (None, 1)
-"""Rows at once: all of a share, and one, of which the second process runs out first."""
+CUTS = (None, 2)
+"""Rows at once: all of a share, and two, so that of a step's five rows one process has two pieces and the other one."""
 
 
 def write(stem: Path, found: tuple[list[Tensor], list[dict[str, float]]]) -> None:
