@@ -55,6 +55,7 @@ class BDS:
     version: ClassVar[int] = 1
     beyond_gradients: ClassVar[str] = "gives every row a weight that lasts from epoch to epoch"
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     weight_learning_rate: float = 5e-3
     safety_rows: int | None = None

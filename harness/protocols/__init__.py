@@ -50,6 +50,7 @@ from harness.protocols.methods import (
     TrainsPlainly,
     TrainsWeights,
     UsesAlignment,
+    WorksOnShards,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.rows import (
@@ -174,5 +175,6 @@ __all__ = [
     "Votes",
     "WeighsRows",
     "WhiteBoxGuard",
+    "WorksOnShards",
     "first_of",
 ]
