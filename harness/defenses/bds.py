@@ -54,6 +54,7 @@ class BDS:
     name: ClassVar[str] = "bds"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     weight_learning_rate: float = 5e-3
     safety_rows: int | None = None

@@ -43,6 +43,7 @@ class MLLR:
     name: ClassVar[str] = "ml_lr"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     modules: tuple[str, ...] = ("q_proj", "k_proj")
     factor: float = 10.0

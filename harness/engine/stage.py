@@ -15,7 +15,7 @@ from harness.engine.tracker import Tracker
 from harness.errors import Problem
 
 Sharding = Literal["ddp", "fsdp"]
-"""How a model is distributed over processes: ``ddp`` replicates it, ``fsdp`` shards its frozen weights."""
+"""How a model is distributed over processes: ``ddp`` replicates it, ``fsdp`` shards it."""
 
 
 class Locate(Protocol):

@@ -49,6 +49,7 @@ from harness.protocols.methods import (
     TrainsPlainly,
     TrainsWeights,
     UsesAlignment,
+    WorksOnShards,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.rows import (
@@ -172,5 +173,6 @@ __all__ = [
     "Votes",
     "WeighsRows",
     "WhiteBoxGuard",
+    "WorksOnShards",
     "first_of",
 ]

@@ -37,6 +37,7 @@ from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
@@ -122,14 +123,15 @@ def fit(
     from harness.models.loading import loaded_model
     from harness.training.distributed import leave
     from harness.training.federated import train_rounds
+    from harness.training.fsdp import gathered
     from harness.training.trainer import train
 
     if ctx.compiled is not None and not ctx.device.startswith("cpu"):
         use_cache(ctx.compiled)
     sharded = ctx.sharding == "fsdp"
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
-    whole = isinstance(trainable, TrainedWeights)
-    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or whole) as loaded:
+    own_weights = isinstance(trainable, TrainedWeights)
+    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or own_weights) as loaded:
         model = loaded.model
         if isinstance(trainable, TrainedWeights):
             trained_weights.unfreeze(model, trainable)
@@ -151,8 +153,8 @@ def fit(
         run: Callable[..., TrainReport] = partial(train, rows=trained, update=update)
         if federation:
             owners = [owner for owner, kept in zip(federation.shards.owners, own.kept, strict=True) if kept]
-            shards = federation.shards._replace(owners=owners)
-            run = partial(train_rounds, rows=own.rows, mixed=mixed, shards=shards, rounds=federation.rounds)
+            clients = federation.shards._replace(owners=owners)
+            run = partial(train_rounds, rows=own.rows, mixed=mixed, shards=clients, rounds=federation.rounds)
         report = run(
             model,
             method=method,
@@ -169,9 +171,10 @@ def fit(
             shrink=ctx.shrink,
             stop=ctx.stop,
         )
+        shards = gathered(model) if sharded and own_weights else None
         leave()
         if ctx.rank == 0:
-            store(ctx, model, weights)
+            store(ctx, model, weights, shards)
             if write is not None:
                 write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
@@ -237,13 +240,19 @@ def keep(ctx: StageContext, *, weights: ModelRef, trainable: Lora | TrainedWeigh
     _write_history(ctx.out, ())
 
 
-def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelRef) -> None:
+def store(
+    ctx: StageContext,
+    model: PreTrainedModel | PeftModel,
+    weights: ModelRef,
+    whole: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a trained model's adapter, or without one its weights as their difference from the base.
 
     Args:
         ctx: the stage's context.
         model: the trained model.
         weights: the model from which training started.
+        whole: the weights of a model without an adapter by parameter name, if the model's own are sharded.
     """
     from peft import PeftModel
 
@@ -254,7 +263,8 @@ def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelR
         adapter.save(model, ctx.out / ADAPTER)
         return
     base = weights_of(ModelRef(base_key=weights.base_key, base=weights.base))
-    ctx.facts["weights"] = facts = stored_weights.write(model, base, ctx.out / WEIGHTS)
+    trained = dict(model.named_parameters()) if whole is None else whole
+    ctx.facts["weights"] = facts = stored_weights.write(trained, base, ctx.out / WEIGHTS)
     if facts["lost"] > _NOTICEABLE:
         _log.warning(
             "storing weights in the number format of the base lost %.0f %% of their training to rounding; use a "

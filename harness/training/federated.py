@@ -46,7 +46,7 @@ from harness.protocols import (
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, MARKER, STATE, complete, resumable
 from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
-from harness.training.fsdp import shard_frozen
+from harness.training.fsdp import shard
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.optimizer import optimizer_of
@@ -155,7 +155,7 @@ def train_rounds(
         shares = [math.ceil(pool.batch_size / world_size()) for pool in drawn.values()]
         micro_batch = rows_at_once(max(budget.share(world_size()), *shares, 0), micro_batch_size, shrink)
         if sharded:
-            shard_frozen(model, arguments.device)
+            shard(model, arguments.device)
         else:
             model.to(arguments.device)
         model.train()
