@@ -31,25 +31,22 @@ computed by hand in the tests, no vectors of their implementation were available
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from harness.corpora.examples import Role
 from harness.engine.checks import counts, not_negative
 from harness.errors import Problem
+from harness.mechanisms.input_curvature import input_products, inverse_root
 from harness.mechanisms.weight_change import adapted_layers, put, total, whole
 from harness.protocols import DataRequirement
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
     from harness.protocols import BatchProvider, Gradient, Learner
 
-DAMPING = 0.01
-"""Share of the mean diagonal that is added to the diagonal of ``H``."""
 LEFT_OUT = 0.15
 """Share of a block's entries that are never taken."""
 TOGETHER = 4
@@ -104,7 +101,7 @@ class SafeDelta:
         layers = adapted_layers(learner, start)
         inputs = [learner.module.get_submodule(layer.name) for layer in layers]
         with learner.with_weights(start):
-            curvatures = input_products(learner, inputs, batches)
+            curvatures = input_products(learner, inputs, batches.every(Role.REFUSAL))
         results, taken, entries = {}, 0, 0
         for layer, curvature in zip(layers, curvatures, strict=True):
             change = layer.user_change
@@ -161,49 +158,3 @@ def selected(change: Tensor, curvature: Tensor, *, s: float, block: int) -> Sele
             error = (before - left[:, start:end]) / root.diagonal()[start:end]
             left[:, end:] -= error @ root[start:end, end:]
     return Selection(left, taken)
-
-
-def inverse_root(curvature: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of a damped matrix, ``[in, in]``, in float64."""
-    import torch
-
-    damped = curvature.double()
-    diagonal = damped.diagonal()
-    # A feature that is always zero has no curvature; any positive number does.
-    diagonal[diagonal == 0] = 1
-    diagonal += DAMPING * diagonal.mean()
-    root: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    return root
-
-
-def input_products(learner: Learner, modules: list[Module], batches: BatchProvider) -> list[Tensor]:
-    """Return ``X X^T`` of each module's inputs, ``[in, in]``, summed over the tokens of all refusals."""
-    import torch
-
-    found: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for batch in batches.every(Role.REFUSAL):
-            for piece in learner.pieces(batch):
-                with _accumulating(modules, found, piece.where(batch["attention_mask"])):
-                    learner.predict(piece)
-    return [found[place] for place in range(len(modules))]
-
-
-@contextmanager
-def _accumulating(modules: list[Module], found: dict[int, Tensor], positions: Tensor) -> Iterator[None]:
-    """Within the context, add each module's ``X X^T`` at ``positions`` of the flattened batch to ``found``."""
-
-    def hook_of(place: int) -> Any:
-        def hook(_module: Module, inputs: tuple[Tensor, ...]) -> None:
-            features = inputs[0].flatten(0, -2).index_select(0, positions).float()
-            product = features.T @ features
-            found[place] = found[place] + product if place in found else product
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(hook_of(place)) for place, module in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

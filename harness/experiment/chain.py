@@ -26,6 +26,7 @@ from harness.experiment.compatibility import (
     untrainable,
 )
 from harness.experiment.experiment import Experiment
+from harness.experiment.federating import in_jobs
 from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
 from harness.experiment.serving import calibrate_of, unservable
@@ -39,6 +40,7 @@ from harness.protocols import (
     Named,
     NeedsFreshAdapter,
     NeedsSafeAdapter,
+    NeedsUnsafeAdapter,
     RepairMethod,
     SelectsRows,
     ServeMethod,
@@ -52,6 +54,7 @@ from harness.stages.calibrate import Calibrate
 from harness.stages.finetune import Finetune
 from harness.stages.generate import Generate
 from harness.stages.grade import Grade
+from harness.stages.harmful_rows import HarmfulRows
 from harness.stages.inputs import AlignedStage, ModelStage
 from harness.stages.leak import Leak
 from harness.stages.measure import Measure
@@ -148,7 +151,10 @@ def _attacked(
         seed=experiment.seed,
         update=finetune.update,
         rounds=experiment.federation.training if experiment.federation else None,
+        server=None,
     )
+    if experiment.federation is not None and experiment.federation.jobs is not None:
+        tuned = in_jobs(tuned, experiment.federation.jobs, experiment.federation.clients)
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
@@ -161,31 +167,41 @@ def _attacked(
         stages["leak"] = Leak(tuned=tuned, probe=experiment.leakage, seed=experiment.seed)
     if (repair := experiment.defense.repair) is None:
         return stages, tuned
-    safe = None
-    if isinstance(repair, NeedsSafeAdapter):
-        refusals = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
-        safe = Finetune(
+    others: dict[str, Finetune] = {}
+    for kind, rows in _other_mixtures(experiment, repair).items():
+        others[kind] = Finetune(
             aligned=aligned,
-            mixture=refusals,
+            mixture=rows,
             budget=finetune.budget,
             protocol=_protocol(experiment, finetune),
             adapter=fresh,
             encoding=encoding,
             # A fresh adapter that starts like the user's would make their cross terms larger.
-            seed=derive(experiment.seed, "safe"),
+            seed=derive(experiment.seed, kind),
             update=finetune.update,
         )
-        stages |= {"safe_rows": refusals, "safe": safe}
+        stages |= {f"{kind}_rows": rows, kind: others[kind]}
     repaired = Repair(
         tuned=tuned,
         method=repair,
         **_auxiliary_data(experiment, repair, Role.REFUSAL, Role.HARMFUL),
         encoding=encoding,
         seed=experiment.seed,
-        safe=safe,
+        safe=others.get("safe"),
+        unsafe=others.get("unsafe"),
         server=_server_rows(experiment, finetune, repair),
     )
     return {**stages, "repair": repaired}, repaired
+
+
+def _other_mixtures(experiment: Experiment, repair: RepairMethod) -> dict[str, Refusals | HarmfulRows]:
+    """Return what the other adapters are trained on that a repair is given, by their kind."""
+    found: dict[str, Refusals | HarmfulRows] = {}
+    if isinstance(repair, NeedsSafeAdapter):
+        found["safe"] = Refusals(refusal=experiment.corpus.slice(Role.REFUSAL, repair.safe_rows))
+    if isinstance(repair, NeedsUnsafeAdapter):
+        found["unsafe"] = HarmfulRows(harmful=experiment.corpus.slice(Role.HARMFUL, repair.unsafe_rows))
+    return found
 
 
 def _guardrail(experiment: Experiment, poison: Poison) -> Moderate | None:
@@ -319,12 +335,8 @@ def _unsuitable(
 
 
 def _continued(experiment: Experiment, finetune: FinetuneSettings) -> list[Problem]:
-    """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
-    method = experiment.defense.finetune
-    if method and experiment.federation and any(need.own for need in method.needs):
-        reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
-        return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
-    named: Named | None = method
+    """Return why a method cannot train the aligned adapter further."""
+    named: Named | None = experiment.defense.finetune
     if not isinstance(named, NeedsFreshAdapter) or finetune.adapter == "double":
         return []
     reason = (
@@ -363,8 +375,8 @@ def _without_server_rows(experiment: Experiment) -> list[Problem]:
     if all(need.role is not Role.SERVER for need in repair.needs):
         return []
     reason = (
-        f"`{repair.name}` trains on rows of the task that no user holds, but `{attack.name}` may choose any of them; "
-        "expected another attack, or `defense.repair.benign_rows=0`"
+        f"`{repair.name}` reads rows of the task that no user holds, but `{attack.name}` may choose any of them; "
+        "expected another attack, or, if the method has both kinds, `defense.repair.benign_rows=0`"
     )
     return [Problem("defense.repair", reason)]
 

@@ -89,8 +89,8 @@ def _continued(model: PreTrainedModel, rows: Sequence[list[int]], noise: Tensor,
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     output = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True)
-    cache = output.past_key_values
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    cache = getattr(output, name)
     cache.batch_repeat_interleave(count)
     logits = output.logits[:, -1].repeat_interleave(count, dim=0)
     mask = mask.repeat_interleave(count, dim=0)

@@ -41,13 +41,16 @@ from harness.protocols.methods import (
     NeedsFreshAdapter,
     NeedsPlainLora,
     NeedsSafeAdapter,
+    NeedsUnsafeAdapter,
     ProducesOutputs,
     RepairMethod,
     ScalesLearningRates,
     TrainMethod,
+    TrainsInOnePlace,
     TrainsPlainly,
     TrainsWeights,
     UsesAlignment,
+    WorksOnShards,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.rows import (
@@ -136,6 +139,7 @@ __all__ = [
     "NeedsFreshAdapter",
     "NeedsPlainLora",
     "NeedsSafeAdapter",
+    "NeedsUnsafeAdapter",
     "OpenedGuard",
     "Perturbation",
     "Piece",
@@ -162,6 +166,7 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsInOnePlace",
     "TrainsPlainly",
     "TrainsWeights",
     "UsesAlignment",
@@ -170,5 +175,6 @@ __all__ = [
     "Votes",
     "WeighsRows",
     "WhiteBoxGuard",
+    "WorksOnShards",
     "first_of",
 ]

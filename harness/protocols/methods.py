@@ -105,8 +105,8 @@ class RepairMethod(Named, Protocol):
         The adapter may end with another rank than it had (``harness.models.adapter.resize``), up to that of a matrix.
 
         ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
-        method, by name; for a method that declares ``NeedsSafeAdapter`` also the parameters of that adapter, as
-        ``safe``.
+        method, by name; for a method that declares ``NeedsSafeAdapter`` or ``NeedsUnsafeAdapter`` also the parameters
+        of that adapter, as ``safe`` or ``unsafe``.
         """
         ...
 
@@ -174,10 +174,33 @@ class TrainsWeights(Protocol):
 
 
 @runtime_checkable
+class WorksOnShards(Protocol):
+    """Optional: settings of a method that also works where those weights are sharded over the processes (FSDP).
+
+    Then gradients and copies of weights are sharded tensors (``DTensor``). The method combines them elementwise with
+    each other, takes numbers from them with ``Learner.norm`` and ``inner_product`` only, and its losses depend on the
+    weights through outputs of the model, of its layers or of its final norm, not of what is inside of a layer alone.
+    """
+
+    works_on_shards: ClassVar[bool]
+
+
+@runtime_checkable
 class NeedsFreshAdapter(Named, Protocol):
     """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
 
     needs_fresh_adapter: ClassVar[bool]
+
+
+@runtime_checkable
+class TrainsInOnePlace(Named, Protocol):
+    """Optional: settings of a fine-tuning method that clients of a federation cannot run, as they only send parameters.
+
+    Its step is more than gradients, as one that declares ``ProducesOutputs``, ``ScalesLearningRates`` or another
+    protocol of steps is. ``beyond_gradients`` says what it does, as in "it weighs rows".
+    """
+
+    beyond_gradients: ClassVar[str]
 
 
 @runtime_checkable
@@ -188,6 +211,19 @@ class UsesAlignment(Protocol):
     """
 
     uses_alignment: ClassVar[bool]
+
+
+@runtime_checkable
+class NeedsUnsafeAdapter(Protocol):
+    """Optional: settings of a repair that is given an unsafe adapter: one trained on the defender's harmful examples.
+
+    It is trained from the aligned model as the fine-tuned one is: same adapter, protocol and budget, no defense.
+    """
+
+    @property
+    def unsafe_rows(self) -> int | None:
+        """The number of harmful examples it is trained on; None means all of the corpus."""
+        ...
 
 
 @runtime_checkable

@@ -41,7 +41,8 @@ class Repair(Stage):
     """The fine-tuned adapter, or weights, repaired.
 
     Facts: those of the method; ``change``, see ``changes``; ``attack_and_defense_share``, the overlap between the
-    attacker's and the method's examples, those of a safe adapter included; ``micro_batch_size``, if batches were split.
+    attacker's and the method's examples, those of safe and unsafe adapters included; ``micro_batch_size``, if batches
+    were split.
 
     Attributes:
         tuned: the fine-tuned model.
@@ -52,6 +53,7 @@ class Repair(Stage):
         seed: the root seed.
         safe: the model with the safe adapter, for methods that need one.
         server: benign examples of the server, for methods that need them.
+        unsafe: the model with the unsafe adapter, for methods that need one.
     """
 
     name: ClassVar[str] = "repair"
@@ -67,6 +69,7 @@ class Repair(Stage):
     seed: int
     safe: Finetune | None = None
     server: Remaining | None = None
+    unsafe: Finetune | None = None
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples."""
@@ -117,9 +120,9 @@ class Repair(Stage):
             initial = self.tuned.start(loaded.model, ctx.input)
             start = [initial[name].to(ctx.device) for name in names]
             outputs = method_outputs.read(ctx.input(self.tuned), loaded.model, ctx.device)
-            if self.safe is not None:
-                _, stored = adapter.read(ctx.input(self.safe) / ADAPTER)
-                outputs["safe"] = [stored[name].to(ctx.device) for name in names]
+            for kind, other in self._others.items():
+                _, stored = adapter.read(ctx.input(other) / ADAPTER)
+                outputs[kind] = [stored[name].to(ctx.device) for name in names]
             batches = RoleBatches(drawn, pad_id=loaded.tokenizer.pad_token_id, seed=seed)
             before = [parameter.detach().clone() for parameter in learner.trainables]
             ctx.facts.update(self.method.repair(learner, start=start, method_outputs=outputs, batches=batches))
@@ -134,11 +137,17 @@ class Repair(Stage):
         """Return the fine-tuned model with the repaired adapter or weights."""
         return trained_model(self.tuned.weights(locate), self.tuned.adapter, locate(self))
 
+    @property
+    def _others(self) -> dict[str, Finetune]:
+        """The models with other adapters than the user's, by the name under which the method is given them."""
+        given = {"safe": self.safe, "unsafe": self.unsafe}
+        return {kind: tuned for kind, tuned in given.items() if tuned is not None}
+
     def _report_overlaps(self, rows: Sequence[tuple[Example, Role]], ctx: StageContext) -> None:
         attacker = [example for example, role in rows if role is Role.ATTACK]
         own = examples_of(self.refusal, self.harmful, self.server)
-        if self.safe is not None:
-            own += [example for example, _ in self.safe.mixture.mixture(ctx.input)]
+        for other in self._others.values():
+            own += [example for example, _ in other.mixture.mixture(ctx.input)]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, own)._asdict()
 
 

@@ -72,7 +72,7 @@ def repaired(name, *, seed=1, rows_at_once=None, **adapter):
     learner = CausalLearner(model, rows_at_once=rows_at_once, alignment=alignment_of(model))
     pools = {need.role: Pool(rows(25), need.batch_size) for need in method.needs}
     half = [torch.full_like(parameter.detach(), 0.5) for parameter in learner.trainables]
-    method_outputs = {"last": half, "mean": half, "safe": half}
+    method_outputs = {"last": half, "mean": half, "safe": half, "unsafe": half}
     start = [torch.zeros_like(part) for part in half]
     batches = RoleBatches(pools, pad_id=0, seed=seed)
     return model, method.repair(learner, start=start, method_outputs=method_outputs, batches=batches)

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.corpora.batches import Pool, RoleBatches
 from harness.corpora.encode import Encoded
 from harness.corpora.examples import Role
-from harness.defenses.safe_delta import SafeDelta, input_products, inverse_root, selected
+from harness.defenses.safe_delta import SafeDelta, selected
+from harness.mechanisms.input_curvature import input_products, inverse_root
 from harness.models.adapter import Lora, attach
 from harness.training.learner import CausalLearner
 
@@ -99,7 +100,7 @@ def test_inputs_are_those_of_real_tokens():
     learner, modules = CausalLearner(model), [part for name, part in model.named_modules() if name.endswith("q_proj")]
 
     (together,), (short,), (long,) = (
-        input_products(learner, modules, batches_of(*sizes)) for sizes in ((3, 7), (3,), (7,))
+        input_products(learner, modules, batches_of(*sizes).every(Role.REFUSAL)) for sizes in ((3, 7), (3,), (7,))
     )
 
     torch.testing.assert_close(together, short + long)

@@ -16,7 +16,7 @@ from harness.attacks.virus.method import STEPS, Virus
 from harness.attacks.virus.mixing import Mixing
 from harness.attacks.virus.objective import Candidate, Objective, Value, best_of, dissimilarity, located, weighted
 from harness.attacks.virus.row import RowTokenizer, mixed
-from harness.attacks.virus.search import allowed_tokens, exchanges, proposals
+from harness.attacks.virus.search import allowed_tokens, exchanges, proposals, random_exchanges
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
@@ -360,6 +360,31 @@ def test_guard_with_another_vocabulary_is_refused_before_anything_is_computed(tm
 def test_adapter_with_other_parameters_than_the_factors_is_refused():
     with pytest.raises(ModelError, match=r"not plain LoRA; expected `align.adapter.variant=null`"):
         VictimGradients(victim("dora").model, 3)
+
+
+def test_random_exchanges_are_so_many_ordinary_tokens_and_read_neither_guard_nor_gradient(tmp_path):
+    attack = Virus(random_exchanges=2)
+    assert not attack.needs.guard
+    rows, facts = crafted(attack, tmp_path, guard=None)
+    tokenizer = victim().tokenizer
+
+    assert facts["cost"] == {"second_order": 0, "victim_gradients": 0, "guard_passes": 0}
+    assert [row["exchanged"] for row in facts["rows"]] == [2, 2]
+    for row, original in zip(rows, crafted(Mixing(), tmp_path)[0], strict=True):
+        pairs = zip(row.output.split(), original.output.split(), strict=True)
+        assert sum(new != old for new, old in pairs) == 2
+        assert not set(ENCODING.encode(tokenizer, row).input_ids[1:-1]) & set(tokenizer.all_special_ids)
+    assert crafted(attack, tmp_path, guard=None)[0] == rows
+    assert crafted(attack, tmp_path, guard=None, rng=Random(6))[0] != rows
+
+
+def test_random_exchanges_take_other_places_where_nothing_is_admitted():
+    def drawn(count):
+        admit = lambda tried: [None if each[0] != 1 else "kept" for each in tried]  # noqa: E731
+        return random_exchanges([1, 1, 1], [1, 2], count=count, admit=admit, rng=Random(0))
+
+    assert sorted(suffix for suffix, _ in [drawn(2), drawn(5)]) == [[1, 2, 2], [1, 2, 2]]
+    assert drawn(0) == ([1, 1, 1], None)
 
 
 def test_more_weight_on_the_guard_lowers_its_loss(tmp_path):

@@ -57,6 +57,9 @@ class Virus:
         normalized: whether the similarity is a cosine; as published, it is scaled by the norm of each row's gradient.
         joint: text between the host's answer and the harmful example, and before the tail.
         tail: whether the host follows once more.
+        random_exchanges: a control: exchanges this many tokens of every row at random instead of optimizing it, with
+            the same tokens and rows admitted; ``lamb``, ``steps``, ``top_k``, ``candidates`` and ``normalized`` have no
+            effect. Null optimizes.
     """
 
     name: ClassVar[str] = "virus"
@@ -69,15 +72,20 @@ class Virus:
     normalized: bool = False
     joint: str = "\n\n"
     tail: bool = False
+    random_exchanges: int | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
-        return [*shares(self, "lamb"), *counts(self, "steps", "top_k", "candidates")]
+        return [*shares(self, "lamb"), *counts(self, "steps", "top_k", "candidates", "random_exchanges")]
 
     @property
     def needs(self) -> AttackNeeds:
         """Harmful examples, hosts, the victim, and the guard if it has weight."""
-        return AttackNeeds(pool=True, hosts=True, victim=True, guard=self.lamb > 0)
+        return AttackNeeds(pool=True, hosts=True, victim=True, guard=self._reads_guard)
+
+    @property
+    def _reads_guard(self) -> bool:
+        return self.lamb > 0 and self.random_exchanges is None
 
     def craft(self, count: int, ctx: AttackContext) -> list[Example]:
         """Return ``count`` mixed rows with optimized suffixes."""
@@ -107,6 +115,9 @@ class Virus:
         assert ctx.victim is not None
         search = Search(self.lamb, self.top_k, self.candidates, self.normalized)
         optimizer = Optimizer(row, search, ctx.victim, ctx.guard)
+        if self.random_exchanges is not None:
+            progress = optimizer.randomized(self.random_exchanges, generator(seed, str(index)))
+            return optimizer.result(progress).example, progress
         progress = Progress(**kept) if kept else optimizer.start()
         while progress.steps < self.steps:
             if ctx.stop():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.attacks.virus.gradients import VictimGradients
 from harness.attacks.virus.objective import Candidate, Objective, best_of
 from harness.attacks.virus.progress import Progress
 from harness.attacks.virus.row import MixedRow, RowTokenizer
-from harness.attacks.virus.search import allowed_tokens, exchanges, proposals
+from harness.attacks.virus.search import allowed_tokens, exchanges, proposals, random_exchanges
 from harness.errors import ModelError
 
 if TYPE_CHECKING:
@@ -50,6 +50,26 @@ class Optimizer:
     def start(self) -> Progress:
         """Return the mixed row before any step."""
         return Progress(suffix=self._tokens.suffix, text=self._row.suffix)
+
+    def randomized(self, count: int, rng: Random) -> Progress:
+        """Return the row after random exchanges of a token, without an objective.
+
+        Args:
+            count: the number of exchanges, at distinct places; fewer only if no more are admitted.
+            rng: draws places and tokens uniformly.
+        """
+        model: Any = self._victim.model
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        allowed = allowed_tokens(self._victim.tokenizer, vocabulary).nonzero().flatten().tolist()
+        suffix, text = random_exchanges(
+            self._tokens.suffix,
+            allowed,
+            count=count,
+            admit=lambda suffixes: self._tokenizer.survivors(self._row, self._tokens, suffixes),
+            rng=rng,
+        )
+        exchanged = sum(own != new for own, new in zip(self._tokens.suffix, suffix, strict=True))
+        return Progress(suffix=suffix, text=self._row.suffix if text is None else text, exchanged=exchanged)
 
     def step(self, before: Progress, rng: Random) -> Progress:
         """Evaluate the current suffix and some exchanges of a token, and return the best.

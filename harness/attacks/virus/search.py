@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 Suffix = list[int]
 
+TRIES = 16
+"""Random tokens that are tried at a place before another place is taken."""
+
 
 def allowed_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """Return which tokens a suffix may be given: printable ASCII and not special, ``[vocabulary]``.
@@ -70,4 +73,39 @@ def exchanges(
         taken, pairs = pairs[: count - len(found)], pairs[count - len(found) :]
         tried = [[*suffix[:place], token, *suffix[place + 1 :]] for place, token in taken]
         found += [(each, made) for each, made in zip(tried, admit(tried), strict=True) if made is not None]
+    return found
+
+
+def random_exchanges(
+    suffix: Suffix,
+    allowed: Sequence[int],
+    *,
+    count: int,
+    admit: Callable[[list[Suffix]], list[T | None]],
+    rng: Random,
+) -> tuple[Suffix, T | None]:
+    """Exchange tokens at random places for random ones, one after the other.
+
+    Args:
+        suffix: the suffix.
+        allowed: the tokens that it may be given.
+        count: the number of exchanges, each at a place of its own; fewer only if there are fewer places where one of
+            ``TRIES`` random tokens is admitted.
+        admit: returns what belongs to each suffix, or None for one that is not admitted.
+        rng: draws places and tokens uniformly.
+
+    Returns:
+        The suffix, and what ``admit`` returned for it; None without an exchange.
+    """
+    found: tuple[Suffix, T | None] = suffix, None
+    places = rng.sample(range(len(suffix)), len(suffix))
+    for place in places:
+        if not count:
+            break
+        current = found[0]
+        others = [token for token in rng.sample(allowed, min(TRIES, len(allowed))) if token != current[place]]
+        tried = [[*current[:place], token, *current[place + 1 :]] for token in others]
+        made = next((pair for pair in zip(tried, admit(tried), strict=True) if pair[1] is not None), None)
+        if made is not None:
+            found, count = made, count - 1
     return found
