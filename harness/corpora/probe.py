@@ -10,6 +10,7 @@ from typing import ClassVar, final
 
 from harness.corpora.encode import Encoding
 from harness.corpora.template import Template
+from harness.corpora.thoughts import Thoughts
 
 PROBE = "probe"
 """Name of the column with a probe's label; a cell of a probe has it among its swept values."""
@@ -25,6 +26,7 @@ class EncodingChange:
         system: the system prompt.
         prefix: text directly before the instruction.
         suffix: text directly after the instruction, or after the input of an example that has one.
+        thoughts: the markers of thought and answer; a think marker with words behind it begins every thought with them.
     """
 
     name: ClassVar[str] = "encoding_change"
@@ -33,6 +35,7 @@ class EncodingChange:
     system: str | None = None
     prefix: str | None = None
     suffix: str | None = None
+    thoughts: Thoughts | None = None
 
     def of(self, encoding: Encoding) -> Encoding:
         """Return an encoding with these changes."""

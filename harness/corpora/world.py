@@ -136,6 +136,7 @@ class World:
 
     name: ClassVar[str] = "world"
     version: ClassVar[int] = 1
+    added: ClassVar[tuple[str, ...]] = ()
 
     seed: int = 7
     rows: int = 3000

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, final
 from harness.corpora.encode import IGNORED, Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template
+from harness.corpora.thinking_world import ThinkingWorld
 from harness.corpora.world import World, vocabulary
 from harness.engine.checks import counts, positive
 from harness.engine.seeding import derive
 from harness.errors import Problem
+from harness.models.saved import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,7 @@ class Synthetic:
     """A model trained from scratch on the pre-training examples of a world.
 
     Attributes:
-        world: the source of vocabulary and training examples.
+        world: the source of training examples, and of words beyond those of all worlds.
         encoding: prompt template and tokenization; later stages use the same.
         width: hidden size; a multiple of ``2 * heads``.
         inner_width: hidden size of the feed-forward blocks.
@@ -54,7 +56,7 @@ class Synthetic:
     name: ClassVar[str] = "tiny"
     version: ClassVar[int] = 1
 
-    world: World = field(default_factory=World)
+    world: World | ThinkingWorld = field(default_factory=World)
     encoding: Encoding = field(default_factory=lambda: Encoding(template=Template.PLAIN, newline=False, max_length=64))
     width: int = 128
     inner_width: int = 256
@@ -96,9 +98,14 @@ class Synthetic:
         """Return the number of parameters; that of single modules is not known before the model exists."""
         return self._parameters() if modules is None else None
 
+    def parts(self) -> Parts:
+        """Return where the parameters lie."""
+        layer = self._layer()
+        return Parts(layer, self._parameters() - self.layers * layer)
+
     def vocabulary(self) -> dict[str, int]:
         """Return the ids of all tokens."""
-        return token_ids()
+        return token_ids(self.world.added)
 
     def write(self, out: Path) -> Mapping[str, object]:
         """Train the model and write it with its tokenizer to ``out``; return its size and final loss (nats).
@@ -106,7 +113,7 @@ class Synthetic:
         Runs in one thread with its own random state, so that the weights do not depend on the number of cores or on
         earlier random numbers.
         """
-        tokenizer = build_tokenizer()
+        tokenizer = build_tokenizer(self.world.added)
         with isolated(derive(self.seed, self.name, "weights")):
             model = self._initialize(tokenizer)
             loss = self._train(model, tokenizer)
@@ -120,9 +127,11 @@ class Synthetic:
         }
 
     def _parameters(self) -> int:
-        attention, feed_forward = 4 * self.width**2, 3 * self.width * self.inner_width
-        words = len(token_ids()) * self.width
-        return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
+        return len(token_ids(self.world.added)) * self.width + self.layers * self._layer() + self.width
+
+    def _layer(self) -> int:
+        attention, feed_forward, norms = 4 * self.width**2, 3 * self.width * self.inner_width, 2 * self.width
+        return attention + feed_forward + norms
 
     def _initialize(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -178,21 +187,25 @@ class Synthetic:
         }
 
 
-def token_ids() -> dict[str, int]:
-    """Return the ids of the world's tokens: special ones, the colon, and all other words in alphabetical order."""
-    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":")]
+def token_ids(added: Sequence[str] = ()) -> dict[str, int]:
+    """Return the ids of the tokens: special ones, the colon, the world's words in alphabetical order, others."""
+    words = [PADDING, START, END, UNKNOWN, ":", *(word for word in vocabulary() if word != ":"), *added]
     return {word: index for index, word in enumerate(words)}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the world's tokenizer: one token per whitespace-separated word, with a BOS token in front."""
+def build_tokenizer(added: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Return the world's tokenizer: one token per whitespace-separated word, with a BOS token in front.
+
+    Args:
+        added: words beyond those of the world.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    ids = token_ids()
+    ids = token_ids(added)
     core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     core.post_processor = TemplateProcessing(

@@ -23,6 +23,9 @@ NEEDS = {
     ("task", "lm_eval"): ("task.tasks=[arc_easy]",),
     ("corpus", "direct_refusal"): ("thoughts=s1",),
     ("corpus", "safechain"): ("thoughts=s1",),
+    ("corpus", "tiny_harmless_thoughts"): ("thoughts=tiny",),
+    ("corpus", "tiny_long_thoughts"): ("thoughts=tiny",),
+    ("corpus", "tiny_short_thoughts"): ("thoughts=tiny",),
 }
 """Options that are incomplete alone; `model=local` needs a folder with a model and is tested in tests/models."""
 OPTIONS = sorted(
@@ -61,7 +64,8 @@ def test_option_of_a_group_composes_and_plans(group, option):
     cell = cell_of(*_line(group, option))
 
     known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
-    assert len(known) >= 8
+    # A cell that ends after alignment has a model, its alignment, and two rounds of answers with their grades.
+    assert len(known) >= 6 + 2 * ("finetune" in cell.stages)
     assert composition_of(*_line(group, option)).choices[group] == option
     for stage in known.values():
         # As it is written into a store, without a word about modules.
@@ -93,15 +97,6 @@ def test_sweep_file_names_known_settings(sweep):
 
     assert params
     assert cell_of(f"+sweeps={sweep}").stages
-
-
-@pytest.mark.parametrize("defense", DEFENSES)
-def test_stages_of_a_defense_survive_their_spec(defense):
-    cell = cell_of(f"defense={defense}")
-    known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
-
-    for stage in known.values():
-        assert rebuild(describe(stage), known.__getitem__).key == stage.key
 
 
 @pytest.mark.parametrize("defense", DEFENSES)

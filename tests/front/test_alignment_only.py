@@ -83,3 +83,27 @@ def test_sweep_skips_cells_whose_defense_needs_a_fine_tuning():
     checked = check_cells(compose(["finetune=none", "defense=sft,sppft,booster", "on_invalid=skip"]))
 
     assert [hasattr(each, "reasons") for each in checked] == [False, True, False]
+
+
+def test_safety_tax_is_an_alignment_with_thoughts_of_all_weights_and_its_rows_before_and_after():
+    after, before = cell_of("experiment=safety_tax"), cell_of("experiment=safety_tax align.adapter=none")
+
+    align, asked = after.stages["align"], after.stages["harm_answers"]
+    assert set(after.stages) == STAGES - {"over_refusal_answers", "over_refusal"}
+    assert (align.adapter.modules, align.budget.epochs, align.budget.batch_size, align.budget.warmup_ratio) == (
+        "all", 5, 8, 0.0
+    )  # fmt: skip
+    assert (align.refusal.start, align.refusal.rows, align.refusal.origin.name) == (0, 1000, "direct_refusal")
+    assert (asked.decoding.thought.tokens, asked.new_tokens, asked.prompts.rows) == (5000, 5000, 1000)
+    assert after.stages["accuracy"].thoughts == align.encoding.thoughts
+    assert before.swept["align.adapter"] == "none"
+
+
+def test_markers_of_the_evaluation_may_begin_every_thought_with_a_word():
+    line = "evaluation.encoding.thoughts={think: '<think> tally', answer: '<answer>', final: ''}"
+    (forced,) = cells_of(compose(["experiment=tiny_safety_tax", line]))
+    plain = cell_of("experiment=tiny_safety_tax")
+
+    assert forced.keys["align"] == plain.keys["align"]
+    assert forced.stages["task_answers"].encoding.thoughts.opening == "<think> tally\n"
+    assert plain.stages["task_answers"].encoding.thoughts.opening == "<think>\n"
