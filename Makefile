@@ -26,14 +26,16 @@ install: $(TOOLS)
 demo: $(CORE)
 	$(BIN)/harness -m +sweeps=demo
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Rewriting the assertions of all test modules takes each process a third of a minute: it is kept, whatever is set.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --numprocesses
 
 test: $(TOOLS)
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) 2 -m 'not slow'
 
-# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other.
+# The tests of tests/slurm run on the Slurm of `make slurm-up`, if it is up, and on no other. The third process is for
+# two cores: the tests with a service, which begin, wait for it most of the time.
 test-all: $(TOOLS)
-	HARNESS_SLURM_BED=1 $(PYTEST)
+	HARNESS_SLURM_BED=1 $(PYTEST) 3
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
@@ -105,15 +107,24 @@ lock: $(RESOLVER)
 	printf 'hydra-optuna-sweeper==1.3.0\nsqlalchemy<2\n' | $(RESOLVE) --constraint constraints.txt --output-file tests/end_to_end/optuna.txt -
 	echo lm-eval==0.4.13 | $(RESOLVE) --constraint constraints.txt --output-file tests/methods/lm_eval.txt -
 
-# The core against the newest releases that pyproject.toml allows, in an environment of its own, made anew each time.
+# What calls our dependencies, against the newest releases that pyproject.toml allows, in an environment of its own, made
+# anew each time: models, training, methods and their checkpoints (transformers, peft, tokenizers), composition (hydra,
+# omegaconf), submission (submitit), tracking (wandb), files and reports (pandas, pyarrow, matplotlib, plotly).
 # PyTorch stays at the lock's: its newest default build brings several GB of CUDA.
+LATEST := tests/models tests/training tests/stages/test_repair.py \
+  $(addprefix tests/contracts/test_, golden_keys.py repair_methods.py train_methods.py) \
+  $(addprefix tests/corpora/test_, chat.py columns.py encode.py sources.py) \
+  $(addprefix tests/engine/test_, scheduler.py submission.py) \
+  $(addprefix tests/front/test_, compose.py mistyped.py refusal.py slots.py) \
+  $(addprefix tests/report/test_, latex.py markdown.py report.py) \
+  $(addprefix tests/tracking/test_, contents.py curve.py sharing.py trouble.py)
+
 test-latest:
 	rm -rf .venv-latest
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade pip
-	.venv-latest/bin/python -m pip install --quiet --editable '.[dev,genetic,math,openai,smollm2,wandb]' $$(grep '^torch==' constraints.txt)
-	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow' \
-	  tests/corpora tests/engine tests/front tests/methods tests/models tests/stages tests/training
+	.venv-latest/bin/python -m pip install --quiet --editable '.[dev,genetic,openai,smollm2,wandb]' $$(grep '^torch==' constraints.txt)
+	$(subst $(BIN),.venv-latest/bin,$(PYTEST)) 2 -m 'not slow' $(LATEST)
 
 # A throw-away Slurm of four virtual nodes on this machine, for tests/slurm. Needs root.
 slurm-up:

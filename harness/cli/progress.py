@@ -253,6 +253,9 @@ def _memory(training: WeightTraining) -> str:
         "optimizer": memory.optimizer,
         "method": memory.method,
     }
+    if training.shards > 1:
+        head += f", sharded over {training.shards} processes"
+        parts["gathered layers"] = memory.gathered
     return (
         f"{head}: {gib(memory.total)} without activations ({', '.join(f'{k} {gib(v)}' for k, v in parts.items())}); "
         f"with the optimizer's state offloaded, which is not supported: {gib(memory.without_optimizer)}"

@@ -57,6 +57,7 @@ class Antibody:
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 4
+    works_on_shards: ClassVar[bool] = True
 
     rho: float = 0.05
     xi: float = 0.0

@@ -52,6 +52,7 @@ class BackdoorAlignment:
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     safety_rows: int = 11
     secret_length: int = 150

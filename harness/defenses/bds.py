@@ -53,7 +53,9 @@ class BDS:
 
     name: ClassVar[str] = "bds"
     version: ClassVar[int] = 1
+    beyond_gradients: ClassVar[str] = "gives every row a weight that lasts from epoch to epoch"
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     weight_learning_rate: float = 5e-3
     safety_rows: int | None = None

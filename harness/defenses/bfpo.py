@@ -66,6 +66,7 @@ class BFPO:
     name: ClassVar[str] = "bfpo"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 4
+    works_on_shards: ClassVar[bool] = True
     compares_passes: ClassVar[bool] = True
 
     beta: float = 0.01

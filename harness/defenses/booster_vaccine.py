@@ -48,6 +48,7 @@ class BoosterVaccine:
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 2
+    works_on_shards: ClassVar[bool] = True
 
     lamb: float = 5.0
     alpha: float = 0.1

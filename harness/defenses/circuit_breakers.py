@@ -67,6 +67,7 @@ class CircuitBreakers:
     name: ClassVar[str] = "circuit_breakers"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 4
+    works_on_shards: ClassVar[bool] = True
 
     alpha: float = 10.0
     layers: tuple[int, ...] | None = None

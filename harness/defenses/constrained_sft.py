@@ -55,6 +55,7 @@ class ConstrainedSFT:
     name: ClassVar[str] = "constrained_sft"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     beta: float = 0.1
     first_factor: float = 5.0

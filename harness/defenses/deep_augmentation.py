@@ -53,6 +53,7 @@ class DeepAugmentation:
     name: ClassVar[str] = "deep_augmentation"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     share: float = 0.5
     most: int = 100

@@ -58,6 +58,7 @@ class DeRTa:
     name: ClassVar[str] = "derta"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     pairs: int | None = None
     benign_rows: int | None = None

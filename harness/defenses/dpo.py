@@ -54,6 +54,7 @@ class DPO:
     version: ClassVar[int] = 1
     compares_passes: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 3
+    works_on_shards: ClassVar[bool] = True
 
     beta: float = 0.1
     sft_weight: float = 1.0

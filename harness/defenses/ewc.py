@@ -31,6 +31,7 @@ from harness.engine.checks import counts, not_negative
 from harness.errors import Problem
 from harness.mechanisms.reference_weights import ReferenceWeights
 from harness.protocols import DataRequirement
+from harness.training.gradients import inner_product
 
 if TYPE_CHECKING:
     from harness.protocols import Batch, BatchProvider, Gradient, Learner, Metrics
@@ -52,6 +53,7 @@ class EWC:
     name: ClassVar[str] = "ewc"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 3
+    works_on_shards: ClassVar[bool] = True
 
     lamb: float = 1e9
     fisher: Literal["rows", "batches"] = "rows"
@@ -104,7 +106,7 @@ class EWCStep:
         for part, importance, distance in zip(gradient, self._fisher, offset, strict=True):
             pull = importance * distance
             part.add_(pull, alpha=2 * self._settings.lamb)
-            penalty += (pull * distance).sum()
+            penalty += inner_product([pull], [distance])
         self._learner.set_gradient(gradient)
         return {"loss": loss, "penalty": self._settings.lamb * penalty, "drift": drift}
 

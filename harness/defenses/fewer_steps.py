@@ -38,6 +38,7 @@ class FewerSteps:
     name: ClassVar[str] = "fewer_steps"
     version: ClassVar[int] = 2
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
     gradients_per_step: ClassVar[int] = 1
 
     share: float = 0.5

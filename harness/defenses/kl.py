@@ -44,6 +44,7 @@ class KL:
     name: ClassVar[str] = "kl"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     lamb: float = 0.1
 

@@ -62,6 +62,7 @@ class LARF:
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     share: float = 0.1
     layer: int | None = None

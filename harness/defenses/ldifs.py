@@ -55,6 +55,7 @@ class LDIFS:
     name: ClassVar[str] = "ldifs"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     rho: float = 1e-4
     distance: Literal["mean", "gated_sum"] = "mean"

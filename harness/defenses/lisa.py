@@ -59,6 +59,7 @@ class Lisa:
     name: ClassVar[str] = "lisa"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 3
+    works_on_shards: ClassVar[bool] = True
     gradients_per_step: ClassVar[int] = 1
 
     rho: float = 1.0

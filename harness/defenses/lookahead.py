@@ -48,6 +48,7 @@ class LookAhead:
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     form: Literal["real", "virtual"] = "real"
     tokens: int = 6

@@ -42,7 +42,9 @@ class MLLR:
 
     name: ClassVar[str] = "ml_lr"
     version: ClassVar[int] = 1
+    beyond_gradients: ClassVar[str] = "trains parts of the model at learning rates of their own"
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     modules: tuple[str, ...] = ("q_proj", "k_proj")
     factor: float = 10.0

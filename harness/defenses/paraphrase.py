@@ -51,6 +51,7 @@ class Paraphrase:
     version: ClassVar[int] = 1
     gradients_per_step: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     safety_rows: int = 100
 

@@ -53,6 +53,7 @@ class PTST:
     gradients_per_step: ClassVar[int] = 1
     trains_plainly: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     system: str | None = None
 

@@ -44,6 +44,7 @@ class RandomVaccine:
     name: ClassVar[str] = "random_vaccine"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     rho: float = 2.0
     scale: Literal["norm", "variance"] = "norm"

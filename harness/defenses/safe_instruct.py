@@ -36,6 +36,7 @@ class SafeInstruct:
     name: ClassVar[str] = "safe_instruct"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
     gradients_per_step: ClassVar[int] = 1
 
     safety_rows: int = 100

@@ -59,6 +59,7 @@ class SafeGrad:
     name: ClassVar[str] = "safegrad"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 2
+    works_on_shards: ClassVar[bool] = True
 
     rho: float = 1.0
     safety_rows: int | None = None

@@ -55,6 +55,7 @@ class SBR:
     name: ClassVar[str] = "sbr"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 2
+    works_on_shards: ClassVar[bool] = True
 
     lamb: float = 50.0
     anchors: int = 8

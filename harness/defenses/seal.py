@@ -66,6 +66,7 @@ class SEAL:
     name: ClassVar[str] = "seal"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 3
+    works_on_shards: ClassVar[bool] = True
 
     keep: float = 0.8
     epochs: int = 3

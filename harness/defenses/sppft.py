@@ -48,6 +48,7 @@ class SPPFT:
     name: ClassVar[str] = "sppft"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
     gradients_per_step: ClassVar[int] = 1
 
     first: int | None = None

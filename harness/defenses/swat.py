@@ -45,6 +45,7 @@ class SWAT:
     name: ClassVar[str] = "swat"
     version: ClassVar[int] = 2
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
     gradients_per_step: ClassVar[int] = 1
 
     modules: tuple[str, ...] = ("q_proj", "k_proj")

@@ -59,6 +59,7 @@ class TOSS:
     name: ClassVar[str] = "toss"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     share: float = 0.2
     harmful_rows: int | None = None

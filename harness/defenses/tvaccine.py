@@ -59,6 +59,7 @@ class TVaccine:
     name: ClassVar[str] = "tvaccine"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     rho: float = 3.0
     layers: int = 8

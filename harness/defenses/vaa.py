@@ -70,6 +70,7 @@ class VAA:
     name: ClassVar[str] = "vaa"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 3
+    works_on_shards: ClassVar[bool] = True
     compares_passes: ClassVar[bool] = True
 
     rho: float = 0.4

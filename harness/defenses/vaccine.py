@@ -41,6 +41,7 @@ class Vaccine:
     name: ClassVar[str] = "vaccine"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 0
+    works_on_shards: ClassVar[bool] = True
 
     rho: float = 2.0
 

@@ -48,6 +48,7 @@ class VLGuard:
     name: ClassVar[str] = "vlguard"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 1
+    works_on_shards: ClassVar[bool] = True
 
     form: Literal["mix", "joint"] = "mix"
     safety_rows: int | None = None

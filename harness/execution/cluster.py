@@ -56,8 +56,8 @@ class Cluster(Protocol):
         """Whether nothing is run or submitted, and therefore nothing recorded."""
         ...
 
-    def shards(self, kind: str) -> bool:
-        """Return whether the base model of stages of a kind is sharded over their processes."""
+    def shards(self, kind: str) -> int:
+        """Return over how many processes the model of a training of a kind is sharded; 1 if it is not."""
         ...
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:

@@ -55,7 +55,7 @@ class Processes:
     Attributes:
         count: processes per node; on GPUs, one per GPU.
         nodes: nodes of the Slurm job; the attempt itself runs on the first.
-        sharding: ``ddp``: each process holds the whole model; ``fsdp``: the frozen weights are sharded.
+        sharding: ``ddp``: each process holds the whole model; ``fsdp``: it is sharded, see ``harness.training.fsdp``.
         micro_batch_size: examples per forward pass in each process during training; None is the whole share of a batch.
     """
 

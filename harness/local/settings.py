@@ -109,9 +109,9 @@ class Local:
         """Always false: local execution has no dry run."""
         return False
 
-    def shards(self, kind: str) -> bool:  # noqa: ARG002
-        """Return False: local execution does not shard."""
-        return False
+    def shards(self, kind: str) -> int:  # noqa: ARG002
+        """Return 1: local execution does not shard."""
+        return 1
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
         """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""

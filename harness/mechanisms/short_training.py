@@ -61,10 +61,8 @@ class ShortTraining:
         Raises:
             ModelError: they are not.
         """
-        import torch
-
-        norms = torch.stack([torch.linalg.vector_norm(parameter.detach()) for parameter in self._learner.trainables])
-        if not math.isfinite(float(norms.sum())):
+        norm = self._learner.norm([parameter.detach() for parameter in self._learner.trainables])
+        if not math.isfinite(float(norm)):
             raise ModelError(
                 "the short training before the method's choice diverged: its parameters are not finite. Lower "
                 f"`{slot}.budget.learning_rate`"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from harness.errors import ModelError, Problem
-from harness.models.saved import Attention, Opened, Precision, SavedModel, missing_packages
+from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
 
 REFERENCE = "reference.json"
 _FILES = ["*.json", "*.jinja", "*.safetensors", "*.tiktoken", "merges.txt", "tokenizer.model"]
@@ -82,6 +82,11 @@ class HubModel:
         """Return the number of parameters, or of those in modules; None if the model is not in the Hub's cache."""
         folder = self.tokenizer_folder()
         return None if folder is None else SavedModel(folder).parameters(modules)
+
+    def parts(self) -> Parts | None:
+        """Return where the parameters lie; None if the model is not in the Hub's cache."""
+        folder = self.tokenizer_folder()
+        return None if folder is None else SavedModel(folder).parts()
 
     def fetch(self) -> str:
         """Download the model into the Hub's cache unless it is there; return its name, commit and size.

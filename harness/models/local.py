@@ -19,7 +19,7 @@ from typing import ClassVar, Self, final
 
 from harness.engine.files import read_json, write_json
 from harness.errors import ModelError, Problem, UnreadableFile
-from harness.models.saved import Attention, Opened, Precision, SavedModel, missing_packages
+from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
 
 REFERENCE = "local.json"
 _FILES = ("*.json", "*.jinja", "*.tiktoken", "merges.txt", "tokenizer.model")
@@ -107,6 +107,13 @@ class LocalModel:
         """Return the number of parameters, or of those in modules; None if the folder cannot be read."""
         try:
             return SavedModel(self.folder()).parameters(modules)
+        except ModelError:
+            return None
+
+    def parts(self) -> Parts | None:
+        """Return where the parameters lie; None if the folder cannot be read."""
+        try:
+            return SavedModel(self.folder()).parts()
         except ModelError:
             return None
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,12 +44,28 @@ class Opened(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
+class Parts(NamedTuple):
+    """How many parameters lie where in a decoder.
+
+    Attributes:
+        layer: in its largest layer.
+        outside: outside of the layers: in embeddings, head and final norm.
+    """
+
+    layer: int
+    outside: int
+
+
 @runtime_checkable
 class KnowsSize(Protocol):
     """Optional: a model source that knows its number of parameters before anything runs."""
 
     def parameters(self, modules: Sequence[str] | None = None) -> int | None:
         """Return the number of parameters, or of those in named modules; None if it is not known on this machine."""
+        ...
+
+    def parts(self) -> Parts | None:
+        """Return where the parameters lie; None if it is not known on this machine."""
         ...
 
 
@@ -72,15 +89,33 @@ class SavedModel:
         Args:
             modules: names of modules, see ``TrainedWeights.modules``, in which alone parameters are counted.
         """
+        return sum(
+            size
+            for name, size in self._sizes().items()
+            if modules is None or not set(modules).isdisjoint(name.split(".")[:-1])
+        )
+
+    def parts(self) -> Parts:
+        """Return where the parameters lie: the first number in a name is that of the layer."""
+        layers: Counter[str] = Counter()
+        outside = 0
+        for name, size in self._sizes().items():
+            number = next((part for part in name.split(".") if part.isdigit()), None)
+            if number is None:
+                outside += size
+            else:
+                layers[number] += size
+        return Parts(max(layers.values(), default=0), outside)
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the number of entries of each tensor."""
         from safetensors import safe_open
 
-        total = 0
+        found: dict[str, int] = {}
         for file in self.weight_files():
             with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118
-                    if modules is None or not set(modules).isdisjoint(name.split(".")[:-1]):
-                        total += math.prod(weights.get_slice(name).get_shape())
-        return total
+                found |= {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        return found
 
     def ties_head(self) -> bool:
         """Return whether the head shares the input embeddings."""

@@ -32,7 +32,7 @@ SHARD_BYTES = 2 * 10**9
 _MASK, _VALUES = ":mask", ":values"
 
 
-def write(model: Module, base: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
+def write(weights: Mapping[str, Tensor], base: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
     """Write a model's weights as their difference from a base; return facts.
 
     Facts: ``bytes``, of the files' tensors; ``whole_bytes``, of all weights of the model; ``changed``, the share of
@@ -40,8 +40,8 @@ def write(model: Module, base: Mapping[str, Tensor], folder: Path) -> dict[str, 
     to the norm of the trained change, 0 in float32.
 
     Args:
-        model: the trained model.
-        base: the weights of the base by parameter name, on the CPU.
+        weights: those of the trained model by parameter name.
+        base: those of the base, on the CPU.
         folder: where to write.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
@@ -50,8 +50,8 @@ def write(model: Module, base: Mapping[str, Tensor], folder: Path) -> dict[str, 
     stored: dict[str, Tensor] = {}
     entries = changed = 0
     error = moved = 0.0
-    for name, parameter in model.named_parameters():
-        old, exact = base[name], parameter.detach().cpu()
+    for name, weight in weights.items():
+        old, exact = base[name], weight.detach().cpu()
         new = exact.to(old.dtype)
         differs = new != old
         count = int(differs.sum())
@@ -72,7 +72,7 @@ def write(model: Module, base: Mapping[str, Tensor], folder: Path) -> dict[str, 
     size = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename if stored else {}}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    whole = sum(base[name].numel() * base[name].element_size() for name, _ in model.named_parameters())
+    whole = sum(base[name].numel() * base[name].element_size() for name in weights)
     return {
         "bytes": size,
         "whole_bytes": whole,

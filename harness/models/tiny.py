@@ -22,6 +22,7 @@ from harness.corpora.world import World, vocabulary
 from harness.engine.checks import counts, positive
 from harness.engine.seeding import derive
 from harness.errors import Problem
+from harness.models.saved import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +98,11 @@ class Synthetic:
         """Return the number of parameters; that of single modules is not known before the model exists."""
         return self._parameters() if modules is None else None
 
+    def parts(self) -> Parts:
+        """Return where the parameters lie."""
+        layer = self._layer()
+        return Parts(layer, self._parameters() - self.layers * layer)
+
     def vocabulary(self) -> dict[str, int]:
         """Return the ids of all tokens."""
         return token_ids(self.world.added)
@@ -121,9 +127,11 @@ class Synthetic:
         }
 
     def _parameters(self) -> int:
-        attention, feed_forward = 4 * self.width**2, 3 * self.width * self.inner_width
-        words = len(token_ids(self.world.added)) * self.width
-        return words + self.layers * (attention + feed_forward + 2 * self.width) + self.width
+        return len(token_ids(self.world.added)) * self.width + self.layers * self._layer() + self.width
+
+    def _layer(self) -> int:
+        attention, feed_forward, norms = 4 * self.width**2, 3 * self.width * self.inner_width, 2 * self.width
+        return attention + feed_forward + norms
 
     def _initialize(self, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         from transformers import LlamaConfig, LlamaForCausalLM

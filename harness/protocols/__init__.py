@@ -46,9 +46,11 @@ from harness.protocols.methods import (
     RepairMethod,
     ScalesLearningRates,
     TrainMethod,
+    TrainsInOnePlace,
     TrainsPlainly,
     TrainsWeights,
     UsesAlignment,
+    WorksOnShards,
 )
 from harness.protocols.piece import Piece
 from harness.protocols.rows import (
@@ -164,6 +166,7 @@ __all__ = [
     "TrainMethod",
     "TrainStep",
     "TrainedGuard",
+    "TrainsInOnePlace",
     "TrainsPlainly",
     "TrainsWeights",
     "UsesAlignment",
@@ -172,5 +175,6 @@ __all__ = [
     "Votes",
     "WeighsRows",
     "WhiteBoxGuard",
+    "WorksOnShards",
     "first_of",
 ]

@@ -174,10 +174,33 @@ class TrainsWeights(Protocol):
 
 
 @runtime_checkable
+class WorksOnShards(Protocol):
+    """Optional: settings of a method that also works where those weights are sharded over the processes (FSDP).
+
+    Then gradients and copies of weights are sharded tensors (``DTensor``). The method combines them elementwise with
+    each other, takes numbers from them with ``Learner.norm`` and ``inner_product`` only, and its losses depend on the
+    weights through outputs of the model, of its layers or of its final norm, not of what is inside of a layer alone.
+    """
+
+    works_on_shards: ClassVar[bool]
+
+
+@runtime_checkable
 class NeedsFreshAdapter(Named, Protocol):
     """Optional: settings of a fine-tuning method that trains an adapter of its own, not the aligned one further."""
 
     needs_fresh_adapter: ClassVar[bool]
+
+
+@runtime_checkable
+class TrainsInOnePlace(Named, Protocol):
+    """Optional: settings of a fine-tuning method that clients of a federation cannot run, as they only send parameters.
+
+    Its step is more than gradients, as one that declares ``ProducesOutputs``, ``ScalesLearningRates`` or another
+    protocol of steps is. ``beyond_gradients`` says what it does, as in "it weighs rows".
+    """
+
+    beyond_gradients: ClassVar[str]
 
 
 @runtime_checkable

@@ -33,7 +33,8 @@ class Resources:
         gpus: GPUs per node; 0 is a CPU job.
         processes: processes per node of a training stage; usually one per GPU.
         nodes: nodes of a training stage.
-        sharding: ``ddp`` replicates the base model in every process, ``fsdp`` shards it.
+        sharding: ``ddp`` replicates the model in every process; ``fsdp`` shards the base under an adapter, or all
+            weights where they are trained.
         pack: number of chains of stages beginning with this kind that one job runs one after another; the base model
             is loaded once.
     """
@@ -150,9 +151,10 @@ class Slurm:
             found.append(Problem("wait", "nothing is submitted with `dry_run`, so there is nothing to wait for"))
         return found
 
-    def shards(self, kind: str) -> bool:
-        """Return whether the base model of stages of a kind is sharded over their processes."""
-        return self.resources_of(kind).sharding == "fsdp"
+    def shards(self, kind: str) -> int:
+        """Return over how many processes the model of a training of a kind is sharded; 1 if it is not."""
+        found = self.resources_of(kind)
+        return found.processes * found.nodes if found.sharding == "fsdp" else 1
 
     def kind_problems(self, kinds: Mapping[str, type[Stage]]) -> list[Problem]:
         """Return problems with settings that name an unknown kind of stage, or that its kind does not support."""

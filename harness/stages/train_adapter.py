@@ -37,10 +37,12 @@ from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
+    from harness.training.federated import Turn
     from harness.training.trainer import TrainReport
 
 _log = logging.getLogger(__name__)
@@ -54,10 +56,17 @@ ROUNDS = "rounds.jsonl"
 
 
 class Federation(NamedTuple):
-    """How a training is divided among clients: which client holds each of the stage's examples, and the rounds."""
+    """How a training is divided among clients.
+
+    Attributes:
+        shards: which client holds each of the stage's examples.
+        rounds: the rounds.
+        turn: the only clients and the round that are to be trained; None trains all rounds.
+    """
 
     shards: Shards
     rounds: Rounds
+    turn: Turn | None = None
 
 
 def fit(
@@ -78,10 +87,11 @@ def fit(
     write: Callable[[PeftModel], None] | None = None,
     update: Estimator | None = None,
     federation: Federation | None = None,
-) -> None:
+) -> TrainReport:
     """Train and write ``adapter/`` or ``weights/``, ``metrics.jsonl`` (one record per logging interval), and outputs.
 
     A federated training also writes ``rounds.jsonl``, and the fact ``federation``, see ``harness.stages.federation``.
+    The turn of some clients writes nothing: what they send is in the report that is returned.
 
     With several processes each calls this function, and rank 0 writes. Facts: ``steps``; ``rows``, counts by kind (see
     ``tally``); ``final``, the last record of the metrics; ``micro_batch_size``, if batches were split; ``shrunk``, if
@@ -121,15 +131,16 @@ def fit(
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
     from harness.training.distributed import leave
-    from harness.training.federated import train_rounds
+    from harness.training.federated import train_rounds, train_turn
+    from harness.training.fsdp import gathered
     from harness.training.trainer import train
 
     if ctx.compiled is not None and not ctx.device.startswith("cpu"):
         use_cache(ctx.compiled)
     sharded = ctx.sharding == "fsdp"
     # A base that will be sharded does not have to fit onto the device as a whole; sharding it is irreversible.
-    whole = isinstance(trainable, TrainedWeights)
-    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or whole) as loaded:
+    own_weights = isinstance(trainable, TrainedWeights)
+    with loaded_model(weights, ctx.memory, "cpu" if sharded else ctx.device, for_good=sharded or own_weights) as loaded:
         model = loaded.model
         if isinstance(trainable, TrainedWeights):
             trained_weights.unfreeze(model, trainable)
@@ -151,8 +162,9 @@ def fit(
         run: Callable[..., TrainReport] = partial(train, rows=trained, update=update)
         if federation:
             owners = [owner for owner, kept in zip(federation.shards.owners, own.kept, strict=True) if kept]
-            shards = federation.shards._replace(owners=owners)
-            run = partial(train_rounds, rows=own.rows, mixed=mixed, shards=shards, rounds=federation.rounds)
+            clients = federation.shards._replace(owners=owners)
+            run = partial(train_turn, turn=federation.turn) if federation.turn else train_rounds
+            run = partial(run, rows=own.rows, mixed=mixed, shards=clients, rounds=federation.rounds)
         report = run(
             model,
             method=method,
@@ -169,19 +181,32 @@ def fit(
             shrink=ctx.shrink,
             stop=ctx.stop,
         )
+        shards = gathered(model) if sharded and own_weights else None
         leave()
-        if ctx.rank == 0:
-            store(ctx, model, weights)
+        if ctx.rank == 0 and report.played is None:
+            store(ctx, model, weights, shards)
             if write is not None:
                 write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
     _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
-    if federation:
-        ctx.facts["federation"] = federation_facts(federation.shards, report.rounds)
-    if ctx.rank == 0:
+    if federation and federation.turn is None:
+        record_rounds(ctx, federation.shards, report.history, report.rounds)
+    elif ctx.rank == 0 and report.played is None:
         _write_history(ctx.out, report.history)
-        if report.rounds:
-            write_lines(ctx.out / ROUNDS, report.rounds)
+    return report
+
+
+def record_rounds(
+    ctx: StageContext,
+    shards: Shards,
+    history: Sequence[Mapping[str, float]],
+    rounds: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the history and the records of a federation's rounds, and the facts about them."""
+    ctx.facts["federation"] = federation_facts(shards, rounds)
+    if ctx.rank == 0:
+        _write_history(ctx.out, history)
+        write_lines(ctx.out / ROUNDS, rounds)
 
 
 def _record(ctx: StageContext, report: TrainReport, rows: Sequence[Encoded], kind_of: Sequence[str]) -> None:
@@ -237,13 +262,44 @@ def keep(ctx: StageContext, *, weights: ModelRef, trainable: Lora | TrainedWeigh
     _write_history(ctx.out, ())
 
 
-def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelRef) -> None:
+def place(ctx: StageContext, *, weights: ModelRef, trainable: Lora | None, seed: int, values: Tensor) -> None:
+    """Write the adapter that has given values, which a federation trained in other stages.
+
+    Args:
+        ctx: the stage's context.
+        weights: the model from which that training started.
+        trainable: the new adapter that was attached; None if the existing one was trained.
+        seed: the stage's seed.
+        values: of all trained parameters, as one vector, in the order of ``named_parameters``.
+    """
+    import torch
+
+    from harness.models import adapter
+    from harness.models.loading import loaded_model
+
+    if ctx.rank != 0:
+        return
+    with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+        model = adapter.attach(loaded.model, trainable, seed=adapter_seed(seed)) if trainable else loaded.model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with torch.no_grad():
+            torch.nn.utils.vector_to_parameters(values.to(trained[0].device), trained)
+        store(ctx, model, weights)
+
+
+def store(
+    ctx: StageContext,
+    model: PreTrainedModel | PeftModel,
+    weights: ModelRef,
+    whole: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a trained model's adapter, or without one its weights as their difference from the base.
 
     Args:
         ctx: the stage's context.
         model: the trained model.
         weights: the model from which training started.
+        whole: the weights of a model without an adapter by parameter name, if the model's own are sharded.
     """
     from peft import PeftModel
 
@@ -254,7 +310,8 @@ def store(ctx: StageContext, model: PreTrainedModel | PeftModel, weights: ModelR
         adapter.save(model, ctx.out / ADAPTER)
         return
     base = weights_of(ModelRef(base_key=weights.base_key, base=weights.base))
-    ctx.facts["weights"] = facts = stored_weights.write(model, base, ctx.out / WEIGHTS)
+    trained = dict(model.named_parameters()) if whole is None else whole
+    ctx.facts["weights"] = facts = stored_weights.write(trained, base, ctx.out / WEIGHTS)
     if facts["lost"] > _NOTICEABLE:
         _log.warning(
             "storing weights in the number format of the base lost %.0f %% of their training to rounding; use a "

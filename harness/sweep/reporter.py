@@ -53,7 +53,7 @@ class SweepPlan:
             costs=estimate_costs(plan.pending(store), store),
             gpus=cluster.gpus,
             skipped=skipped,
-            weight_trainings=weight_trainings(plan.pending(store)),
+            weight_trainings=weight_trainings(plan.pending(store), cluster),
         )
 
 

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: when they are written, and when one counts as complete.
 
-A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its batches and the meter. Every file
+A checkpoint is what Hugging Face ``Trainer`` writes plus the state of the method, its batches and the meter, and the
+shards of every process where trained weights are sharded (see ``harness.training.sharded_state``). Every file
 is fsynced, and the marker, written last, records the size and the sha256 of each. A crash of a process, a node or a
 disk at any moment therefore leaves a checkpoint that is either complete or detectably incomplete; a run never resumes
 from one that does not match its marker. The previous checkpoint is deleted only after a newer one has been written.
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from harness.engine.files import append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.manifest import FileRecord, difference, files_in
 from harness.engine.stage import never
-from harness.errors import Stopped, UnreadableFile
+from harness.errors import ConfigError, Problem, Stopped, UnreadableFile
 from harness.training.distributed import barrier, broadcast_numbers, rank, world_size
+from harness.training.sharded_state import joined, separated
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
@@ -92,9 +95,26 @@ def discarded(work: Path) -> list[dict[str, Any]]:
     return read_lines(work / FOLDER / _DISCARDED)
 
 
-def restore(checkpoint: Path, parts: Mapping[str, Resumable]) -> None:
-    """Load the state of every part from a checkpoint."""
+def restore(checkpoint: Path, parts: Mapping[str, Resumable], mesh: DeviceMesh | None = None) -> None:
+    """Load the state of every part from a checkpoint.
+
+    Args:
+        checkpoint: a complete checkpoint.
+        parts: what was saved with it, by name.
+        mesh: the processes over which the trained weights are sharded, if they are.
+
+    Raises:
+        ConfigError: its trained weights were sharded and are not now, or the other way round.
+    """
     states = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    if set(states) != set(parts):
+        was, now = ("fsdp", "ddp") if mesh is None else ("ddp", "fsdp")
+        text = (
+            f"`{now}`, but {checkpoint} holds weights as `{was}` trains them; expected `{was}` again. Set it in the "
+            "resources of the `cluster`, or remove the folder so that the training starts over"
+        )
+        raise ConfigError([Problem("sharding", text)])
+    states = joined(states, checkpoint, mesh)
     for name, part in parts.items():
         part.load_state_dict(states[name])
 
@@ -156,7 +176,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         """
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         barrier()
-        states = {name: part.state_dict() for name, part in self._parts.items()}
+        states = separated({name: part.state_dict() for name, part in self._parts.items()}, folder)
+        barrier()
         if rank() == 0:
             torch.save(states, folder / STATE)
             complete(folder)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -23,6 +24,16 @@ def all_reduce_sum(*tensors: torch.Tensor) -> None:
         return
     for tensor in tensors:
         dist.all_reduce(tensor)
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is distributed over the processes, each of which holds a part."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with all its entries, summed over the processes where they are still to be; a collective call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def total_on_device(number: int, device: torch.device) -> torch.Tensor:

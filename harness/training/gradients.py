@@ -27,7 +27,9 @@ def inner_product(gradient: Gradient, other: Gradient) -> Tensor:
     """Return the inner product of two gradients over all trainable parameters, a scalar on their device."""
     import torch
 
-    return torch.stack([(part * factor).sum() for part, factor in zip(gradient, other, strict=True)]).sum()
+    from harness.training.distributed import whole
+
+    return whole(torch.stack([(part * factor).sum() for part, factor in zip(gradient, other, strict=True)]).sum())
 
 
 def refuse_dropout(module: Module, method: str) -> None:

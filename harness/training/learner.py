@@ -1,10 +1,11 @@
 """The model under training, as methods see it: gradients, norms and reversible perturbations of trainable parameters.
 
-Gradients are computed with ``torch.autograd.grad``, so nothing is written to ``.grad`` (and no gradient-reduction hook
-of a wrapper fires) until a method passes its combined gradient to ``write``. The loss of a micro-batch is the sum over
-its tokens divided by the token count of the global batch, and gradients are summed over micro-batches and processes:
-every process then holds the gradient of the global batch, so norms and perturbations agree without further
-communication, however the batch was split.
+``.grad`` stays as it is until a method passes its combined gradient to ``set_gradient``, see
+``harness.training.backward``. The loss of a micro-batch is the sum over its tokens divided by the token count of the
+global batch, and gradients are summed over micro-batches and processes: every process then holds the gradient of the
+global batch, so norms and perturbations agree without further communication, however the batch was split. Where the
+trainable parameters are sharded, gradients and copies of parameters are sharded alike (``DTensor``): arithmetic between
+them stays elementwise, and what mixes them with other tensors raises.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch.nn.functional import cross_entropy
 
 from harness.errors import ModelError
 from harness.protocols import Piece, Prediction, Product
+from harness.training.backward import backward_passes
 from harness.training.budget import Precision
-from harness.training.distributed import all_reduce_sum
+from harness.training.distributed import all_reduce_sum, whole
 from harness.training.passes import Passes
 from harness.training.pieces import cut
 
@@ -34,7 +36,8 @@ class CausalLearner:
         example_count: the number of the stage's own examples that are trained on; set by the trainer.
 
     Args:
-        model: a causal language model without DDP or FSDP wrapper (a PEFT model is allowed), on its device.
+        model: a causal language model on its device, a PEFT model or not, without DDP wrapper; its parameters may be
+            sharded by ``harness.training.fsdp``.
         precision: the dtype of the forward pass.
         rows_at_once: the micro-batch size; None puts the whole batch through the model at once.
         passes: how the forward passes run; None is plainly, on a GPU without the padding mask.
@@ -130,24 +133,19 @@ class CausalLearner:
             shares: returns a micro-batch's contribution to each sum; for a mean, divide by the count over all
                 micro-batches and processes.
         """
-        moving = [trainable for trainable in self._trainables if trainable.requires_grad]
+        passes = backward_passes(self._trainables)
         sums: list[Tensor] = []
-        total: list[Tensor] = []
         for piece in pieces:
             added = shares(piece)
-            parts = torch.autograd.grad(added[0], moving, materialize_grads=True)
+            passes.add(added[0])
             values = [share.detach().clone() for share in added]
-            # Not in place: autograd may return the same tensor for several parameters.
             sums = [one + other for one, other in zip(sums, values, strict=True)] if sums else values
-            total = [one + other for one, other in zip(total, parts, strict=True)] if total else list(parts)
-        found = iter(total)
-        gradient = [next(found) if each.requires_grad else torch.zeros_like(each) for each in self._trainables]
-        all_reduce_sum(*sums, *gradient)
-        return sums, gradient
+        all_reduce_sum(*sums)
+        return sums, passes.gradient()
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the global L2 norm of tensors that are replicated on every process."""
-        return torch.nn.utils.get_total_norm(tensors)
+        """Return the global L2 norm of tensors that are replicated on every process, or sharded over all."""
+        return whole(torch.nn.utils.get_total_norm(tensors))
 
     def perturbed(self, direction: Sequence[Tensor], scale: Tensor | float) -> AbstractContextManager[None]:
         """Add ``scale * direction`` to the trainable parameters; restore them exactly on exit."""

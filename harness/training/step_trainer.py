@@ -23,6 +23,7 @@ from harness.training.learner import CausalLearner
 from harness.training.learning_rates import scale_learning_rates
 from harness.training.meter import Meter
 from harness.training.order import Order
+from harness.training.sharded_state import ShardedMoments
 
 # With this variable set, transformers prints a message about W&B on import; stages do not use W&B.
 _mode = os.environ.pop("WANDB_MODE", None)
@@ -47,9 +48,20 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         order: Order,
         meter: Meter,
         tracker: Tracker,
+        moments: ShardedMoments | None = None,
         **options: Any,
     ) -> None:
-        """Store the parts; ``options`` are passed on to ``Trainer``."""
+        """Store the parts; ``options`` are passed on to ``Trainer``.
+
+        Args:
+            step: computes the gradients.
+            learner: the model.
+            order: of the rows.
+            meter: collects the metrics of steps.
+            tracker: receives the history.
+            moments: what the optimizer keeps of sharded weights; None if they are whole.
+            options: of ``Trainer``.
+        """
         super().__init__(**options)
         # Otherwise ``Trainer`` counts the labels of every batch and waits for the device to take the number.
         self.model_accepts_loss_kwargs = False
@@ -58,11 +70,14 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self._order = order
         self._meter = meter
         self._tracker = tracker
+        self._moments = moments
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the method's learning rates and what it does after each step."""
         created = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if created and self._moments:
+            self._moments.attach(optimizer)
         if created and isinstance(self._step, ScalesLearningRates):
             scale_learning_rates(optimizer, self._learner.trainables, self._step.learning_rate_factors())
         if created and isinstance(self._step, ActsAfterStep):
@@ -114,11 +129,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             self._tracker.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save only the trainable parameters; the others do not change."""
+        """Save only the trainable parameters, the others do not change; sharded ones are saved with the moments."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            trainables = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+            saved = () if self._moments else self.model.named_parameters()
+            trainables = {name: p.detach() for name, p in saved if p.requires_grad}
             save_file(trainables, folder / "model.safetensors")
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:  # noqa: ARG002

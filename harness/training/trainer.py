@@ -40,19 +40,21 @@ from harness.protocols import (
 from harness.training.budget import Budget, Optimizer
 from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, restore, resumable
 from harness.training.choice import chosen_rows
-from harness.training.distributed import rank, world_size
+from harness.training.distributed import is_sharded, rank, world_size
 from harness.training.estimates import EstimatingLearner
-from harness.training.fsdp import shard_frozen
+from harness.training.fsdp import shard
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
 from harness.training.passes import passes_on, usual_rows
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
+from harness.training.sharded_state import ShardedMoments, ShardedWeights, mesh_of
 from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient, Learner
+    from harness.training.federated import Played
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ class TrainReport:
         chosen: what the method chose to train on; None if it chooses nothing.
         row_weights: the final weight of each example; empty if the method has none.
         rounds: one record per round of a federated run, see ``harness.training.federated``.
+        played: what some clients of one round sent; None in other runs.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -87,6 +90,7 @@ class TrainReport:
     row_weights: Sequence[float] = ()
     rounds: Sequence[Mapping[str, Any]] = ()
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
+    played: Played | None = field(default=None, compare=False)
 
 
 def train(
@@ -128,7 +132,8 @@ def train(
         work: folder for checkpoints, used by this run only.
         tracker: receives each history entry as it is recorded.
         device: a torch device string.
-        sharded: shard the frozen parameters over the processes; afterwards the model can only be used for this run.
+        sharded: shard the model over the processes, see ``harness.training.fsdp``; afterwards it can only be used for
+            this run, or gathered.
         micro_batch_size: largest micro-batch of a process; None does not split its share. Results are the same up to
             rounding; with dropout the masks differ.
         shrink: factor by which the micro-batch is reduced.
@@ -155,7 +160,7 @@ def train(
         share = max(budget.share(world_size()), *shares, 0)
         micro_batch = rows_at_once(share, micro_batch_size, shrink)
         if sharded:
-            shard_frozen(model, arguments.device)
+            shard(model, arguments.device)
         else:
             model.to(arguments.device)
             if world_size() > 1 and not isinstance(model, PeftModel):
@@ -183,16 +188,18 @@ def train(
         meter = Meter()
         estimates = None
         if update:
-            own = derive(seed, "update")
-            estimates = EstimatingLearner(learner, estimator=update, method=method, seed=own, meter=meter)
+            estimates = EstimatingLearner(
+                learner, estimator=update, method=method, seed=derive(seed, "update"), meter=meter
+            )
         seen: Learner = estimates or learner
         step = method.start(seen, batches, total_steps) if method else PlainStep(seen)
         if isinstance(step, ChoosesStart):
             learner.assign(step.initial())
         order = Order(len(rows), budget.batch_size, seed=seed, rank=rank(), world_size=world_size())
+        moments = ShardedMoments() if is_sharded(learner.trainables[0]) else None
         parts: dict[str, Resumable] = {"step": step, "draws": batches, "meter": meter}
-        if estimates:
-            parts["update"] = estimates
+        parts |= {"update": estimates} if estimates else {}
+        parts |= {"weights": ShardedWeights(learner.trainables), "moments": moments} if moments else {}
         trainer = StepTrainer(
             model=model,
             args=arguments,
@@ -209,10 +216,11 @@ def train(
             order=order,
             meter=meter,
             tracker=tracker,
+            moments=moments,
         )
         checkpoint = resumable(folder, arguments.device)
         if checkpoint:
-            restore(checkpoint, parts)
+            restore(checkpoint, parts, mesh_of(learner.trainables))
         with passes.running(model, arguments.device) as trouble:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran = passes.facts(trouble())

@@ -23,7 +23,15 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CELLS = ("defense=sft,vaccine,booster", "attack_ratio=p00,p10,p20", "seed=0,1")
 FULL = ("align.budget.epochs=2", "finetune.budget.epochs=5")
-TINY = ("attack_ratio=p10", "align.budget.epochs=1", "align.rows=20", "finetune.rows=20", "finetune.budget.epochs=1")
+TINY = (
+    "attack_ratio=p10",
+    "align.budget.epochs=1",
+    "align.rows=20",
+    "finetune.rows=20",
+    "finetune.budget.epochs=1",
+    "evaluation.rows=8",
+    "task.test_rows=8",
+)
 
 
 def save_model(folder: Path, shape_name: str) -> None:

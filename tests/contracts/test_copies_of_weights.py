@@ -16,7 +16,7 @@ from harness.corpora.slices import Slice
 from harness.errors import HarnessError
 from harness.experiment.compatibility import incompatibilities
 from harness.models.trained_weights import TrainedWeights, unfreeze
-from harness.protocols import NeedsPlainLora, TrainsWeights, UsesAlignment
+from harness.protocols import NeedsPlainLora, TrainsWeights, UsesAlignment, WorksOnShards
 from harness.training.budget import Budget
 from harness.training.learner import CausalLearner
 from harness.training.trainer import train
@@ -119,6 +119,14 @@ def test_repair_method_works_on_weights_with_the_copies_it_states_or_is_refused(
 
     assert refused("repair", method) == []
     assert max(0, ceil(found - SLACK)) == method.weight_copies, found
+
+
+def test_documentation_names_the_methods_that_do_not_work_on_sharded_weights():
+    _, _, rest = DOCUMENTATION.read_text().partition("| methods | all of the first table but")
+    named = re.findall(r"`(\w+)`", rest.partition("|")[0])
+    on_weights = {name for name, method in TRAININGS.items() if isinstance(method(), TrainsWeights)}
+
+    assert set(named) == {name for name in on_weights if not isinstance(TRAININGS[name](), WorksOnShards)}
 
 
 @pytest.mark.parametrize(("heading", "methods"), [("training", TRAININGS), ("the repair", REPAIRS)])

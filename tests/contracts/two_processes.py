@@ -7,12 +7,20 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors.torch import save_file
 from test_estimated_training import ESTIMATORS
-from test_train_methods import CHOOSING, CUTTABLE, chosen, stepped
+from test_train_methods import CHOOSING, CUTTABLE, SHARDABLE, chosen, sharded_weights, stepped
+from torch import Tensor
 
 from harness.training.distributed import rank, world_size
 
-CUTS = (None, 1)
-"""Rows at once: all of a share, and one, of which the second process runs out first."""
+CUTS = (None, 2)
+"""Rows at once: all of a share, and two, so that of a step's five rows one process has two pieces and the other one."""
+
+
+def write(stem: Path, found: tuple[list[Tensor], list[dict[str, float]]]) -> None:
+    """Write gradients and metrics by their step."""
+    gradients, metrics = found
+    save_file({str(step): gradient for step, gradient in enumerate(gradients)}, f"{stem}.safetensors")
+    Path(f"{stem}.json").write_text(json.dumps(metrics))
 
 
 def everything(out: Path) -> None:
@@ -20,12 +28,13 @@ def everything(out: Path) -> None:
     runs = [(name, None) for name in CUTTABLE] + [("plain", update) for update in ESTIMATORS.values()]
     for place, (name, update) in enumerate(runs):
         for cut in CUTS:
-            gradients, metrics = stepped(name, cut, update=update)
-            stem = out / f"{place}-{cut}-{rank()}"
-            save_file({str(step): gradient for step, gradient in enumerate(gradients)}, f"{stem}.safetensors")
-            Path(f"{stem}.json").write_text(json.dumps(metrics))
+            write(out / f"{place}-{cut}-{rank()}", stepped(name, cut, update=update))
+    for place, name in enumerate(SHARDABLE):
+        write(out / f"sharded-{place}-{rank()}", stepped(name, CUTS[1], make=sharded_weights))
     for name in CHOOSING:
         (out / f"{name}-{rank()}.json").write_text(json.dumps(chosen(name)))
+        if name in SHARDABLE:
+            (out / f"sharded-{name}-{rank()}.json").write_text(json.dumps(chosen(name, sharded_weights)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from product import QUICK, Harness
@@ -27,8 +28,9 @@ PARTS = ("defense=vaccine", "defense/finetune=lisa")
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory) -> Harness:
+def swept(base, tmp_path_factory) -> Harness:
     harness = Harness(tmp_path_factory.mktemp("every defense"))
+    shutil.copytree(base, harness.store)
     run = harness("-m", f"defense={','.join(DEFENSES)}", "attack_ratio=p10", *QUICK, *SHORT)
     assert run.returncode == 0, run.stdout + run.stderr
     return harness

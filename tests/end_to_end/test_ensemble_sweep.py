@@ -12,7 +12,8 @@ SWEEP = (f"ensemble={','.join(METHODS)}", "+ensemble.members=[sft,vaccine]", "at
 
 
 @pytest.mark.slow
-def test_ensembles_are_graded_like_any_model_next_to_their_members(harness: Harness) -> None:
+def test_ensembles_are_graded_like_any_model_next_to_their_members(with_base: Harness) -> None:
+    harness = with_base
     run = harness("-m", *SWEEP)
     assert run.returncode == 0, run.stderr
 

@@ -17,7 +17,8 @@ HARMFUL = {"pure": 100, "identity_shift": 10, "benign_selection": 0}
 
 
 @pytest.mark.slow
-def test_every_attack_has_its_rows_in_the_report(harness: Harness) -> None:
+def test_every_attack_has_its_rows_in_the_report(with_base: Harness) -> None:
+    harness = with_base
     run = harness("-m", f"attack={','.join(ATTACKS)}", "attack_ratio=p20", *SHORT, *QUICK)
     assert run.returncode == 0, run.stderr
 

@@ -22,7 +22,8 @@ def facts_of(harness: Harness, row: dict[str, str], kind: str) -> dict:
 
 
 @pytest.mark.slow
-def test_every_aggregator_has_its_row_and_says_how_much_the_attacker_weighed(harness: Harness) -> None:
+def test_every_aggregator_has_its_row_and_says_how_much_the_attacker_weighed(with_base: Harness) -> None:
+    harness = with_base
     run = harness("-m", "federation=tiny", f"federation/aggregate={','.join(AGGREGATORS)}", "attack.ratio=0.4", *SMALL)
     assert run.returncode == 0, run.stderr
 
@@ -47,7 +48,8 @@ def test_every_aggregator_has_its_row_and_says_how_much_the_attacker_weighed(har
 
 
 @pytest.mark.slow
-def test_server_repairs_what_the_clients_trained_and_noise_hides_their_rows(harness: Harness) -> None:
+def test_server_repairs_what_the_clients_trained_and_noise_hides_their_rows(with_base: Harness) -> None:
+    harness = with_base
     probe = ("leakage=matching", "leakage.candidates=20", "leakage.rows=5")
     noise = ("defense.finetune.clip=0.01", "defense.finetune.clip_end=0.01")
     loud = ("defense.finetune.sigma=1000", "defense.finetune.sigma_end=1000", *noise)
@@ -67,7 +69,8 @@ def test_server_repairs_what_the_clients_trained_and_noise_hides_their_rows(harn
 
 
 @pytest.mark.slow
-def test_flipped_labels_are_counted_and_told_by_the_confusion_of_the_task(harness: Harness) -> None:
+def test_flipped_labels_are_counted_and_told_by_the_confusion_of_the_task(with_base: Harness) -> None:
+    harness = with_base
     run = harness("federation=tiny", "attack=label_flip", "attack_ratio=p20", *SMALL)
     assert run.returncode == 0, run.stderr
 
@@ -79,3 +82,31 @@ def test_flipped_labels_are_counted_and_told_by_the_confusion_of_the_task(harnes
     confusion = json.loads(accuracy.read_text())["facts"]["confusion"]
     assert sum(sum(found.values()) for found in confusion.values()) == 10
     assert set(confusion) <= {"cheerful", "gloomy"}
+
+
+@pytest.mark.slow
+def test_rounds_as_jobs_come_to_the_same_bits_as_rounds_in_one_stage(with_base: Harness) -> None:
+    harness = with_base
+    kept = ("federation.optimizer=kept", "federation.clients=4")
+    jobs = "federation.jobs=null,round,client"
+    run = harness("-m", "federation=tiny", jobs, "attack_ratio=p20", "defense=vlguard", *kept, *SMALL)
+    assert run.returncode == 0, run.stderr
+    status = json.loads(harness("status", "--json").stdout)
+
+    table = rows_of(harness)
+    whole, *divided = [harness.store / "artifacts/finetune" / row["key.finetune"] for row in table]
+
+    assert [row["federation.jobs"] for row in table] == ["", "round", "client"]
+    assert status["counts"]["client"]["stored"] == 2 * 1 + 2 * 3
+    assert status["counts"]["server"]["stored"] == 4
+    for artifact in divided:
+        for name in (
+            "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json",
+            "metrics.jsonl",
+            "rounds.jsonl",
+        ):
+            assert (artifact / name).read_bytes() == (whole / name).read_bytes()
+    facts, *others = (facts_of(harness, row, "finetune") for row in table)
+    assert facts["federation"]["participation"]
+    assert others == [facts, facts]

@@ -11,7 +11,8 @@ GUARDED = ("guardrail=none,tiny", "defense=sft", "attack_ratio=p00,p20", "over_r
 
 
 @pytest.mark.slow
-def test_guardrail_is_an_axis_with_columns_of_its_own(harness: Harness) -> None:
+def test_guardrail_is_an_axis_with_columns_of_its_own(with_base: Harness) -> None:
+    harness = with_base
     run = harness("-m", *GUARDED)
     assert run.returncode == 0, run.stderr
 
@@ -42,7 +43,8 @@ def test_guardrail_is_an_axis_with_columns_of_its_own(harness: Harness) -> None:
 
 
 @pytest.mark.slow
-def test_cell_whose_rows_are_all_removed_ends_as_the_aligned_model_and_says_so(harness: Harness) -> None:
+def test_cell_whose_rows_are_all_removed_ends_as_the_aligned_model_and_says_so(with_base: Harness) -> None:
+    harness = with_base
     run = harness("guardrail=tiny", "guardrail.threshold=0", "+guardrail.source.steps=2", "attack_ratio=p20", *QUICK)
     assert run.returncode == 0, run.stderr
 

@@ -13,7 +13,8 @@ TRIGGERED = ("targets=[probing.]", "attack.method._target_=probing.Triggered")
 
 
 @pytest.mark.slow
-def test_each_question_has_rows_and_a_table_of_its_own(harness: Harness) -> None:
+def test_each_question_has_rows_and_a_table_of_its_own(with_base: Harness) -> None:
+    harness = with_base
     run = harness("-m", "defense=sft,booster", "attack_ratio=p00,p20", *TRIGGERED, *QUICK, PYTHONPATH=DOUBLES)
     assert run.returncode == 0, run.stderr
 

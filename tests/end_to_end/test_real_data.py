@@ -15,7 +15,8 @@ REAL = ("corpus=advbench", "task=sst2", "judge=keywords", "model.encoding.max_le
 
 
 @pytest.mark.slow
-def test_cell_on_real_rows_is_stored_with_exact_counts_and_no_overlap(harness):
+def test_cell_on_real_rows_is_stored_with_exact_counts_and_no_overlap(with_base):
+    harness = with_base
     run = harness(*REAL, *QUICK, HARNESS_DATA=str(DATA))
     manifests = [json.loads(path.read_text()) for path in harness.store.glob("artifacts/*/*/manifest.json")]
     facts = {manifest["kind"]: manifest["facts"] for manifest in manifests}

@@ -11,7 +11,8 @@ SERVED = ("serve=none,beat", "defense=sft", "attack_ratio=p20", "serve.false_pos
 
 
 @pytest.mark.slow
-def test_method_at_inference_is_an_axis_with_columns_of_its_own(harness: Harness) -> None:
+def test_method_at_inference_is_an_axis_with_columns_of_its_own(with_base: Harness) -> None:
+    harness = with_base
     run = harness("-m", *SERVED)
     assert run.returncode == 0, run.stderr
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from harness.config.build import cells_of
 from harness.errors import ConfigError
 from harness.local.settings import Local
-from harness.models.saved import SavedModel
+from harness.models.saved import Parts, SavedModel
 from harness.models.tiny import build_tokenizer
 from harness.slurm.settings import Resources, Slurm
 from harness.sweep.weight_training import check_weight_trainings, weight_trainings
@@ -19,8 +19,13 @@ from harness.training.memory import training_memory
 BILLION = 10**9
 
 
-def trainings(*overrides):
-    return weight_trainings([stage for cell in cells_of(compose(overrides)) for stage in cell.stages.values()])
+WHOLE = Resources(minutes=10, processes=8, gpus=8)
+SHARDED = Slurm(resources={"default": replace(WHOLE, sharding="fsdp")})
+
+
+def trainings(*overrides, cluster=None):
+    stages = [stage for cell in cells_of(compose(overrides)) for stage in cell.stages.values()]
+    return weight_trainings(stages, cluster or Local())
 
 
 def test_seven_billion_weights_by_hand():
@@ -85,11 +90,46 @@ def test_training_that_cannot_fit_is_refused_with_both_numbers():
         check_weight_trainings([big], Local(gpu_memory_gib=80))
 
 
-def test_sharding_of_a_kind_that_trains_weights_is_refused():
-    (only,) = trainings("align.adapter=full", "finetune.adapter=double", "+finetune.fresh=none")
-    whole = Resources(minutes=10)
-    cluster = Slurm(resources={"align": whole, "default": replace(whole, sharding="fsdp")})
+def test_sharded_weights_are_shared_by_the_processes_and_some_layers_are_whole_on_each():
+    memory = training_memory(7 * BILLION, 7 * BILLION, copies=1, shards=8, parts=Parts(layer=10**6, outside=10**7))
 
-    check_weight_trainings([only], cluster)
-    with pytest.raises(ConfigError, match=r"cluster.resources.align.sharding.*only frozen weights can be sharded"):
-        check_weight_trainings([only], replace(cluster, resources={"default": replace(whole, sharding="fsdp")}))
+    assert memory.weights == memory.method == memory.gradients // 2 == memory.optimizer // 2 == 3.5 * BILLION
+    assert memory.gathered == 4 * (3 * 10**7 + 4 * 10**6)
+    assert memory.total == 6 * 3.5 * BILLION + memory.gathered
+
+
+def test_kind_whose_processes_share_the_weights_is_counted_by_its_own_resources():
+    cluster = Slurm(resources={"align": WHOLE, "default": replace(WHOLE, sharding="fsdp", nodes=2)})
+    aligned, tuned = trainings("align.adapter=full", "finetune.adapter=single", cluster=cluster)
+
+    assert (aligned.shards, tuned.shards) == (1, 16)
+    assert aligned.memory.weights == pytest.approx(16 * tuned.memory.weights, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["defense=dp_noise"], "`dp_noise` is not shown to compute"),
+        (["update=mezo"], r"directions of estimated gradients \(`finetune.update`\)"),
+    ],
+)
+def test_training_that_does_not_work_on_sharded_weights_is_refused(overrides, reason):
+    whole = ["align.adapter=full", "finetune.adapter=single"]
+
+    check_weight_trainings(trainings(*whole, cluster=SHARDED), SHARDED)
+    check_weight_trainings(trainings(*whole, *overrides), Local())
+    with pytest.raises(ConfigError, match=rf"cluster.resources.finetune.sharding.*`fsdp`, but {reason}"):
+        check_weight_trainings(trainings(*whole, *overrides, cluster=SHARDED), SHARDED)
+
+
+def test_parts_of_a_saved_model_are_its_largest_layer_and_what_is_outside(tmp_path):
+    shapes = {
+        "model.layers.0.mlp.up_proj": (3, 5),
+        "model.layers.0.input_layernorm": (5,),
+        "model.layers.1.mlp": (2, 5),
+    }
+    shapes |= {"model.embed_tokens": (7, 5), "model.norm": (5,)}
+    tensors = {f"{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    assert SavedModel(tmp_path).parts() == Parts(layer=20, outside=40)

@@ -38,7 +38,7 @@ def test_weights_are_stored_in_the_smallest_exact_form_and_read_back(dtype, widt
     base = base_of(Model(dtype))
     expected = {name: value.to(dtype) for name, value in base_of(trained(Model(dtype))).items()}
 
-    facts = write(trained(Model(dtype)), base, tmp_path)
+    facts = write(base_of(trained(Model(dtype))), base, tmp_path)
 
     # Twenty bits take three bytes; of the third weight the bits would come on top of all its values.
     assert facts["bytes"] == 3 + 3 * width + 12 * width
@@ -58,7 +58,7 @@ def test_rounding_to_the_format_of_the_base_is_reported(tmp_path):
     # Half a unit in the last place of 1 is 2**-8: the first change is kept as 2**-7, the second is lost.
     model.same = torch.nn.Parameter(torch.tensor([1.0 + 2**-7, 2.0 + 2**-8]))
 
-    facts = write(model, base, tmp_path)
+    facts = write(base_of(model), base, tmp_path)
 
     assert facts["changed"] == 0.5
     assert facts["lost"] == pytest.approx((2**-16 / (2**-14 + 2**-16)) ** 0.5)
@@ -67,14 +67,14 @@ def test_rounding_to_the_format_of_the_base_is_reported(tmp_path):
 def test_model_that_did_not_change_takes_no_bytes(tmp_path):
     model = Model()
 
-    assert write(model, base_of(model), tmp_path)["bytes"] == 0
+    assert write(base_of(model), base_of(model), tmp_path)["bytes"] == 0
     apply(model, tmp_path)
     assert json.loads((tmp_path / INDEX).read_text())["weight_map"] == {}
 
 
 @pytest.mark.parametrize("harm", ["no index", "no shard", "another model"])
 def test_weights_that_do_not_fit_are_a_clear_error(harm, tmp_path):
-    write(trained(Model()), base_of(Model()), tmp_path)
+    write(base_of(trained(Model())), base_of(Model()), tmp_path)
     model = Model()
     if harm == "another model":
         model.all = torch.nn.Parameter(torch.zeros(13))

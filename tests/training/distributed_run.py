@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, trainables
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
@@ -27,7 +28,7 @@ from harness.defenses.tvaccine import TVaccine
 from harness.errors import Stopped
 from harness.models.adapter import Lora, attach, detach
 from harness.models.trained_weights import TrainedWeights, unfreeze
-from harness.training.distributed import rank, world_size
+from harness.training.distributed import rank, whole, world_size
 from harness.training.federated import train_rounds
 from harness.training.rounds import Rounds
 from harness.training.trainer import train
@@ -64,12 +65,12 @@ def uneven(model, work):
     )
 
 
-def stopped(name, model, work):
+def stopped(name, model, work, **options):
     """Train, stop at the first opportunity, and go on with another model."""
     try:
-        trained(name, model_for(name), work, stop=lambda: True)
+        trained(name, model_for(name), work, stop=lambda: True, **options)
     except Stopped:
-        return trained(name, model, work)
+        return trained(name, model, work, **options)
     raise AssertionError("it did not stop")
 
 
@@ -92,11 +93,12 @@ def lisa(model, work, **options):
 
 
 def sharded(name, model, work):
-    """Train with a sharded base; append what part of the base each process held."""
+    """Train with a sharded base, or sharded weights; append what part of it each process held."""
     report = trained(name, model, work, sharded=True)
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    held = sum(part.to_local().numel() if isinstance(part, DTensor) else part.numel() for part in frozen)
-    return replace(report, history=[*report.history, {"held": held / sum(part.numel() for part in frozen)}])
+    adapted = isinstance(model, PeftModel)
+    shards = [parameter for parameter in model.parameters() if not (adapted and parameter.requires_grad)]
+    held = sum(part.to_local().numel() if isinstance(part, DTensor) else part.numel() for part in shards)
+    return replace(report, history=[*report.history, {"held": held / sum(part.numel() for part in shards)}])
 
 
 FURTHER: dict[str, Any] = {
@@ -180,6 +182,7 @@ def trained(name, model, work, **options):
 NAMES = (*METHODS, "dora", "full", "uneven", "lisa", "federated", *FURTHER)
 STOPPED = ("sft", "booster", "lisa", "dora", "full", "federated")
 SHARDED = (*METHODS, "dora", "federated")
+SHARDED_WEIGHTS = "full"
 
 
 def everything(out: Path, names: Sequence[str]) -> None:
@@ -187,14 +190,16 @@ def everything(out: Path, names: Sequence[str]) -> None:
     runs = {name: partial(trained, name) for name in names}
     runs |= {f"stopped-{name}": partial(stopped, name) for name in names if name in STOPPED}
     if "WORLD_SIZE" in os.environ:
-        runs |= {f"sharded-{name}": partial(sharded, name) for name in names if name in SHARDED}
+        runs |= {f"sharded-{name}": partial(sharded, name) for name in names if name in (*SHARDED, SHARDED_WEIGHTS)}
+        if SHARDED_WEIGHTS in names:
+            runs["stopped-sharded-full"] = partial(stopped, SHARDED_WEIGHTS, sharded=True)
     # Not `world_size()`, which is 1 until the first run has made the process group.
     processes = os.environ.get("WORLD_SIZE", "1")
     for name, train_once in runs.items():
         model = model_for(name)
         report = train_once(model=model, work=out / f"work-{name}-{processes}")
         stem = f"{name}-{world_size()}-{rank()}"
-        save_file(trainables(model), out / f"{stem}.safetensors")
+        save_file({key: whole(weight) for key, weight in trainables(model).items()}, out / f"{stem}.safetensors")
         (out / f"{stem}.json").write_text(json.dumps(report.history))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_run import NAMES, SHARDED, STOPPED, everything
+from distributed_run import NAMES, SHARDED, SHARDED_WEIGHTS, STOPPED, everything
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -89,4 +89,30 @@ def test_sharded_base_changes_no_number_and_half_of_it_lies_in_each_process(name
 
         assert last["held"] == pytest.approx(0.5, abs=0.01)
         assert all(torch.equal(whole[weight], weights[weight]) for weight in whole)
+        assert history == whole_history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", runs(SHARDED_WEIGHTS))
+def test_sharded_weights_end_where_whole_ones_end_up_to_rounding_and_half_of_them_lies_in_each_process(name, results):
+    whole, whole_history = results(name, 2, 0)
+
+    for rank in (0, 1):
+        weights, (*history, last) = results(f"sharded-{name}", 2, rank)
+
+        assert last["held"] == pytest.approx(0.5, abs=0.01)
+        for weight, tensor in whole.items():
+            assert float((weights[weight] - tensor).norm() / tensor.norm()) < 1e-5
+        for ours, theirs in zip(history, whole_history, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", runs(SHARDED_WEIGHTS))
+def test_run_with_sharded_weights_that_is_stopped_and_resumed_ends_bitwise_where_it_would_have(name, results):
+    for rank in (0, 1):
+        whole, (*whole_history, _) = results(f"sharded-{name}", 2, rank)
+        resumed, history = results(f"stopped-sharded-{name}", 2, rank)
+
+        assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
         assert history == whole_history

@@ -91,6 +91,7 @@ class Tar:
     name: ClassVar[str] = "tar"
     version: ClassVar[int] = 3
     weight_copies: ClassVar[int] = 7
+    works_on_shards: ClassVar[bool] = True
 
     inner_steps: int = 64
     learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)

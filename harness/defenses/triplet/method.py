@@ -81,6 +81,7 @@ class Triplet:
     name: ClassVar[str] = "triplet"
     version: ClassVar[int] = 1
     weight_copies: ClassVar[int] = 4
+    works_on_shards: ClassVar[bool] = True
 
     alpha: float = 0.5
     beta: float = 0.6
