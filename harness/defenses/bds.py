@@ -53,6 +53,7 @@ class BDS:
 
     name: ClassVar[str] = "bds"
     version: ClassVar[int] = 1
+    beyond_gradients: ClassVar[str] = "gives every row a weight that lasts from epoch to epoch"
     weight_copies: ClassVar[int] = 1
     works_on_shards: ClassVar[bool] = True
 

@@ -42,6 +42,7 @@ class MLLR:
 
     name: ClassVar[str] = "ml_lr"
     version: ClassVar[int] = 1
+    beyond_gradients: ClassVar[str] = "trains parts of the model at learning rates of their own"
     weight_copies: ClassVar[int] = 0
     works_on_shards: ClassVar[bool] = True
 

@@ -55,6 +55,7 @@ class Panacea:
 
     name: ClassVar[str] = "panacea"
     version: ClassVar[int] = 1
+    beyond_gradients: ClassVar[str] = "hands the perturbation that it has found on to the repair"
     compares_passes: ClassVar[bool] = True
     weight_copies: ClassVar[int] = 5
 

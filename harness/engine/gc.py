@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.engine.build import STAGE
 from harness.engine.claim import live_claims
 from harness.engine.files import is_full, read_json, writing
 from harness.engine.layout import MANIFEST
+from harness.engine.spec import stages_in
 from harness.engine.store import Store
 from harness.errors import StoreError
 
@@ -106,15 +106,7 @@ def _parents(store: Store, key: str) -> list[str]:
     path = store.layout.spec(key)
     if not path.exists():
         return []
-    return list(_stages_in(read_json(path)))
-
-
-def _stages_in(data: object) -> Iterator[str]:
-    if isinstance(data, Mapping) and STAGE in data:
-        yield str(data[STAGE])
-    elif isinstance(data, Mapping | list):
-        for part in data.values() if isinstance(data, Mapping) else data:
-            yield from _stages_in(part)
+    return list(stages_in(read_json(path)))
 
 
 def find_garbage(store: Store, needed: Collection[str], *, seconds: float) -> Iterator[Garbage]:

@@ -1,6 +1,6 @@
 """Specs: serialization of settings and stages as plain JSON data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -31,6 +31,15 @@ def rebuild(data: object, stage_of: Callable[[str], Stage], *, allow: tuple[str,
         ConfigError: the data do not describe a stage that the installed code supports.
     """
     return build(Stage, data, allow=allow, stage_of=stage_of)  # type: ignore[type-abstract]
+
+
+def stages_in(data: object) -> Iterator[str]:
+    """Yield the keys of the stages to which plain data refer: a spec's parents."""
+    if isinstance(data, Mapping) and STAGE in data:
+        yield str(data[STAGE])
+    elif isinstance(data, Mapping | list):
+        for part in data.values() if isinstance(data, Mapping) else data:
+            yield from stages_in(part)
 
 
 def _described(value: object) -> Any:

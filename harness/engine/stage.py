@@ -152,13 +152,14 @@ def origin_of(stage: Stage) -> str:
 def lineage(leaves: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """Return the leaves and all their ancestors, without duplicates, parents before children."""
     ordered: dict[str, Stage] = {}
-
-    def visit(stage: Stage) -> None:
-        if stage.key not in ordered:
-            for parent in stage.parents:
-                visit(parent)
-            ordered[stage.key] = stage
-
-    for leaf in leaves:
-        visit(leaf)
+    # Not a recursion: a chain may be deeper than Python's stack, such as one of hundreds of rounds.
+    pending = list(reversed(leaves))
+    while pending:
+        stage = pending[-1]
+        missing = [] if stage.key in ordered else [each for each in stage.parents if each.key not in ordered]
+        if missing:
+            pending += reversed(missing)
+        else:
+            ordered.setdefault(stage.key, stage)
+            pending.pop()
     return tuple(ordered.values())

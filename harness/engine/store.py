@@ -14,7 +14,7 @@ from harness.engine.build import OWN_PREFIXES
 from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.layout import FOLDERS, MANIFEST, SPEC, StoreLayout
 from harness.engine.manifest import FileRecord, Manifest, files_in
-from harness.engine.spec import describe, rebuild
+from harness.engine.spec import describe, rebuild, stages_in
 from harness.engine.stage import Stage, origin_of
 from harness.errors import ConfigError, StoreError, UnreadableFile
 
@@ -127,9 +127,23 @@ class Store:
         Raises:
             StoreError: the key is unknown, or the installed code computes another key from the spec.
         """
-        if key not in self._stages:
-            self._stages[key] = self._rebuild(key)
+        # Ancestors first, so that building a stage builds no other one: a chain may be deeper than Python's stack.
+        pending = [] if key in self._stages else [key]
+        seen: set[str] = set()
+        while pending:
+            last = pending[-1]
+            if last not in seen:
+                seen.add(last)
+                pending += [each for each in self._parents(last) if each not in self._stages]
+                continue
+            pending.pop()
+            if last not in self._stages:
+                self._stages[last] = self._rebuild(last)
         return self._stages[key]
+
+    def _parents(self, key: str) -> Iterator[str]:
+        """Return the keys of a stage's parents from its spec; none if that cannot be read, which rebuilding reports."""
+        return stages_in(_read_spec(self.layout.spec(key)) or _read_spec(self.find(key) / SPEC))
 
     def write_spec(self, stage: Stage, folder: Path) -> None:
         """Write the stage's spec to the folder that becomes its artifact."""

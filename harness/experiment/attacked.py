@@ -24,6 +24,8 @@ from harness.protocols import (
     SendsAlone,
     Tampering,
     TrainedGuard,
+    TrainMethod,
+    TrainsInOnePlace,
     WhiteBoxGuard,
 )
 from harness.stages.base import Base
@@ -227,11 +229,14 @@ def _unshared(experiment: Experiment, finetune: FinetuneSettings) -> list[Proble
     if finetune.update is not None:
         reason = f"`{finetune.update.name}` is not implemented for clients of a federation; expected null"
         problems.append(Problem("finetune.update", reason))
-    defense = experiment.defense.finetune
-    method: object = defense
-    if defense and isinstance(method, ChoosesRows | RewritesExamples):
-        reason = f"`{defense.name}` changes the rows of all users before training, but clients keep theirs"
-        problems.append(Problem("defense.finetune", f"{reason}; expected another method"))
+    if reason := _central(experiment.defense.finetune):
+        expected = "expected another method, or `federation=none`"
+        problems.append(Problem("defense.finetune", f"{reason}; {expected}"))
+    fresh = finetune.fresh if finetune.adapter == "double" else None
+    adapter = fresh or aligned_adapter(experiment)
+    if federation.average == "product" and isinstance(adapter, Lora) and adapter.variant is not None:
+        reason = f"an adapter of the variant `{adapter.variant}` is no product of two factors; expected `factors`"
+        problems.append(Problem("federation.average", reason))
     wanted = counts(*_sent(experiment))
     rows = sum(wanted)
     if rows < federation.clients:
@@ -246,6 +251,20 @@ def _unshared(experiment: Experiment, finetune: FinetuneSettings) -> list[Proble
         )
         problems.append(Problem("federation.malicious", reason))
     return problems
+
+
+def _central(method: TrainMethod | None) -> str:
+    """Return why the clients of a federation cannot run a method; empty if they can."""
+    trait: object = method
+    if method is None:
+        return ""
+    if any(need.own for need in method.needs):
+        return f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
+    if isinstance(trait, ChoosesRows | RewritesExamples):
+        return f"`{method.name}` changes the rows of all users before training, but clients keep theirs"
+    if isinstance(trait, TrainsInOnePlace):
+        return f"`{method.name}` {trait.beyond_gradients}, but clients of a federation send parameters only"
+    return ""
 
 
 def _overridden(experiment: Experiment) -> list[Problem]:

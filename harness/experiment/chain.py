@@ -26,6 +26,7 @@ from harness.experiment.compatibility import (
     untrainable,
 )
 from harness.experiment.experiment import Experiment
+from harness.experiment.federating import in_jobs
 from harness.experiment.fusing import aligned_adapter, aligned_of
 from harness.experiment.fusing import infeasible as unfusable
 from harness.experiment.serving import calibrate_of, unservable
@@ -150,7 +151,10 @@ def _attacked(
         seed=experiment.seed,
         update=finetune.update,
         rounds=experiment.federation.training if experiment.federation else None,
+        server=None,
     )
+    if experiment.federation is not None and experiment.federation.jobs is not None:
+        tuned = in_jobs(tuned, experiment.federation.jobs, experiment.federation.clients)
     stages: dict[str, Stage] = {"poison": poison}
     if isinstance(poison.victim, Align) and poison.victim != aligned:
         stages = {"victim": poison.victim, **stages}
@@ -331,12 +335,8 @@ def _unsuitable(
 
 
 def _continued(experiment: Experiment, finetune: FinetuneSettings) -> list[Problem]:
-    """Return why a method cannot train the aligned adapter further, or not with the clients of a federation."""
-    method = experiment.defense.finetune
-    if method and experiment.federation and any(need.own for need in method.needs):
-        reason = f"`{method.name}` looks at all of the user's rows, which clients of a federation do not share"
-        return [Problem("defense.finetune", f"{reason}; expected another method, or `federation=none`")]
-    named: Named | None = method
+    """Return why a method cannot train the aligned adapter further."""
+    named: Named | None = experiment.defense.finetune
     if not isinstance(named, NeedsFreshAdapter) or finetune.adapter == "double":
         return []
     reason = (

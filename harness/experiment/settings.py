@@ -104,6 +104,8 @@ class Federation:
         aggregate: how the server combines what the clients trained.
         average: ``factors`` or ``product``.
         optimizer: ``fresh`` or ``kept``.
+        jobs: whether rounds are stages of their own, which a cluster runs as jobs: ``round``, one for all clients of a
+            round; ``client``, one for each. Null is one stage for all rounds. The result is the same.
     """
 
     name: ClassVar[str] = "federation"
@@ -116,6 +118,7 @@ class Federation:
     aggregate: Aggregator
     average: Literal["factors", "product"] = "factors"
     optimizer: Literal["fresh", "kept"] = "fresh"
+    jobs: Literal["round", "client"] | None = None
 
     def problems(self) -> list[Problem]:
         """Range errors."""

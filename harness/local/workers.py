@@ -18,6 +18,7 @@ from harness.engine.claim import Claims
 from harness.engine.stage import Stage
 from harness.engine.store import Store
 from harness.engine.tracker import TrackerSettings
+from harness.errors import StoreError
 from harness.execution.attempt import AttemptResult, WorkerContext, attempt
 from harness.execution.ranks import KILLED, Processes, processes_of
 from harness.local.gpus import VISIBLE
@@ -159,12 +160,12 @@ class ProcessPool:
         return sorted(free, key=lambda number: self._workers[number].running is None)
 
     def begin(self, stage: Stage, worker: int) -> None:
-        """Send the stage to the worker; spawn its process if there is none."""
+        """Send the key of the stage to the worker, which reads its spec; spawn its process if there is none."""
         chosen = self._workers[worker]
         chosen.stage = stage
         if chosen.running is not None:
             try:
-                chosen.running.connection.send(stage)
+                chosen.running.connection.send(stage.key)
             except OSError:
                 # It died while idle: a model may still be loaded in it, so it can run out of memory.
                 chosen.running.connection.close()
@@ -173,7 +174,7 @@ class ProcessPool:
             else:
                 return
         chosen.running = self._spawn(chosen.gpus)
-        chosen.running.connection.send(stage)
+        chosen.running.connection.send(stage.key)
 
     def ended(self, timeout: float | None) -> list[AttemptResult]:
         """Wait for results of the workers."""
@@ -249,9 +250,18 @@ def _worker_main(connection: Connection, gpus: str | None, sharing: int, config:
     )
     try:
         while True:
-            connection.send(attempt(connection.recv(), context))
+            connection.send(_attempt(connection.recv(), context))
     except (EOFError, KeyboardInterrupt):
         return
+
+
+def _attempt(key: str, context: WorkerContext) -> AttemptResult:
+    """Run a stage by its key: a chain of hundreds of stages is deeper than what can be pickled."""
+    try:
+        stage = context.store.stage(key)
+    except StoreError as error:
+        return AttemptResult(key=key, outcome="failed", cause=StoreError.__name__, message=str(error))
+    return attempt(stage, context)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

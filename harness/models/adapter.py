@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -192,9 +192,17 @@ def trained_pairs(model: Module) -> list[tuple[str, str]]:
     Raises:
         ModelError: something else is trainable, or nothing is.
     """
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    found = [(name, name.replace(".lora_A.", ".lora_B.")) for name in trainable if ".lora_A." in name]
-    if not found or {name for pair in found for name in pair} != set(trainable):
+    return pairs_of([name for name, parameter in model.named_parameters() if parameter.requires_grad])
+
+
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names of the factors ``A`` and ``B`` of every layer among those of all trainable parameters.
+
+    Raises:
+        ModelError: there are others than factors of plain LoRA, or none at all.
+    """
+    found = [(name, name.replace(".lora_A.", ".lora_B.")) for name in names if ".lora_A." in name]
+    if not found or {name for pair in found for name in pair} != set(names):
         raise ModelError("what is trained is not plain LoRA; expected the factors A and B of linear layers only")
     return found
 

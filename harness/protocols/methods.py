@@ -193,6 +193,17 @@ class NeedsFreshAdapter(Named, Protocol):
 
 
 @runtime_checkable
+class TrainsInOnePlace(Named, Protocol):
+    """Optional: settings of a fine-tuning method that clients of a federation cannot run, as they only send parameters.
+
+    Its step is more than gradients, as one that declares ``ProducesOutputs``, ``ScalesLearningRates`` or another
+    protocol of steps is. ``beyond_gradients`` says what it does, as in "it weighs rows".
+    """
+
+    beyond_gradients: ClassVar[str]
+
+
+@runtime_checkable
 class UsesAlignment(Protocol):
     """Optional: settings of a method that reads ``Learner.alignment`` after the alignment stage.
 

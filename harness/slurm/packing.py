@@ -127,7 +127,7 @@ def _chains(
 def _needs(chain: Chain, index: int, chain_of: Mapping[str, int], unstored: Collection[str]) -> frozenset[str]:
     # All ancestors, not only parents: a stage may read any of them.
     outside = [stage for stage in lineage(chain) if stage.key in unstored and chain_of.get(stage.key) != index]
-    implied = {other.key for stage in outside for other in lineage(stage.parents)}
+    implied = {other.key for other in lineage(tuple(parent for stage in outside for parent in stage.parents))}
     return frozenset(stage.key for stage in outside if stage.key not in implied)
 
 

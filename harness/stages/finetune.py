@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from harness.corpora.corpus import overlaps
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example, Role
-from harness.corpora.slices import Slice, examples_of
-from harness.engine.seeding import derive
+from harness.corpora.slices import Slice
 from harness.engine.stage import Locate, Stage, StageContext
 from harness.errors import Problem
 from harness.models.adapter import Lora
-from harness.models.head import unmergeable
-from harness.models.trained_weights import TrainedWeights, targets_of
+from harness.models.trained_weights import TrainedWeights
 from harness.protocols import Estimator, TrainMethod
-from harness.stages.inputs import AlignedStage, ClientStage, MixtureStage
-from harness.stages.tally import BENIGN, HARMFUL, REFUSAL
-from harness.stages.train_adapter import Federation, adapter_seed, fit, keep, trained_model
+from harness.stages.inputs import AlignedStage, MixtureStage
+from harness.stages.round import Server
+from harness.stages.train_adapter import Federation, adapter_seed, keep, trained_model
+from harness.stages.tuning import Tuning
 from harness.training.budget import Budget
 from harness.training.rounds import Rounds
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models.loading import ModelRef
-
-KINDS = {Role.ATTACK: HARMFUL, Role.HARMFUL: HARMFUL, Role.REFUSAL: REFUSAL}
-"""How the rows of a mixture are counted; all others are the user's own."""
 
 
 @final
@@ -56,6 +52,7 @@ class Finetune(Stage):
         update: estimates gradients from forward passes; null computes them.
         benign: harmless examples with helpful answers, for methods that need them.
         rounds: the rounds of a federation whose clients hold the mixture; null trains on all of it in one place.
+        server: the server after the last round, if the rounds are stages of their own; null carries them out here.
     """
 
     name: ClassVar[str] = "finetune"
@@ -76,14 +73,16 @@ class Finetune(Stage):
     update: Estimator | None = None
     benign: Slice | None = None
     rounds: Rounds | None = None
+    server: Server | None = field(default=None, repr=False)
+
+    @property
+    def tuning(self) -> Tuning:
+        """What is trained, on what, and how."""
+        return Tuning(**{item.name: getattr(self, item.name) for item in fields(Tuning)})
 
     def preflight(self) -> list[Problem]:
         """Check the sources of the method's examples, and whether the aligned adapter can be merged."""
-        paired = any(need.paired for need in (self.method.needs if self.method else ()))
-        problems = self.harmful.preflight(paired=paired) if self.harmful else []
-        problems += [problem for part in (self.refusal, self.benign) if part for problem in part.preflight()]
-        merged = targets_of(self.aligned.adapter) if self.protocol == "double" else ()
-        return [*problems, *unmergeable(self.aligned.base.source, merged)]
+        return self.tuning.preflight()
 
     def run(self, ctx: StageContext) -> None:
         """Train on the mixture; report the overlap between the attacker's and the defender's examples.
@@ -91,39 +90,19 @@ class Finetune(Stage):
         Without any row, as after a guardrail that removes all, nothing is trained, not even on a method's own examples:
         the model is the aligned one, which a note states.
         """
+        tuning = self.tuning
         rows = self.mixture.mixture(ctx.input)
-        defender = [*self.aligned.defender_examples(), *examples_of(self.refusal, self.harmful, self.benign)]
+        defender = [*self.aligned.defender_examples(), *tuning.method_examples()]
         attacker = [example for example, role in rows if role is Role.ATTACK]
         ctx.facts["attack_and_defense_share"] = overlaps(attacker, defender)._asdict()
-        aligned = self._start(ctx.input)
-        continues = self.protocol == "single" and isinstance(self.adapter, Lora)
-        trained = None if continues else self.adapter
-        if not rows or self._unchanged:
+        if not rows or tuning.unchanged:
             reason = "nothing is trained" if rows else "no row was left to train on"
             ctx.facts["notes"] = [f"{reason}: the model is the aligned one"]
-            keep(ctx, weights=aligned, trainable=trained, seed=self._own_seed)
-            return
-        fit(
-            ctx,
-            weights=aligned,
-            trainable=trained,
-            method=self.method,
-            rows=[example for example, _ in rows],
-            kinds=[KINDS.get(role, BENIGN) for _, role in rows],
-            slices={Role.REFUSAL: self.refusal, Role.HARMFUL: self.harmful, Role.BENIGN: self.benign},
-            budget=self.budget,
-            encoding=self.encoding,
-            seed=self._own_seed,
-            aligned=self.aligned.weights(ctx.input).adapter,
-            update=self.update,
-            federation=self._federation(ctx),
-        )
-
-    def _federation(self, ctx: StageContext) -> Federation | None:
-        if self.rounds is None:
-            return None
-        assert isinstance(self.mixture, ClientStage), "the clients of a federation hold its mixture"
-        return Federation(self.mixture.shards(ctx.input), self.rounds)
+            keep(ctx, weights=tuning.start(ctx.input), trainable=tuning.trainable, seed=tuning.own_seed)
+        elif self.server is not None:
+            self.server.hand_over(ctx)
+        else:
+            tuning.fit(ctx, federation=Federation(tuning.shards(ctx.input), self.rounds) if self.rounds else None)
 
     def start(self, model: PeftModel, locate: Locate) -> dict[str, Tensor]:
         """Return the initial values of the trainable parameters, on the CPU, by parameter name.
@@ -136,9 +115,9 @@ class Finetune(Stage):
         from harness.models.loading import weights_of
 
         if isinstance(self.adapter, TrainedWeights):
-            return {name: value.float() for name, value in weights_of(self._start(locate)).items()}
+            return {name: value.float() for name, value in weights_of(self.tuning.start(locate)).items()}
         if self.protocol == "double":
-            return adapter.fresh(model, seed=adapter_seed(self._own_seed))
+            return adapter.fresh(model, seed=adapter_seed(self.tuning.own_seed))
         aligned = self.aligned.weights(locate).adapter
         assert aligned is not None, "an aligned model has an adapter"
         return adapter.read(aligned)[1]
@@ -155,22 +134,9 @@ class Finetune(Stage):
     def examples_seen(self, locate: Locate) -> list[Example]:
         """Return the mixture and the method's examples; none if nothing was trained."""
         rows = [example for example, _ in self.mixture.mixture(locate)]
-        trained = rows and not self._unchanged
-        return [*rows, *examples_of(self.refusal, self.harmful, self.benign)] if trained else []
-
-    @property
-    def _own_seed(self) -> int:
-        return derive(self.seed, self.name)
-
-    @property
-    def _unchanged(self) -> bool:
-        return isinstance(self.adapter, TrainedWeights) and self.adapter.nothing
-
-    def _start(self, locate: Locate) -> ModelRef:
-        aligned = self.aligned.weights(locate)
-        # Merging rounds: a model that nothing is done to is left as it is.
-        return aligned.merging() if self.protocol == "double" and not self._unchanged else aligned
+        trained = rows and not self.tuning.unchanged
+        return [*rows, *self.tuning.method_examples()] if trained else []
 
     def weights(self, locate: Locate) -> ModelRef:
         """Return the aligned model with the user's adapter, in place of the aligned one or on top, or their weights."""
-        return trained_model(self._start(locate), self.adapter, locate(self))
+        return trained_model(self.tuning.start(locate), self.adapter, locate(self))

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from harness.corpora.batches import Pool
     from harness.models.loading import ModelRef
+    from harness.training.federated import Turn
     from harness.training.trainer import TrainReport
 
 _log = logging.getLogger(__name__)
@@ -55,10 +56,17 @@ ROUNDS = "rounds.jsonl"
 
 
 class Federation(NamedTuple):
-    """How a training is divided among clients: which client holds each of the stage's examples, and the rounds."""
+    """How a training is divided among clients.
+
+    Attributes:
+        shards: which client holds each of the stage's examples.
+        rounds: the rounds.
+        turn: the only clients and the round that are to be trained; None trains all rounds.
+    """
 
     shards: Shards
     rounds: Rounds
+    turn: Turn | None = None
 
 
 def fit(
@@ -79,10 +87,11 @@ def fit(
     write: Callable[[PeftModel], None] | None = None,
     update: Estimator | None = None,
     federation: Federation | None = None,
-) -> None:
+) -> TrainReport:
     """Train and write ``adapter/`` or ``weights/``, ``metrics.jsonl`` (one record per logging interval), and outputs.
 
     A federated training also writes ``rounds.jsonl``, and the fact ``federation``, see ``harness.stages.federation``.
+    The turn of some clients writes nothing: what they send is in the report that is returned.
 
     With several processes each calls this function, and rank 0 writes. Facts: ``steps``; ``rows``, counts by kind (see
     ``tally``); ``final``, the last record of the metrics; ``micro_batch_size``, if batches were split; ``shrunk``, if
@@ -122,7 +131,7 @@ def fit(
     from harness.models.compiled import use_cache
     from harness.models.loading import loaded_model
     from harness.training.distributed import leave
-    from harness.training.federated import train_rounds
+    from harness.training.federated import train_rounds, train_turn
     from harness.training.fsdp import gathered
     from harness.training.trainer import train
 
@@ -154,7 +163,8 @@ def fit(
         if federation:
             owners = [owner for owner, kept in zip(federation.shards.owners, own.kept, strict=True) if kept]
             clients = federation.shards._replace(owners=owners)
-            run = partial(train_rounds, rows=own.rows, mixed=mixed, shards=clients, rounds=federation.rounds)
+            run = partial(train_turn, turn=federation.turn) if federation.turn else train_rounds
+            run = partial(run, rows=own.rows, mixed=mixed, shards=clients, rounds=federation.rounds)
         report = run(
             model,
             method=method,
@@ -173,18 +183,30 @@ def fit(
         )
         shards = gathered(model) if sharded and own_weights else None
         leave()
-        if ctx.rank == 0:
+        if ctx.rank == 0 and report.played is None:
             store(ctx, model, weights, shards)
             if write is not None:
                 write(model)
             method_outputs.write(report.method_outputs, model, ctx.out)
     _record(ctx, report, trained, [*own.kind_of, *[MIXED_IN] * len(mixed)])
-    if federation:
-        ctx.facts["federation"] = federation_facts(federation.shards, report.rounds)
-    if ctx.rank == 0:
+    if federation and federation.turn is None:
+        record_rounds(ctx, federation.shards, report.history, report.rounds)
+    elif ctx.rank == 0 and report.played is None:
         _write_history(ctx.out, report.history)
-        if report.rounds:
-            write_lines(ctx.out / ROUNDS, report.rounds)
+    return report
+
+
+def record_rounds(
+    ctx: StageContext,
+    shards: Shards,
+    history: Sequence[Mapping[str, float]],
+    rounds: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the history and the records of a federation's rounds, and the facts about them."""
+    ctx.facts["federation"] = federation_facts(shards, rounds)
+    if ctx.rank == 0:
+        _write_history(ctx.out, history)
+        write_lines(ctx.out / ROUNDS, rounds)
 
 
 def _record(ctx: StageContext, report: TrainReport, rows: Sequence[Encoded], kind_of: Sequence[str]) -> None:
@@ -238,6 +260,31 @@ def keep(ctx: StageContext, *, weights: ModelRef, trainable: Lora | TrainedWeigh
                 ctx.facts["lost_in_merge"] = list(loaded.lost)
     ctx.facts["steps"] = 0
     _write_history(ctx.out, ())
+
+
+def place(ctx: StageContext, *, weights: ModelRef, trainable: Lora | None, seed: int, values: Tensor) -> None:
+    """Write the adapter that has given values, which a federation trained in other stages.
+
+    Args:
+        ctx: the stage's context.
+        weights: the model from which that training started.
+        trainable: the new adapter that was attached; None if the existing one was trained.
+        seed: the stage's seed.
+        values: of all trained parameters, as one vector, in the order of ``named_parameters``.
+    """
+    import torch
+
+    from harness.models import adapter
+    from harness.models.loading import loaded_model
+
+    if ctx.rank != 0:
+        return
+    with loaded_model(weights, ctx.memory, ctx.device) as loaded:
+        model = adapter.attach(loaded.model, trainable, seed=adapter_seed(seed)) if trainable else loaded.model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with torch.no_grad():
+            torch.nn.utils.vector_to_parameters(values.to(trained[0].device), trained)
+        store(ctx, model, weights)
 
 
 def store(

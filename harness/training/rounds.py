@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -54,6 +55,11 @@ class Rounds:
             seed: the seed of the run; other runs draw other clients.
         """
         return sorted(generator(seed, "federation", "draw", str(number)).sample(range(clients), self.per_round))
+
+    def visits(self, clients: int, number: int, seed: int) -> list[int]:
+        """Return for each client in how many of the first ``number`` rounds it takes part."""
+        counts = Counter(client for earlier in range(number) for client in self.drawn(clients, earlier, seed))
+        return [counts[client] for client in range(clients)]
 
     def attackers(self, clients: int, malicious: int) -> int:
         """Return how many clients of a round the server takes to be malicious: their share, rounded half up."""

@@ -54,6 +54,7 @@ from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, coll
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient, Learner
+    from harness.training.federated import Played
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class TrainReport:
         chosen: what the method chose to train on; None if it chooses nothing.
         row_weights: the final weight of each example; empty if the method has none.
         rounds: one record per round of a federated run, see ``harness.training.federated``.
+        played: what some clients of one round sent; None in other runs.
         method_outputs: what the method produced for the repair: by name, one tensor per trainable parameter.
     """
 
@@ -88,6 +90,7 @@ class TrainReport:
     row_weights: Sequence[float] = ()
     rounds: Sequence[Mapping[str, Any]] = ()
     method_outputs: Mapping[str, Gradient] = field(default_factory=dict, compare=False)
+    played: Played | None = field(default=None, compare=False)
 
 
 def train(

@@ -100,15 +100,6 @@ def test_sweep_file_names_known_settings(sweep):
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
-def test_stages_of_a_defense_survive_their_spec(defense):
-    cell = cell_of(f"defense={defense}")
-    known = {stage.key: stage for stage in Plan.of(cell.leaves).stages}
-
-    for stage in known.values():
-        assert rebuild(describe(stage), known.__getitem__).key == stage.key
-
-
-@pytest.mark.parametrize("defense", DEFENSES)
 def test_defense_takes_every_slot_that_has_its_name(defense):
     named = {group.removeprefix("defense/") for group, option in OPTIONS if group in SLOTTED and option == defense}
 

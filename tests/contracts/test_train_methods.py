@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import harness.defenses
+from harness.config.compose import CONF
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
 from harness.defenses.bfpo import BFPO
@@ -32,7 +33,19 @@ from harness.engine.identity import payload_of
 from harness.errors import ModelError
 from harness.models.adapter import Lora, attach, layer_of
 from harness.models.trained_weights import TrainedWeights, unfreeze
-from harness.protocols import ChoosesRows, ComparesPasses, NeedsPlainLora, Product, WorksOnShards
+from harness.protocols import (
+    ActsAfterStep,
+    ChoosesRows,
+    ChoosesStart,
+    ComparesPasses,
+    NeedsPlainLora,
+    ProducesOutputs,
+    Product,
+    ScalesLearningRates,
+    TrainsInOnePlace,
+    WeighsRows,
+    WorksOnShards,
+)
 from harness.training.budget import Budget
 from harness.training.choice import StageRows
 from harness.training.distributed import rank, whole, world_size
@@ -174,6 +187,23 @@ def run(name, work, *, model, **options):
     options["alignment"] = alignment_of(model)
     # Eleven rows: six steps in two epochs, the last of each one short.
     return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
+
+
+def test_method_whose_step_is_more_than_gradients_says_so_and_federations_refuse_it():
+    """A method that is not refused at composition would fail in its stage, after the alignment."""
+    model = build()
+    learner = CausalLearner(model, alignment=alignment_of(model))
+    more = ProducesOutputs | WeighsRows | ChoosesStart | ActsAfterStep | ScalesLearningRates
+    found = {True: set(), False: set()}
+    for name in {path.stem for path in (CONF / "defense/finetune").glob("*.yaml")} & set(METHODS) - {"salora"}:
+        method, pools = prepared(name)
+        learner.example_count = 6
+        step = method.start(learner, RoleBatches(pools, pad_id=0, seed=3, rank=0, world_size=1), 2)
+        assert isinstance(step, more) == isinstance(method, TrainsInOnePlace), name
+        found[isinstance(step, more)].add(name)
+
+    assert {"panacea", "bds", "ml_lr"} <= found[True]
+    assert {"lisa", "kl", "ewc"} <= found[False]
 
 
 def test_discovery_finds_the_methods_that_ship():

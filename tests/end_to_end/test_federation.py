@@ -82,3 +82,31 @@ def test_flipped_labels_are_counted_and_told_by_the_confusion_of_the_task(with_b
     confusion = json.loads(accuracy.read_text())["facts"]["confusion"]
     assert sum(sum(found.values()) for found in confusion.values()) == 10
     assert set(confusion) <= {"cheerful", "gloomy"}
+
+
+@pytest.mark.slow
+def test_rounds_as_jobs_come_to_the_same_bits_as_rounds_in_one_stage(with_base: Harness) -> None:
+    harness = with_base
+    kept = ("federation.optimizer=kept", "federation.clients=4")
+    jobs = "federation.jobs=null,round,client"
+    run = harness("-m", "federation=tiny", jobs, "attack_ratio=p20", "defense=vlguard", *kept, *SMALL)
+    assert run.returncode == 0, run.stderr
+    status = json.loads(harness("status", "--json").stdout)
+
+    table = rows_of(harness)
+    whole, *divided = [harness.store / "artifacts/finetune" / row["key.finetune"] for row in table]
+
+    assert [row["federation.jobs"] for row in table] == ["", "round", "client"]
+    assert status["counts"]["client"]["stored"] == 2 * 1 + 2 * 3
+    assert status["counts"]["server"]["stored"] == 4
+    for artifact in divided:
+        for name in (
+            "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json",
+            "metrics.jsonl",
+            "rounds.jsonl",
+        ):
+            assert (artifact / name).read_bytes() == (whole / name).read_bytes()
+    facts, *others = (facts_of(harness, row, "finetune") for row in table)
+    assert facts["federation"]["participation"]
+    assert others == [facts, facts]

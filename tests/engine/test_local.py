@@ -281,6 +281,7 @@ def test_run_with_a_worker_that_dies_fails_that_stage_only(root) -> None:
 def test_worker_that_dies_while_it_is_idle_is_replaced(root, store) -> None:
     store.prepare()
     config = WorkerConfig(root=root, allow=ALLOW, tracker=Silent(), device="cpu", initialize=None, processes={})
+    store.register([Number(value=1), Number(value=2)])
     pool = ProcessPool([None], config)
     pool.begin(Number(value=1), 0)
     (first,) = pool.ended(None)

@@ -1,3 +1,4 @@
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_plan_of_single_stage_leaves_missing_ancestors_alone(root, store) -> Non
 
     assert Plan.single(leaf).pending(store) == (leaf,)
     assert executor().run(Plan.single(leaf), store).failed[leaf.key].cause == "missing parent"
+
+
+def test_chain_that_is_deeper_than_the_stack_is_planned_and_rebuilt(root, store) -> None:
+    leaf = Number(value=0)
+    for amount in range(1, sys.getrecursionlimit() + 1):
+        leaf = Add(parent=leaf, amount=amount % 7)
+        assert leaf.key
+    plan = Plan.of([leaf])
+    store.register(plan.stages)
+
+    assert len(plan.stages) == sys.getrecursionlimit() + 1
+    assert store.stage(leaf.key) == leaf
+    assert [stage.key for stage in lineage((store.stage(leaf.key),))] == [stage.key for stage in plan.stages]
 
 
 def next_of(queue: ReadyQueue):

@@ -345,7 +345,6 @@ def test_store_on_full_disk_is_a_failure_with_a_mend_and_harms_nothing(root, sto
 def test_store_full_while_a_stage_writes_is_no_bug(root, store) -> None:
     stage = Add(parent=Number(value=1), amount=1)
     root.mkdir()
-    (root / "trouble-1.0").write_text("full")
     (root / "trouble-1").write_text("full")
 
     failure = run(root, [stage]).failed[stage.key]

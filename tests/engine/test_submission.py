@@ -69,7 +69,7 @@ def test_job_of_a_failed_parent_ends_without_a_run_and_unrelated_ones_go_on(stor
     number, (bad, good) = fan([1, 2])
     child = Add(parent=bad, amount=3)
     submit(store, scheduler, [child, good])
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
 
     scheduler.work_off()
 
@@ -171,7 +171,7 @@ def test_failed_stage_of_a_job_that_goes_on_is_submitted_again_with_what_it_bloc
     leaves = [child, good]
     settings = {"joins": ("mix",), "pack": {"add": 2}}
     submit(store, scheduler, leaves, **settings)
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
     packed = scheduler.jobs["2"]
     scheduler.work_off()
     scheduler.jobs["2"] = packed
@@ -305,7 +305,7 @@ def test_three_same_tracebacks_are_refused_until_the_code_is_another(store, root
     _, (bad, good) = fan([1, 2])
     child = Add(parent=bad, amount=3)
     store.prepare()
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
     for _ in range(3):
         submit(store, scheduler, [child, good])
         scheduler.work_off()
@@ -327,7 +327,7 @@ def test_refusal_is_lifted_when_what_the_stage_meets_is_another(store, root, sch
     checkpoint = store.work(bad.key) / "checkpoints" / "checkpoint-3" / "method.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("damaged")
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
     for _ in range(3):
         submit(store, scheduler, [bad])
         scheduler.work_off()
@@ -365,7 +365,7 @@ def test_waiting_executor_returns_what_was_executed_failed_and_blocked(store, ro
     child = Add(parent=bad, amount=3)
     grandchild = Add(parent=child, amount=4)
     store.prepare()
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
     # In that module alone: others sleep as well, as the library of claims does.
     monkeypatch.setattr("harness.slurm.executor.time", SimpleNamespace(sleep=lambda _: scheduler.work_off()))
     told = []

@@ -67,7 +67,7 @@ def test_failure_stops_what_needs_it_and_nothing_else(store, root):
     child = Add(parent=bad, amount=3)
     other = Number(value=9.0)
     job = job_of(store, [number, bad, child, good], [other])
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
 
     with within_job("5"), pytest.raises(JobFailed, match=bad.key):
         job()
@@ -80,7 +80,7 @@ def test_failure_stops_what_needs_it_and_nothing_else(store, root):
 def test_job_that_cannot_write_why_its_stage_failed_says_so_by_its_exit_code(store, root, capsys, writable):
     leaf = Add(parent=Number(value=0.0), amount=1)
     job = job_of(store, lineage((leaf,)))
-    (root / "trouble-1.0").write_text("full")
+    (root / "trouble-1").write_text("full")
     if not writable:
         (root / "attempts").rmdir()
         (root / "attempts").write_text("no folder")
@@ -96,7 +96,7 @@ def test_job_that_cannot_write_why_its_stage_failed_says_so_by_its_exit_code(sto
 def test_job_whose_attempts_cannot_be_read_says_so_by_its_exit_code(store, root):
     leaf = Add(parent=Number(value=0.0), amount=1)
     job = job_of(store, lineage((leaf,)))
-    (root / "trouble-1.0").write_text("bug")
+    (root / "trouble-1").write_text("bug")
     (root / "attempts" / f"{leaf.key}.jsonl").mkdir()
 
     with within_job("5"), pytest.raises(SystemExit) as ended:
@@ -213,13 +213,13 @@ def _warn() -> None:
 def test_stage_that_does_not_stop_in_time_is_left_and_its_claim_given_back(store, root):
     leaf = chain(2)
     job = job_of(store, lineage((leaf,)), grace_seconds=0.2)
-    (root / "trouble-1.0").write_text("hold")
+    (root / "trouble-1").write_text("hold")
 
     def requeue(number, frame):
         raise SystemExit
 
     def warn():
-        wait_for((root / "holding-1.0").exists)
+        wait_for((root / "holding-1").exists)
         os.kill(os.getpid(), signal.SIGUSR2)
 
     with within_job("5"):

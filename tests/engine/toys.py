@@ -141,9 +141,9 @@ class Add(Stage):
         return []
 
     def run(self, ctx: StageContext) -> None:
-        ran(ctx, f"add:{self.amount}")
+        ran(ctx, f"add:{self.amount:g}")
         ctx.memory["seen"] = ctx.memory.get("seen", 0) + 1
-        trouble = root_of(ctx) / f"trouble-{self.amount}"
+        trouble = root_of(ctx) / f"trouble-{self.amount:g}"
         match trouble.read_text() if trouble.exists() else "":
             case "data":
                 raise DataError("`rows.json` has 3 rows; expected 5")
@@ -156,7 +156,7 @@ class Add(Stage):
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hold":
-                (root_of(ctx) / f"holding-{self.amount}").touch()
+                (root_of(ctx) / f"holding-{self.amount:g}").touch()
                 wait_for(lambda: not trouble.exists(), seconds=120)
         number = float((ctx.input(self.parent) / "sub folder" / "number.txt").read_text())
         (ctx.out / "sub folder").mkdir()
@@ -233,7 +233,7 @@ class Tune(Stage):
         ctx.facts["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         ctx.facts["workers_of_gpu"] = gpu.workers()
         ctx.facts["pid"] = os.getpid()
-        (root_of(ctx) / f"here-{self.amount}").touch()
+        (root_of(ctx) / f"here-{self.amount:g}").touch()
         wait_for(lambda: len(list(root_of(ctx).glob("here-*"))) >= self.together)
         number = float((ctx.input(self.parent) / "sub folder" / "number.txt").read_text())
         (ctx.out / "sub folder").mkdir()

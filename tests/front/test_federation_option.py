@@ -1,5 +1,7 @@
 """The federation as a choice: no key without one, an axis with one, and what clients cannot do is refused."""
 
+from collections import Counter
+
 import pytest
 from composed import compose
 
@@ -7,6 +9,7 @@ from harness.config.build import cells_of
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError
+from harness.slurm.packing import arrange_jobs
 
 BEFORE = ("base", "align", "aligned_harm", "aligned_harm_answers", "aligned_accuracy", "aligned_over_refusal")
 AFTER = ("poison", "finetune", "harm_answers", "harm", "task_answers", "accuracy", "over_refusal")
@@ -41,6 +44,29 @@ def test_aggregators_share_the_mixture_and_are_an_axis_of_the_sweep():
     assert len({cell.keys["finetune"] for cell in cells}) == 3
 
 
+@pytest.mark.parametrize(("jobs", "per_round"), [("round", 1), ("client", 3)])
+def test_rounds_as_jobs_change_the_plan_and_the_keys_of_the_finetuning_only(jobs, per_round):
+    whole, divided = cell_of("federation=tiny"), cell_of("federation=tiny", f"federation.jobs={jobs}")
+    counts = Counter(stage.name for stage in Plan.of(divided.leaves).stages)
+
+    assert cell_of("federation=tiny", "federation.jobs=null").keys == whole.keys
+    assert divided.keys.keys() == whole.keys.keys()
+    assert all(divided.keys[part] == whole.keys[part] for part in (*BEFORE, "poison"))
+    assert divided.keys["finetune"] != whole.keys["finetune"]
+    assert (counts["client"], counts["server"], counts["finetune"]) == (20 * per_round, 20, 1)
+
+
+def test_clients_of_a_round_are_jobs_that_wait_for_the_server_and_a_round_is_one_job():
+    def arrays(jobs):
+        small = ("federation=tiny", "federation.rounds=2", f"federation.jobs={jobs}")
+        todo = [stage for stage in Plan.of(cell_of(*small).leaves).stages if stage.name in ("client", "server")]
+        fused = arrange_jobs(todo, queued=(), fuse=("server",), fuse_siblings=(), chains_per_job={}, limit=100)
+        return [[[stage.name for stage in chain] for (chain,) in array.jobs] for array in fused]
+
+    assert arrays("client") == [[["client"]] * 3, [["server"]]] * 2
+    assert arrays("round") == [[["client", "server"]]] * 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "malicious"), [(["attack_ratio=p00"], 0), (["attack_ratio=p10"], 1), (["attack_ratio=p15"], 2)]
 )
@@ -66,6 +92,11 @@ def test_without_an_attack_no_client_is_malicious_whatever_the_setting():
         (["finetune.rows=5"], "`federation.clients`: 5 rows for 10 clients"),
         (["guardrail=tiny"], "`guardrail`: `tiny_guard` reads the rows"),
         (["defense=salora"], "`defense.finetune`: `salora` looks at all of the user's rows"),
+        (["defense/finetune=panacea"], "`defense.finetune`: `panacea` hands the perturbation"),
+        (["defense/finetune=bds"], "`defense.finetune`: `bds` gives every row a weight"),
+        (["defense/finetune=ml_lr"], "`defense.finetune`: `ml_lr` trains parts of the model"),
+        (["defense/finetune=seal"], "`defense.finetune`: `seal` changes the rows"),
+        (["federation.average=product", "+align.adapter.variant=dora"], "`federation.average`: .*`dora`"),
         (["attack=pure"], "`attack.method`: `pure` is one user's"),
         (["attack=benign_selection"], "`attack.method`: `benign_selection` is one user's"),
         (["attack=ablation"], "`federation`: `federation` belongs to a fine-tuning"),

@@ -52,7 +52,7 @@ def test_place_of_a_record_that_named_resources_by_a_class_is_read(slurm):
     assert execution_settings_of(slurm, {}).cluster.resources.keys() == {
         "default", "base", "align", "poison", "finetune", "repair", "generate", "grade", "measure",
         "tamper", "moderate", "refusals", "ensemble", "leak", "score",
-        "expert", "fuse", "route", "routes", "calibrate", "harmful_rows",
+        "expert", "fuse", "route", "routes", "client", "server", "calibrate", "harmful_rows",
     }  # fmt: skip
 
 

@@ -55,6 +55,25 @@ def test_overhead_is_over_the_tasks_that_both_have(maker):
     assert told["booster"].total > told["sft"].total
 
 
+def test_stages_that_are_no_parts_of_cells_count_with_the_stage_that_is_made_of_them(maker):
+    cells = [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "booster")]
+    tuned, aligned = cells[1]["keys"]["finetune"], cells[1]["keys"]["align"]
+    rounds = [maker._trained("client", f"round-{number}", {}) for number in range(2)]
+    parents = {tuned: [aligned, rounds[1]], rounds[1]: [aligned, rounds[0]], rounds[0]: [aligned]}
+    traits = {"kind": "client", "trains": True, "parallel": True, "attacked": True, "settings": {}}
+    stages = {key: {**traits, "parents": parents[key]} for key in rounds}
+    stages[tuned] = {**traits, "kind": "finetune", "parents": parents[tuned]}
+
+    results = load_results(maker.store, maker.sweep(cells, stages=stages))
+    (client,) = (cost for cost in kinds(results) if cost.kind == "client")
+    told = {each.defense: each for each in overheads(results)}
+
+    assert (client.distinct, client.finished, client.unshared) == (2, 2, 2)
+    assert told["booster"].seconds == {"align": 600.0, "finetune": 1800.0}
+    assert told["booster"].ratio == 2.0
+    assert told["sft"].seconds == {"align": 600.0, "finetune": 600.0}
+
+
 def test_ensemble_costs_what_all_of_its_members_do_and_what_they_share_once(maker):
     plain, other = (maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "booster"))
     keys = {

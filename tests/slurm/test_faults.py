@@ -52,11 +52,11 @@ class Fork(Toys):
 
     def hold(self) -> None:
         """Let the struck stage wait when it runs."""
-        (self.root / "trouble-1.0").write_text("hold")
+        (self.root / "trouble-1").write_text("hold")
 
     def holding(self) -> str:
         """Wait until it does; return its job."""
-        wait_until((self.root / "holding-1.0").exists, what="the held stage")
+        wait_until((self.root / "holding-1").exists, what="the held stage")
         return self.job(self.struck)
 
     def alone(self) -> str:
@@ -65,8 +65,8 @@ class Fork(Toys):
         return self.state(self.struck).node
 
     def release(self) -> None:
-        (self.root / "trouble-1.0").unlink(missing_ok=True)
-        (self.root / "holding-1.0").unlink(missing_ok=True)
+        (self.root / "trouble-1").unlink(missing_ok=True)
+        (self.root / "holding-1").unlink(missing_ok=True)
 
     def finish(self, tmp_path: Path) -> None:
         """Submit again, and compare with a run that nothing disturbed."""
@@ -102,7 +102,7 @@ def test_worker_that_is_killed_job_that_is_cancelled_and_stage_that_raises_are_t
     for amount, trouble in ((1.0, "hold"), (3.0, "hold"), (5.0, "bug")):
         (root / f"trouble-{amount}").write_text(trouble)
     toys.submit()
-    wait_until(lambda: (root / "holding-1.0").exists() and (root / "holding-3.0").exists(), what="the held stages")
+    wait_until(lambda: (root / "holding-1").exists() and (root / "holding-3").exists(), what="the held stages")
 
     for process in processes(toys.job(killed)):
         process.kill()
@@ -255,7 +255,7 @@ def test_disk_that_is_full_harms_nothing_stored(tmp_path):
             ["dd", "if=/dev/zero", f"of={disk / 'ballast'}", "status=none"], check=False, stderr=subprocess.DEVNULL
         )
 
-        (fork.root / "trouble-1.0").unlink()
+        (fork.root / "trouble-1").unlink()
         fork.settled()
         fork.verify()
         state = fork.state(fork.struck)
@@ -285,7 +285,7 @@ def test_two_submissions_at_once_run_each_stage_once(root, tmp_path):
         submission.join()
 
     assert {state.what for state in other.settled().values()} == {"stored"}
-    assert runs(root) == dict.fromkeys(["number:100.0", "add:1.0", "add:2.0", "add:10.0", "add:20.0", "add:7.0"], 1)
+    assert runs(root) == dict.fromkeys(["number:100.0", "add:1", "add:2", "add:10", "add:20", "add:7"], 1)
     assert mine.numbers() == mine.undisturbed(tmp_path / "undisturbed")
 
 
@@ -341,7 +341,7 @@ def test_slurmd_that_loses_its_network_never_lets_a_stage_run_twice_at_once(root
         start_slurmd(node)
 
     assert {state.what for state in states.values()} == {"stored"}
-    assert runs(root)["add:1.0"] == 1, "the first run went on, unseen, and the second waited for it"
+    assert runs(root)["add:1"] == 1, "the first run went on, unseen, and the second waited for it"
     assert fork.numbers() == fork.undisturbed(tmp_path / "undisturbed")
 
 
@@ -376,14 +376,14 @@ def test_packed_stage_whose_parent_fails_takes_no_neighbour_along(root, tmp_path
     heads = [Add(parent=Number(value=0.0), amount=float(one)) for one in (1, 2, 3)]
     leaves = [Mix(left=head, right=Number(value=9.0)) for head in heads]
     toys = Toys(root, leaves, ToySite(pack={"mix": 3}))
-    (root / "trouble-2.0").write_text("bug")
+    (root / "trouble-2").write_text("bug")
 
     toys.submit()
     states = toys.settled()
 
     assert [states[leaf.key].what for leaf in leaves] == ["stored", "failed", "stored"]
     assert states[leaves[1].key].cause == Cause.MISSING_PARENT
-    (root / "trouble-2.0").unlink()
+    (root / "trouble-2").unlink()
     toys.submit()
     assert {state.what for state in toys.settled().values()} == {"stored"}
     toys.verify()

@@ -72,6 +72,7 @@ def test_fusion_is_the_sum_of_the_experts_and_leaves_them_as_they_are(store):
     assert all(-1 <= value <= 1 for value in stated["cosines"].values())
 
 
+@pytest.mark.slow
 def test_ties_states_the_norm_that_its_rank_loses(store):
     full, low = (
         facts(done(store, cell_of("fuse=ties", f"fuse.method.rank={rank}").stages["fuse"])) for rank in (128, 2)

@@ -12,9 +12,10 @@ from harness.engine.seeding import derive
 from harness.errors import DataError, ModelError, Stopped
 from harness.protocols import Product
 from harness.training.budget import Budget, Scheduler
-from harness.training.federated import train_rounds
+from harness.training.federated import Turn, train_rounds, train_turn
 from harness.training.product_mean import mean_product
 from harness.training.rounds import Rounds
+from harness.training.server import Server, flat
 from harness.training.trainer import train
 
 ROWS = rows_of(golden("sft")[1], "alignment", 2)[:8]
@@ -109,6 +110,55 @@ def test_run_that_is_killed_in_a_round_resumes_after_the_last_finished_one(tmp_p
     assert all(torch.equal(value, trainables(model)[name]) for name, value in trainables(whole).items())
     assert report.history == expected.history
     assert report.rounds == expected.rounds
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "kept"}, {"average": "product"}])
+def test_clients_that_train_apart_from_each_other_come_to_the_same_bits(tmp_path, settings):
+    rounds = Rounds(per_round=3, rounds=3, local_steps=2, aggregate=Mean(), **settings)
+    expected, report = federated(tmp_path / "whole", rounds=rounds, model=dropping(), mixed=ROWS[:1])
+    start, moments, history, records = None, {}, [], []
+
+    for number in range(3):
+        sent = []
+        for client in reversed(rounds.drawn(4, number, 5)):
+            torch.manual_seed(client)
+            (played,) = (
+                train_turn(
+                    dropping(),
+                    turn=Turn(number, (client,), start, {c: m for c, m in moments.items() if c == client}),
+                    method=None,
+                    rows=ROWS,
+                    mixed=ROWS[:1],
+                    shards=SHARDS,
+                    rounds=rounds,
+                    budget=BUDGET,
+                    seed=5,
+                    pad_id=PAD,
+                    work=tmp_path / f"{number}-{client}",
+                    tracker=Recorder(),
+                ).played,
+            )
+            sent += played.sent
+            moments[client] = played.sent[0].moments
+        names = [name for name, _ in played.parameters]
+        server = Server(names, Shards([], 4, SHARDS.malicious), played.sizes, rounds, BUDGET, 5)
+        result = server.combine(played.start, sorted(sent, key=lambda each: each.client), number)
+        start = flat(result.values)
+        history.append(result.entry)
+        records.append(result.record)
+
+    assert torch.equal(start, flat(list(trainables(expected).values())))
+    assert history == report.history
+    assert records == report.rounds
+
+
+def test_epochs_are_examples_seen_over_examples_held(tmp_path):
+    # Three honest clients hold two rows and one mixed in, the malicious one two; two batches of three are two epochs.
+    everyone = Rounds(per_round=4, rounds=2, local_steps=2, aggregate=Mean())
+
+    _, report = federated(tmp_path, rounds=everyone, mixed=ROWS[:1])
+
+    assert [entry["epoch"] for entry in report.history] == [2, 4]
 
 
 def dropping():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class StageRecord:
         damaged: whether its manifest exists but cannot be read; cost, facts and provenance are then unknown.
         perhaps_cut: upper bound of the truncated prompts, for stages of an earlier version, which did not count them.
         reported_shares: the facts that are columns of the cells' rows, each with its meaning.
+        made_of: keys of its ancestors that are no part of a cell, such as the rounds of a federation.
     """
 
     key: str
@@ -57,6 +58,7 @@ class StageRecord:
     damaged: bool = False
     perhaps_cut: int = 0
     reported_shares: Mapping[str, str] = field(default_factory=dict)
+    made_of: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,7 +110,7 @@ class StageRecord:
 
 
 def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, StageRecord]:
-    """Return the stages of a sweep by key, in the order of its cells.
+    """Return the stages of a sweep by key, in the order of its cells; those that are no part of one before their user.
 
     Artifacts are not verified; a stage whose manifest cannot be read is marked as damaged.
 
@@ -116,13 +118,17 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
         store: the store.
         record: the sweep record; its ``stages`` and ``predicted`` may be absent.
     """
-    uses = Counter(key for cell in record["cells"] for key in set(cell["keys"].values()) if key is not None)
-    parts = {key: part for cell in record["cells"] for part, key in cell["keys"].items() if key is not None}
-    folders = store.layout.folders_by_key()
     planned = record.get("stages", {})
+    parts = {key: part for cell in record["cells"] for part, key in cell["keys"].items() if key is not None}
+    made_of = {key: _unnamed_ancestors(key, planned, parts) for key in parts}
+    named = [set(cell["keys"].values()) - {None} for cell in record["cells"]]
+    uses = Counter(each for keys in named for each in keys.union(*(made_of[key] for key in keys)))
+    ordered = dict.fromkeys(each for key in parts for each in (*made_of[key], key))
+    folders = store.layout.folders_by_key()
     predicted = record.get("predicted", {})
     stage_records = {}
-    for key, part in parts.items():
+    for key in ordered:
+        part = parts.get(key, "")
         folder = folders.get(key)
         recorded = planned.get(key, {})
         kind = folder.parent.name if folder else _kind(part, recorded)
@@ -146,6 +152,7 @@ def load_stage_records(store: Store, record: Mapping[str, Any]) -> dict[str, Sta
             attacked=traits["attacked"],
             settings=settings if settings is None or traits is recorded else settings_in(settings, spec),
             reported_shares=recorded.get("reported_shares", {}),
+            made_of=made_of.get(key, ()),
             perhaps_cut=perhaps_cut(folder, _json(store.layout.spec(key))) if folder and uncounted else 0,
             # lexists: a dangling link or a folder in its place is a damaged manifest as well.
             damaged=folder is not None and "seconds" not in manifest and os.path.lexists(folder / MANIFEST),
@@ -164,6 +171,18 @@ def trained_in(record: Mapping[str, Any]) -> dict[str, str]:
             if key is not None and (recorded if "trains" in recorded else traits_of(kind))["trains"]:
                 trained[key] = kind
     return trained
+
+
+def _unnamed_ancestors(key: str, planned: Mapping[str, Any], named: Collection[str]) -> tuple[str, ...]:
+    """Return the ancestors of a stage that are reached from it through stages that are no parts of cells, in order."""
+    found: dict[str, None] = {}
+    pending = [key]
+    while pending:
+        for parent in planned.get(pending.pop(), {}).get("parents", ()):
+            if parent not in named and parent not in found:
+                found[parent] = None
+                pending.append(parent)
+    return tuple(reversed(found))
 
 
 def _kind(part: str, recorded: Mapping[str, Any]) -> str:

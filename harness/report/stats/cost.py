@@ -110,11 +110,19 @@ def _seconds(results: Results, rows: DataFrame) -> dict[str, float | None]:
         cells = rows[columns].itertuples(index=False, name=None)
         together = dict.fromkeys(tuple(dict.fromkeys(key for key in cell if isinstance(key, str))) for cell in cells)
         together.pop((), None)
-        sums = [_sum([_device_seconds(results, results.stage_records[key]) for key in keys]) for keys in together]
+        sums = [_sum([_whole_seconds(results, results.stage_records[key]) for key in keys]) for keys in together]
         known = [each for each in sums if each is not None]
         if together:
             means[kind] = sum(known) / len(known) if known else None
     return means
+
+
+def _whole_seconds(results: Results, entry: StageRecord) -> float | None:
+    """Return the device seconds of a finished stage and of the stages that it was made of, see ``StageRecord``."""
+    own = _device_seconds(results, entry)
+    if own is None:
+        return None
+    return own + sum(_device_seconds(results, results.stage_records[key]) or 0.0 for key in entry.made_of)
 
 
 def _sum(seconds: Sequence[float | None]) -> float | None:
