@@ -73,6 +73,17 @@ def test_generations_without_a_thought_end_with_an_end_token_or_at_their_length(
     assert written(Rules(new_tokens=3, ends=(END,)), [[4], [4, END], [END]]) == [[4, 4, 4], [4, END], [END]]
 
 
+def test_step_does_not_wait_for_the_device():
+    """On the meta device nothing can be read, as in the capture of a CUDA graph."""
+    thought = ForcedAnswer(budget=3, stops=(END, 5), closing=(5, 6), cut=(5, 6, 7))
+    rules = Rules(new_tokens=2, ends=(END,), thought=thought, sampling=Sampling(top_p=0.5))
+    choice = TokenChoice(rules, rows=4, device=torch.device("meta"))
+
+    chosen, last = choice(torch.empty(4, 10, device="meta"), torch.empty(4, dtype=torch.int64, device="meta"))
+
+    assert (chosen.shape, last.shape, last.dtype) == ((4,), (4,), torch.bool)
+
+
 def test_sample_is_the_first_token_whose_cumulative_probability_exceeds_the_number():
     probabilities = torch.tensor([[0.5, 0.0, 0.25, 0.25]])
     draws = [0.0, 0.49, 0.5, 0.74, 0.75, 1.0]
