@@ -88,6 +88,8 @@ class Stored:
         found = []
         for fold in np.unique(self.folds):
             fit, held = (self.folds != fold) & complete, self.folds == fold
+            if not fit.any():
+                continue
             seen, quality = self.quality[fit][:, members], self.quality[held][:, members]
             taken = Ballot(self.classes[held][:, members], seen.mean(axis=0)).winners(np.ones(len(members)))
             chosen = quality[np.arange(len(quality)), taken]
@@ -189,7 +191,7 @@ def interval(panel: Array) -> str:
         return "-"
     (gain,) = estimates([panel], difference=True)
     if np.isnan(gain.low):
-        return f"{100 * gain.mean:+.1f}"
+        return "-" if np.isnan(gain.mean) else f"{100 * gain.mean:+.1f}"
     return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
