@@ -106,6 +106,7 @@ class Routed:
 
     name: ClassVar[str] = "routed"
     version: ClassVar[int] = 1
+    base_weights: ClassVar[str] = "checks that the experts fit the shapes of its matrices"
     adapter: Lora
     method: Routing
     experts: tuple[Name, ...] = EVERY

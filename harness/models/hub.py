@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from harness.errors import ModelError, Problem
+from harness.models.quantized import Quantization
 from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
 
 REFERENCE = "reference.json"
@@ -32,6 +33,8 @@ class HubModel:
         dtype: dtype of the weights.
         attention: attention implementation.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        quantized: ``nf4`` keeps the matrices of linear layers in four bits, see ``harness.models.quantized``;
+            null keeps them in ``dtype``.
     """
 
     name: ClassVar[str] = "hub"
@@ -42,6 +45,7 @@ class HubModel:
     dtype: Precision = Precision.BFLOAT16
     attention: Attention = Attention.SDPA
     gradient_checkpointing: bool = False
+    quantized: Quantization | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -63,7 +67,7 @@ class HubModel:
             found.append(Problem("", self._unpinned()))
         elif constants.HF_HUB_OFFLINE and self._cached() is None:
             found.append(Problem("", self._offline()))
-        return [*found, *missing_packages(self.attention)]
+        return [*found, *missing_packages(self.attention, self.quantized)]
 
     def at_hand(self) -> bool:
         """Return whether the model is in the Hub's cache."""
@@ -88,6 +92,11 @@ class HubModel:
         folder = self.tokenizer_folder()
         return None if folder is None else SavedModel(folder).parts()
 
+    def loaded_bytes(self) -> int | None:
+        """Return the bytes of the weights in memory; None if the model is not in the Hub's cache."""
+        folder = self.tokenizer_folder()
+        return None if folder is None else SavedModel(folder).bytes(self.dtype, self.quantized)
+
     def fetch(self) -> str:
         """Download the model into the Hub's cache unless it is there; return its name, commit and size.
 
@@ -103,8 +112,12 @@ class HubModel:
             ModelError: the model is not available on this machine.
         """
         folder = self.folder()
-        (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-        return {"repo": self.repo, "revision": self.revision, "parameters": SavedModel(folder).parameters()}
+        (out / REFERENCE).write_text(json.dumps(_stored(self), indent=2, sort_keys=True) + "\n")
+        saved = SavedModel(folder)
+        facts = {"repo": self.repo, "revision": self.revision, "parameters": saved.parameters()}
+        if self.quantized is not None:
+            facts |= {"quantized": self.quantized.value, "bytes": saved.bytes(self.dtype, self.quantized)}
+        return facts
 
     def open(self, device: str) -> Opened:
         """Load model and tokenizer onto a device.
@@ -118,6 +131,7 @@ class HubModel:
             dtype=self.dtype,
             attention=self.attention,
             gradient_checkpointing=self.gradient_checkpointing,
+            quantized=self.quantized,
         )
 
     def folder(self) -> Path:
@@ -203,6 +217,11 @@ def files_of_reference(folder: Path) -> tuple[Path, Precision]:
     return source.folder(), source.dtype
 
 
+def _stored(source: HubModel) -> dict[str, object]:
+    # A setting that is not used is left out, as in a key.
+    return {name: value for name, value in asdict(source).items() if value is not None}
+
+
 def _referred(folder: Path) -> HubModel:
     path = folder / REFERENCE
     try:
@@ -213,6 +232,7 @@ def _referred(folder: Path) -> HubModel:
             dtype=Precision(known["dtype"]),
             attention=Attention(known["attention"]),
             gradient_checkpointing=known["gradient_checkpointing"],
+            quantized=Quantization(known["quantized"]) if "quantized" in known else None,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

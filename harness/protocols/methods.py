@@ -162,6 +162,16 @@ class NeedsPlainLora(Protocol):
 
 
 @runtime_checkable
+class ReadsBaseWeights(Named, Protocol):
+    """Optional: settings of a method or of a fusion that reads matrices of the base, which a base in four bits has not.
+
+    ``base_weights`` says what it does with them, as in "it takes the norms of their columns".
+    """
+
+    base_weights: ClassVar[str]
+
+
+@runtime_checkable
 class TrainsWeights(Protocol):
     """Optional: settings of a method that also works where a model's own weights are trained instead of an adapter.
 
