@@ -10,9 +10,11 @@ import torch
 from composed import compose
 
 from harness.config.build import cells_of
+from harness.engine.claim import Claims
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError, ModelError
+from harness.execution.attempt import WorkerContext, attempt
 from harness.local.executor import LocalExecutor
 from harness.models import adapter, local
 from harness.models.loading import ModelRef, loaded_model
@@ -23,6 +25,7 @@ from harness.slurm.settings import Resources, Slurm
 from harness.stages.grade import read_summary
 from harness.stages.train_adapter import ADAPTER
 from harness.sweep.quantized_bases import QuantizedBase, check_quantized_bases, quantized_bases
+from harness.tracking.jsonl import Jsonl
 from harness.training.budget import Precision as Passing
 from harness.training.passes import passes_on
 
@@ -236,8 +239,26 @@ def test_cell_runs_to_its_scores_and_a_second_run_is_the_same_bit_for_bit(mine, 
     assert any(not torch.equal(found[0][0][0][name], found[0][0][1][name]) for name in found[0][0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bitsandbytes")
-def test_stages_of_a_process_leave_the_base_as_it_was(referred, tmp_path):
+def test_two_trainings_of_a_process_share_one_base_and_leave_its_bytes_as_they_were(mine, tmp_path):
+    stages, store, memory = cell_of(mine, *CELL).stages, Store(tmp_path / "store"), {}
+    context = WorkerContext(store=store, claims=Claims(store.claims), tracker=Jsonl(), memory=memory)
+    assert attempt(stages["base"], context).outcome == "executed"
+    base = stages["base"].weights(store.path)
+    with loaded_model(base, memory) as loaded:
+        model, before = loaded.model, packed(loaded.model)
+
+    trained = [attempt(stages[name], context).outcome for name in ("align", "poison", "finetune")]
+
+    assert trained == ["executed"] * 3
+    with loaded_model(base, memory) as loaded:
+        assert loaded.model is model
+        assert same(packed(loaded.model), before)
+
+
+@pytest.mark.usefixtures("bitsandbytes")
+def test_adapters_are_detached_and_the_base_is_as_it_was(referred):
     memory = {}
     with loaded_model(referred, memory) as loaded:
         before, model = packed(loaded.model), loaded.model
