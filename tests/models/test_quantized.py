@@ -132,6 +132,7 @@ def test_bytes_are_four_bits_with_the_magnitudes_of_blocks_in_layers_and_the_dty
         ),
         (["defense=sn_tune", "finetune.adapter=single"], "defense.align", "norms of their columns"),
         (["attack=ablation", "finetune.adapter=single"], "tamper", "changes matrices of the aligned model"),
+        (["fuse=moe", "finetune.adapter=single"], "fuse", "shapes of its matrices"),
         (
             ["evaluation.decoding.engine=vllm", "finetune.adapter=single"],
             "evaluation.decoding.engine",
