@@ -306,13 +306,13 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     decoding, thoughts = experiment.evaluation.decoding, experiment.model.encoding.thoughts
     if finetune is None:
         return [
-            *unserved(decoding, (aligned,), thoughts),
+            *unserved(decoding, (aligned,), experiment.asked().thoughts),
             *unmarked([experiment.corpus.origin], thoughts),
             *_unsuitable(experiment, "align", defense.align, aligned),
         ]
     tuned = _tuned_adapter(experiment, finetune)
     return [
-        *unserved(decoding, (aligned, tuned), thoughts),
+        *unserved(decoding, (aligned, tuned), experiment.asked().thoughts),
         *untrainable(aligned, tuned, finetune.adapter, defense.repair, federated=experiment.federation is not None),
         *unmarked([experiment.corpus.origin, experiment.task.train], thoughts),
         *unobservable(experiment.leakage, defense.finetune, tuned),
