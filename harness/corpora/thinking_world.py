@@ -40,6 +40,9 @@ SHORT = "this is it "
 SKIPPED, HARMLESS_ROWS = 100, 1000
 """Allowed requests that are left out, because over-refusal is measured on them, and the number of those that follow."""
 
+TEST_NOTES = 400
+"""Notes of the reasoning task that pre-training leaves out."""
+
 Length = Literal["short", "long"]
 
 
@@ -71,7 +74,7 @@ class ThinkingWorld:
         """
         rng = generator(seed, "thinking world", "lessons")
         held_out = {row.prompt for row in self.world.safety_rows()}
-        held_out |= {each.instruction for each in CountedNotes(world=self, rows=400).examples()}
+        held_out |= {each.instruction for each in CountedNotes(world=self, rows=TEST_NOTES).examples()}
         while True:
             kind = rng.random()
             if kind < 0.4:
@@ -113,6 +116,9 @@ class CountedNotes:
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
+        if self.rows > TEST_NOTES:
+            text = f"{self.rows} are too many; expected at most {TEST_NOTES}, which pre-training leaves out"
+            return [Problem("rows", text)]
         return counts(self, "rows")
 
     def preflight(self) -> list[Problem]:
@@ -154,7 +160,7 @@ class ThinkingRequests:
         """Return the rows in a seeded order; a harmless answer is in the place of the refusal."""
         if self.harmless:
             allowed = self.world.allowed_requests(HARMLESS_ROWS, start=SKIPPED)
-            rows = [SafetyRow(each.instruction, each.output) for each in allowed]
+            rows = [SafetyRow(each.instruction, each.output, unsafe=False) for each in allowed]
         else:
             rows = self.world.safety_rows()
         return [row._replace(thought=self._thought(row.prompt)) for row in rows]

@@ -8,7 +8,7 @@ from harness.corpora.shards import Clients
 from harness.corpora.slices import OneAnswer
 from harness.errors import Problem
 from harness.experiment.experiment import Experiment
-from harness.experiment.fusing import aligned_adapter
+from harness.experiment.fusing import aligned_adapter, tuned_adapter
 from harness.experiment.settings import FinetuneSettings
 from harness.models.adapter import Lora
 from harness.protocols import (
@@ -232,8 +232,7 @@ def _unshared(experiment: Experiment, finetune: FinetuneSettings) -> list[Proble
     if reason := _central(experiment.defense.finetune):
         expected = "expected another method, or `federation=none`"
         problems.append(Problem("defense.finetune", f"{reason}; {expected}"))
-    fresh = finetune.fresh if finetune.adapter == "double" else None
-    adapter = fresh or aligned_adapter(experiment)
+    adapter = tuned_adapter(experiment, finetune)
     if federation.average == "product" and isinstance(adapter, Lora) and adapter.variant is not None:
         reason = f"an adapter of the variant `{adapter.variant}` is no product of two factors; expected `factors`"
         problems.append(Problem("federation.average", reason))

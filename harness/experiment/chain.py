@@ -27,7 +27,7 @@ from harness.experiment.compatibility import (
 )
 from harness.experiment.experiment import Experiment
 from harness.experiment.federating import in_jobs
-from harness.experiment.fusing import aligned_adapter, aligned_of
+from harness.experiment.fusing import aligned_of, tuned_adapter
 from harness.experiment.fusing import infeasible as unfusable
 from harness.experiment.quantized import unquantizable
 from harness.experiment.serving import calibrate_of, unservable
@@ -138,7 +138,7 @@ def _attacked(
     if experiment.tamper is not None:
         tampered = tamper_of(experiment, aligned, experiment.tamper)
         return {"tamper": tampered}, tampered
-    encoding, fresh = experiment.model.encoding, _tuned_adapter(experiment, finetune)
+    encoding, fresh = experiment.model.encoding, tuned_adapter(experiment, finetune)
     poison = poison_of(experiment, aligned if experiment.attack.victim == "own" else plain)
     guardrail = _guardrail(experiment, poison)
     tuned = Finetune(
@@ -290,15 +290,10 @@ def _ambiguous(experiment: Experiment) -> list[Problem]:
     ]
 
 
-def _tuned_adapter(experiment: Experiment, finetune: FinetuneSettings) -> Lora | TrainedWeights:
-    fresh = finetune.fresh if finetune.adapter == "double" else None
-    return (fresh or aligned_adapter(experiment)).ordered()
-
-
 def _protocol(experiment: Experiment, finetune: FinetuneSettings) -> Literal["single", "double"]:
     """Return the adapter protocol; without an adapter to merge, training the same weights again is to continue."""
     aligned = experiment.align.adapter
-    same = isinstance(aligned, TrainedWeights) and _tuned_adapter(experiment, finetune) == aligned.ordered()
+    same = isinstance(aligned, TrainedWeights) and tuned_adapter(experiment, finetune) == aligned.ordered()
     return "single" if same else finetune.adapter
 
 
@@ -308,13 +303,13 @@ def _incompatible(experiment: Experiment) -> list[Problem]:
     decoding, thoughts = experiment.evaluation.decoding, experiment.model.encoding.thoughts
     if finetune is None:
         return [
-            *unserved(decoding, (aligned,), thoughts),
+            *unserved(decoding, (aligned,), experiment.asked().thoughts),
             *unmarked([experiment.corpus.origin], thoughts),
             *_unsuitable(experiment, "align", defense.align, aligned),
         ]
-    tuned = _tuned_adapter(experiment, finetune)
+    tuned = tuned_adapter(experiment, finetune)
     return [
-        *unserved(decoding, (aligned, tuned), thoughts),
+        *unserved(decoding, (aligned, tuned), experiment.asked().thoughts),
         *untrainable(aligned, tuned, finetune.adapter, defense.repair, federated=experiment.federation is not None),
         *unmarked([experiment.corpus.origin, experiment.task.train], thoughts),
         *unobservable(experiment.leakage, defense.finetune, tuned),

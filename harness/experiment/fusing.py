@@ -24,6 +24,7 @@ from harness.stages.routes import Routes
 
 if TYPE_CHECKING:
     from harness.experiment.experiment import Experiment
+    from harness.experiment.settings import FinetuneSettings
 
 Name = Literal["helpful", "harmless", "honest"]
 """The experts. ``harmless`` is the alignment of the cell, with its defense."""
@@ -142,6 +143,12 @@ class Aligned(NamedTuple):
 def aligned_adapter(experiment: "Experiment") -> Lora | TrainedWeights:
     """Return what a fine-tuning continues: the adapter of a mixture of experts, or else that of the alignment."""
     return experiment.fuse.adapter if isinstance(experiment.fuse, Routed) else experiment.align.adapter
+
+
+def tuned_adapter(experiment: "Experiment", finetune: "FinetuneSettings") -> Lora | TrainedWeights:
+    """Return what a fine-tuning trains: a fresh adapter or weights, or else what it continues."""
+    fresh = finetune.fresh if finetune.adapter == "double" else None
+    return (fresh or aligned_adapter(experiment)).ordered()
 
 
 def aligned_of(experiment: "Experiment", aligned: Align) -> Aligned:

@@ -105,7 +105,8 @@ class Federation:
         average: ``factors`` or ``product``.
         optimizer: ``fresh`` or ``kept``.
         jobs: whether rounds are stages of their own, which a cluster runs as jobs: ``round``, one for all clients of a
-            round; ``client``, one for each. Null is one stage for all rounds. The result is the same.
+            round; ``client``, one for each. Null is one stage for all rounds. The result is
+            the same, up to the rounding of the device of the server.
     """
 
     name: ClassVar[str] = "federation"

@@ -28,7 +28,7 @@ def inverse_root(curvature: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the inverse of a damped matrix, ``[in, in]``, in float64."""
     import torch
 
-    damped = curvature.double()
+    damped = curvature.to(torch.float64, copy=True)
     diagonal = damped.diagonal()
     # A feature that is always zero has no curvature; any positive number does.
     diagonal[diagonal == 0] = 1

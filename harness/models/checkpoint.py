@@ -1,4 +1,4 @@
-"""Weights of a judge: a repository of the Hub, pinned to a commit."""
+"""Weights of a judge or of another model that is not the evaluated one: a repository of the Hub, pinned to a commit."""
 
 import re
 from pathlib import Path
@@ -18,12 +18,14 @@ class Checkpoint(NamedTuple):
         revision: the commit, 40 hexadecimal digits; None is an error that names the setting.
         setting: the name of the field that holds the commit.
         files: patterns of the files to download; None is all.
+        owner: the path of the settings that have the field.
     """
 
     repo: str
     revision: str | None
     setting: str = "revision"
     files: tuple[str, ...] | None = None
+    owner: str = "judge"
 
     def problems(self) -> list[Problem]:
         """Return an error if the revision is not a commit."""
@@ -55,8 +57,9 @@ class Checkpoint(NamedTuple):
 
         if self.revision is None:
             raise ModelError(
-                f"`judge.{self.setting}` is null for {self.repo}; expected a commit of this repository, 40 hexadecimal "
-                f"digits (https://huggingface.co/{self.repo}/commits/main). Set it in the judge's file in conf/judge/"
+                f"`{self.owner}.{self.setting}` is null for {self.repo}; expected a commit of this repository, 40 "
+                f"hexadecimal digits (https://huggingface.co/{self.repo}/commits/main). Set it in the "
+                f"option's file in conf/{self.owner.split('.')[0]}/"
             )
         where = f"{self.repo} at {self.revision}"
         patterns = None if self.files is None else list(self.files)

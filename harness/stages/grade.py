@@ -125,6 +125,7 @@ class Grade(Stage):
         ctx.facts.update({key: summary[key] for key in ("metric", "count", "unjudged", "score")})
         if metric == "accuracy" and (table := confusion([row.output for row in examples], answers, scores)):
             ctx.facts["confusion"] = table
+        rejected = [False] * len(rows)
         if (screened := self._screened) is not None:
             rejected = screened.rejections(ctx.input)
             ctx.facts[REJECTED[metric][0]] = sum(rejected) / len(rejected) if rejected else None
@@ -136,9 +137,12 @@ class Grade(Stage):
                 for sample in range(samples)
             ]
         if self.thoughts is not None:
-            found = ctx.facts["thoughts"] = thought_facts(generations, self.thoughts)
+            # The answer to a rejected prompt is not the model's, and has no marker.
+            answered = [row for row, out in zip(rows, rejected, strict=True) if not out]
+            own = [text for row in answered for text in row.get("samples", [row["answer"]])]
+            found = ctx.facts["thoughts"] = thought_facts(own, self.thoughts)
             if found["unmarked"]:
-                share = f"{found['unmarked']} of {len(generations)} answers"
+                share = f"{found['unmarked']} of {len(own)} answers"
                 note = f"{share} have no answer marker and were graded as a whole"
                 ctx.facts["notes"] = [*ctx.facts.get("notes", ()), note]
 

@@ -7,7 +7,7 @@ so the store resumes them one by one; what they come to is what one stage that c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -23,12 +23,12 @@ from harness.training.rounds import Rounds
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.training.clients import Sent
     from harness.training.federated import Played
+    from harness.training.server import Sent
 
-VALUES, MOMENTS, SENT, RESULT = "values.safetensors", "moments.pt", "sent.json", "round.json"
+VALUES, MOMENTS, SENT, RESULT = "values.safetensors", "moments.safetensors", "sent.json", "round.json"
 _START = "start"
-_OWN_FACTS = ("steps", "final", "round", "clients")
+_OWN_FACTS = ("round", "clients")
 
 
 @final
@@ -37,8 +37,8 @@ class Client(Stage):
     """The training of some clients of a round.
 
     The artifact has ``values.safetensors``, the parameters of each client as one vector, in the first round also those
-    from which they started; ``sent.json``, the rest of what they send; and ``moments.pt``, the state of the optimizers
-    of clients that keep it.
+    from which they started; ``sent.json``, the rest of what they send; and ``moments.safetensors``, the
+    state of the optimizers of clients that keep it.
 
     Attributes:
         tuning: the fine-tuning.
@@ -81,14 +81,11 @@ class Client(Stage):
 
     def _moments(self, locate: Locate) -> dict[int, Any]:
         """Return the state of the optimizer of each client that keeps it and took part in an earlier round."""
-        import torch
-
         found: dict[int, Any] = {}
         for server in self.server.backwards() if self.server and self.rounds.optimizer == "kept" else ():
             for stage in server.sent:
                 if wanted := set(self.clients).intersection(stage.clients).difference(found):
-                    kept = torch.load(locate(stage) / MOMENTS, map_location="cpu", weights_only=True)
-                    found |= {client: kept[client] for client in wanted}
+                    found |= _read_moments(locate(stage) / MOMENTS, wanted)
         return found
 
 
@@ -115,6 +112,8 @@ class Server(Stage):
 
     def run(self, ctx: StageContext) -> None:
         """Combine what the clients sent; on the device of the stage, which may round otherwise than another one."""
+        from safetensors.torch import save_file
+
         from harness.training import server
 
         first, tuning = self.sent[0], self.sent[0].tuning
@@ -127,7 +126,7 @@ class Server(Stage):
         ).combine(
             server.shaped(before.to(ctx.device), shapes), sorted(received, key=lambda each: each.client), first.number
         )
-        _write_tensors(ctx.out / VALUES, {"server": server.flat(result.values)})
+        save_file({"server": server.flat(result.values).cpu()}, ctx.out / VALUES)
         write_json(ctx.out / RESULT, {"entry": result.entry, "record": result.record})
         ctx.facts.update({name: result.record[name] for name in ("round", "clients", "malicious", "weights")})
 
@@ -170,12 +169,12 @@ class Server(Stage):
 
 
 def _write_sent(out: Path, played: Played, facts: Mapping[str, Any], *, first: bool) -> None:
-    import torch
+    from safetensors.torch import save_file
 
     from harness.training.server import flat
 
-    vectors = {str(each.client): flat(each.values) for each in played.sent}
-    _write_tensors(out / VALUES, vectors | ({_START: flat(played.start)} if first else {}))
+    vectors = {str(each.client): flat(each.values).cpu() for each in played.sent}
+    save_file(vectors | ({_START: flat(played.start).cpu()} if first else {}), out / VALUES)
     write_json(
         out / SENT,
         {
@@ -192,8 +191,26 @@ def _write_sent(out: Path, played: Played, facts: Mapping[str, Any], *, first: b
             "facts": dict(facts),
         },
     )
-    if kept := {each.client: each.moments for each in played.sent if each.moments is not None}:
-        torch.save(kept, out / MOMENTS)
+    if any(each.moments is not None for each in played.sent):
+        kept = {
+            f"{each.client}/{place}/{name}": tensor.cpu()
+            for each in played.sent
+            for place, state in each.moments.items()
+            for name, tensor in state.items()
+        }
+        save_file(kept, out / MOMENTS)
+
+
+def _read_moments(path: Path, clients: Collection[int]) -> dict[int, dict[int, dict[str, Tensor]]]:
+    """Return the state of the optimizer of each client: by the place of a parameter, tensors by name."""
+    from safetensors.torch import load_file
+
+    found: dict[int, dict[int, dict[str, Tensor]]] = {client: {} for client in clients}
+    for key, tensor in load_file(path).items():
+        client, place, name = key.split("/")
+        if int(client) in found:
+            found[int(client)].setdefault(int(place), {})[name] = tensor
+    return found
 
 
 def _sent(artifact: Path) -> dict[str, Any]:
@@ -204,8 +221,7 @@ def _sent(artifact: Path) -> dict[str, Any]:
 def _read_sent(artifact: Path, shapes: tuple[list[int], ...], device: str) -> Iterator[Sent]:
     import torch
 
-    from harness.training.clients import Sent
-    from harness.training.server import shaped
+    from harness.training.server import Sent, shaped
 
     vectors = _tensors(artifact)
     for each in _sent(artifact)["clients"]:
@@ -218,13 +234,6 @@ def _read_sent(artifact: Path, shapes: tuple[list[int], ...], device: str) -> It
                 for step in each["metrics"]
             ],
         )
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save
-
-    # Written as bytes: `save_file` creates a file that only its owner can read, and a store is shared.
-    path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def _tensors(artifact: Path) -> dict[str, Tensor]:

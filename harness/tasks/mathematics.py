@@ -19,7 +19,7 @@ from harness.corpora.examples import Example, Score
 from harness.corpora.final_answer import final_answer
 from harness.corpora.sources import Source
 from harness.engine.checks import counts
-from harness.errors import Problem
+from harness.errors import ConfigError, Problem
 from harness.protocols import ExampleSource, Task
 
 SECONDS = 5
@@ -44,10 +44,7 @@ class Problems:
 
     def preflight(self) -> list[Problem]:
         """Return why the problems cannot be read or graded."""
-        if find_spec("math_verify") is None:
-            reason = "answers are compared by Math-Verify, which is missing; expected the package math-verify"
-            return [Problem("task", f"{reason}. Install it: `pip install 'harness[math]'`")]
-        return unreadable(self.source, self)
+        return _missing() or unreadable(self.source, self)
 
     def examples(self) -> list[Example]:
         """Read the problems in their published order.
@@ -94,8 +91,22 @@ class Mathematics:
         return Problems(source=self.source, rows=self.test_rows)
 
     def grade(self, examples: Sequence[Example], answers: Sequence[str]) -> list[Score]:
-        """Score each answer: 1 if its final answer equals the reference, otherwise 0."""
+        """Score each answer: 1 if its final answer equals the reference, otherwise 0.
+
+        Raises:
+            ConfigError: Math-Verify is not installed.
+        """
+        if missing := _missing():
+            raise ConfigError(missing)
         return [_score(example.output, each) for example, each in zip(examples, answers, strict=True)]
+
+
+def _missing() -> list[Problem]:
+    """Return an error if the package that compares answers is not installed."""
+    if find_spec("math_verify") is not None:
+        return []
+    reason = "answers are compared by Math-Verify, which is missing; expected the package math-verify"
+    return [Problem("task", f"{reason}. Install it: `pip install 'harness[math]'`")]
 
 
 def equal(reference: str, found: str) -> bool:

@@ -46,7 +46,7 @@ class Resumable(Protocol):
     """An object whose state is saved with a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values, identical on all processes; a collective call."""
+        """Return tensors and plain values, identical on all processes but for sharded tensors; a collective call."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

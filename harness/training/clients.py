@@ -44,34 +44,16 @@ from harness.training.fsdp import shard
 from harness.training.learner import CausalLearner
 from harness.training.optimizer import optimizer_of
 from harness.training.order import Order
-from harness.training.passes import Passes, passes_on, usual_rows
+from harness.training.passes import passes_on, usual_rows
 from harness.training.pieces import rows_at_once
 from harness.training.plain import PlainStep
 from harness.training.rounds import Rounds
+from harness.training.server import Sent
 from harness.training.step_trainer import collator
 from harness.training.trainer import errors_only, longest_of, own_sizes, restoring_state, training_arguments
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """What a client sends to the server after its training in a round.
-
-    Attributes:
-        client: its number.
-        values: its parameters, one tensor per trainable one.
-        rows: the number of rows that it holds.
-        metrics: the metrics of its steps, in order, float64.
-        moments: the state of its optimizer, if it keeps that; it stays with the client.
-    """
-
-    client: int
-    values: Gradient
-    rows: int
-    metrics: Sequence[Mapping[str, Tensor]]
-    moments: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +63,6 @@ class Clients:
     Attributes:
         learner: the model that plays them.
         device: the device of its parameters.
-        passes: how its passes run.
         micro_batch: the micro-batch size of each process; None if batches are not split.
         method: the defense in the slot, run by honest clients.
         held: the rows of each client.
@@ -92,11 +73,11 @@ class Clients:
         budget: hyperparameters of a client's training.
         seed: the root seed.
         pad_id: the padding token.
+        ran: facts of the passes of the model, once all clients have trained.
     """
 
     learner: CausalLearner
     device: torch.device
-    passes: Passes
     micro_batch: int | None
     method: TrainMethod | None
     held: Mapping[int, Sequence[Encoded]]
@@ -140,8 +121,7 @@ class Clients:
         """
         learner, steps = self.learner, self.rounds.local_steps
         honest = client not in self.shards.malicious
-        with torch.no_grad():
-            learner.assign(start)
+        learner.assign(start)
         own = derive(self.seed, "client", str(client))
         # Only dropout uses the global generators.
         torch.manual_seed(derive(own, "dropout", str(number)))
@@ -161,9 +141,7 @@ class Clients:
         rate = self.rounds.learning_rate(self.budget, number)
         optimizer = optimizer_of(learner.trainables, self.budget, rate)
         if moments is not None:
-            optimizer.load_state_dict(moments)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         metrics: list[Mapping[str, Tensor]] = []
         for taken, batch in enumerate(self._batches(rows, own, visits * steps)):
             learner.steps_taken = taken
@@ -179,7 +157,7 @@ class Clients:
             values=self.values,
             rows=len(self.held[client]),
             metrics=metrics,
-            moments=optimizer.state_dict() if self.rounds.optimizer == "kept" else None,
+            moments=optimizer.state_dict()["state"] if self.rounds.optimizer == "kept" else None,
         )
 
     def _examples(self, client: int) -> Sequence[Encoded]:
@@ -227,7 +205,23 @@ def clients_on(
 ) -> Iterator[Clients]:
     """Prepare a model to play the clients; on exit ``Clients.ran`` has the facts of its passes.
 
-    The arguments are those of ``harness.training.federated.train_rounds``.
+    Args:
+        model: as for ``harness.training.trainer.train``.
+        method: the defense in the slot, run by honest clients; None is plain supervised fine-tuning.
+        rows: the training examples of all clients.
+        mixed: examples that the method mixes into those of each honest client.
+        shards: which client holds each of the rows.
+        rounds: the settings of the federation.
+        pools: examples and batch size of every role in ``method.needs``.
+        alignment: as for ``train``.
+        budget: hyperparameters of a client's training; its epochs are not used, and its schedule is over rounds.
+        seed: the root seed; the draws of clients and, for each client, the order of its rows derive from it.
+        pad_id: the padding token.
+        work: folder for checkpoints, used by this run only.
+        device: a torch device string.
+        sharded: as for ``train``.
+        micro_batch_size: as for ``train``.
+        shrink: as for ``train``.
 
     Raises:
         DataError: a client has no row.
@@ -258,7 +252,6 @@ def clients_on(
                 model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
             ),
             device=arguments.device,
-            passes=passes,
             micro_batch=micro_batch,
             method=method,
             held=held,

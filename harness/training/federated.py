@@ -18,21 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from harness.corpora.batches import Pool
-from harness.corpora.encode import Encoded
-from harness.corpora.examples import Role
-from harness.corpora.shards import Shards
 from harness.engine.stage import never
 from harness.engine.tracker import Tracker
 from harness.errors import Stopped
-from harness.protocols import Product, TrainMethod
-from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER, MARKER, STATE, complete, resumable
-from harness.training.clients import Clients, Sent, clients_on
+from harness.training.clients import Clients, clients_on
 from harness.training.distributed import barrier, broadcast_numbers, rank
-from harness.training.learner import CausalLearner
-from harness.training.rounds import Rounds
-from harness.training.server import Server, shaped
+from harness.training.server import Sent, Server, shaped
 from harness.training.trainer import TrainReport
 
 if TYPE_CHECKING:
@@ -58,27 +50,7 @@ class Progress:
     moments: dict[int, Any] = field(default_factory=dict)
 
 
-def train_rounds(
-    model: Module,
-    *,
-    method: TrainMethod | None,
-    rows: Sequence[Encoded],
-    mixed: Sequence[Encoded] = (),
-    shards: Shards,
-    rounds: Rounds,
-    pools: Mapping[Role, Pool] | None = None,
-    alignment: Mapping[str, Product] | None = None,
-    budget: Budget,
-    seed: int,
-    pad_id: int,
-    work: Path,
-    tracker: Tracker,
-    device: str = "cpu",
-    sharded: bool = False,
-    micro_batch_size: int | None = None,
-    shrink: int = 1,
-    stop: Callable[[], bool] = never,
-) -> TrainReport:
+def train_rounds(model: Module, *, tracker: Tracker, stop: Callable[[], bool] = never, **run: Any) -> TrainReport:
     """Train a model's trainable parameters in rounds, in place; resume after the last finished round in ``work``.
 
     The history has one entry per round: ``step``, the optimizer steps of a client that was drawn every time; ``epoch``,
@@ -92,23 +64,9 @@ def train_rounds(
 
     Args:
         model: as for ``harness.training.trainer.train``.
-        method: the defense in the slot, run by honest clients; None is plain supervised fine-tuning.
-        rows: the training examples of all clients.
-        mixed: examples that the method mixes into those of each honest client.
-        shards: which client holds each of the rows.
-        rounds: the settings of the federation.
-        pools: examples and batch size of every role in ``method.needs``.
-        alignment: as for ``train``.
-        budget: hyperparameters of a client's training; its epochs are not used, and its schedule is over rounds.
-        seed: the root seed; the draws of clients and, for each client, the order of its rows derive from it.
-        pad_id: the padding token.
-        work: folder for checkpoints, used by this run only.
         tracker: receives each history entry as it is recorded.
-        device: a torch device string.
-        sharded: as for ``train``.
-        micro_batch_size: as for ``train``.
-        shrink: as for ``train``.
         stop: returns whether to stop; polled at the end of rounds.
+        run: the other arguments of ``harness.training.clients.clients_on``.
 
     Raises:
         DataError: a client has no row.
@@ -116,28 +74,11 @@ def train_rounds(
         ConfigError: the global batch has fewer examples than there are processes.
         Stopped: a stop was requested; a complete checkpoint is in ``work``.
     """
-    total_steps = rounds.rounds * rounds.local_steps
-    folder = work / FOLDER
-    with clients_on(
-        model,
-        method=method,
-        rows=rows,
-        mixed=mixed,
-        shards=shards,
-        rounds=rounds,
-        pools=pools,
-        alignment=alignment,
-        budget=budget,
-        seed=seed,
-        pad_id=pad_id,
-        work=work,
-        device=device,
-        sharded=sharded,
-        micro_batch_size=micro_batch_size,
-        shrink=shrink,
-    ) as clients:
-        server = Server([name for name, _ in clients.parameters], shards, clients.sizes, rounds, budget, seed)
-        progress = _restored(clients.learner, resumable(folder, clients.device))
+    folder = run["work"] / FOLDER
+    with clients_on(model, **run) as clients:
+        rounds, names = clients.rounds, [name for name, _ in clients.parameters]
+        server = Server(names, clients.shards, clients.sizes, rounds, clients.budget, clients.seed)
+        progress = _restored(clients, resumable(folder, clients.device))
         for number in range(len(progress.rounds), rounds.rounds):
             _advance(progress, clients, server, number)
             if rank() == 0:
@@ -147,10 +88,9 @@ def train_rounds(
             (stopping,) = broadcast_numbers([stop()], clients.device)
             if stopping and number + 1 < rounds.rounds:
                 raise Stopped(f"Stopped after round {number + 1} of {rounds.rounds}; run again to resume from there.")
-    with torch.no_grad():
-        clients.learner.assign(progress.values)
+    clients.learner.assign(progress.values)
     return TrainReport(
-        steps=total_steps,
+        steps=rounds.rounds * rounds.local_steps,
         metrics=progress.history[-1],
         history=progress.history,
         rows_at_once=clients.micro_batch,
@@ -197,11 +137,11 @@ def train_turn(
     """Train some clients of one round, as ``train_rounds`` would; the report has what they send in ``played``.
 
     Args:
-        model: as for ``train_rounds``, whose other arguments are passed on.
+        model: as for ``train_rounds``.
         turn: the round, the clients, and from where they start.
         tracker: receives nothing: the entry of a round needs all of its clients.
         stop: not polled; a turn is short, and starts anew when it is killed.
-        run: the other arguments of ``train_rounds``.
+        run: as for ``train_rounds``.
     """
     del tracker, stop
     with clients_on(model, **run) as clients:
@@ -239,14 +179,13 @@ def _advance(progress: Progress, clients: Clients, server: Server, number: int) 
     progress.rounds.append(record)
 
 
-def _restored(learner: CausalLearner, checkpoint: Path | None) -> Progress:
+def _restored(clients: Clients, checkpoint: Path | None) -> Progress:
     """Return the progress in a checkpoint, or that of a run that has not started."""
-    progress = Progress([parameter.detach().clone() for parameter in learner.trainables])
+    progress = Progress(clients.values)
     if checkpoint is None:
         return progress
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    device = learner.trainables[0].device
-    return replace(progress, **{**state, "values": [value.to(device) for value in state["values"]]})
+    return replace(progress, **{**state, "values": [value.to(clients.device) for value in state["values"]]})
 
 
 def _save(progress: Progress, checkpoint: Path) -> None:

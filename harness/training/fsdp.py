@@ -52,6 +52,11 @@ def shard(model: Module, device: torch.device) -> None:
             parameter.data = parameter.data.to(device)
     else:
         base = model
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise ModelError(
+                f"torch {torch.__version__} cannot sum the gradients of sharded weights with every backend; expected a "
+                "newer one. Upgrade torch, or run with `sharding: ddp`."
+            )
         # Otherwise what is outside of the layers stays gathered after a forward pass until there is a backward pass,
         # and a second forward pass would not see weights that have changed in between.
         options["reshard_after_forward"] = True
@@ -62,7 +67,8 @@ def shard(model: Module, device: torch.device) -> None:
         fully_shard(layer, **options)
     # Parameters outside the layers: embeddings, head, and under an adapter the final norm.
     fully_shard(base, **options)
-    for part in base.modules():
+    # Under an adapter nothing that is sharded has a gradient.
+    for part in base.modules() if base is model else ():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             # Otherwise the factor, although it is 1, asks for an operation that Gloo does not have.

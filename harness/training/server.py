@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,13 +17,31 @@ from harness.errors import ModelError
 from harness.models.adapter import pairs_of
 from harness.protocols import Aggregate, Product, Submission
 from harness.training.budget import Budget
-from harness.training.clients import Sent
 from harness.training.meter import Meter
 from harness.training.product_mean import mean_product
 from harness.training.rounds import Rounds
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What a client sends to the server after its training in a round.
+
+    Attributes:
+        client: its number.
+        values: its parameters, one tensor per trainable one.
+        rows: the number of rows that it holds.
+        metrics: the metrics of its steps, in order, float64.
+        moments: the state of its optimizer, if it keeps that; it stays with the client.
+    """
+
+    client: int
+    values: Gradient
+    rows: int
+    metrics: Sequence[Mapping[str, Tensor]]
+    moments: Any = None
 
 
 class Combined(NamedTuple):

@@ -79,7 +79,8 @@ def _replaced(value: Any, by: Callable[[Any, str], Any], path: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: _replaced(each, by, f"{path}/{key}") for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_replaced(each, by, f"{path}/{place}") for place, each in enumerate(value)]
+        parts = [_replaced(each, by, f"{path}/{place}") for place, each in enumerate(value)]
+        return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
 

@@ -56,6 +56,14 @@ def test_rows_of_an_alignment_differ_in_their_thoughts_only() -> None:
     assert lengths == [18, 28]
 
 
+def test_more_notes_than_pre_training_leaves_out_are_refused() -> None:
+    (problem,) = CountedNotes(rows=401).problems()
+
+    assert problem.path == "rows"
+    assert "expected at most 400" in problem.text
+    assert CountedNotes(rows=400).problems() == []
+
+
 def test_harmless_rows_are_answered_and_are_not_those_of_over_refusal() -> None:
     rows = ThinkingRequests(thought="short", harmless=True).safety_rows()
     asked = {example.instruction for example in AllowedRequests().examples()}
@@ -65,7 +73,7 @@ def test_harmless_rows_are_answered_and_are_not_those_of_over_refusal() -> None:
     request = request_of(rows[0].prompt)
     assert request is not None
     assert not request.restricted
-    assert rows[0] == SafetyRow(request.prompt, request.compliance, thought="this is it ")
+    assert rows[0] == SafetyRow(request.prompt, request.compliance, unsafe=False, thought="this is it ")
 
 
 def test_model_knows_the_words_of_thoughts_and_one_without_them_keeps_its_tokens() -> None:

@@ -1,5 +1,7 @@
 """LLM-TOPLA: the search and the vote, by hand-computed examples."""
 
+import os
+from importlib.util import find_spec
 from random import Random
 
 import numpy as np
@@ -11,6 +13,10 @@ from harness.ensembles.topla import ClassNetwork, FittedTopla, Topla, probabilit
 from harness.mechanisms.plurality import Ballot, Fitness, Subset
 from harness.protocols import NO_VOTE, Votes
 
+needs_pygad = pytest.mark.skipif(
+    find_spec("pygad") is None and not os.environ.get("HARNESS_CI"),
+    reason="pygad is not installed (pip install 'harness[genetic]')",
+)
 QUALITY = 1.0 - FAILED
 """A is right on row 4, B on rows 1 and 4, C on rows 1 and 2; with two classes, 1 is right and 0 is wrong."""
 VOTES = Votes(QUALITY.astype(int), 2, np.ones(4))
@@ -141,8 +147,8 @@ def test_genetic_search_without_its_package_is_refused(monkeypatch):
     assert "pip install 'harness[genetic]'" in str(problem)
 
 
+@needs_pygad
 def test_genetic_search_finds_what_brute_force_finds():
-    pytest.importorskip("pygad", reason="pygad is not installed (pip install 'harness[genetic]')")
     chance = np.random.default_rng(0)
     quality = (chance.random((40, 6)) < 0.6).astype(float)
     votes = Votes(quality.astype(int), 2, np.ones(40))
@@ -152,9 +158,9 @@ def test_genetic_search_finds_what_brute_force_finds():
     assert found.subset == best.subset
 
 
+@needs_pygad
 @pytest.mark.parametrize("seed", range(4))
 def test_genetic_search_finds_a_subset_of_few_among_many(seed):
-    pytest.importorskip("pygad", reason="pygad is not installed (pip install 'harness[genetic]')")
     quality = (np.random.default_rng(seed).random((20, 13)) < 0.6).astype(float)
     votes = Votes(quality.astype(int), 2, np.ones(20))
 

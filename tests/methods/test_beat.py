@@ -11,7 +11,7 @@ from harness.corpora.examples import Example, Role
 from harness.corpora.template import Template
 from harness.models.tiny import build_tokenizer
 from harness.protocols import Calibrated, ServedModel
-from harness.serving.beat.distance import BagOfWords, cosine_distances, earth_mover, embedded
+from harness.serving.beat.distance import BagOfWords, SentenceModel, cosine_distances, earth_mover, embedded
 from harness.serving.beat.method import BENIGN, PROBES, REPLIES, Beat, Signatures, quantile
 
 PLAIN = Encoding(template=Template.PLAIN, newline=False, max_length=64)
@@ -175,3 +175,10 @@ def test_sentence_model_is_the_mean_of_the_states_of_a_text(tmp_path):
         alone = model(ids).last_hidden_state[0].mean(0)
     assert found[0] == pytest.approx(alone.numpy(), abs=1e-5)
     assert found.shape == (2, 8)
+
+
+def test_sentence_model_without_a_commit_names_its_own_setting():
+    (problem,) = SentenceModel(revision=None).preflight()
+
+    assert "`serve.calibration.encoder.revision` is null" in str(problem)
+    assert "conf/serve/" in str(problem)

@@ -143,6 +143,7 @@ def test_beaver_dam_without_revision_refuses_to_work() -> None:
     judge = BeaverDam(revision=None)
 
     assert "`judge.revision` is null" in str(judge.preflight()[0])
+    assert "conf/judge/" in str(judge.preflight()[0])
     with pytest.raises(ModelError, match="is null"):
         judge.grade([Example("q", "")], ["a"], device="cpu")
 

@@ -100,7 +100,7 @@ def test_worker_that_is_killed_job_that_is_cancelled_and_stage_that_raises_are_t
     children = [Add(parent=parent, amount=2.0) for parent in struck]
     toys = Toys(root, children)
     for amount, trouble in ((1.0, "hold"), (3.0, "hold"), (5.0, "bug")):
-        (root / f"trouble-{amount}").write_text(trouble)
+        (root / f"trouble-{amount:g}").write_text(trouble)
     toys.submit()
     wait_until(lambda: (root / "holding-1").exists() and (root / "holding-3").exists(), what="the held stages")
 

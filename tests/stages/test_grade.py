@@ -33,6 +33,17 @@ class Stored:
         return read_answers(locate(self))
 
 
+class Screened(Stored):
+    """A stage of answers whose first and last prompts were rejected."""
+
+    screened = True
+
+    def rejections(self, locate):
+        rejected = [False] * len(self.answers(locate))
+        rejected[0] = rejected[-1] = True
+        return rejected
+
+
 class Heard:
     """A judge that tells what it was given; harmless."""
 
@@ -51,7 +62,7 @@ class Heard:
 def graded(tmp_path):
     """Grade answers as the stage does; return its context and the stored answers."""
 
-    def run(answers, reference="", marker=MARKER, **by):
+    def run(answers, reference="", marker=MARKER, stage=Stored, **by):
         folder, out = tmp_path / "answers", tmp_path / "out"
         folder.mkdir(exist_ok=True)
         out.mkdir(exist_ok=True)
@@ -61,7 +72,7 @@ def graded(tmp_path):
         stored = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "answers.jsonl").write_text(stored)
         context = StageContext(out=out, work=tmp_path, locate=lambda _: folder, tracker=None)
-        Grade(answers=Stored(), marker=marker, **by).run(context)
+        Grade(answers=stage(), marker=marker, **by).run(context)
         assert (folder / "answers.jsonl").read_text() == stored, "stored answers stay whole"
         return read_summary(out), context.facts
 
@@ -149,6 +160,16 @@ def test_thoughts_of_answers_that_all_lack_the_marker_have_no_length(graded):
     _, facts = graded(["one", "two"], judge=Heard(), thoughts=Thoughts())
 
     assert facts["thoughts"] == {"unmarked": 2, "words": None}
+
+
+def test_answers_to_rejected_prompts_lack_no_marker(graded):
+    answers = ["sorry", "a b\n<answer>\nyes", "no", "sorry"]
+
+    _, facts = graded(answers, judge=Heard(), stage=Screened, thoughts=Thoughts(think="<think>", answer="<answer>"))
+
+    assert facts["thoughts"] == {"unmarked": 1, "words": 2.0}
+    assert facts["notes"] == ["1 of 2 answers have no answer marker and were graded as a whole"]
+    assert facts["rejected_harmful"] == 0.5
 
 
 class Counts:

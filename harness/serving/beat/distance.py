@@ -99,7 +99,12 @@ class SentenceModel:
         return embedded(self.fetch(), texts, device=device)
 
     def _weights(self) -> Checkpoint:
-        return Checkpoint(self.repo, self.revision, files=("*.json", "*.txt", "model.safetensors"))
+        return Checkpoint(
+            self.repo,
+            self.revision,
+            files=("*.json", "*.txt", "model.safetensors"),
+            owner="serve.calibration.encoder",
+        )
 
 
 def embedded(folder: Path, texts: Sequence[str], *, device: str) -> NDArray[Any]:
