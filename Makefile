@@ -8,7 +8,7 @@ TOOLS := $(VENV)/.installed
 # Every package comes from the lock, those that only build others included.
 LOCKED := --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval
+.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval quantized
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -18,7 +18,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(TOOLS): $(CORE)
-	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,genetic,math,openai,quantized,smollm2,wandb]'
+	$(BIN)/python -m pip install $(LOCKED) --editable '.[dev,genetic,math,openai,smollm2,wandb]'
 	touch $@
 
 install: $(TOOLS)
@@ -91,6 +91,17 @@ $(LM_EVAL): $(TOOLS) tests/methods/lm_eval.txt
 
 lm-eval: $(LM_EVAL)
 
+# bitsandbytes for the tests, apart from the harness: where it is installed, PEFT imports it and it the compiler of
+# PyTorch, which takes every process that loads a model another two seconds.
+QUANTIZED := .venv-quantized/.installed
+
+$(QUANTIZED): $(TOOLS)
+	$(beside_ours)
+	.venv-quantized/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes
+	touch $@
+
+quantized: $(QUANTIZED)
+
 # The locks anew, from what is newest today within the ranges of pyproject.toml.
 RESOLVER := .venv-lock/.installed
 RESOLVE := .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --config-file lock.toml \
@@ -134,4 +145,4 @@ slurm-down:
 	tests/slurm/cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna .venv-lm-eval build dist *.egg-info
+	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna .venv-lm-eval .venv-quantized build dist *.egg-info

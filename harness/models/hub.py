@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
 from harness.errors import ModelError, Problem
 from harness.models.quantized import Quantization
-from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
+from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages, write_reference
 
 REFERENCE = "reference.json"
 _FILES = ["*.json", "*.jinja", "*.safetensors", "*.tiktoken", "merges.txt", "tokenizer.model"]
@@ -33,8 +33,8 @@ class HubModel:
         dtype: dtype of the weights.
         attention: attention implementation.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-        quantized: ``nf4`` keeps the matrices of linear layers in four bits, see ``harness.models.quantized``;
-            null keeps them in ``dtype``.
+        quantized: ``nf4`` quantizes the matrices of linear layers to 4 bits, see ``harness.models.quantized``; null
+            keeps them in ``dtype``.
     """
 
     name: ClassVar[str] = "hub"
@@ -111,13 +111,9 @@ class HubModel:
         Raises:
             ModelError: the model is not available on this machine.
         """
-        folder = self.folder()
-        (out / REFERENCE).write_text(json.dumps(_stored(self), indent=2, sort_keys=True) + "\n")
-        saved = SavedModel(folder)
-        facts = {"repo": self.repo, "revision": self.revision, "parameters": saved.parameters()}
-        if self.quantized is not None:
-            facts |= {"quantized": self.quantized.value, "bytes": saved.bytes(self.dtype, self.quantized)}
-        return facts
+        saved = SavedModel(self.folder())
+        write_reference(out / REFERENCE, self)
+        return {"repo": self.repo, "revision": self.revision, **saved.facts(self.dtype, self.quantized)}
 
     def open(self, device: str) -> Opened:
         """Load model and tokenizer onto a device.
@@ -215,11 +211,6 @@ def files_of_reference(folder: Path) -> tuple[Path, Precision]:
     """
     source = _referred(folder)
     return source.folder(), source.dtype
-
-
-def _stored(source: HubModel) -> dict[str, object]:
-    # A setting that is not used is left out, as in a key.
-    return {name: value for name, value in asdict(source).items() if value is not None}
 
 
 def _referred(folder: Path) -> HubModel:

@@ -20,7 +20,7 @@ from typing import ClassVar, Self, final
 from harness.engine.files import read_json, write_json
 from harness.errors import ModelError, Problem, UnreadableFile
 from harness.models.quantized import Quantization
-from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
+from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages, write_reference
 
 REFERENCE = "local.json"
 _FILES = ("*.json", "*.jinja", "*.tiktoken", "merges.txt", "tokenizer.model")
@@ -74,8 +74,8 @@ class LocalModel:
         dtype: dtype of the weights.
         attention: attention implementation.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-        quantized: ``nf4`` keeps the matrices of linear layers in four bits, see ``harness.models.quantized``;
-            null keeps them in ``dtype``.
+        quantized: ``nf4`` quantizes the matrices of linear layers to 4 bits, see ``harness.models.quantized``; null
+            keeps them in ``dtype``.
     """
 
     name: ClassVar[str] = "local_model"
@@ -135,11 +135,8 @@ class LocalModel:
             ModelError: the folder is missing or has changed.
         """
         saved = SavedModel(self.folder())
-        (out / REFERENCE).write_text(json.dumps(_stored(self), indent=2, sort_keys=True) + "\n")
-        facts = {**asdict(self.path), "parameters": saved.parameters()}
-        if self.quantized is not None:
-            facts |= {"quantized": self.quantized.value, "bytes": saved.bytes(self.dtype, self.quantized)}
-        return facts
+        write_reference(out / REFERENCE, self)
+        return {**asdict(self.path), **saved.facts(self.dtype, self.quantized)}
 
     def open(self, device: str) -> Opened:
         """Load model and tokenizer onto a device.
@@ -189,11 +186,6 @@ def files_of_local(folder: Path) -> tuple[Path, Precision]:
     """
     source = _referred(folder)
     return source.folder(), source.dtype
-
-
-def _stored(source: LocalModel) -> dict[str, object]:
-    # A setting that is not used is left out, as in a key.
-    return {name: value for name, value in asdict(source).items() if value is not None}
 
 
 def _referred(folder: Path) -> LocalModel:

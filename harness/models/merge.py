@@ -43,12 +43,12 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
 
     Raises:
         ModelError: the folder contains no readable adapter, its shape does not fit the model, it adapts a tied head, or
-            the base is in four bits. The model is then unchanged.
+            the base is quantized to 4 bits. The model is then unchanged.
     """
     if is_quantized(model):
         raise ModelError(
-            f"the adapter in {folder} cannot be merged into a base in four bits: the sum would have to be rounded to "
-            "16 values per block; expected `finetune.adapter=single`, or `model.source.quantized=null`"
+            f"the adapter in {folder} cannot be merged into a 4-bit base: the sum would have to be quantized again. "
+            "Set `finetune.adapter=single`, or `model.source.quantized=null`"
         )
     lora, factors = adapter.read(folder)
     pairs, magnitudes = {}, {}

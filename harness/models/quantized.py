@@ -1,4 +1,4 @@
-"""Bases in four bits: NF4 with double quantization, as QLoRA trains adapters on (an optional extra, bitsandbytes).
+"""4-bit bases: NF4 with double quantization, as QLoRA trains adapters on (an optional extra, bitsandbytes).
 
 QLoRA (Dettmers et al., 2023, arXiv:2305.14314, section 3): the entries of a linear layer in blocks of 64 are divided
 by the largest magnitude of their block and rounded to one of 16 values, the quantiles of a normal distribution; these
@@ -34,7 +34,7 @@ class Quantization(StrEnum):
 
 @runtime_checkable
 class MayBeQuantized(Protocol):
-    """Optional: a model source whose base can be loaded in four bits."""
+    """Optional: a model source that can quantize the base to 4 bits."""
 
     @property
     def quantized(self) -> Quantization | None:
@@ -47,12 +47,12 @@ class MayBeQuantized(Protocol):
 
 
 def form_of(source: object) -> Quantization | None:
-    """Return the form in which a model source loads matrices; None if it does not quantize them."""
+    """Return how a model source quantizes matrices; None if it does not."""
     return source.quantized if isinstance(source, MayBeQuantized) else None
 
 
 def missing_package(quantized: Quantization | None) -> list[Problem]:
-    """Return that the package of quantized layers is missing, if it is needed."""
+    """Return a problem if the package of quantized layers is needed and missing."""
     if quantized is None or importlib.util.find_spec("bitsandbytes") is not None:
         return []
     text = (
@@ -66,8 +66,8 @@ def loading_options(quantized: Quantization | None, dtype: torch.dtype) -> dict[
     """Return the options of ``from_pretrained`` that quantize a model while it is loaded; none if it stays as it is.
 
     Args:
-        quantized: the form.
-        dtype: in which matrices are dequantized and multiplied.
+        quantized: the form of the matrices.
+        dtype: the number format in which matrices are dequantized and multiplied.
     """
     if quantized is None:
         return {}
@@ -84,7 +84,7 @@ def loading_options(quantized: Quantization | None, dtype: torch.dtype) -> dict[
 
 
 def keep_layout(model: Module, label: str) -> None:
-    """Let the layers of a quantized model keep the layout of their weights.
+    """Keep the layers of a quantized model from changing the layout of their weights.
 
     On a CPU with AVX512-BF16 a layer would rearrange its weights in its first pass without gradients, and multiply in
     bfloat16 from then on: results would depend on what a process had done before.
@@ -108,5 +108,5 @@ def keep_layout(model: Module, label: str) -> None:
 
 
 def is_quantized(model: Module) -> bool:
-    """Return whether the matrices of a model are in four bits."""
+    """Return whether the matrices of a model are quantized to 4 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False))

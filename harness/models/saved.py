@@ -8,7 +8,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final, runtime_checkable
@@ -17,6 +17,7 @@ from harness.errors import ModelError, Problem
 from harness.models.quantized import BITS, Quantization, keep_layout, loading_options, missing_package
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -97,7 +98,7 @@ class SavedModel:
         )
 
     def bytes(self, dtype: Precision, quantized: Quantization | None = None) -> int:
-        """Return the bytes of the weights in memory, by arithmetic: matrices inside of layers may be quantized."""
+        """Return the bytes of the weights in memory, from their shapes; only matrices in layers are quantized."""
         whole = packed = 0
         for name, shape in self._shapes().items():
             if quantized is not None and len(shape) == 2 and _layer_of(name) is not None:
@@ -105,6 +106,13 @@ class SavedModel:
             else:
                 whole += math.prod(shape)
         return whole * _BYTES[dtype.value] + math.ceil(packed * BITS / 8)
+
+    def facts(self, dtype: Precision, quantized: Quantization | None) -> dict[str, object]:
+        """Return the number of parameters and, of a quantized model, its form and the bytes of its weights."""
+        found: dict[str, object] = {"parameters": self.parameters()}
+        if quantized is not None:
+            found |= {"quantized": quantized.value, "bytes": self.bytes(dtype, quantized)}
+        return found
 
     def parts(self) -> Parts:
         """Return where the parameters lie: the first number in a name is that of the layer."""
@@ -161,6 +169,8 @@ class SavedModel:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        for problem in missing_package(quantized):
+            raise ModelError(f"`{label}` cannot be loaded: {problem.text}")
         self._check_memory(device, label, dtype, quantized)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
@@ -216,6 +226,12 @@ def missing_packages(attention: Attention, quantized: Quantization | None = None
         text = "`flash_attention_2` needs the package `flash-attn`; install it, or choose `sdpa`"
         found.append(Problem("model.source.attention", text))
     return found
+
+
+def write_reference(path: Path, source: DataclassInstance) -> None:
+    """Write the settings of a model source, from which its model is loaded; a null is left out, as from a key."""
+    known = {name: value for name, value in asdict(source).items() if value is not None}
+    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
 def _layer_of(name: str) -> str | None:

@@ -163,9 +163,9 @@ class NeedsPlainLora(Protocol):
 
 @runtime_checkable
 class ReadsBaseWeights(Named, Protocol):
-    """Optional: settings of a method or of a fusion that reads matrices of the base, which a base in four bits has not.
+    """Optional: settings of a method or a fusion that reads matrices of the base; refused on a 4-bit base.
 
-    ``base_weights`` says what it does with them, as in "it takes the norms of their columns".
+    ``base_weights`` states what it does with them, as the rest of a sentence: "takes the norms of their columns".
     """
 
     base_weights: ClassVar[str]

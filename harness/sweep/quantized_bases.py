@@ -1,4 +1,4 @@
-"""Bases in four bits in a plan: the memory that they take, and whether the resources of their stages suit them."""
+"""4-bit bases in a plan: the memory that they need, and whether the cluster's settings suit them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from harness.stages.base import Base
 
 
 class QuantizedBase(NamedTuple):
-    """A base in four bits that stages of a plan load.
+    """A 4-bit base that stages of a plan load.
 
     Attributes:
         model: name of the source.
-        form: of its matrices.
-        loaded_bytes: of all weights in memory; None if the model is not on this machine yet.
+        form: how its matrices are quantized.
+        loaded_bytes: bytes of all weights in memory; None if the model is not on this machine yet.
     """
 
     model: str
@@ -25,7 +25,7 @@ class QuantizedBase(NamedTuple):
 
 
 def quantized_bases(pending: Sequence[Stage]) -> list[QuantizedBase]:
-    """Return the bases in four bits that stages load, each once."""
+    """Return the 4-bit bases that stages load, each once."""
     sources = {
         stage.key: stage.source
         for stage in lineage(tuple(pending))
@@ -39,7 +39,7 @@ def quantized_bases(pending: Sequence[Stage]) -> list[QuantizedBase]:
 
 
 def check_quantized_bases(pending: Sequence[Stage], cluster: Cluster) -> None:
-    """Check that no base in four bits is to be sharded.
+    """Check that no 4-bit base is to be sharded.
 
     Raises:
         ConfigError: one is.
@@ -51,8 +51,8 @@ def check_quantized_bases(pending: Sequence[Stage], cluster: Cluster) -> None:
         forms = {form_of(base.source) for base in lineage((stage,)) if isinstance(base, Base)} - {None}
         for form in forms:
             reason = (
-                "`fsdp` shards matrices, but those of the base are packed in blocks "
-                f"(`model.source.quantized={form}`); expected `ddp`: a base in four bits is small enough for every GPU"
+                f"`fsdp` cannot shard the packed matrices of a 4-bit base (`model.source.quantized={form}`); "
+                "expected `ddp`, with the whole base on every GPU"
             )
             problems[Problem(f"cluster.resources.{stage.name}.sharding", reason)] = None
     if problems:

@@ -30,7 +30,7 @@ class SweepPlan:
         gpus: number of GPUs per stage, by kind, where the cluster settings specify it.
         skipped: invalid cells, with reasons; not counted in ``cells``.
         weight_trainings: trainings of a model's own weights that are not stored, with the memory that they need.
-        quantized_bases: bases in four bits that stages load which are not stored.
+        quantized_bases: 4-bit bases that stages load which are not stored.
     """
 
     sweep: str

@@ -168,7 +168,7 @@ def passes_on(
         attention=str(getattr(model.config, "_attn_implementation", "")),
     )
     if sharded or is_quantized(model):
-        return replace(plain, reason="the model is sharded" if sharded else "the base is in four bits")
+        return replace(plain, reason="the model is sharded" if sharded else "the base is quantized")
     if found := dropout_in(model):
         # Compiled code draws other masks than the model's own layers do, and a captured pass the same ones always.
         return replace(plain, reason=f"dropout is active in {found}")

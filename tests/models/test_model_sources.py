@@ -82,7 +82,7 @@ def test_hub_base_is_a_reference_that_opens_as_asked(hub, tmp_path):
 
 
 def test_hub_base_in_four_bits_is_a_reference_that_opens_in_four_bits(hub, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install 'harness[quantized]')")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: run `make quantized`")
     asked = source(quantized=Quantization.NF4)
 
     facts = asked.write(tmp_path)
