@@ -109,7 +109,8 @@ def publish(root: Path, sweep: str) -> Published:
 
 def _load(root: Path, sweeps: Sequence[str] | None, baseline: str | None, *, strict: bool) -> Results:
     store = Store(root)
-    named = dict.fromkeys(resolve_sweep(store, sweep) for sweep in sweeps or [None])
+    asked: Sequence[str | None] = sweeps or [None]
+    named = dict.fromkeys(resolve_sweep(store, sweep) for sweep in asked)
     results = load_results(store, joined_record([store.read_sweep(name) for name in named]), baseline)
     if strict:
         check_same_protocol(results.rows)
