@@ -7,7 +7,14 @@ import json
 import pytest
 from product import QUICK, Harness
 
-SERVED = ("serve=none,beat", "defense=sft", "attack_ratio=p20", "serve.false_positives=0,0.5", *QUICK)
+SERVED = (
+    "serve=none,beat",
+    "serve.calibration.candidates=10",
+    "defense=sft",
+    "attack_ratio=p20",
+    "serve.false_positives=0,0.5",
+    *QUICK,
+)
 
 
 @pytest.mark.slow
