@@ -16,12 +16,18 @@ IMPORTED = (
     "harness.cli.progress",
     "harness.sweep.status",
     "harness.cli.status",
-    "harness.sweep.run",
     "harness.cli.commands",
+    "harness.config.build",
     "harness.generation.transformers",
     "harness.report.figures.plotly",
     "harness.report.output.page",
+    "harness.slurm.settings",
+    "harness.stages.moderate",
+    "harness.sweep.chat_templates",
+    "harness.sweep.record",
+    "harness.sweep.weight_training",
     "harness.training.federated",
+    "harness.wandb_sync.uploader",
     "hydra.main",
     "pandas",
     "peft",
@@ -29,6 +35,7 @@ IMPORTED = (
     "torch",
     "transformers",
 )
+"""Not ``harness.sweep.run``: it names one of Hydra's sweepers, which Hydra loads anew when it looks for plugins."""
 
 
 def become(command):
