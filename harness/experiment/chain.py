@@ -29,6 +29,7 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.federating import in_jobs
 from harness.experiment.fusing import aligned_of, tuned_adapter
 from harness.experiment.fusing import infeasible as unfusable
+from harness.experiment.quantized import unquantizable
 from harness.experiment.serving import calibrate_of, unservable
 from harness.experiment.settings import FinetuneSettings
 from harness.models.adapter import Lora
@@ -81,6 +82,7 @@ def chain_of(experiment: Experiment, probe: Probe | None = None) -> dict[str, St
         *_ambiguous(experiment),
         *infeasible(experiment),
         *unfusable(experiment),
+        *unquantizable(experiment),
         *_unmeasured(experiment, probe),
         *_without_server_rows(experiment),
         *unservable(experiment),

@@ -107,6 +107,9 @@ class Routed:
 
     name: ClassVar[str] = "routed"
     version: ClassVar[int] = 1
+    base_weights: ClassVar[str] = (
+        "puts routed experts in the place of its feed-forward layers, by the shapes of their matrices"
+    )
     adapter: Lora
     method: Routing
     experts: tuple[Name, ...] = EVERY

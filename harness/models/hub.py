@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
 from harness.errors import ModelError, Problem
-from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
+from harness.models.quantized import Quantization
+from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages, write_reference
 
 REFERENCE = "reference.json"
 _FILES = ["*.json", "*.jinja", "*.safetensors", "*.tiktoken", "merges.txt", "tokenizer.model"]
@@ -32,6 +33,8 @@ class HubModel:
         dtype: dtype of the weights.
         attention: attention implementation.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        quantized: ``nf4`` quantizes the matrices of linear layers to 4 bits, see ``harness.models.quantized``; null
+            keeps them in ``dtype``.
     """
 
     name: ClassVar[str] = "hub"
@@ -42,6 +45,7 @@ class HubModel:
     dtype: Precision = Precision.BFLOAT16
     attention: Attention = Attention.SDPA
     gradient_checkpointing: bool = False
+    quantized: Quantization | None = None
 
     def problems(self) -> list[Problem]:
         """Return the range errors of the settings."""
@@ -63,7 +67,7 @@ class HubModel:
             found.append(Problem("", self._unpinned()))
         elif constants.HF_HUB_OFFLINE and self._cached() is None:
             found.append(Problem("", self._offline()))
-        return [*found, *missing_packages(self.attention)]
+        return [*found, *missing_packages(self.attention, self.quantized)]
 
     def at_hand(self) -> bool:
         """Return whether the model is in the Hub's cache."""
@@ -88,6 +92,11 @@ class HubModel:
         folder = self.tokenizer_folder()
         return None if folder is None else SavedModel(folder).parts()
 
+    def loaded_bytes(self) -> int | None:
+        """Return the bytes of the weights in memory; None if the model is not in the Hub's cache."""
+        folder = self.tokenizer_folder()
+        return None if folder is None else SavedModel(folder).bytes(self.dtype, self.quantized)
+
     def fetch(self) -> str:
         """Download the model into the Hub's cache unless it is there; return its name, commit and size.
 
@@ -102,9 +111,9 @@ class HubModel:
         Raises:
             ModelError: the model is not available on this machine.
         """
-        folder = self.folder()
-        (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-        return {"repo": self.repo, "revision": self.revision, "parameters": SavedModel(folder).parameters()}
+        saved = SavedModel(self.folder())
+        write_reference(out / REFERENCE, self)
+        return {"repo": self.repo, "revision": self.revision, **saved.facts(self.dtype, self.quantized)}
 
     def open(self, device: str) -> Opened:
         """Load model and tokenizer onto a device.
@@ -118,6 +127,7 @@ class HubModel:
             dtype=self.dtype,
             attention=self.attention,
             gradient_checkpointing=self.gradient_checkpointing,
+            quantized=self.quantized,
         )
 
     def folder(self) -> Path:
@@ -213,6 +223,7 @@ def _referred(folder: Path) -> HubModel:
             dtype=Precision(known["dtype"]),
             attention=Attention(known["attention"]),
             gradient_checkpointing=known["gradient_checkpointing"],
+            quantized=Quantization(known["quantized"]) if "quantized" in known else None,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

@@ -19,7 +19,8 @@ from typing import ClassVar, Self, final
 
 from harness.engine.files import read_json, write_json
 from harness.errors import ModelError, Problem, UnreadableFile
-from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages
+from harness.models.quantized import Quantization
+from harness.models.saved import Attention, Opened, Parts, Precision, SavedModel, missing_packages, write_reference
 
 REFERENCE = "local.json"
 _FILES = ("*.json", "*.jinja", "*.tiktoken", "merges.txt", "tokenizer.model")
@@ -73,6 +74,8 @@ class LocalModel:
         dtype: dtype of the weights.
         attention: attention implementation.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        quantized: ``nf4`` quantizes the matrices of linear layers to 4 bits, see ``harness.models.quantized``; null
+            keeps them in ``dtype``.
     """
 
     name: ClassVar[str] = "local_model"
@@ -82,6 +85,7 @@ class LocalModel:
     dtype: Precision = Precision.BFLOAT16
     attention: Attention = Attention.SDPA
     gradient_checkpointing: bool = False
+    quantized: Quantization | None = None
 
     def preflight(self) -> list[Problem]:
         """Return why the model cannot be loaded: its folder is missing or has changed, or a package is missing."""
@@ -90,7 +94,7 @@ class LocalModel:
             self.folder()
         except ModelError as error:
             found.append(Problem("model.source.path", str(error)))
-        return [*found, *missing_packages(self.attention)]
+        return [*found, *missing_packages(self.attention, self.quantized)]
 
     def tokenizer_folder(self) -> Path:
         """Return the folder of the tokenizer."""
@@ -117,15 +121,22 @@ class LocalModel:
         except ModelError:
             return None
 
+    def loaded_bytes(self) -> int | None:
+        """Return the bytes of the weights in memory; None if the folder cannot be read."""
+        try:
+            return SavedModel(self.folder()).bytes(self.dtype, self.quantized)
+        except ModelError:
+            return None
+
     def write(self, out: Path) -> Mapping[str, object]:
         """Write a reference to the folder; return facts.
 
         Raises:
             ModelError: the folder is missing or has changed.
         """
-        parameters = SavedModel(self.folder()).parameters()
-        (out / REFERENCE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-        return {**asdict(self.path), "parameters": parameters}
+        saved = SavedModel(self.folder())
+        write_reference(out / REFERENCE, self)
+        return {**asdict(self.path), **saved.facts(self.dtype, self.quantized)}
 
     def open(self, device: str) -> Opened:
         """Load model and tokenizer onto a device.
@@ -140,6 +151,7 @@ class LocalModel:
             dtype=self.dtype,
             attention=self.attention,
             gradient_checkpointing=self.gradient_checkpointing,
+            quantized=self.quantized,
         )
 
     def folder(self) -> Path:
@@ -185,6 +197,7 @@ def _referred(folder: Path) -> LocalModel:
             dtype=Precision(known["dtype"]),
             attention=Attention(known["attention"]),
             gradient_checkpointing=known["gradient_checkpointing"],
+            quantized=Quantization(known["quantized"]) if "quantized" in known else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(

@@ -10,6 +10,7 @@ import torch
 from harness.errors import ModelError
 from harness.models import adapter
 from harness.models.head import ADVICE, HEAD
+from harness.models.quantized import is_quantized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,9 +42,14 @@ def merge(model: PreTrainedModel, folder: Path) -> Merged:
     float32.
 
     Raises:
-        ModelError: the folder contains no readable adapter, its shape does not fit the model, or it adapts a tied head.
-            The model is then unchanged.
+        ModelError: the folder contains no readable adapter, its shape does not fit the model, it adapts a tied head, or
+            the base is quantized to 4 bits. The model is then unchanged.
     """
+    if is_quantized(model):
+        raise ModelError(
+            f"the adapter in {folder} cannot be merged into a 4-bit base: the sum would have to be quantized again. "
+            "Set `finetune.adapter=single`, or `model.source.quantized=null`"
+        )
     lora, factors = adapter.read(folder)
     pairs, magnitudes = {}, {}
     for name, first in factors.items():

@@ -8,14 +8,16 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final, runtime_checkable
 
 from harness.errors import ModelError, Problem
+from harness.models.quantized import BITS, Quantization, keep_layout, loading_options, missing_package
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -90,31 +92,48 @@ class SavedModel:
             modules: names of modules, see ``TrainedWeights.modules``, in which alone parameters are counted.
         """
         return sum(
-            size
-            for name, size in self._sizes().items()
+            math.prod(shape)
+            for name, shape in self._shapes().items()
             if modules is None or not set(modules).isdisjoint(name.split(".")[:-1])
         )
+
+    def bytes(self, dtype: Precision, quantized: Quantization | None = None) -> int:
+        """Return the bytes of the weights in memory, from their shapes; only matrices in layers are quantized."""
+        whole = packed = 0
+        for name, shape in self._shapes().items():
+            if quantized is not None and len(shape) == 2 and _layer_of(name) is not None:
+                packed += math.prod(shape)
+            else:
+                whole += math.prod(shape)
+        return whole * _BYTES[dtype.value] + math.ceil(packed * BITS / 8)
+
+    def facts(self, dtype: Precision, quantized: Quantization | None) -> dict[str, object]:
+        """Return the number of parameters and, of a quantized model, its form and the bytes of its weights."""
+        found: dict[str, object] = {"parameters": self.parameters()}
+        if quantized is not None:
+            found |= {"quantized": quantized.value, "bytes": self.bytes(dtype, quantized)}
+        return found
 
     def parts(self) -> Parts:
         """Return where the parameters lie: the first number in a name is that of the layer."""
         layers: Counter[str] = Counter()
         outside = 0
-        for name, size in self._sizes().items():
-            number = next((part for part in name.split(".") if part.isdigit()), None)
+        for name, shape in self._shapes().items():
+            number = _layer_of(name)
             if number is None:
-                outside += size
+                outside += math.prod(shape)
             else:
-                layers[number] += size
+                layers[number] += math.prod(shape)
         return Parts(max(layers.values(), default=0), outside)
 
-    def _sizes(self) -> dict[str, int]:
-        """Return the number of entries of each tensor."""
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor."""
         from safetensors import safe_open
 
-        found: dict[str, int] = {}
+        found: dict[str, tuple[int, ...]] = {}
         for file in self.weight_files():
             with safe_open(file, framework="pt") as weights:
-                found |= {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+                found |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         return found
 
     def ties_head(self) -> bool:
@@ -124,7 +143,14 @@ class SavedModel:
         return tied if isinstance(tied, bool) else "lm_head.weight" not in self._tensors()
 
     def open(
-        self, device: str, *, label: str, dtype: Precision, attention: Attention, gradient_checkpointing: bool
+        self,
+        device: str,
+        *,
+        label: str,
+        dtype: Precision,
+        attention: Attention,
+        gradient_checkpointing: bool,
+        quantized: Quantization | None = None,
     ) -> Opened:
         """Load model and tokenizer onto a device.
 
@@ -134,6 +160,7 @@ class SavedModel:
             dtype: dtype of the weights.
             attention: attention implementation.
             gradient_checkpointing: recompute activations in the backward pass.
+            quantized: the form of the matrices in memory; None is ``dtype``.
 
         Raises:
             ModelError: the model does not fit into memory, or the installed libraries cannot load it.
@@ -142,7 +169,9 @@ class SavedModel:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._check_memory(device, label, dtype)
+        for problem in missing_package(quantized):
+            raise ModelError(f"`{label}` cannot be loaded: {problem.text}")
+        self._check_memory(device, label, dtype, quantized)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(
@@ -152,14 +181,18 @@ class SavedModel:
                 device_map=device,
                 local_files_only=True,
                 use_safetensors=True,
+                **loading_options(quantized, getattr(torch, dtype.value)),
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelError(_too_large(label, self.parameters(), dtype, device, "less memory free")) from error
+            needed = self.bytes(dtype, quantized)
+            raise ModelError(_too_large(label, needed, quantized or dtype, device, "less memory free")) from error
         except (ImportError, ValueError, OSError, SafetensorError) as error:
             raise ModelError(
                 f"the installed libraries cannot load `{label}` with attention `{attention.value}`: {error}. "
                 "Set `model.source.attention`, or upgrade `transformers`."
             ) from error
+        if quantized is not None:
+            keep_layout(model, label)
         if gradient_checkpointing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # renamed in later releases of transformers
@@ -175,28 +208,39 @@ class SavedModel:
                 names |= set(weights.keys())
         return names
 
-    def _check_memory(self, device: str, label: str, dtype: Precision) -> None:
+    def _check_memory(self, device: str, label: str, dtype: Precision, quantized: Quantization | None) -> None:
         import psutil
         import torch
 
         on_gpu = device.startswith("cuda")
         free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-        parameters = self.parameters()
-        if parameters * _BYTES[dtype.value] > free:
-            raise ModelError(_too_large(label, parameters, dtype, device, f"{free / 2**30:.1f} GiB free"))
+        needed = self.bytes(dtype, quantized)
+        if needed > free:
+            raise ModelError(_too_large(label, needed, quantized or dtype, device, f"{free / 2**30:.1f} GiB free"))
 
 
-def missing_packages(attention: Attention) -> list[Problem]:
-    """Return which package an attention implementation lacks."""
+def missing_packages(attention: Attention, quantized: Quantization | None = None) -> list[Problem]:
+    """Return which packages an attention implementation and quantized weights lack."""
+    found = missing_package(quantized)
     if attention is Attention.FLASH and importlib.util.find_spec("flash_attn") is None:
         text = "`flash_attention_2` needs the package `flash-attn`; install it, or choose `sdpa`"
-        return [Problem("model.source.attention", text)]
-    return []
+        found.append(Problem("model.source.attention", text))
+    return found
 
 
-def _too_large(label: str, parameters: int, dtype: Precision, device: str, free: str) -> str:
-    needed = parameters * _BYTES[dtype.value] / 2**30
+def write_reference(path: Path, source: DataclassInstance) -> None:
+    """Write the settings of a model source, from which its model is loaded; a null is left out, as from a key."""
+    known = {name: value for name, value in asdict(source).items() if value is not None}
+    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
+def _layer_of(name: str) -> str | None:
+    """Return the number of the layer that a tensor lies in; None if it lies outside of the layers."""
+    return next((part for part in name.split(".") if part.isdigit()), None)
+
+
+def _too_large(label: str, needed: int, form: Precision | Quantization, device: str, free: str) -> str:
     return (
-        f"`{label}` needs {needed:.1f} GiB for its weights in {dtype.value}; `{device}` has {free}. "
+        f"`{label}` needs {needed / 2**30:.1f} GiB for its weights in {form.value}; `{device}` has {free}. "
         "Choose a smaller `model`, a smaller `model.source.dtype`, or a machine with more memory."
     )

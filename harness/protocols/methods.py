@@ -162,6 +162,16 @@ class NeedsPlainLora(Protocol):
 
 
 @runtime_checkable
+class ReadsBaseWeights(Named, Protocol):
+    """Optional: settings of a method or a fusion that reads matrices of the base; refused on a 4-bit base.
+
+    ``base_weights`` states what it does with them, as the rest of a sentence: "takes the norms of their columns".
+    """
+
+    base_weights: ClassVar[str]
+
+
+@runtime_checkable
 class TrainsWeights(Protocol):
     """Optional: settings of a method that also works where a model's own weights are trained instead of an adapter.
 

@@ -13,6 +13,7 @@ from harness.engine.plan import Count, Plan
 from harness.engine.store import Store
 from harness.execution.cluster import Cluster
 from harness.execution.executor import Event, Outcome
+from harness.sweep.quantized_bases import QuantizedBase, quantized_bases
 from harness.sweep.weight_training import WeightTraining, weight_trainings
 
 
@@ -29,6 +30,7 @@ class SweepPlan:
         gpus: number of GPUs per stage, by kind, where the cluster settings specify it.
         skipped: invalid cells, with reasons; not counted in ``cells``.
         weight_trainings: trainings of a model's own weights that are not stored, with the memory that they need.
+        quantized_bases: 4-bit bases that stages load which are not stored.
     """
 
     sweep: str
@@ -39,6 +41,7 @@ class SweepPlan:
     gpus: Mapping[str, int]
     skipped: Sequence[Skipped] = ()
     weight_trainings: Sequence[WeightTraining] = ()
+    quantized_bases: Sequence[QuantizedBase] = ()
 
     @classmethod
     def of(
@@ -54,6 +57,7 @@ class SweepPlan:
             gpus=cluster.gpus,
             skipped=skipped,
             weight_trainings=weight_trainings(plan.pending(store), cluster),
+            quantized_bases=quantized_bases(plan.pending(store)),
         )
 
 

@@ -39,6 +39,7 @@ from harness.stages.generate import Generate
 from harness.stages.grade import Grade, read_summary
 from harness.stages.moderate import Moderate
 from harness.sweep.chat_templates import check_chat_templates
+from harness.sweep.quantized_bases import check_quantized_bases
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
 from harness.sweep.weight_training import check_weight_trainings
@@ -257,6 +258,7 @@ def _run_cells(
     planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     session.reporter.planned(planned)
     check_weight_trainings(planned.weight_trainings, settings.cluster)
+    check_quantized_bases(plan.pending(store), settings.cluster)
     if session.verb == "plan":
         return [None] * len(compositions)
     check_engines(plan.pending(store), settings.cluster)

@@ -156,6 +156,7 @@ def passes_on(
     """
     from harness.models.attention import needs_no_mask
     from harness.models.compiled import compiler_problem
+    from harness.models.quantized import is_quantized
 
     if device_type == "cpu":
         return Passes()
@@ -166,8 +167,8 @@ def passes_on(
         autocast="bfloat16" if precision is Precision.BFLOAT16 else "",
         attention=str(getattr(model.config, "_attn_implementation", "")),
     )
-    if sharded:
-        return replace(plain, reason="the model is sharded")
+    if sharded or is_quantized(model):
+        return replace(plain, reason="the model is sharded" if sharded else "the base is quantized")
     if found := dropout_in(model):
         # Compiled code draws other masks than the model's own layers do, and a captured pass the same ones always.
         return replace(plain, reason=f"dropout is active in {found}")

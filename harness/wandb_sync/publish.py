@@ -53,7 +53,7 @@ def publish_dashboard(root: Path, sweep: str, settings: Wandb, *, strict: bool =
     """
     store = Store(root)
     runs = list(SweepRuns(store, sweep, settings).finished())
-    described = dashboard(sweep, runs, report(root, sweep, "md", strict=strict))
+    described = dashboard(sweep, runs, report(root, [sweep], "md", strict=strict))
     if problems := described.problems(runs):
         raise StoreError(f"The dashboard of `{sweep}` cannot be drawn: {'; '.join(problems)}")
     folder = store.root / "reports" / sweep

@@ -18,6 +18,7 @@ from harness.models import wheel
 from harness.models.gguf import GgufModel
 from harness.models.hub import REFERENCE, HubModel, open_reference
 from harness.models.loading import ModelRef, loaded_model
+from harness.models.quantized import Quantization
 from harness.models.saved import Attention, Precision
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,18 @@ def test_hub_base_is_a_reference_that_opens_as_asked(hub, tmp_path):
     assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
     assert model.model.layers[0].gradient_checkpointing
     assert asked.fetch().startswith(f"here/model at {COMMIT}")
+
+
+def test_hub_base_in_four_bits_is_a_reference_that_opens_in_four_bits(hub, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: run `make quantized`")
+    asked = source(quantized=Quantization.NF4)
+
+    facts = asked.write(tmp_path)
+    model, _ = open_reference(tmp_path, "cpu")
+
+    assert facts["quantized"] == "nf4"
+    assert facts["bytes"] == asked.loaded_bytes() < source().loaded_bytes()
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def findings(drawn: Fabricator) -> Results:
 def written(drawn: Fabricator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `harness report --out` wrote, with answers."""
     out = tmp_path_factory.mktemp("written") / "report"
-    write(drawn.store.root, "drawn", out, with_samples=True)
+    write(drawn.store.root, ["drawn"], out, with_samples=True)
     return out
 
 

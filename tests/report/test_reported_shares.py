@@ -79,9 +79,9 @@ def test_means_are_over_the_seeds_that_have_a_value(results):
 
 
 def test_tables_and_page_show_the_shares(maker, results):
-    table = report(maker.store.root, "drawn", format="table")
-    rows = list(csv.DictReader(io.StringIO(report(maker.store.root, "drawn", format="csv"))))
-    markdown = report(maker.store.root, "drawn", format="md")
+    table = report(maker.store.root, ["drawn"], format="table")
+    rows = list(csv.DictReader(io.StringIO(report(maker.store.root, ["drawn"], format="csv"))))
+    markdown = report(maker.store.root, ["drawn"], format="md")
     html = page(results)
 
     heading = next(line for line in table.splitlines() if line.strip().startswith("defense"))

@@ -66,6 +66,7 @@ class SaLoRA:
     version: ClassVar[int] = 1
     needs_plain_lora: ClassVar[bool] = True
     needs_fresh_adapter: ClassVar[bool] = True
+    base_weights: ClassVar[str] = "starts the adapter at their main directions"
 
     safe_rank: int = 32
     task_rank: int = 32

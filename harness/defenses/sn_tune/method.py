@@ -63,6 +63,7 @@ class SNTune:
     name: ClassVar[str] = "sn_tune"
     version: ClassVar[int] = 1
     needs_plain_lora: ClassVar[bool] = True
+    base_weights: ClassVar[str] = "weighs neurons by the norms of their columns"
 
     detection_rows: int = 200
     detection_batch_size: int = 10

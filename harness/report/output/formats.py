@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from io import StringIO
-from math import isnan
+from math import isfinite, isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import ConfigError
@@ -17,6 +17,7 @@ from harness.report.data.conditions import condition_name, varying
 from harness.report.data.dropped import count_dropped_notes
 from harness.report.output.defense_table import DefenseTable
 from harness.report.output.ensemble_table import ensemble_table
+from harness.report.output.equal_accuracy_table import equal_accuracy_table
 from harness.report.output.markdown import literal
 from harness.report.output.worst_case_table import durability_table, worst_case_table, worst_sentences
 from harness.report.stats.labels import HEADINGS, condition_names, headings, markers, number, one_line, remarks, score
@@ -98,7 +99,7 @@ def _terminal(results: Results) -> str:
     stream = StringIO()
     Console(file=stream, width=WIDTH, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
-    # There is no room for every setting of an attack.
+    # There is no room for every setting of an attack, nor for a comparison with every baseline.
     tables = worst_case_table(results.adaptive), _ensemble_table(results)
     more = [line for table in tables if table is not None for line in table.text()]
     return "\n".join([*drawn, *content.notes, *_judge_notes(results), *more]) + "\n"
@@ -127,7 +128,12 @@ def _markdown(results: Results) -> str:
             *_paper_table_notes(results),
         ]
     )
-    tables = worst_case_table(results.adaptive), durability_table(results.adaptive), _ensemble_table(results)
+    tables = (
+        worst_case_table(results.adaptive),
+        durability_table(results.adaptive),
+        _ensemble_table(results),
+        equal_accuracy_table(results),
+    )
     more = [paragraph for table in tables if table is not None for paragraph in table.markdown()]
     stated = [f"- {literal(each.method)}: {literal(each.statement)}" for each in results.fidelities]
     fidelity = ["Fidelity of the methods:", "\n".join(stated)] if stated else []
@@ -263,17 +269,15 @@ def _json(results: Results) -> str:
         name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
     }
     plain["baseline"] = results.baseline
-    plain["comparisons"] = [
-        {name: None if isinstance(found, float) and not abs(found) < float("inf") else found
-         for name, found in comparison._asdict().items()}
-        for comparison in results.comparisons
-    ]  # fmt: skip
+    plain["comparisons"] = _plain(list(results.comparisons))
     if results.judges:
         plain["judges"] = _plain(results.judges)
     if results.adaptive:
         plain["worst_cases"] = _plain(results.adaptive)
     if results.ensembles:
         plain["ensembles"] = [_plain(each) | {"scores": dict(each.scores)} for each in results.ensembles]
+    if results.equal_accuracy:
+        plain["equal_accuracy"] = _plain(list(results.equal_accuracy))
     plain["fidelity"] = [each._asdict() for each in results.fidelities]
     plain["left_out"] = list(results.left_out)
     plain["best"] = [{"line": line, "score": name} for line, name in sorted(results.best)]
@@ -281,12 +285,12 @@ def _json(results: Results) -> str:
 
 
 def _plain(found: Any) -> Any:
-    """Return nested named tuples as JSON values; NaN as None."""
+    """Return nested named tuples as JSON values; NaN and infinity as None."""
     if hasattr(found, "_asdict"):
         return {name: _plain(each) for name, each in found._asdict().items()}
     if isinstance(found, list | tuple):
         return [_plain(each) for each in found]
-    return None if isinstance(found, float) and isnan(found) else found
+    return None if isinstance(found, float) and not isfinite(found) else found
 
 
 def _html(results: Results) -> str:

@@ -15,12 +15,14 @@ from harness.report.data.columns import KEY_PREFIX, records, value
 from harness.report.data.comparability import protocol_differences
 from harness.report.data.conditions import condition_name, varying
 from harness.report.data.earlier_records import TRAINED
+from harness.report.data.joined import commands_of
 from harness.report.figures.catalog import figure_catalog
 from harness.report.figures.plotly import chart
 from harness.report.figures.spec import FigureSpec
 from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import TOLERANCE, robust_regions
 from harness.report.output.ensemble_table import ensemble_table
+from harness.report.output.equal_accuracy_table import equal_accuracy_table
 from harness.report.output.samples import samples
 from harness.report.output.worst_case_table import durability_table, worst_case_table
 from harness.report.stats import cost
@@ -78,6 +80,7 @@ def page(
         worst_cases=worst_case_table(results.adaptive),
         durability=durability_table(results.adaptive),
         ensembles=ensemble_table(results.ensembles, condition_names(results.means, results.rows)),
+        equal_accuracy=equal_accuracy_table(results),
         left_out=results.left_out,
         fidelities=results.fidelities,
         resolved=RESOLVED * 100,
@@ -89,7 +92,7 @@ def page(
         trained=list(dict.fromkeys((*TRAINED, *results.training))),
         protocol_differences=sorted({note for note in protocol_differences(results.rows).values() if note}),
         cells=_cells(results),
-        command=shlex.join(results.record.get("argv", [])),
+        commands=[shlex.join(words) for words in commands_of(results.record)],
         provenance=_provenance(results),
         samples=samples(results) if with_samples else None,
     )

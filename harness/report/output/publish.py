@@ -1,5 +1,6 @@
-"""Returns a sweep's report in one format, or writes it to a folder or to the store."""
+"""Returns the report of one or several sweeps in one format, or writes it to a folder or to the store."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from harness.engine.files import writing
 from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
 from harness.report.data.comparability import check_same_protocol
+from harness.report.data.joined import joined_record
 from harness.report.output.formats import render
 from harness.report.stats.results import Results, load_results
 
@@ -26,52 +28,54 @@ class Published(NamedTuple):
 
 def report(
     root: Path,
-    sweep: str | None,
+    sweeps: Sequence[str] | None,
     format: str,
     *,
     baseline: str | None = None,
     strict: bool = False,
     with_samples: bool = False,
 ) -> str:
-    """Return a sweep's report in a format of ``FORMATS``.
+    """Return the report of sweeps in a format of ``FORMATS``.
 
     Args:
         root: the store's folder.
-        sweep: id of the sweep, or a prefix of it; None is the latest.
+        sweeps: ids of the sweeps, or prefixes of them, which are reported as one; None is the latest.
         format: name of the format.
         baseline: the defense with which others are compared; None is plain training.
         strict: fail if rows differ in their training or evaluation protocol.
         with_samples: include generations in the page.
 
     Raises:
-        ConfigError: the format or the baseline is unknown, or ``strict`` is set and protocols differ.
+        ConfigError: the format or the baseline is unknown, the sweeps declare different attackers, or ``strict`` is
+            set and protocols differ.
         StoreError: there is no such sweep, or the prefix is ambiguous.
     """
-    results = _load(root, sweep, baseline, strict=strict)
+    results = _load(root, sweeps, baseline, strict=strict)
     return _page(results, with_samples=with_samples) if format == "html" else render(results, format)
 
 
 def write(
     root: Path,
-    sweep: str | None,
+    sweeps: Sequence[str] | None,
     out: Path,
     *,
     baseline: str | None = None,
     strict: bool = False,
     with_samples: bool = False,
 ) -> Published:
-    """Write a sweep's report in all formats, and its figures, to a folder.
+    """Write the report of sweeps in all formats, and its figures, to a folder.
 
     Args:
         root: the store's folder.
-        sweep: id of the sweep, or a prefix of it; None is the latest.
+        sweeps: ids of the sweeps, or prefixes of them, which are reported as one; None is the latest.
         out: the folder; created if it does not exist.
         baseline: the defense with which others are compared; None is plain training.
         strict: fail if rows differ in their training or evaluation protocol.
         with_samples: include generations in the page.
 
     Raises:
-        ConfigError: the baseline is unknown, or ``strict`` is set and protocols differ.
+        ConfigError: the baseline is unknown, the sweeps declare different attackers, or ``strict`` is set and
+            protocols differ.
         StoreError: there is no such sweep, or the folder cannot be written.
     """
     from harness.report.figures.catalog import figure_catalog
@@ -79,7 +83,7 @@ def write(
     from harness.report.figures.style import styles_of
     from harness.report.output.page import page
 
-    results = _load(root, sweep, baseline, strict=strict)
+    results = _load(root, sweeps, baseline, strict=strict)
     files = _write_formats(results, out, FULL)
     views = figure_catalog(results)
     with writing(out):
@@ -103,9 +107,11 @@ def publish(root: Path, sweep: str) -> Published:
     return Published(render(results, "table"), _write_formats(results, store.root / "reports" / sweep, BRIEF))
 
 
-def _load(root: Path, sweep: str | None, baseline: str | None, *, strict: bool) -> Results:
+def _load(root: Path, sweeps: Sequence[str] | None, baseline: str | None, *, strict: bool) -> Results:
     store = Store(root)
-    results = load_results(store, store.read_sweep(resolve_sweep(store, sweep)), baseline)
+    asked: Sequence[str | None] = sweeps or [None]
+    named = dict.fromkeys(resolve_sweep(store, sweep) for sweep in asked)
+    results = load_results(store, joined_record([store.read_sweep(name) for name in named]), baseline)
     if strict:
         check_same_protocol(results.rows)
     return results

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COMPARED = ("hs", "hs_plus", "fa", "over_refusal")
 """The scores in which conditions are compared."""
 LOWER_IS_BETTER = ("hs", "hs_plus", "over_refusal")
+PLAIN = "sft"
+"""The default baseline: plain training in every slot."""
 ALPHA = 0.05
 """Significance level of adjusted p values."""
 RESOLVED = 0.02

@@ -18,19 +18,17 @@ from harness.report.data.targets import read_targets, with_targets
 from harness.report.data.tidy import grading_keys, load_rows
 from harness.report.stats.agreement import judge_agreement
 from harness.report.stats.ensembles import EnsembleScore, ensemble_scores
+from harness.report.stats.equal_accuracy import AtEqualAccuracy, at_equal_accuracy
 from harness.report.stats.judge_order import judge_orders
 from harness.report.stats.judges import JudgeComparison
 from harness.report.stats.labels import HEADINGS, condition_names
-from harness.report.stats.paired import Comparison, against_baseline, best_conditions, left_out
+from harness.report.stats.paired import PLAIN, Comparison, against_baseline, best_conditions, left_out
 from harness.report.stats.paper_table import Evidence, PaperTable, paper_tables
 from harness.report.stats.summary import summarise
 from harness.report.stats.worst_case import Adaptive, worst_cases
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-PLAIN = "sft"
-"""The default baseline: plain training in every slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,7 @@ class Results:
         judges: the comparison of the sweep's judges; None if no two judges graded the same answers.
         adaptive: the worst case of each defense; None if the sweep declares no attacker.
         ensembles: the finished ensembles of the sweep, next to their controls.
+        equal_accuracy: each defense against training less, at equal accuracy; empty without such a baseline.
     """
 
     store: Store
@@ -70,6 +69,7 @@ class Results:
     judges: JudgeComparison | None = None
     adaptive: Adaptive | None = None
     ensembles: Sequence[EnsembleScore] = ()
+    equal_accuracy: Sequence[AtEqualAccuracy] = ()
 
     @cached_property
     def graded(self) -> list[str]:
@@ -153,6 +153,7 @@ def load_results(store: Store, record: Mapping[str, Any], baseline: str | None =
         judges=JudgeComparison(agreement, judge_orders(rows, conditions, means, grades)) if agreement else None,
         adaptive=worst_cases(attacker, conditions, grades, baseline) if (attacker := record.get("attacker")) else None,
         ensembles=ensemble_scores(store, conditions, stage_records),
+        equal_accuracy=at_equal_accuracy(conditions, means, grades),
     )
 
 
