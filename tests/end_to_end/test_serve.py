@@ -7,6 +7,7 @@ import json
 import pytest
 from product import QUICK, Harness
 
+MORE = "over_refusal.prompts.rows=40"
 SERVED = (
     "serve=none,beat",
     "serve.calibration.candidates=10",
@@ -14,6 +15,7 @@ SERVED = (
     "attack_ratio=p20",
     "serve.false_positives=0,0.5",
     *QUICK,
+    MORE,
 )
 
 
