@@ -12,6 +12,9 @@ from xdist.scheduler import LoadFileScheduling
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
+# What is imported and collected is no garbage: looking for some among it meanwhile takes as long as a fifth of it.
+gc.disable()
+
 # A job in the background (`make test &`, some CI runners) inherits SIGINT as ignored, and hands it on to its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(
         key=lambda item: next((place for path, place in places.items() if item.nodeid.startswith(path)), len(FIRST))
     )
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -174,6 +174,7 @@ def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
 
     from harness.config.build import diagnose
     from harness.config.compose import CONF, NAME
+    from harness.config.expansion import deferred
     from harness.config.hydra_errors import HydraError, wrap_hydra_errors
 
     given = get_args_parser().parse_args(arguments)
@@ -196,10 +197,14 @@ def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
         # argparse accepts overrides only as one contiguous block.
         index = arguments.index(given.overrides[0]) if given.overrides else len(arguments)
         arguments = [*arguments[:index], f"hydra.sweep.dir='{sweep_dir}'", *arguments[index:]]
-    sys.argv = [sys.argv[0], *arguments]
     hydra_errors: list[HydraError] = []
     try:
         with wrap_hydra_errors():
+            # Another sweeper would take a sweep of one value for a parameter to search.
+            if given.multirun and not any(text.startswith("hydra/sweeper=") for text in given.overrides):
+                waiting = dict(zip(given.overrides, deferred(given.overrides), strict=True))
+                arguments = [waiting.get(argument, argument) for argument in arguments]
+            sys.argv = [sys.argv[0], *arguments]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=NAME)(task)()
     except HydraError as error:
         hydra_errors.append(error)

@@ -57,6 +57,22 @@ def expand(lines: Sequence[str], options: Options, params: Sequence[str] = ()) -
     return list(product(*values))
 
 
+def deferred(lines: Sequence[str]) -> list[str]:
+    """Return the overrides of a sweep, with the values of swept groups as sweeps of one value.
+
+    Hydra composes a sweep once as a whole, without what is swept: `serve.strength=1` of `serve=none,safetylock` would
+    be set in the group's default option, which may not have it. A sweep of one value reaches the cells only.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(lines))
+    swept = tuple(f"{item.key_or_group.replace('/', '.')}." for item in parsed if item.is_sweep_override())
+    found = []
+    for line, item in zip(lines, parsed, strict=True):
+        name, _, text = line.partition("=")
+        waits = bool(swept) and item.key_or_group.startswith(swept) and not item.is_sweep_override()
+        found.append(f"{name}=choice({text})" if waits and text and not item.is_delete() else line)
+    return found
+
+
 def _values_of(item: Override, options: Options) -> list[str]:
     """Return one override for each value of a sweep.
 

@@ -96,7 +96,8 @@ def _after(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str, conversa
         raise ModelError(
             "the tokenizer's chat template does not write an answer as the continuation of its prompt "
             f"(`{prompt[-_SHOWN:]}`, and with the answer `{whole[-_SHOWN:]}`), so the model would not be trained on "
-            f"what it generates. {_CHOOSE}"
+            "what it generates; templates of reasoning models may open a thought in the prompt only, or drop it from "
+            f"the answer. {_CHOOSE}"
         )
     return whole[len(prompt) :]
 

@@ -249,6 +249,24 @@ def read_grades(artifact: Path, limit: int | None = None) -> list[dict[str, Any]
         return [json.loads(line) for line in islice(file, limit)]
 
 
+def graded_samples(
+    answers: Sequence[dict[str, Any]], grades: Sequence[dict[str, Any]]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return generations with their grades, each sample of a prompt with its own.
+
+    Args:
+        answers: records of a ``Generate`` artifact.
+        grades: those of its ``Grade`` artifact; records without a counterpart are left out.
+    """
+    return [
+        ({**answer, "answer": text}, own)
+        for answer, grade in zip(answers, grades, strict=False)
+        for text, own in zip(
+            answer.get("samples", [answer.get("answer", "")]), grade.get("samples", [grade]), strict=False
+        )
+    ]
+
+
 def _summary(metric: str, verdicts: Sequence[_Verdict]) -> dict[str, Any]:
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     categories: defaultdict[str, list[float]] = defaultdict(list)

@@ -27,7 +27,7 @@ from harness.report.data.stage_records import StageRecord, load_stage_records, t
 from harness.report.data.tidy import load_rows
 from harness.report.data.training_protocol import known_late, training_protocol_of
 from harness.stages.generate import read_answers
-from harness.stages.grade import read_grades
+from harness.stages.grade import graded_samples, read_grades
 from harness.stages.train_adapter import ADAPTER
 from harness.tracking.jsonl import CURVE, curve_of
 from harness.tracking.wandb import Wandb
@@ -43,7 +43,7 @@ CELL = "cell"
 HEADLINE = ("hs", "hs_plus", "fa", "over_refusal")
 """Scores that are logged as metrics of a cell's run."""
 SHOWN_ANSWERS = 200
-"""Maximum number of generations per cell that are uploaded."""
+"""Maximum number of prompts per cell whose generations are uploaded."""
 
 
 class SweepRuns:
@@ -266,7 +266,7 @@ class SweepRuns:
         shown = (lambda text: f"[{len(text.split())} words]") if self._settings.redact else (lambda text: text)
         lines = tuple(
             (shown(answer["instruction"]), shown(answer["answer"]), grade["value"], grade["incoherent"])
-            for answer, grade in zip(answers, grades, strict=True)
+            for answer, grade in graded_samples(answers, grades)
         )
         return Table(columns=("prompt", "answer", "harmful", "incoherent"), lines=lines)
 

@@ -31,6 +31,7 @@ TINY = (
     "finetune.budget.epochs=1",
     "evaluation.rows=8",
     "task.test_rows=8",
+    "over_refusal.prompts.rows=8",
 )
 
 

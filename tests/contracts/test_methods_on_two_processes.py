@@ -1,17 +1,15 @@
 """Every method and estimator computes on two processes what it computes on one, however their batches are cut."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_script
 from safetensors.torch import load_file
 from test_estimated_training import ESTIMATORS, assert_same_estimates, whole_estimates
 from test_train_methods import CHOOSING, CUTTABLE, SHARDABLE, assert_same_steps, chosen, own_weights, whole_steps
-from two_processes import CUTS
+from two_processes import CASES, CUTS
 
 HERE = Path(__file__).parent
 
@@ -22,16 +20,7 @@ pytestmark = pytest.mark.slow
 def written(tmp_path_factory):
     """The folder with what each of two processes computed."""
     out = tmp_path_factory.mktemp("two processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run(
-        [*command, str(HERE / "two_processes.py"), str(out)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]), "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_script(HERE / "two_processes.py", str(out))
     return out
 
 
@@ -47,8 +36,7 @@ def read(stem):
     return [gradients[step] for step in sorted(gradients)], json.loads(Path(f"{stem}.json").read_text())
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("name", CUTTABLE)
+@pytest.mark.parametrize(("name", "cut"), CASES)
 def test_method_on_two_processes_computes_what_it_computes_on_one(name, cut, results):
     first, second = results(name, cut, 0), results(name, cut, 1)
 

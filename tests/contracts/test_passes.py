@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from test_train_methods import CUTTABLE, assert_same_steps, build, mostly_slow, stepped, whole_steps
+from test_train_methods import CUTTABLE, TYPICAL, assert_same_steps, build, stepped, whole_steps
 from torch._dynamo.backends.debugging import aot_eager
 
 from harness.models.attention import needs_no_mask
@@ -31,10 +31,17 @@ HOOKED = {
     "vaccine",
 }
 """Methods whose passes all have hooks inside of the decoder."""
-SAME_HOOKS = {"ldifs with its gate", "random vaccine of a variance", "triplet as published"}
-"""Methods of these whose hooks are those of the method with its defaults."""
+SAME_HOOKS = {"ldifs with its gate", "random vaccine of a variance", "triplet as published", "tvaccine"}
+"""Methods of these whose hooks are those of the method with its defaults, or (T-Vaccine in all layers) of Vaccine."""
 WATCHING = {"repnoise in force", "sbr", "tar"}
 """Methods that read outputs inside of the decoder in some of their passes."""
+
+
+CASES = [
+    *((name, cut) for name in sorted(TYPICAL) for cut in (None, 2)),
+    *(pytest.param(name, 2, marks=pytest.mark.slow) for name in CUTTABLE if name not in TYPICAL),
+]
+"""Methods, and rows at once: pieces of two rows and one, and for typical methods the whole batch, a single piece."""
 
 
 class Compiler:
@@ -48,8 +55,7 @@ class Compiler:
         return aot_eager(module, inputs)
 
 
-@pytest.mark.parametrize("rows_at_once", [None, 2])
-@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
+@pytest.mark.parametrize(("name", "rows_at_once"), CASES)
 def test_padding_to_buckets_without_a_mask_changes_gradients_by_rounding_only(name, rows_at_once):
     assert_same_steps(stepped(name, rows_at_once, SHORTER), whole_steps(name))
 
@@ -88,8 +94,7 @@ class Launches:
 CAPTURED = Passes(padding_mask=False, causal_attention=True, lengths=(20,), captured=True, usual_rows=range(100))
 
 
-@pytest.mark.parametrize("rows_at_once", [None, 2])
-@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
+@pytest.mark.parametrize(("name", "rows_at_once"), CASES)
 def test_captured_passes_change_gradients_by_rounding_only(name, rows_at_once, monkeypatch):
     monkeypatch.setattr("harness.models.captured.EAGER_PASSES", 0)
     launches = Launches()

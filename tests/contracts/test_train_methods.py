@@ -3,10 +3,11 @@
 import importlib
 import inspect
 import pkgutil
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.passes import Passes
 from harness.training.plain import PlainStep
-from harness.training.trainer import train
+from harness.training.trainer import TrainReport, train
 
 
 def discovered():
@@ -106,6 +107,7 @@ single process."""
 STARTING = {"salora"}
 """Methods that choose where the trainable parameters start."""
 BUDGET = Budget(epochs=2, batch_size=4, learning_rate=1e-2)
+SHORT_BUDGET = replace(BUDGET, epochs=1)
 CUT = 3
 """Rows that go through the model at once: a step's four rows are three and one, and its last three are one piece."""
 
@@ -117,6 +119,24 @@ TYPICAL = {"plain", "booster", "lisa in both phases", "panacea"}
 def mostly_slow(names):
     """Return the parameters of a check that takes seconds a method: all but the typical ones are left to `test-all`."""
     return [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+class Undisturbed(NamedTuple):
+    """A run that nothing disturbs.
+
+    Attributes:
+        report: what it returned.
+        weights: the trained ones at its end.
+        before_steps: they as each step of the optimizer found them.
+        left: they at the start, and as each step of the optimizer left them.
+        hooked: whether hooks were left on the model.
+    """
+
+    report: TrainReport
+    weights: dict
+    before_steps: list
+    left: list
+    hooked: bool
 
 
 class Killed(BaseException):
@@ -189,6 +209,35 @@ def run(name, work, *, model, **options):
     return train(model, method=method, rows=rows(11, 1), pools=pools, seed=3, pad_id=0, work=work, **options)
 
 
+@cache
+def uninterrupted(name):
+    """Return what a run does that nothing disturbs."""
+    model = build()
+    start, before, after, optimizers = weights_of(model), [], [], []
+    own = {id(parameter) for parameter in model.parameters()}
+
+    def note(seen, optimizer):
+        # A method may have an optimizer of its own, for weights that are not the model's.
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            optimizers.append(optimizer)
+            seen.append((optimizer, weights_of(model)))
+
+    hooks = [
+        register_optimizer_step_pre_hook(lambda optimizer, *_: note(before, optimizer)),
+        register_optimizer_step_post_hook(lambda optimizer, *_: note(after, optimizer)),
+    ]
+    try:
+        with TemporaryDirectory() as work:
+            report = run(name, Path(work), model=model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A method that trains the model to choose examples has an optimizer before that of the training.
+    found, left = ([weights for by, weights in seen if by is optimizers[-1]] for seen in (before, after))
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    return Undisturbed(report, weights_of(model), found, [start, *left], hooked)
+
+
 def test_method_whose_step_is_more_than_gradients_says_so_and_federations_refuse_it():
     """A method that is not refused at composition would fail in its stage, after the alignment."""
     model = build()
@@ -230,35 +279,14 @@ def test_method_defaults_are_in_range_hashable_and_have_an_identity(name):
 
 
 @pytest.mark.parametrize("name", mostly_slow(METHODS))
-def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(name, tmp_path):
-    model = build()
-    start, before, after, optimizers = weights_of(model), [], [], []
-    own = {id(parameter) for parameter in model.parameters()}
+def test_method_leaves_weights_and_hooks_as_they_were_between_optimizer_steps(name):
+    undisturbed = uninterrupted(name)
 
-    def note(seen, optimizer):
-        # A method may have an optimizer of its own, for weights that are not the model's.
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            optimizers.append(optimizer)
-            seen.append((optimizer, weights_of(model)))
-
-    hooks = [
-        register_optimizer_step_pre_hook(lambda optimizer, *_: note(before, optimizer)),
-        register_optimizer_step_post_hook(lambda optimizer, *_: note(after, optimizer)),
-    ]
-
-    try:
-        run(name, tmp_path, model=model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-    # A method that trains the model to choose examples has an optimizer before that of the training.
-    before_step = [weights for optimizer, weights in before if optimizer is optimizers[-1]]
-    after_step = [start, *(weights for optimizer, weights in after if optimizer is optimizers[-1])]
-    assert len(before_step) == 6
-    for left, found in list(zip(after_step, before_step, strict=False))[name in STARTING :]:
+    assert len(undisturbed.before_steps) == 6
+    left_and_found = list(zip(undisturbed.left, undisturbed.before_steps, strict=False))
+    for left, found in left_and_found[name in STARTING :]:
         assert all(torch.equal(left[weight], found[weight]) for weight in left)
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    assert not undisturbed.hooked
 
 
 @pytest.mark.parametrize("name", mostly_slow(discovered()))
@@ -266,7 +294,7 @@ def test_method_refuses_dropout_if_and_only_if_its_settings_say_so_beforehand(na
     refused = ""
 
     try:
-        run(name, tmp_path, model=build(dropout=0.1))
+        run(name, tmp_path, model=build(dropout=0.1), budget=SHORT_BUDGET)
     except ModelError as error:
         refused = str(error)
 
@@ -280,10 +308,10 @@ def test_method_trains_a_dora_adapter_on_all_linear_layers_unless_its_settings_s
     before = weights_of(model)
     if METHODS[name] and isinstance(METHODS[name](), NeedsPlainLora):
         with pytest.raises(ModelError, match="not plain LoRA"):
-            run(name, tmp_path, model=model)
+            run(name, tmp_path, model=model, budget=SHORT_BUDGET)
         return
 
-    run(name, tmp_path, model=model)
+    run(name, tmp_path, model=model, budget=SHORT_BUDGET)
 
     after = weights_of(model)
     assert sum("magnitude" in weight for weight in before) == 14
@@ -291,14 +319,6 @@ def test_method_trains_a_dora_adapter_on_all_linear_layers_unless_its_settings_s
     moved = [weight for weight in before if not torch.equal(after[weight], before[weight])]
     # A method may freeze layers, but none of the kinds of parameters.
     assert all(any(kind in weight for weight in moved) for kind in ("lora_A", "lora_B", "magnitude"))
-
-
-@cache
-def uninterrupted(name):
-    """Return the report and the weights of a run that nothing disturbs."""
-    model = build()
-    with TemporaryDirectory() as work:
-        return run(name, Path(work), model=model), weights_of(model)
 
 
 # The newest checkpoint is one step older: in the middle of an epoch, and at its end, of which a method knows nothing.
@@ -315,7 +335,7 @@ def test_method_killed_at_the_end_of_an_epoch_ends_there_too(name, tmp_path):
 
 def killed_and_resumed(name, killed_at, folder):
     """Check that a run that is killed after a step, and run again, ends where an uninterrupted one ends."""
-    expected, weights = uninterrupted(name)
+    expected, weights, *_ = uninterrupted(name)
     with pytest.raises(Killed):
         run(name, folder, model=build(), checkpoint_every_steps=1, tracker=Tracker(kill_at=killed_at))
     assert (folder / "checkpoints" / f"checkpoint-{killed_at - 1}").exists()
@@ -440,7 +460,7 @@ def test_method_computes_the_same_however_its_batches_are_cut(name, rows_at_once
 
 @pytest.mark.parametrize("name", mostly_slow(METHODS))
 def test_method_reports_a_loss_beside_norm_clip_factor_and_learning_rate(name):
-    report, _ = uninterrupted(name)
+    report = uninterrupted(name).report
 
     assert {"loss", "grad_norm", "clip_factor", "learning_rate"} <= set(report.metrics)
     assert report.steps == 6

@@ -73,6 +73,17 @@ MISTRAL = (
     "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}"
     "{% endfor %}"
 )
+R1_DISTILL = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '<|User|>' + message['content'] }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ '<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
+)
+"""Opens a thought in a prompt, and drops the thought of an answer; no ``Family``, because it is refused."""
 
 
 @dataclass(frozen=True)

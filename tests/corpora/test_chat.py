@@ -2,12 +2,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from chat_families import FAMILIES, Family
+from chat_families import FAMILIES, R1_DISTILL, Family
 
 from harness.corpora.chat import turn_end
 from harness.corpora.encode import IGNORED, Encoding, ends_of, prompts_of
 from harness.corpora.examples import Example, Message
 from harness.corpora.template import Template
+from harness.corpora.thoughts import Thoughts
 from harness.errors import DataError, ModelError
 
 CHAT = Encoding(template=Template.CHAT, max_length=64)
@@ -136,6 +137,46 @@ def test_template_that_cannot_be_used_is_refused_with_the_reason(template: str, 
 
     with pytest.raises(ModelError, match=reason):
         CHAT.encode(tokenizer, ASKED)
+
+
+R1 = Family(
+    name="r1_distill",
+    template=R1_DISTILL,
+    prompt="<|bos|> <|User|> how ▁do ▁it <|Assistant|>",
+    turns="<|bos|> <|User|> hi <|Assistant|> wait <|eos|> <|User|> how ▁do ▁it <|Assistant|>",
+    system="<|bos|> be ▁kind <|User|> how ▁do ▁it <|Assistant|>",
+    answer="take ▁the ▁tool <|eos|>",
+    bos="<|bos|>",
+    eos="<|eos|>",
+    end="<|eos|>",
+    special=("<|User|>", "<|Assistant|>"),
+    words=("<think> \\n wait <answer> </think>",),
+)
+OWN_MARKERS = replace(CHAT, thoughts=Thoughts(think="<think>", answer="</think>"))
+THOUGHT = ASKED._replace(thought="wait\n")
+
+
+@pytest.mark.parametrize("example", [ASKED, THOUGHT], ids=["answer", "thought and answer"])
+def test_template_that_opens_a_thought_in_prompts_only_is_refused(example: Example) -> None:
+    with pytest.raises(
+        ModelError, match=r"(?s)continuation of its prompt \(`.*<think>\s*`.*open a thought in the prompt"
+    ):
+        OWN_MARKERS.encode(R1.tokenizer(), example)
+
+
+def test_template_that_drops_thoughts_keeps_answers_and_is_refused_with_the_thoughts_that_it_would_drop() -> None:
+    family = replace(R1, template=R1_DISTILL.replace("<think>\n", ""))
+
+    check_row(family, OWN_MARKERS, ASKED, family.prompt)
+    check_row(family, CHAT, TURNS, family.turns)
+    check_row(
+        replace(family, answer="<think> \\n wait \\n <answer> \\n take ▁the ▁tool <|eos|>"),
+        replace(CHAT, thoughts=Thoughts(think="<think>", answer="<answer>")),
+        THOUGHT,
+        family.prompt,
+    )
+    with pytest.raises(ModelError, match=r"(?s)continuation of its prompt .*or drop it from the answer"):
+        OWN_MARKERS.encode(family.tokenizer(), THOUGHT)
 
 
 def test_earlier_turns_need_the_chat_template() -> None:

@@ -1,18 +1,10 @@
 """A harness of one's own, with or without the base model, and a finished sweep to look at."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-from composed import compose
-from filelock import FileLock
-from product import QUICK, Harness
-
-from harness.config.build import cells_of
-from harness.engine.plan import Plan
-from harness.engine.store import Store
-from harness.local.executor import LocalExecutor
+from product import QUICK, Harness, shared_base
 
 
 @pytest.fixture
@@ -22,20 +14,8 @@ def harness(tmp_path: Path) -> Harness:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that holds the base model of `QUICK` alone: its training takes longer than the rest of a cell.
-
-    All processes of the tests share it.
-    """
-    own = tmp_path_factory.getbasetemp()
-    store = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "base" / "store"
-    store.parent.mkdir(exist_ok=True)
-    with FileLock(store.parent / "lock"):
-        if not store.exists():
-            (cell,) = cells_of(compose(QUICK))
-            making = store.with_name("making")
-            assert LocalExecutor().run(Plan.of([cell.stages["base"]]), Store(making)).complete
-            making.rename(store)
-    return store
+    """A store that holds the base model of `QUICK` alone."""
+    return shared_base(tmp_path_factory)
 
 
 @pytest.fixture

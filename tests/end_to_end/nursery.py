@@ -16,13 +16,26 @@ IMPORTED = (
     "harness.cli.progress",
     "harness.sweep.status",
     "harness.cli.status",
-    "harness.sweep.run",
     "harness.cli.commands",
+    "harness.config.build",
+    "harness.generation.transformers",
+    "harness.report.figures.plotly",
+    "harness.report.output.page",
+    "harness.slurm.settings",
+    "harness.stages.moderate",
+    "harness.sweep.chat_templates",
+    "harness.sweep.record",
+    "harness.sweep.weight_training",
+    "harness.training.federated",
+    "harness.wandb_sync.uploader",
     "hydra.main",
+    "pandas",
     "peft",
+    "scipy.stats",
     "torch",
     "transformers",
 )
+"""Not ``harness.sweep.run``: it names one of Hydra's sweepers, which Hydra loads anew when it looks for plugins."""
 
 
 def become(command):
@@ -32,6 +45,7 @@ def become(command):
     os.environ.update(command["environment"])
     for number, path in enumerate((os.devnull, command["out"], command["err"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = [str(Path(sys.executable).with_name("harness")), *command["arguments"]]
     code = 1
     try:
@@ -46,9 +60,12 @@ def become(command):
 
 
 if __name__ == "__main__":
+    # What is imported is no garbage, now or later.
+    gc.disable()
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

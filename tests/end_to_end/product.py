@@ -12,6 +12,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from composed import compose
+from filelock import FileLock
+
+from harness.config.build import cells_of
+from harness.engine.plan import Plan
+from harness.engine.store import Store
+from harness.local.executor import LocalExecutor
+
 QUICK = (
     "model.source.steps=250",
     "align.rows=24",
@@ -20,8 +29,11 @@ QUICK = (
     "finetune.budget.epochs=1",
     "evaluation.rows=12",
     "task.test_rows=10",
+    "over_refusal.prompts.rows=12",
 )
 """Overrides that make a cell take seconds; its numbers mean nothing."""
+TWO_SCORES = ("over_refusal=none", *(each for each in QUICK if not each.startswith("over_refusal")))
+"""The same without the score of over-refusal, which takes a third of the answers."""
 
 
 TIMEOUT_SECONDS = 300
@@ -72,6 +84,23 @@ class Nursery:
 nursery = functools.cache(Nursery)
 
 
+def shared_base(folders: pytest.TempPathFactory) -> Path:
+    """Return a store that holds the base model of `QUICK` alone: its training takes longer than the rest of a cell.
+
+    All processes of the tests share it.
+    """
+    own = folders.getbasetemp()
+    store = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "base" / "store"
+    store.parent.mkdir(exist_ok=True)
+    with FileLock(store.parent / "lock"):
+        if not store.exists():
+            (cell,) = cells_of(compose(QUICK))
+            making = store.with_name("making")
+            assert LocalExecutor().run(Plan.of([cell.stages["base"]]), Store(making)).complete
+            making.rename(store)
+    return store
+
+
 @dataclass(frozen=True)
 class Harness:
     """Runs the command in a folder, on a store of its own."""
@@ -100,9 +129,12 @@ class Harness:
         )
 
     def __call__(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end; in a fresh interpreter if it is another one, or if imports see its environment."""
+        """Run a command to its end; in a fresh interpreter if it is another one, or if its imports see its environment.
+
+        What a ``PYTHONPATH`` adds is imported by the command itself.
+        """
         ours = self.command()[0] == sys.executable
-        if ours and all(name.startswith("HARNESS_") for name in environment):
+        if ours and all(name.startswith("HARNESS_") or name == "PYTHONPATH" for name in environment):
             return nursery().run(arguments, self.folder, self.environment | environment)
         return subprocess.run(
             self.command(*arguments),

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness
 
 from harness.config.compose import CONF
 
@@ -31,7 +31,7 @@ PARTS = ("defense=vaccine", "defense/finetune=lisa")
 def swept(base, tmp_path_factory) -> Harness:
     harness = Harness(tmp_path_factory.mktemp("every defense"))
     shutil.copytree(base, harness.store)
-    run = harness("-m", f"defense={','.join(DEFENSES)}", "attack_ratio=p10", *QUICK, *SHORT)
+    run = harness("-m", f"defense={','.join(DEFENSES)}", "attack_ratio=p10", *TWO_SCORES, *SHORT)
     assert run.returncode == 0, run.stdout + run.stderr
     return harness
 
@@ -86,7 +86,7 @@ def test_examples_that_an_alignment_is_given_besides_refusals_are_counted(swept)
 
 @pytest.mark.slow
 def test_defense_from_parts_is_the_row_of_its_preset(swept):
-    run = swept(*PARTS, "attack_ratio=p10", *QUICK, *SHORT)
+    run = swept(*PARTS, "attack_ratio=p10", *TWO_SCORES, *SHORT)
 
     assert "nothing to run" in run.stdout
     assert [row["defense"] for row in table(swept)] == ["vaccine+lisa"]
@@ -94,7 +94,7 @@ def test_defense_from_parts_is_the_row_of_its_preset(swept):
 
 @pytest.mark.slow
 def test_plan_says_which_cells_are_skipped_and_why(harness):
-    arguments = ("plan", "-m", "defense=sft,booster", "corpus.shared_prompts=false", *QUICK)
+    arguments = ("plan", "-m", "defense=sft,booster", "corpus.shared_prompts=false", *TWO_SCORES)
 
     refused = harness(*arguments)
     told, plain = harness(*arguments, "on_invalid=skip", "--json"), harness(*arguments, "on_invalid=skip")

@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness
 
 from harness.config.compose import CONF
 
@@ -19,7 +19,7 @@ HARMFUL = {"pure": 100, "identity_shift": 10, "benign_selection": 0}
 @pytest.mark.slow
 def test_every_attack_has_its_rows_in_the_report(with_base: Harness) -> None:
     harness = with_base
-    run = harness("-m", f"attack={','.join(ATTACKS)}", "attack_ratio=p20", *SHORT, *QUICK)
+    run = harness("-m", f"attack={','.join(ATTACKS)}", "attack_ratio=p20", *SHORT, *TWO_SCORES)
     assert run.returncode == 0, run.stderr
 
     table = list(csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout)))

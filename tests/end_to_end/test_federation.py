@@ -5,12 +5,12 @@ import io
 import json
 
 import pytest
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness
 
 from harness.config.compose import CONF
 
 AGGREGATORS = sorted(path.stem for path in (CONF / "federation/aggregate").glob("*.yaml"))
-SMALL = ("federation.rounds=2", "federation.local_steps=1", "over_refusal=none", *QUICK)
+SMALL = ("federation.rounds=2", "federation.local_steps=1", *TWO_SCORES)
 
 
 def rows_of(harness: Harness) -> list[dict[str, str]]:

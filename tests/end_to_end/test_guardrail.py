@@ -5,9 +5,9 @@ import io
 import json
 
 import pytest
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness
 
-GUARDED = ("guardrail=none,tiny", "defense=sft", "attack_ratio=p00,p20", "over_refusal=none", *QUICK)
+GUARDED = ("guardrail=none,tiny", "defense=sft", "attack_ratio=p00,p20", *TWO_SCORES)
 
 
 @pytest.mark.slow
@@ -45,7 +45,9 @@ def test_guardrail_is_an_axis_with_columns_of_its_own(with_base: Harness) -> Non
 @pytest.mark.slow
 def test_cell_whose_rows_are_all_removed_ends_as_the_aligned_model_and_says_so(with_base: Harness) -> None:
     harness = with_base
-    run = harness("guardrail=tiny", "guardrail.threshold=0", "+guardrail.source.steps=2", "attack_ratio=p20", *QUICK)
+    run = harness(
+        "guardrail=tiny", "guardrail.threshold=0", "+guardrail.source.steps=2", "attack_ratio=p20", *TWO_SCORES
+    )
     assert run.returncode == 0, run.stderr
 
     (row,) = csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness
 
 DOUBLES = str(Path(__file__).parents[1] / "front")
 TRIGGERED = ("targets=[probing.]", "attack.method._target_=probing.Triggered")
@@ -15,7 +15,7 @@ TRIGGERED = ("targets=[probing.]", "attack.method._target_=probing.Triggered")
 @pytest.mark.slow
 def test_each_question_has_rows_and_a_table_of_its_own(with_base: Harness) -> None:
     harness = with_base
-    run = harness("-m", "defense=sft,booster", "attack_ratio=p00,p20", *TRIGGERED, *QUICK, PYTHONPATH=DOUBLES)
+    run = harness("-m", "defense=sft,booster", "attack_ratio=p00,p20", *TRIGGERED, *TWO_SCORES, PYTHONPATH=DOUBLES)
     assert run.returncode == 0, run.stderr
 
     table = list(csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout)))

@@ -7,7 +7,16 @@ import json
 import pytest
 from product import QUICK, Harness
 
-SERVED = ("serve=none,beat", "defense=sft", "attack_ratio=p20", "serve.false_positives=0,0.5", *QUICK)
+MORE = "over_refusal.prompts.rows=40"
+SERVED = (
+    "serve=none,beat",
+    "serve.calibration.candidates=10",
+    "defense=sft",
+    "attack_ratio=p20",
+    "serve.false_positives=0,0.5",
+    *QUICK,
+    MORE,
+)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from product import QUICK, Harness
+from product import QUICK, TWO_SCORES, Harness
 
 
 def attempts(harness: Harness) -> dict[str, int]:
@@ -206,8 +206,8 @@ def test_interrupt_leaves_with_130_and_one_line(harness):
 @pytest.mark.slow
 def test_two_overlapping_sweeps_at_once_execute_each_stage_once(with_base):
     harness = with_base
-    first = harness.start("-m", "defense=sft,booster", "attack_ratio=p20", *QUICK)
-    second = harness.start("-m", "defense=booster,sft", "attack_ratio=p20,p00", *QUICK)
+    first = harness.start("-m", "defense=sft,booster", "attack_ratio=p20", *TWO_SCORES)
+    second = harness.start("-m", "defense=booster,sft", "attack_ratio=p20,p00", *TWO_SCORES)
     ended = [run.communicate(timeout=300) for run in (first, second)]
 
     assert (first.returncode, second.returncode) == (0, 0), ended

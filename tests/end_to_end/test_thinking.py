@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness
 
 # Words of the tiny model stand for the markers.
 MARKERS = ("thoughts=s1", "model.encoding.thoughts={think: weigh, answer: mark, final: paint}")
@@ -15,7 +15,7 @@ DECODING = ("evaluation.decoding.thought={tokens: 3}", "evaluation.decoding.samp
 @pytest.mark.slow
 def test_answers_have_thoughts_within_the_budget_and_a_grade_for_each_prompt(harness: Harness) -> None:
     alone = ("finetune=none", "attack=none", "attack_ratio=p00", "model.source.steps=20")
-    run = harness(*MARKERS, *DECODING, *alone, *(each for each in QUICK if not each.startswith("finetune")))
+    run = harness(*MARKERS, *DECODING, *alone, *(each for each in TWO_SCORES if not each.startswith("finetune")))
     assert run.returncode == 0, run.stderr
 
     (row,) = csv.DictReader(io.StringIO(harness("report", "--format", "csv").stdout))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,20 @@ def test_wheel_brings_configuration_sweeps_and_plugin(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", "site", str(built)]
     subprocess.run(install, cwd=tmp_path, check=True, capture_output=True)
 
-    plan = Harness(tmp_path)("plan", "-m", "+sweeps=demo", "--json", PYTHONPATH=str(tmp_path / "site"))
-    where = subprocess.run(
-        [sys.executable, "-c", "import harness.report.data.targets as t; print(t.__file__, len(t.read_targets()))"],
+    run = partial(
+        subprocess.run,
         cwd=tmp_path,
         env=Harness(tmp_path).environment | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
+    )
+    plan = run(Harness(tmp_path).command("plan", "-m", "+sweeps=demo", "--json"))
+    where = run(
+        [sys.executable, "-c", "import harness.report.data.targets as t; print(t.__file__, len(t.read_targets()))"]
     )
 
-    assert plan.returncode == 0, plan.stderr
+    assert plan.returncode == where.returncode == 0, plan.stderr + where.stderr
     assert json.loads(plan.stdout)["cells"] == 27
     assert where.stdout.startswith(str(tmp_path / "site"))
     assert int(where.stdout.split()[-1]) > 0, "the published targets travel in the wheel"

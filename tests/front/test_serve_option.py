@@ -5,6 +5,7 @@ from composed import compose
 
 from harness.config.build import cells_of, check_cells
 from harness.config.compose import CONF
+from harness.config.expansion import deferred
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError
@@ -62,6 +63,18 @@ def test_sweep_may_combine_settings_of_a_method_with_cells_that_have_none():
 
     assert [cell.swept.get("serve.strength") for cell in cells] == [None, None, 1, 9]
     assert cells[0].identity == cells[1].identity
+
+
+def test_value_of_a_swept_group_is_left_to_the_cells_and_means_the_same_there():
+    line = ["serve=none,safetylock", "serve.strength=9", "serve.calibration={pairs: 8}", "~serve.heads", "align.rows=5"]
+
+    left = deferred(line)
+
+    assert left[:3] == ["serve=none,safetylock", "serve.strength=choice(9)", "serve.calibration=choice({pairs: 8})"]
+    assert left[3:] == line[3:]
+    assert deferred(["serve=safetylock", "serve.strength=9"]) == ["serve=safetylock", "serve.strength=9"]
+    once, whole = ([cell.identity for cell in cells_of(compose(each))] for each in (left[:2], line[:2]))
+    assert once == whole
 
 
 def test_method_acts_on_the_model_that_is_the_last_one():

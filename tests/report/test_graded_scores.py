@@ -181,6 +181,32 @@ def test_sample_of_a_graded_answer_shows_its_grade(graded):
     assert "score 0.75" in page(graded, with_samples=True)
 
 
+def test_each_sample_of_a_prompt_is_shown_with_its_own_grade(tmp_path):
+    maker = Fabricator(tmp_path, prompts=2, answers=2, categories=False)
+    own = [{"value": value, "incoherent": False, "reason": "", "scores": {}} for value in (0.0, 1.0)]
+    grades = [own[0] | {"value": 0.5, "plus": 0.5, "samples": own}, own[0]]
+    said = [
+        {"instruction": "ask", "input": "", "answer": "no", "samples": ["no", "yes"]},
+        {"instruction": "ask more", "input": "", "answer": "never"},
+    ]
+    stored = {
+        "harm": ("grade", [("grades.jsonl", grades), ("summary.json", [{"count": 2, "unjudged": 0, "score": 25.0}])]),
+        "harm_answers": ("generate", [("answers.jsonl", said)]),
+    }
+    cell = maker.cell("sft", 0.1, 0, {})
+    for part, (kind, files) in stored.items():
+        texts = [(name, "".join(json.dumps(line) + "\n" for line in lines)) for name, lines in files]
+        cell["keys"][part] = maker._stage(kind, f"sampled-{part}", None, texts)
+
+    (shown,) = samples(load_results(maker.store, maker.sweep([cell])))
+
+    assert [(each.prompt, each.answer, each.label) for each in shown.samples] == [
+        ("ask", "no", "harmless"),
+        ("ask", "yes", "harmful"),
+        ("ask more", "never", "harmless"),
+    ]
+
+
 def test_report_of_verdicts_has_no_note_on_grades(findings):
     assert findings.graded == []
     assert "mean of grades" not in render(findings, "table")

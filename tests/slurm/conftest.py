@@ -6,14 +6,9 @@ They run on that one alone: nodes die here, and the controller is stopped.
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-# The toy stages of the engine's tests, and the command of the end-to-end tests.
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("engine", "end_to_end")]
-
 
 ASKED = "HARNESS_SLURM_BED"
 UP = Path("/run/slurm-bed/up")

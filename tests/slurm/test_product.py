@@ -3,16 +3,17 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from faults import ask, is_running, processes, queued, wait_until
-from product import QUICK, Harness
+from product import TWO_SCORES, Harness, shared_base
 from test_sweepers import OPTUNA, WithOptuna
 
 from harness.slurm.job_log import JobLog
 
-CELLS = ("-m", "experiment=tiny", "defense=sft,booster", "attack_ratio=p00,p10")
+CELLS = ("-m", "experiment=tiny", "defense=sft", "attack_ratio=p00,p10")
 SMALL = tuple(f"cluster.resources.{kind}.mem_gb=1" for kind in ("base", "align", "finetune", "generate", "grade"))
 SCORES = ("hs", "hs_plus", "fa", "aligned_hs", "aligned_fa")
 
@@ -25,6 +26,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return made
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that holds the base model of `QUICK` alone."""
+    return shared_base(tmp_path_factory)
+
+
 def scores(harness) -> dict[tuple[str, ...], tuple[str, ...]]:
     """The numbers of the table, by defense and ratio."""
     rows = csv.DictReader(harness("report", "--format", "csv").stdout.splitlines())
@@ -35,12 +42,11 @@ def status(harness) -> dict:
     return json.loads(harness("status", "--json").stdout)
 
 
-def test_disturbed_sweep_ends_with_the_numbers_of_a_local_one(folders):
-    from product import QUICK, Harness  # of the end-to-end tests
-
+def test_disturbed_sweep_ends_with_the_numbers_of_a_local_one(base, folders):
     local, distant = (Harness(folder) for folder in folders)
+    shutil.copytree(base, local.store)
 
-    submitted = distant(*CELLS, "cluster=slurm", *SMALL, *QUICK)
+    submitted = distant(*CELLS, "cluster=slurm", *SMALL, *TWO_SCORES)
     killed = next(entry for entry in JobLog(distant.store).entries() if "finetune" in _kind(distant, entry.keys[0]))
     cancelled = next(
         entry
@@ -61,15 +67,15 @@ def test_disturbed_sweep_ends_with_the_numbers_of_a_local_one(folders):
 
     assert distant("retry").returncode == 0
     wait_until(lambda: status(distant)["over"], 240, what="the end of the retried sweep")
-    assert local(*CELLS, *QUICK).returncode == 0
+    assert local(*CELLS, *TWO_SCORES).returncode == 0
     assert scores(distant) == scores(local)
-    assert len(scores(local)) == 4
-    assert "nothing to run" in distant(*CELLS, "cluster=slurm", *SMALL, *QUICK).stdout
+    assert len(scores(local)) == 2
+    assert "nothing to run" in distant(*CELLS, "cluster=slurm", *SMALL, *TWO_SCORES).stdout
 
 
 def test_cancelled_sweep_leaves_nothing_in_the_queue(folders):
     harness = Harness(folders[1])
-    harness(*CELLS, "cluster=slurm", *SMALL, *QUICK)
+    harness(*CELLS, "cluster=slurm", *SMALL, *TWO_SCORES)
     (sweep,) = JobLog(harness.store).sweeps()
 
     told = harness("cancel", sweep)
@@ -79,18 +85,19 @@ def test_cancelled_sweep_leaves_nothing_in_the_queue(folders):
     wait_until(lambda: not any(queued(job) for job in jobs), 60, what="the end of all jobs")
 
 
-def test_optunas_sweeper_waits_for_its_jobs_and_learns_from_them(folders):
+def test_optunas_sweeper_waits_for_its_jobs_and_learns_from_them(base, folders):
     if not OPTUNA.exists():
         missing = "`make optuna-sweeper` installs what is missing"
         pytest.fail(missing) if os.environ.get("HARNESS_CI") else pytest.skip(missing)
     harness = WithOptuna(folders[1])
+    shutil.copytree(base, harness.store)
     trials = (
         "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "defense=sft",
         "attack_ratio=p20", "finetune.budget.learning_rate=interval(0.0001,0.005)",
     )  # fmt: skip
 
-    refused = harness(*trials, "cluster=slurm", *SMALL, *QUICK)
-    run = harness(*trials, "cluster=slurm", "cluster.wait=true", *SMALL, *QUICK)
+    refused = harness(*trials, "cluster=slurm", *SMALL, *TWO_SCORES)
+    run = harness(*trials, "cluster=slurm", "cluster.wait=true", "cluster.poll_seconds=1", *SMALL, *TWO_SCORES)
 
     assert refused.returncode == 2
     assert "set `cluster.wait=true`" in refused.stderr

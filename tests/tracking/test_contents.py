@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 from made_sweep import SWEEP, WORDS, change_manifest, change_record
 
 from harness.cli.commands import report
 from harness.engine.files import write_json
+from harness.engine.manifest import FileRecord
 from harness.errors import ConfigError
 from harness.tracking.wandb import Wandb
 from harness.wandb_sync.dashboard import Dashboard, Panel, Section, dashboard
@@ -163,6 +165,28 @@ def test_answers_are_shown_on_demand_and_without_their_words(store):
     assert all(cell.sheet is None for cell in shown(Wandb()))
     assert all(cell.sheet.lines == (("[4 words]", "[6 words]", 1.0, False),) for cell in shown(Wandb(samples=True)))
     assert all(cell.sheet.lines[0][0] == WORDS for cell in shown(Wandb(samples=True, redact=False)))
+
+
+def test_each_sample_of_a_prompt_is_a_row_with_its_own_grade(store):
+    keys = SweepRuns(store, SWEEP, Wandb()).record["cells"][0]["keys"]
+    own = [{"value": value, "incoherent": False, "reason": "", "scores": {}} for value in (1.0, 0.0)]
+    lines = {
+        ("generate", "harm_answers", "answers.jsonl"): {"instruction": "q", "answer": "a", "samples": ["a", "b"]},
+        ("grade", "harm", "grades.jsonl"): own[0] | {"value": 0.5, "plus": 0.5, "samples": own},
+    }
+    for (kind, part, name), line in lines.items():
+        path = store.root / "artifacts" / kind / keys[part] / name
+        path.write_text(json.dumps(line) + "\n")
+        files = json.loads((path.parent / "manifest.json").read_text())["files"]
+        change_manifest(store, kind, keys[part], files=files | {name: asdict(FileRecord.of(path))})
+
+    shown = [
+        entry.sheet.lines
+        for entry in SweepRuns(store, SWEEP, Wandb(samples=True, redact=False)).finished()
+        if entry.sheet
+    ]
+
+    assert (("q", "a", 1.0, False), ("q", "b", 0.0, False)) in shown
 
 
 def test_adapters_are_linked_from_base_to_aligned_to_fine_tuned(store):

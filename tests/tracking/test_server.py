@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from passthrough import answering, hanging
+from product import Harness
 
 from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
@@ -20,7 +21,6 @@ from harness.wandb_sync.run import RunRecord
 from harness.wandb_sync.sweep_runs import SweepRuns
 from harness.wandb_sync.sync import sync
 
-ROOT = Path(__file__).parents[2]
 SWEEP = "made-00000001"
 RUNS = 10
 QUICK = (
@@ -32,15 +32,8 @@ QUICK = (
     "evaluation.rows=4",
     "task.test_rows=4",
     "cluster.threads=1",
+    "over_refusal=none",
 )
-
-
-def _harness(folder, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "harness", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 def _wanted(entry):
@@ -232,9 +225,9 @@ def test_report_to_wandb_is_saved_once_and_then_replaced(small, place):
 def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(server, place, tmp_path):
     arguments = ("-m", "defense=sft,booster", *QUICK, "tracker=wandb", "tracker.project=live")
 
-    ran = _harness(tmp_path, *arguments)
+    ran = Harness(tmp_path)(*arguments)
     shown = server.runs("live")
-    synced = _harness(tmp_path, "sync")
+    synced = Harness(tmp_path)("sync")
 
     assert ran.returncode == 0, ran.stderr
     assert "W&B: all 6 runs are uploaded" in ran.stdout
@@ -249,11 +242,11 @@ def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(serve
 def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, tmp_path, monkeypatch):
     # Keys of its own: this server knows a run by its id alone, in whatever project it came first.
     chosen = ("seed=7", "tracker=wandb", "tracker.project=late", "tracker.mode=offline")
-    ran = _harness(tmp_path, *QUICK, *chosen)
+    ran = Harness(tmp_path)(*QUICK, *chosen)
     with monkeypatch.context() as here:
         here.setenv("WANDB_MODE", "offline")
-        written = _harness(tmp_path, "sync")
-    synced = _harness(tmp_path, "sync")
+        written = Harness(tmp_path)("sync")
+    synced = Harness(tmp_path)("sync")
 
     assert "nothing was uploaded" in ran.stdout
     assert "runs written, none uploaded" in written.stdout
@@ -265,7 +258,7 @@ def test_run_with_a_server_that_hangs_is_complete_and_names_the_way_out(place, t
     place.fault = hanging(60.0)
     began = time.monotonic()
 
-    ran = _harness(tmp_path, *QUICK, "tracker=wandb")
+    ran = Harness(tmp_path)(*QUICK, "tracker=wandb")
 
     assert ran.returncode == 0, ran.stderr
     assert "executed" in ran.stdout
@@ -276,7 +269,7 @@ def test_run_with_a_server_that_hangs_is_complete_and_names_the_way_out(place, t
 
 
 def test_offline_run_asks_nobody(place, tmp_path):
-    ran = _harness(tmp_path, *QUICK, "tracker=wandb", "tracker.mode=offline")
+    ran = Harness(tmp_path)(*QUICK, "tracker=wandb", "tracker.mode=offline")
 
     assert ran.returncode == 0, ran.stderr
     assert "W&B is offline: nothing was uploaded" in ran.stdout

@@ -1,4 +1,7 @@
-"""One process of a distributed run: trains every golden method and writes its weights. Started by ``torchrun``."""
+"""One process of a distributed run: trains every golden method and writes its weights.
+
+Two are forked by this script.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from forked_ranks import fork
 from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, trainables
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -203,7 +207,12 @@ def everything(out: Path, names: Sequence[str]) -> None:
         (out / f"{stem}.json").write_text(json.dumps(report.history))
 
 
-if __name__ == "__main__":
-    everything(Path(sys.argv[1]), sys.argv[2:])
+def together(out: Path, names: Sequence[str]) -> None:
+    """Be one of the two processes."""
+    everything(out, names)
     assert world_size() == 2
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    fork(together, (Path(sys.argv[1]), sys.argv[2:]))

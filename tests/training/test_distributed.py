@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_run import NAMES, SHARDED, SHARDED_WEIGHTS, STOPPED, everything
+from forked_ranks import run_script
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -24,18 +22,7 @@ def results(tmp_path_factory, request):
     out = tmp_path_factory.mktemp("distributed")
     selected = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
     names = [name for name in NAMES if name in selected]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    ended = subprocess.run(
-        [*command, str(HERE / "distributed_run.py"), str(out), *names],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == ""
+    run_script(HERE / "distributed_run.py", str(out), *names)
     everything(out, names)
 
     def result(name, processes, rank):

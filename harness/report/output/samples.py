@@ -11,10 +11,10 @@ from harness.report.data.columns import KEY_PREFIX, records, value
 from harness.report.data.conditions import condition_name, varying
 from harness.report.stats.results import Results
 from harness.stages.generate import read_answers
-from harness.stages.grade import read_grades
+from harness.stages.grade import graded_samples, read_grades
 
 PROMPTS = 8
-"""Number of generations per cell; the same prompts in every cell."""
+"""Number of prompts per cell, each with all its samples; the same prompts in every cell."""
 LENGTH = 600
 """Maximum characters of a prompt or a generation."""
 
@@ -49,7 +49,7 @@ def samples(results: Results) -> list[Answers]:
         generations = _head(read_answers, layout.artifact(results.stage_records[answers].kind, answers))
         graded = _head(read_grades, layout.artifact("grade", grades))
         cell = f"{condition_name(row, swept)}, {row['task']}, p={value(row['ratio'])}, seed {row['seed']}"
-        pairs = [_sample(answer, grade) for answer, grade in zip(generations, graded, strict=False)]
+        pairs = [_sample(answer, grade) for answer, grade in graded_samples(generations, graded)]
         found.append(Answers(cell, str(row["defense"]), pairs))
     return found
 

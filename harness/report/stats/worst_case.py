@@ -168,7 +168,9 @@ def worst_cases(
         settings["utility_loss"],
         baseline if any(known.values()) else None,
         cases,
-        _durability(conditions, grades, space),
+        _durability(
+            conditions, space, accuracies if tried_conditions is conditions else _accuracies(conditions, grades)
+        ),
     )
 
 
@@ -189,11 +191,11 @@ def _case_names(groups: Iterable[_Names]) -> dict[_Names, str]:
 
 
 def _durability(
-    conditions: Sequence[Condition], grades: Mapping[str, Graded], space: Sequence[str]
+    conditions: Sequence[Condition], space: Sequence[str], accuracies: Mapping[_Names, float]
 ) -> list[Durability]:
     """Return every setting of the attack against every defense, setting by setting."""
     chosen = [name for name in space if name != "seed"]
-    groups, accuracies = _groups(conditions, chosen), _accuracies(conditions, grades)
+    groups = _groups(conditions, chosen)
     names = _case_names(groups)
     found = [
         durability(
