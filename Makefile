@@ -47,6 +47,7 @@ bench: $(TOOLS)
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python tests/benchmarks/booster_step.py
 	$(BIN)/python tests/benchmarks/method_steps.py
+	$(BIN)/python tests/benchmarks/defense_costs.py
 	$(BIN)/python tests/benchmarks/antidote_repair.py
 	$(BIN)/python tests/benchmarks/generation.py
 	$(BIN)/python tests/benchmarks/ensembles.py
