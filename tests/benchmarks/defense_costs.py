@@ -3,8 +3,8 @@
 Run: python tests/benchmarks/defense_costs.py [DEFENSE ...]; without names, all that ship. Each runs in a process
 of its own, forked from one that has imported everything, on 500 rows of alignment and 600 of fine-tuning, one epoch
 each; a repair is relative to the fine-tuning. What is read is the time of that process on the processors, so that a
-busy machine disturbs little, and its highest resident memory. Both contain what every stage costs: reading the model and
-writing the result.
+busy machine disturbs little, and its highest resident memory. Both contain what every stage costs: reading the model
+and writing the result.
 """
 
 import argparse
