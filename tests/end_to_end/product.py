@@ -76,6 +76,7 @@ class Nursery:
             self._process.stdin.flush()
             if not select.select([self._process.stdout], [], [], TIMEOUT_SECONDS)[0]:
                 self.end()
+                nursery.cache_clear()
                 raise subprocess.TimeoutExpired(arguments, TIMEOUT_SECONDS, out.read_bytes(), err.read_bytes())
             code = int(self._process.stdout.readline())
             return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
