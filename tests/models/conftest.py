@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -79,3 +81,18 @@ def save_adapter(tmp_path, make_model):
         return tmp_path / name
 
     return save
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Give the test a cache of its own for what is known of folders."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def mine(save_base):
+    """Save a small model in a folder whose files are old enough for their hashes to be kept."""
+    folder = save_base("mine")
+    for path in folder.iterdir():
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return folder

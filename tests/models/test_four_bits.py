@@ -3,8 +3,6 @@
 Without bitsandbytes these tests are skipped; `test_quantized_environment` runs them in that of `make quantized`.
 """
 
-import os
-
 import pytest
 import torch
 from composed import compose
@@ -27,18 +25,7 @@ from harness.training.passes import passes_on
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: run `make quantized`")
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def mine(save_base):
-    folder = save_base("mine")
-    for path in folder.iterdir():
-        os.utime(path, (1_000_000_000, 1_000_000_000))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -22,18 +22,7 @@ from harness.models.saved import Attention, Precision
 from harness.stages.grade import read_summary
 from harness.sweep.chat_templates import check_chat_templates
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def mine(save_base):
-    folder = save_base("mine")
-    for path in folder.iterdir():
-        os.utime(path, (1_000_000_000, 1_000_000_000))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def source(folder, **changes):

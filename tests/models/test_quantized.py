@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 from dataclasses import replace
 
 import pytest
@@ -23,18 +22,7 @@ from harness.sweep.quantized_bases import QuantizedBase, check_quantized_bases, 
 NF4 = "+model.source.quantized=nf4"
 ONE = Resources(minutes=10)
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def mine(save_base):
-    folder = save_base("mine")
-    for path in folder.iterdir():
-        os.utime(path, (1_000_000_000, 1_000_000_000))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ def at_equal_accuracy(
 ) -> list[AtEqualAccuracy]:
     """Return each defense against each baseline of the sweep, by situation; empty without a baseline.
 
-    Conditions are of one situation if they agree in task, model, attack, ratio, judge, and all swept values but the
-    settings of defenses. Those without HS or FA, and probes, which ask one model several questions, are left out.
+    Conditions are of one situation if they agree in task, model, attack, ratio, judge, probe, and all swept values but
+    the settings of defenses. Those without HS or FA are left out.
 
     Args:
         conditions: of the sweep.
