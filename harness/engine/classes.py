@@ -5,7 +5,7 @@ by import path, which is needed to find them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -65,7 +65,15 @@ def paths_of(text: str) -> Sequence[str]:
     """
     if (match := _NAME.fullmatch(text)) is None:
         return [current(text)]
-    return [named.path for named in installed() if str(named) == match[0]]
+    return _paths_by_name().get(match[0], ())
+
+
+@cache
+def _paths_by_name() -> Mapping[str, Sequence[str]]:
+    paths: dict[str, list[str]] = {}
+    for named in installed():
+        paths.setdefault(str(named), []).append(named.path)
+    return paths
 
 
 def versions_of(text: str) -> Sequence[int]:
