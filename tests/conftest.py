@@ -18,10 +18,21 @@ gc.disable()
 # A job in the background (`make test &`, some CI runners) inherits SIGINT as ignored, and hands it on to its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+TOGETHER = (
+    ("tests/slurm/",),
+    (
+        "tests/contracts/test_methods_on_two_processes",
+        "tests/contracts/test_passes",
+        "tests/contracts/test_train_methods",
+    ),
+)
+"""Files that run in one process: the one Slurm of this machine, and what each method computes with whole batches."""
+
 FIRST = (
-    "tests/slurm",
+    *TOGETHER[0],
     "tests/tracking/test_server",
     "tests/end_to_end/test_s",
+    *TOGETHER[1],
     "tests/end_to_end",
     "tests/training",
     "tests/contracts",
@@ -54,17 +65,17 @@ def _cheap_collections() -> None:
     gc.freeze()
 
 
-class OneCluster(LoadFileScheduling):
-    """`--dist loadfile`, and the files of tests/slurm count as one: they share the one Slurm of this machine.
+class TogetherScheduling(LoadFileScheduling):
+    """`--dist loadfile`, and files that share what they need count as one.
 
     The group marker of `--dist loadgroup` would do, but pytest-xdist 3.8 does not see it under pytest 9.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/slurm" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
+        return next((paths[0] for paths in TOGETHER if nodeid.startswith(paths)), super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
     """Take the place of `--dist loadfile`; files go out in their order, not by how many tests they have."""
     config.option.loadscopereorder = False
-    return OneCluster(config, log) if config.getvalue("dist") == "loadfile" else None
+    return TogetherScheduling(config, log) if config.getvalue("dist") == "loadfile" else None

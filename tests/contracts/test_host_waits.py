@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from test_train_methods import CUTTABLE, alignment_of, build, mostly_slow, prepared, rows
+from test_train_methods import CUTTABLE, TYPICAL, alignment_of, build, prepared, rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.corpora.batches import RoleBatches, collate
@@ -133,8 +133,14 @@ def waits_of(name, rows_at_once, monkeypatch):
     return waits.seen
 
 
-@pytest.mark.parametrize("rows_at_once", [pytest.param(None, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("name", mostly_slow(CUTTABLE))
+# A whole batch is what a piece is without a sum over pieces, which is no method's own: typical ones will do.
+@pytest.mark.parametrize(
+    ("name", "rows_at_once"),
+    [
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in sorted(TYPICAL)),
+        *(pytest.param(name, 3, marks=[] if name in TYPICAL else pytest.mark.slow) for name in CUTTABLE),
+    ],
+)
 def test_step_of_a_method_never_waits_for_the_device(name, rows_at_once, monkeypatch):
     assert set(waits_of(name, rows_at_once, monkeypatch)) <= KNOWN.get(name, set())
 

@@ -440,18 +440,14 @@ def whole_steps(name, make=build):
     return stepped(name, None, make=make)
 
 
-# One row at once, and uneven pieces of the step's five rows and of the draws; for some also pieces of which the last is
-# a single row, and more than there are. Each method has two and one in a piece of two processes.
+# One row at once; for some also uneven pieces of the step's five rows and of the draws, pieces of which the last is a
+# single row, and more than there are. Every method has pieces of two and one row in `test_passes`, and in those of two
+# processes.
 @pytest.mark.parametrize(
     ("name", "rows_at_once"),
     [
         *((name, cut) for name in sorted(TYPICAL) for cut in (1, 2, 3, 100)),
-        *(
-            pytest.param(name, cut, marks=pytest.mark.slow)
-            for name in CUTTABLE
-            if name not in TYPICAL
-            for cut in (1, 3)
-        ),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in CUTTABLE if name not in TYPICAL),
     ],
 )
 def test_method_computes_the_same_however_its_batches_are_cut(name, rows_at_once):
