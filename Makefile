@@ -8,7 +8,7 @@ TOOLS := $(VENV)/.installed
 # Every package comes from the lock, those that only build others included.
 LOCKED := --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test test-all test-latest lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval quantized
+.PHONY: demo test test-all test-latest warm lint bench install lock clean slurm-up slurm-down wandb-server optuna-sweeper lm-eval quantized
 
 $(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed; set one with: make PYTHON=python3.12")'
@@ -36,6 +36,10 @@ test: $(TOOLS)
 # two cores: the tests with a service, which begin, wait for it most of the time.
 test-all: $(TOOLS)
 	HARNESS_SLURM_BED=1 $(PYTEST) 3
+
+# Compiles what the tests import, and their assertions: each process of `test-all` would do so at the same time.
+warm: $(TOOLS)
+	-PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --collect-only >/dev/null
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
