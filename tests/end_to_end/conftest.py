@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from product import QUICK, Harness, shared_base
+from product import QUICK, Harness, shared, shared_base
 
 
 @pytest.fixture
@@ -27,9 +27,14 @@ def with_base(base: Path, tmp_path: Path) -> Harness:
 
 @pytest.fixture(scope="session")
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    """A finished sweep of four cells, to be read only."""
-    done = Harness(tmp_path_factory.mktemp("a finished sweep"))
-    shutil.copytree(base, done.store)
-    run = done("-m", "defense=sft,booster", "attack_ratio=p00,p20", *QUICK)
-    assert run.returncode == 0, run.stderr
-    return done
+    """A finished sweep of four cells, in which nothing is to be trained."""
+
+    def make(folder: Path) -> None:
+        done = Harness(folder)
+        shutil.copytree(base, done.store)
+        run = done("-m", "defense=sft,booster", "attack_ratio=p00,p20", *QUICK)
+        assert run.returncode == 0, run.stderr
+
+    own = Harness(tmp_path_factory.mktemp("a finished sweep"))
+    shutil.copytree(shared(tmp_path_factory, "finished", make) / "store", own.store)
+    return own

@@ -1,6 +1,7 @@
 """Forks a process for each command from one that has imported the program: importing is most of what a short one costs.
 
-Reads a line of JSON per command (arguments, folder, environment, files for its output) and answers with its exit code.
+Reads a line of JSON per request and answers each with a number: a command to start (arguments, folder, environment,
+files for its output) with its process id, a process id to wait for with its exit code.
 """
 
 import gc
@@ -67,9 +68,10 @@ if __name__ == "__main__":
     gc.freeze()
     gc.enable()
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            become(json.loads(line))
-        status = os.waitpid(child, 0)[1]
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        elif (answer := os.fork()) == 0:
+            become(request)
+        sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()

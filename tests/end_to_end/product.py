@@ -5,13 +5,16 @@ import functools
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from composed import compose
 from filelock import FileLock
@@ -64,42 +67,78 @@ class Nursery:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def run(
-        self, arguments: tuple[str, ...], folder: Path, environment: dict[str, str]
-    ) -> "subprocess.CompletedProcess[str]":
+    def start(self, arguments: tuple[str, ...], folder: Path, environment: dict[str, str]) -> "Command":
+        """Start a command; the caller ends it."""
+        told = Path(tempfile.mkdtemp())
+        out, err = told / "out", told / "err"
+        command = {"arguments": arguments, "folder": str(folder), "environment": environment}
+        pid = self.ask(command | {"out": str(out), "err": str(err)})
+        assert pid is not None
+        return Command(self, pid, arguments, out, err)
+
+    def ask(self, request: dict[str, object]) -> int | None:
+        """Return the answer to a request; None, and the end of all commands, if there is none in time."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as told:
-            out, err = Path(told) / "out", Path(told) / "err"
-            command = {"arguments": arguments, "folder": str(folder), "environment": environment}
-            self._process.stdin.write(json.dumps(command | {"out": str(out), "err": str(err)}) + "\n")
-            self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], TIMEOUT_SECONDS)[0]:
-                self.end()
-                nursery.cache_clear()
-                raise subprocess.TimeoutExpired(arguments, TIMEOUT_SECONDS, out.read_bytes(), err.read_bytes())
-            code = int(self._process.stdout.readline())
-            return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        if select.select([self._process.stdout], [], [], TIMEOUT_SECONDS)[0]:
+            return int(self._process.stdout.readline())
+        self.end()
+        nursery.cache_clear()
+        return None
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that was forked."""
+
+    nursery: Nursery
+    pid: int
+    arguments: tuple[str, ...]
+    out: Path
+    err: Path
+
+    def is_running(self) -> bool:
+        return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> "subprocess.CompletedProcess[str]":
+        """Wait for its end; nothing else is forked meanwhile."""
+        code = self.nursery.ask({"wait": self.pid})
+        out, err = self.out.read_text(), self.err.read_text()
+        shutil.rmtree(self.out.parent)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.arguments, TIMEOUT_SECONDS, out, err)
+        return subprocess.CompletedProcess(self.arguments, code, out, err)
 
 
 nursery = functools.cache(Nursery)
 
 
-def shared_base(folders: pytest.TempPathFactory) -> Path:
-    """Return a store that holds the base model of `QUICK` alone: its training takes longer than the rest of a cell.
-
-    All processes of the tests share it.
-    """
+def shared(folders: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that is made once, for all processes of the tests; nobody may write to it."""
     own = folders.getbasetemp()
-    store = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "base" / "store"
-    store.parent.mkdir(exist_ok=True)
-    with FileLock(store.parent / "lock"):
-        if not store.exists():
-            (cell,) = cells_of(compose(QUICK))
-            making = store.with_name("making")
-            assert LocalExecutor().run(Plan.of([cell.stages["base"]]), Store(making)).complete
-            making.rename(store)
-    return store
+    made = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name / "made"
+    made.parent.mkdir(exist_ok=True)
+    with FileLock(made.parent / "lock"):
+        if not made.exists():
+            making = Path(tempfile.mkdtemp(dir=made.parent))
+            make(making)
+            making.rename(made)
+    return made
+
+
+def shared_base(folders: pytest.TempPathFactory) -> Path:
+    """Return a store that holds the base model of `QUICK` alone: its training takes longer than the rest of a cell."""
+
+    def make(store: Path) -> None:
+        (cell,) = cells_of(compose(QUICK))
+        assert LocalExecutor().run(Plan.of([cell.stages["base"]]), Store(store)).complete
+
+    return shared(folders, "base", make)
 
 
 @dataclass(frozen=True)
@@ -119,7 +158,12 @@ class Harness:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "harness", *arguments]
 
+    def fork(self, *arguments: str) -> Command:
+        """Start a command like ``__call__``, and do not wait."""
+        return nursery().start(arguments, self.folder, self.environment)
+
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start a command in a fresh interpreter."""
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
@@ -136,7 +180,7 @@ class Harness:
         """
         ours = self.command()[0] == sys.executable
         if ours and all(name.startswith("HARNESS_") or name == "PYTHONPATH" for name in environment):
-            return nursery().run(arguments, self.folder, self.environment | environment)
+            return nursery().start(arguments, self.folder, self.environment | environment).end()
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,

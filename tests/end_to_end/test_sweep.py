@@ -171,21 +171,19 @@ def test_altered_artifact_is_noticed_and_made_again_after_removal(finished, tmp_
 @pytest.mark.slow
 def test_killed_sweep_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(finished, with_base):
     harness = with_base
-    cells = ("-m", "defense=sft,booster", "attack_ratio=p00,p20", *QUICK)
-    killed = 0
+    cells = ("-m", "defense=sft,booster", "attack_ratio=p00,p20", *TWO_SCORES)
+    ended = []
     for _ in range(2):
-        run = harness.start(*cells)
         before = len(list(harness.store.glob("artifacts/*/*/manifest.json")))
-        while run.poll() is None and len(list(harness.store.glob("artifacts/*/*/manifest.json"))) < before + 5:
+        run = harness.fork(*cells)
+        while run.is_running() and len(list(harness.store.glob("artifacts/*/*/manifest.json"))) < before + 5:
             time.sleep(0.02)
-        if run.poll() is None:
-            run.send_signal(signal.SIGKILL)
-            killed += 1
-        run.communicate()
+        run.kill()
+        ended.append(run.end().returncode)
 
     last = harness(*cells)
 
-    assert killed == 2
+    assert ended == [-signal.SIGKILL] * 2
     assert last.returncode == 0, last.stderr
     assert scores(rows(harness)) == scores(rows(finished, *both_cells(finished)))
 
@@ -206,11 +204,11 @@ def test_interrupt_leaves_with_130_and_one_line(harness):
 @pytest.mark.slow
 def test_two_overlapping_sweeps_at_once_execute_each_stage_once(with_base):
     harness = with_base
-    first = harness.start("-m", "defense=sft,booster", "attack_ratio=p20", *TWO_SCORES)
-    second = harness.start("-m", "defense=booster,sft", "attack_ratio=p20,p00", *TWO_SCORES)
-    ended = [run.communicate(timeout=300) for run in (first, second)]
+    first = harness.fork("-m", "defense=sft,booster", "attack_ratio=p20", *TWO_SCORES)
+    second = harness.fork("-m", "defense=booster,sft", "attack_ratio=p20,p00", *TWO_SCORES)
+    ended = [run.end() for run in (first, second)]
 
-    assert (first.returncode, second.returncode) == (0, 0), ended
+    assert [run.returncode for run in ended] == [0, 0], ended
     assert set(attempts(harness).values()) == {1}
 
 

@@ -1,10 +1,14 @@
+import json
 import subprocess
 import sys
 from itertools import islice
 
 import pytest
 import torch
+from composed import compose
+from product import QUICK, shared_base
 
+from harness.config.build import cells_of
 from harness.corpora.examples import Example
 from harness.corpora.world import World
 from harness.judges.tiny import Tiny as TinyJudge
@@ -29,8 +33,10 @@ def _answers(folder, source, prompts):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    source, folder = Synthetic(steps=250), tmp_path_factory.mktemp("base")
-    return source, folder, source.write(folder)
+    """The base model that the end-to-end tests share: its source, folder and facts."""
+    (manifest,) = shared_base(tmp_path_factory).glob("artifacts/base/*/manifest.json")
+    (source,) = (cell.stages["base"].source for cell in cells_of(compose(QUICK)))
+    return source, manifest.parent, json.loads(manifest.read_text())["facts"]
 
 
 def test_model_knows_how_to_comply_with_restricted_requests_it_never_saw(built):
