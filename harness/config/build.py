@@ -234,7 +234,7 @@ def _cell_of(composition: Composition, experiments: Sequence[Experiment], ensemb
 
 
 def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
-    """Return the problem of an override; for a setting that exists but that no file sets, the advice to use ``+``."""
+    """Return the problem of an override; for a setting that exists but that no file sets, the advice to use ``++``."""
     if invalid.unknown is None:
         return invalid.problem
     where = file_locator(composition.choices)
@@ -248,7 +248,8 @@ def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
         classes = (Experiment, Settings, EnsembleSettings)
         problems = [problem for cls in classes for problem in _problems_of(cls, data, composition)]
         if not any(each.path == invalid.name and each.text.startswith("unknown setting") for each in problems):
-            advice = f"no file sets it, so it has to be added with `+`: `+{invalid.line}`"
+            # One plus fails where an option that a sweep file sweeps does set it.
+            advice = f"no file sets it, so it has to be added with `++`: `++{invalid.line}`"
             return Problem(invalid.name, f"{advice}. Or set it in `{where(invalid.name)}`.")
     return replace(invalid.problem, text=f"{invalid.problem.text} Set in `{where(invalid.unknown)}`.")
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,17 +39,15 @@ from harness.protocols import (
 from harness.training.budget import Budget
 from harness.training.checkpoint import FOLDER
 from harness.training.distributed import rank, world_size
-from harness.training.fsdp import shard
 from harness.training.learner import CausalLearner
 from harness.training.optimizer import optimizer_of
 from harness.training.order import Order
-from harness.training.passes import passes_on, usual_rows
-from harness.training.pieces import rows_at_once
+from harness.training.placement import placed
 from harness.training.plain import PlainStep
 from harness.training.rounds import Rounds
 from harness.training.server import Sent
 from harness.training.step_trainer import collator
-from harness.training.trainer import errors_only, longest_of, own_sizes, restoring_state, training_arguments
+from harness.training.trainer import errors_only, restoring_state, training_arguments
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient
@@ -232,27 +229,21 @@ def clients_on(
     total_steps = rounds.rounds * rounds.local_steps
     with errors_only(), restoring_state(model):
         arguments = training_arguments(budget, folder=work / FOLDER, seed=seed, total_steps=total_steps, device=device)
-        shares = [ceil(pool.batch_size / world_size()) for pool in drawn.values()]
-        micro_batch = rows_at_once(max(budget.share(world_size()), *shares, 0), micro_batch_size, shrink)
-        if sharded:
-            shard(model, arguments.device)
-        else:
-            model.to(arguments.device)
-        model.train()
-        passes = passes_on(
+        ready = placed(
             model,
-            arguments.device.type,
-            precision=budget.precision,
-            longest=longest_of([*rows, *mixed], drawn),
-            rows=usual_rows(own_sizes(budget, drawn), micro_batch),
+            arguments,
+            rows=[*rows, *mixed],
+            pools=drawn,
+            alignment=alignment,
+            budget=budget,
             sharded=sharded,
+            micro_batch_size=micro_batch_size,
+            shrink=shrink,
         )
         clients = Clients(
-            learner=CausalLearner(
-                model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
-            ),
+            learner=ready.learner,
             device=arguments.device,
-            micro_batch=micro_batch,
+            micro_batch=ready.micro_batch,
             method=method,
             held=held,
             mixed=mixed,
@@ -263,9 +254,9 @@ def clients_on(
             seed=seed,
             pad_id=pad_id,
         )
-        with passes.running(model, arguments.device) as trouble:
+        with ready.passes.running(model, arguments.device) as trouble:
             yield clients
-        clients.ran.update(passes.facts(trouble()))
+        clients.ran.update(ready.passes.facts(trouble()))
 
 
 def _check_step(method: TrainMethod, step: object) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,14 +39,12 @@ class Progress:
         values: the server's parameters, one tensor per trainable one.
         history: the entries of the curve, one per round.
         rounds: the records of the rounds.
-        visits: in how many rounds each client has taken part.
         moments: the state of the optimizer of each client that keeps it.
     """
 
     values: Gradient
     history: list[dict[str, float]] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    visits: dict[int, int] = field(default_factory=dict)
     moments: dict[int, Any] = field(default_factory=dict)
 
 
@@ -167,11 +165,10 @@ def train_turn(
 def _advance(progress: Progress, clients: Clients, server: Server, number: int) -> None:
     """Carry out one round."""
     sent = []
+    visits = clients.rounds.visits(clients.shards.clients, number, clients.seed)
     for client in clients.rounds.drawn(clients.shards.clients, number, clients.seed):
-        visits = progress.visits.get(client, 0)
         moments = progress.moments.get(client)
-        sent.append(clients.train(client, number, progress.values, visits=visits, moments=moments))
-        progress.visits[client] = visits + 1
+        sent.append(clients.train(client, number, progress.values, visits=visits[client], moments=moments))
         if sent[-1].moments is not None:
             progress.moments[client] = sent[-1].moments
     progress.values, entry, record = server.combine(progress.values, sent, number)
@@ -181,11 +178,11 @@ def _advance(progress: Progress, clients: Clients, server: Server, number: int) 
 
 def _restored(clients: Clients, checkpoint: Path | None) -> Progress:
     """Return the progress in a checkpoint, or that of a run that has not started."""
-    progress = Progress(clients.values)
     if checkpoint is None:
-        return progress
+        return Progress(clients.values)
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    return replace(progress, **{**state, "values": [value.to(clients.device) for value in state["values"]]})
+    values = [value.to(clients.device) for value in state["values"]]
+    return Progress(values, history=state["history"], rounds=state["rounds"], moments=state["moments"])
 
 
 def _save(progress: Progress, checkpoint: Path) -> None:

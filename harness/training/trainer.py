@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +41,9 @@ from harness.training.checkpoint import FOLDER, KEPT, Checkpoints, Resumable, re
 from harness.training.choice import chosen_rows
 from harness.training.distributed import is_sharded, rank, world_size
 from harness.training.estimates import EstimatingLearner
-from harness.training.fsdp import shard
-from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.order import Order
-from harness.training.passes import passes_on, usual_rows
-from harness.training.pieces import rows_at_once
+from harness.training.placement import placed
 from harness.training.plain import PlainStep
 from harness.training.sharded_state import ShardedMoments, ShardedWeights, mesh_of
 from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
@@ -156,28 +152,21 @@ def train(
     with errors_only(), restoring_state(model):
         # Creating the arguments initializes the process group, which the learner, the draws and the order depend on.
         arguments = training_arguments(budget, folder=folder, seed=seed, total_steps=total_steps, device=device)
-        shares = [math.ceil(pool.batch_size / world_size()) for pool in drawn.values()]
-        share = max(budget.share(world_size()), *shares, 0)
-        micro_batch = rows_at_once(share, micro_batch_size, shrink)
-        if sharded:
-            shard(model, arguments.device)
-        else:
-            model.to(arguments.device)
-            if world_size() > 1 and not isinstance(model, PeftModel):
-                # DDP would hold another copy of the gradients, and has nothing to reduce here.
-                model._is_accelerate_prepared = True  # type: ignore[assignment]
-        model.train()
-        passes = passes_on(
+        ready = placed(
             model,
-            arguments.device.type,
-            precision=budget.precision,
-            longest=longest_of(rows, drawn),
-            rows=usual_rows(own_sizes(budget, drawn), micro_batch),
+            arguments,
+            rows=rows,
+            pools=drawn,
+            alignment=alignment,
+            budget=budget,
             sharded=sharded,
+            micro_batch_size=micro_batch_size,
+            shrink=shrink,
         )
-        learner = CausalLearner(
-            model, precision=budget.precision, rows_at_once=micro_batch, passes=passes, alignment=alignment
-        )
+        learner = ready.learner
+        if world_size() > 1 and not sharded and not isinstance(model, PeftModel):
+            # DDP would hold another copy of the gradients, and has nothing to reduce here.
+            model._is_accelerate_prepared = True  # type: ignore[assignment]
         chosen = chosen_rows(method, learner, rows, drawn, budget=budget, seed=seed, pad_id=pad_id, work=work)
         if chosen is not None:
             rows = [row for _, row in chosen.rows]
@@ -221,9 +210,9 @@ def train(
         checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts, mesh_of(learner.trainables))
-        with passes.running(model, arguments.device) as trouble:
+        with ready.passes.running(model, arguments.device) as trouble:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        ran = passes.facts(trouble())
+        ran = ready.passes.facts(trouble())
         estimated = estimates.facts(trainer.optimizer) if estimates else {}
     edit = step.finish() if isinstance(step, EditsResult) else {}
     history = [dict(row) for row in trainer.state.log_history]
@@ -231,7 +220,7 @@ def train(
         steps=trainer.state.global_step,
         metrics=history[-1],
         history=history,
-        rows_at_once=micro_batch,
+        rows_at_once=ready.micro_batch,
         passes=ran,
         edit=edit,
         update=estimated,
@@ -249,18 +238,6 @@ def _own_pools(method: TrainMethod | None, rows: Sequence[Encoded]) -> dict[Role
         for need in needs
         if need.own and need.batch_size
     }
-
-
-def longest_of(rows: Sequence[Encoded], pools: Mapping[Role, Pool]) -> int:
-    """Return the most tokens that an example of the run has."""
-    everything = chain(rows, *((*pool.rows, *pool.partners) for pool in pools.values()))
-    return max(len(row.input_ids) for row in everything)
-
-
-def own_sizes(budget: Budget, pools: Mapping[Role, Pool]) -> set[int]:
-    """Return how many examples of full batches this process receives."""
-    sizes = [budget.batch_size, *(pool.batch_size for pool in pools.values())]
-    return {math.ceil((size - rank()) / world_size()) for size in sizes}
 
 
 def _warmup(budget: Budget, total_steps: int) -> int:

@@ -276,8 +276,20 @@ def test_setting_that_a_class_has_and_no_file_sets_is_refused_with_the_sign_that
     with pytest.raises(ConfigError) as caught:
         cells_of(compose([override, "task=sst2", "judge=affirmative"]))
 
-    assert f"no file sets it, so it has to be added with `+`: `+{override}`" in str(caught.value)
-    assert cells_of(compose([f"+{override}", "task=sst2", "judge=affirmative"]))
+    assert f"no file sets it, so it has to be added with `++`: `++{override}`" in str(caught.value)
+    assert cells_of(compose([f"++{override}", "task=sst2", "judge=affirmative"]))
+
+
+def test_advised_sign_also_works_where_an_option_of_a_sweep_file_sets_the_setting():
+    override = "finetune.budget.optimizer=adamw"
+    with pytest.raises(ConfigError) as caught:
+        cells_of(compose([override]))
+
+    compositions = compose([f"++{override}", "update=mezo"])
+
+    assert f"`++{override}`" in str(caught.value)
+    assert [each.data["finetune"]["budget"]["optimizer"] for each in compositions] == ["adamw"]
+    assert cells_of(compositions)
 
 
 def test_command_line_takes_the_place_of_what_a_sweep_file_sweeps():

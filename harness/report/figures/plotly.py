@@ -25,7 +25,9 @@ def chart(view: FigureSpec, styles: Mapping[str, Style]) -> dict[str, Any]:
         "font": FONT,
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+        "margin": {"l": 60, "r": 40, "t": 20, "b": 50},
+        # Upright in the margin: lying, it covers the legend.
+        "modebar": {"orientation": "v"},
         "height": HEIGHT,
         "xaxis": {**AXIS, "title": {"text": view.x_title}},
         "yaxis": {**AXIS, "title": {"text": view.y_title}},
