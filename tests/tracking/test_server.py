@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from passthrough import answering, hanging
-from product import Harness
+from product import Harness, shared_base
 
 from harness.errors import TrackingError
 from harness.tracking.wandb import Wandb
@@ -24,7 +25,7 @@ from harness.wandb_sync.sync import sync
 SWEEP = "made-00000001"
 RUNS = 10
 QUICK = (
-    "model.source.steps=60",
+    "model.source.steps=250",
     "align.rows=24",
     "align.budget.epochs=1",
     "finetune.rows=40",
@@ -34,6 +35,13 @@ QUICK = (
     "cluster.threads=1",
     "over_refusal=none",
 )
+"""A cell that takes seconds, on the base model that the end-to-end tests share."""
+
+
+@pytest.fixture
+def harness(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Harness:
+    shutil.copytree(shared_base(tmp_path_factory), tmp_path / "store")
+    return Harness(tmp_path)
 
 
 def _wanted(entry):
@@ -222,12 +230,12 @@ def test_report_to_wandb_is_saved_once_and_then_replaced(small, place):
     assert place.views[3]["id"] is not None
 
 
-def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(server, place, tmp_path):
+def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(server, place, harness):
     arguments = ("-m", "defense=sft,booster", *QUICK, "tracker=wandb", "tracker.project=live")
 
-    ran = Harness(tmp_path)(*arguments)
+    ran = harness(*arguments)
     shown = server.runs("live")
-    synced = Harness(tmp_path)("sync")
+    synced = harness("sync")
 
     assert ran.returncode == 0, ran.stderr
     assert "W&B: all 6 runs are uploaded" in ran.stdout
@@ -236,17 +244,17 @@ def test_run_is_mirrored_while_it_runs_and_the_key_is_nowhere_in_the_store(serve
     assert "0 runs uploaded, 6 up to date" in synced.stdout
     assert server.runs("live") == shown
     key = os.environ["WANDB_API_KEY"].encode()
-    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and key in path.read_bytes()]
+    assert not [path for path in harness.store.rglob("*") if path.is_file() and key in path.read_bytes()]
 
 
-def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, tmp_path, monkeypatch):
+def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, harness, monkeypatch):
     # Keys of its own: this server knows a run by its id alone, in whatever project it came first.
     chosen = ("seed=7", "tracker=wandb", "tracker.project=late", "tracker.mode=offline")
-    ran = Harness(tmp_path)(*QUICK, *chosen)
+    ran = harness(*QUICK, *chosen)
     with monkeypatch.context() as here:
         here.setenv("WANDB_MODE", "offline")
-        written = Harness(tmp_path)("sync")
-    synced = Harness(tmp_path)("sync")
+        written = harness("sync")
+    synced = harness("sync")
 
     assert "nothing was uploaded" in ran.stdout
     assert "runs written, none uploaded" in written.stdout
@@ -254,22 +262,22 @@ def test_sweep_that_was_run_offline_is_sent_by_sync(server, place, tmp_path, mon
     assert len(server.runs("late")) == int(synced.stdout.split()[0])
 
 
-def test_run_with_a_server_that_hangs_is_complete_and_names_the_way_out(place, tmp_path):
+def test_run_with_a_server_that_hangs_is_complete_and_names_the_way_out(place, harness):
     place.fault = hanging(60.0)
     began = time.monotonic()
 
-    ran = Harness(tmp_path)(*QUICK, "tracker=wandb")
+    ran = harness(*QUICK, "tracker=wandb")
 
     assert ran.returncode == 0, ran.stderr
     assert "executed" in ran.stdout
     assert "harness sync" in ran.stdout
-    attempts = (tmp_path / "store" / "attempts").glob("*.jsonl")
+    attempts = (harness.store / "attempts").glob("*.jsonl")
     assert {json.loads(line)["outcome"] for path in attempts for line in path.read_text().splitlines()} == {"executed"}
     assert time.monotonic() - began < 280
 
 
-def test_offline_run_asks_nobody(place, tmp_path):
-    ran = Harness(tmp_path)(*QUICK, "tracker=wandb", "tracker.mode=offline")
+def test_offline_run_asks_nobody(place, harness):
+    ran = harness(*QUICK, "tracker=wandb", "tracker.mode=offline")
 
     assert ran.returncode == 0, ran.stderr
     assert "W&B is offline: nothing was uploaded" in ran.stdout
