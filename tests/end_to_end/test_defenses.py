@@ -15,6 +15,7 @@ DEFENSES = sorted(
     {path.stem for slot in ("", *SLOTS) for path in (CONF / "defense" / slot).glob("*.yaml")} - {"booster_vaccine"}
 )
 SHORT = (
+    "evaluation.new_tokens=4",
     "++tuned.ewc.fisher_rows=10",
     "++tuned.irr.unsafe_rows=20",
     "++tuned.safe_instruct.safety_rows=7",
