@@ -3,7 +3,7 @@
 A random model of SmolLM2's shape in float32, with a token per byte, goes through `harness -m`: three defenses, three
 attack ratios and two seeds on the synthetic world, 100 steps of alignment (2 epochs of 500 rows) and 300 of
 fine-tuning (5 epochs of 600) with batches of 10 rows of 60 to 120 tokens. Prints one JSON object; `seconds` is the wall
-time of the whole command. ``--tiny`` runs one cell of a model of two layers for a few steps, on a CPU.
+time of the whole command. ``--tiny`` runs two cells of a model of two layers for a few steps, on a CPU.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def command(folder: Path, workers: int, *, tiny: bool) -> list[str]:
     model = ("model=local", f"model.source.path={folder}/model", "model.source.dtype=float32")
     encoding = ("model.encoding.template=plain", "model.encoding.newline=false", "model.encoding.max_length=256")
     where = (f"store={folder}/store", f"cluster.workers_per_gpu={workers}", "evaluation.new_tokens=24")
-    cells = ("defense=booster", *TINY) if tiny else (*CELLS, *FULL)
+    cells = ("defense=sft,booster", *TINY) if tiny else (*CELLS, *FULL)
     return [sys.executable, "-m", "harness", "-m", "experiment=tiny", *model, *encoding, *where, *cells]
 
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=8, help="workers that share the GPU")
-    parser.add_argument("--tiny", action="store_true", help="one cell of a small model on the CPU")
+    parser.add_argument("--tiny", action="store_true", help="two cells of a small model on the CPU")
     asked = parser.parse_args(arguments)
     if not asked.tiny and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --tiny runs on the CPU")
