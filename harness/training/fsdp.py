@@ -73,8 +73,6 @@ def shard(model: Module, device: torch.device) -> None:
             part.set_gradient_divide_factor(1.0)
             # Otherwise the factor, although it is 1, asks for an operation that Gloo does not have.
             part.set_force_sum_reduction_for_comms(True)
-    # Otherwise `accelerate` wraps the model in DDP, which rejects sharded parameters and has nothing to reduce here.
-    model._is_accelerate_prepared = True  # type: ignore[assignment]
 
 
 def gathered(model: Module) -> dict[str, Tensor]:

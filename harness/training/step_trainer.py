@@ -65,6 +65,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         super().__init__(**options)
         # Otherwise ``Trainer`` counts the labels of every batch and waits for the device to take the number.
         self.model_accepts_loss_kwargs = False
+        # Otherwise several processes wrap the model in DDP, which holds another copy of the gradients, rejects sharded
+        # weights and has nothing to do: the learner sums over the processes.
+        self.accelerator.prepare_model = lambda model, **_: model
         self._step = step
         self._learner = learner
         self._order = order

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch.nn import Module
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -164,9 +163,6 @@ def train(
             shrink=shrink,
         )
         learner = ready.learner
-        if world_size() > 1 and not sharded and not isinstance(model, PeftModel):
-            # DDP would hold another copy of the gradients, and has nothing to reduce here.
-            model._is_accelerate_prepared = True  # type: ignore[assignment]
         chosen = chosen_rows(method, learner, rows, drawn, budget=budget, seed=seed, pad_id=pad_id, work=work)
         if chosen is not None:
             rows = [row for _, row in chosen.rows]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from forked_ranks import fork
 from golden_runs import BUDGET, METHODS, Recorder, build, golden, rows_of, run, trainables
@@ -39,7 +40,7 @@ from harness.training.trainer import train
 
 
 def model_for(name):
-    """Return the golden model; for the runs of these names with a new DoRA adapter, or without any."""
+    """Return the golden model; for the runs of these names with a DoRA adapter, or without any."""
     model = build()
     if not name.endswith(("dora", "full")):
         return model
@@ -48,7 +49,14 @@ def model_for(name):
         unfreeze(model.get_base_model(), TrainedWeights())
         return model.get_base_model()
     lora = Lora(rank=4, targets="all-linear", scaling="rslora", variant="dora")
-    return attach(model.get_base_model(), lora, seed=0)
+    model = attach(model.get_base_model(), lora, seed=0)
+    # It has left zero, as the golden adapters have: there some gradients are little more than rounding, and Adam scales
+    # them up.
+    draw = torch.Generator().manual_seed(0)
+    for path, weight in model.named_parameters():
+        if "lora_B" in path:
+            torch.nn.init.normal_(weight, std=0.02, generator=draw)
+    return model
 
 
 def uneven(model, work):
