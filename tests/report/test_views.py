@@ -174,9 +174,31 @@ def test_names_of_lines_under_another_protocol_have_its_letter_in_every_figure(m
 
     assert [series.name for series in ratios.series] == names
     assert [point.name for point in trade_off.points] == names[:3]
-    assert [series.name for series in training_views(findings)[-1].series][:2] == ["sft", "booster"]
-    assert "booster [a]" in {series.name for view in training_views(findings) for series in view.series}
     assert "booster [a] against sft [a], p=0" in comparison_views(findings)[0].labels
+
+
+def test_curves_are_named_by_what_their_stages_depend_on(maker):
+    """A second judge of the same answers makes no second curve; a second number of rows does."""
+    cells = [maker.cell(defense, 0.2, 0, {}) | {"swept": {"judge": "one"}} for defense in ("sft", "booster")]
+    graded_again = [_departing(cell) | {"swept": {"judge": "two"}} for cell in cells]
+    fewer = maker.cell("booster", 0.2, 0, {"finetune.rows": 7})
+    fewer = _departing(fewer) | {"swept": {"judge": "two", "finetune.rows": 7}}
+
+    again, further = _found(maker, cells + graded_again), _found(maker, [*cells, *graded_again, fewer])
+
+    assert {tuple(series.name for series in view.series) for view in training_views(again)} == {("sft", "booster")}
+    lines = next(view for view in training_views(further) if view.name == "curve-finetune-0.2-loss")
+    assert [series.name for series in lines.series] == ["sft", "booster", "booster (rows 7)"]
+
+
+def test_lines_of_one_defense_differ_in_their_markers(maker):
+    cells = [maker.cell(defense, ratio, 0, {}) for defense in ("sft", "booster") for ratio in (0.0, 0.2)]
+    findings = _found(maker, [cell | {"swept": {"judge": judge}} for cell in cells for judge in ("one", "two")])
+    (lines, *_), styles = ratio_views(findings), styles_of(findings.rows["defense"])
+
+    traces = chart(lines, styles)["data"]
+
+    assert [trace["marker"]["symbol"] for trace in traces] == ["circle", "circle-open", "square", "square-open"]
 
 
 def test_front_is_of_one_protocol(maker):

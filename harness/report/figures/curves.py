@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.engine.layout import StoreLayout
 from harness.report.data.columns import value
-from harness.report.data.conditions import condition_name, varying
+from harness.report.data.conditions import condition_name, differing, varying
 from harness.report.figures.spec import Lines, Series, listed
 from harness.report.stats.ensembles import is_ensemble
 from harness.report.stats.labels import markers, with_marker
@@ -71,25 +71,37 @@ def _curves(results: Results, kind: str) -> dict[str, list[_Curve]]:
     """Return the curves of a kind by attack ratio; the ratio of stages before the attack is empty."""
     groups: defaultdict[str, defaultdict[tuple[str, str], dict[str, None]]]
     groups = defaultdict(lambda: defaultdict(dict))
-    columns = results.training[kind]
     swept = varying(results.means, results.rows)
     many = len({condition_name(condition.names, swept) for condition in results.conditions}) > GROUPS
     letters = markers(results.means)
-    for condition, note in zip(results.conditions, results.means[NOTE], strict=True):
-        if is_ensemble(condition, results.stage_records):
-            continue
-        defense = str(condition.names["defense"])
-        keys = [key for cell in condition.cells for column in columns if isinstance(key := cell.get(column), str)]
-        if keys:
-            attacked = any(results.stage_records[key].attacked for key in keys)
-            settings = [] if many else [name for name in swept if attacked or not name.startswith("finetune")]
-            ratio = value(condition.names["ratio"]) if attacked else ""
-            name = with_marker(condition_name(condition.names, settings), letters.get(note, ""))
-            groups[ratio][defense, name] |= dict.fromkeys(keys)
+    trained = list(_trained(results, kind))
+    shared: defaultdict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for keys, names in trained:
+        shared[keys].append(names)
+    # What distinguishes conditions that share their stages (a judge, for one) is not what these stages depend on.
+    idle = {(each[0]["defense"], name) for each in shared.values() for name in differing(each)}
+    for keys, names in trained:
+        defense = str(names["defense"])
+        attacked = any(results.stage_records[key].attacked for key in keys)
+        settings = [] if many else [name for name in swept if (defense, name) not in idle]
+        letter = "" if (defense, NOTE) in idle else letters.get(names[NOTE], "")
+        name = with_marker(condition_name(names, settings), letter)
+        groups[value(names["ratio"]) if attacked else ""][defense, name] |= dict.fromkeys(keys)
     return {
         ratio: [_mean(results, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]
         for ratio, found in groups.items()
     }
+
+
+def _trained(results: Results, kind: str) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Yield the keys of the stages of a kind for each condition that has any, and its names with its note."""
+    columns = results.training[kind]
+    for condition, note in zip(results.conditions, results.means[NOTE], strict=True):
+        if is_ensemble(condition, results.stage_records):
+            continue
+        keys = tuple(key for cell in condition.cells for column in columns if isinstance(key := cell.get(column), str))
+        if keys:
+            yield keys, {**condition.names, NOTE: note}
 
 
 def _mean(results: Results, defense: str, name: str, kind: str, keys: Sequence[str]) -> _Curve:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Point, Points, Series
-from harness.report.figures.style import COLOUR_SCALE, Style, styles_of
+from harness.report.figures.style import COLOUR_SCALE, FILLINGS, Style, styles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def _lines(axes: Axes, view: Lines, styles: Mapping[str, Style]) -> None:
         axes.errorbar(
             view.shifted(number), series.y, yerr=_errors(series.y, series), label=series.name, color=style.colour,
             marker=style.mpl_marker if view.markers else None, linestyle=style.mpl_dash, capsize=2, linewidth=1.4,
-            elinewidth=0.8, markersize=5,
+            elinewidth=0.8, markersize=5, fillstyle=FILLINGS[view.variant(number) % len(FILLINGS)][1],
         )  # fmt: skip
     if view.markers:
         axes.set_xticks(sorted({x for series in view.series for x in series.x}))

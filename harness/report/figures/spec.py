@@ -58,6 +58,11 @@ class Lines(FigureSpec):
     series: Sequence[Series]
     markers: bool = True
 
+    def variant(self, number: int) -> int:
+        """Return how many earlier series are of the same defense: they have its style, and another filling."""
+        defense = self.series[number].defense
+        return sum(series.defense == defense for series in self.series[:number])
+
     def shifted(self, number: int) -> list[float]:
         """Return the horizontal coordinates of a series, shifted so that intervals do not overlap."""
         positions = {x for series in self.series for x in series.x}

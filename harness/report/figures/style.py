@@ -36,6 +36,8 @@ _DASHES: tuple[tuple[str, str | tuple[int, tuple[int, ...]]], ...] = (
     ("dashdot", "-."),
     ("longdash", (0, (8, 3))),
 )
+FILLINGS = (("", "full"), ("-open", "none"), ("-dot", "left"), ("-open-dot", "top"))
+"""Fillings of the markers of a defense's lines, one after the other: for plotly (end of the symbol), and matplotlib."""
 COLOUR_SCALE = ("Cividis", "cividis")
 """Colour scale of heatmaps for plotly and for matplotlib; perceptually uniform, so that it is readable in grey."""
 
