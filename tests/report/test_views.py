@@ -191,6 +191,17 @@ def test_curves_are_named_by_what_their_stages_depend_on(maker):
     assert [series.name for series in lines.series] == ["sft", "booster", "booster (rows 7)"]
 
 
+def test_setting_that_acts_at_some_ratios_only_names_curves_at_those(maker):
+    benign = [maker.cell("sft", 0.0, 0, {}) | {"swept": {"attack.trigger": word}} for word in ("one", "two")]
+    attacked = [maker.cell("sft", 0.2, 0, {"attack.trigger": word}) for word in ("one", "two")]
+    findings = _found(maker, [*benign, *attacked])
+
+    names = {view.name: [series.name for series in view.series] for view in training_views(findings)}
+
+    assert names["curve-finetune-0-loss"] == ["sft"]
+    assert names["curve-finetune-0.2-loss"] == ["sft (trigger one)", "sft (trigger two)"]
+
+
 def test_lines_of_one_defense_differ_in_their_markers(maker):
     cells = [maker.cell(defense, ratio, 0, {}) for defense in ("sft", "booster") for ratio in (0.0, 0.2)]
     findings = _found(maker, [cell | {"swept": {"judge": judge}} for cell in cells for judge in ("one", "two")])

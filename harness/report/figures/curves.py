@@ -78,15 +78,20 @@ def _curves(results: Results, kind: str) -> dict[str, list[_Curve]]:
     shared: defaultdict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for keys, names in trained:
         shared[keys].append(names)
-    # What distinguishes conditions that share their stages (a judge, for one) is not what these stages depend on.
-    idle = {(each[0]["defense"], name) for each in shared.values() for name in differing(each)}
+    # What distinguishes conditions that share their stages (a judge, the attack at a ratio of 0) does not matter to them.
+    idle = {
+        (names["defense"], names["ratio"], name)
+        for each in shared.values()
+        for name in differing(each)
+        for names in each
+    }
     for keys, names in trained:
-        defense = str(names["defense"])
+        defense, ratio = str(names["defense"]), names["ratio"]
         attacked = any(results.stage_records[key].attacked for key in keys)
-        settings = [] if many else [name for name in swept if (defense, name) not in idle]
-        letter = "" if (defense, NOTE) in idle else letters.get(names[NOTE], "")
+        settings = [] if many else [name for name in swept if (defense, ratio, name) not in idle]
+        letter = "" if (defense, ratio, NOTE) in idle else letters.get(names[NOTE], "")
         name = with_marker(condition_name(names, settings), letter)
-        groups[value(names["ratio"]) if attacked else ""][defense, name] |= dict.fromkeys(keys)
+        groups[value(ratio) if attacked else ""][defense, name] |= dict.fromkeys(keys)
     return {
         ratio: [_mean(results, defense, name, kind, list(keys)) for (defense, name), keys in found.items()]
         for ratio, found in groups.items()
