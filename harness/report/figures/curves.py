@@ -78,7 +78,7 @@ def _curves(results: Results, kind: str) -> dict[str, list[_Curve]]:
     shared: defaultdict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for keys, names in trained:
         shared[keys].append(names)
-    # What distinguishes conditions that share their stages (a judge, the attack at a ratio of 0) does not matter to them.
+    # What distinguishes conditions that share their stages (a judge, an attack at a ratio of 0) is idle in them.
     idle = {
         (names["defense"], names["ratio"], name)
         for each in shared.values()
