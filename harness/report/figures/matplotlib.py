@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Point, Points, Series
-from harness.report.figures.style import COLOUR_SCALE, FILLINGS, Style, styles_of
+from harness.report.figures.style import COLOUR_SCALE, Style, filling, styles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def _lines(axes: Axes, view: Lines, styles: Mapping[str, Style]) -> None:
         axes.errorbar(
             view.shifted(number), series.y, yerr=_errors(series.y, series), label=series.name, color=style.colour,
             marker=style.mpl_marker if view.markers else None, linestyle=style.mpl_dash, capsize=2, linewidth=1.4,
-            elinewidth=0.8, markersize=5, fillstyle=FILLINGS[view.variant(number) % len(FILLINGS)][1],
+            elinewidth=0.8, markersize=5, fillstyle=filling(view.variant(number)).mpl,
         )  # fmt: skip
     if view.markers:
         axes.set_xticks(sorted({x for series in view.series for x in series.x}))
@@ -143,7 +143,7 @@ def _group(axes: Axes, axis: str, name: str, points: Sequence[Point], style: Sty
     axes.errorbar(
         [across[0] for across, _ in placed], [harm[0] for _, harm in placed], **errors, linestyle="none", label=name,
         marker=style.mpl_marker, color=style.colour, capsize=2, elinewidth=0.8, markersize=6,
-        markerfacecolor=style.colour if points[0].usual else "none",
+        fillstyle=filling(0 if points[0].usual else 1).mpl,
     )  # fmt: skip
 
 

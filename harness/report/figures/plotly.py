@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from harness.report.figures.spec import Bars, FigureSpec, Grid, Lines, Points
-from harness.report.figures.style import COLOUR_SCALE, FILLINGS, Style, styles_of
+from harness.report.figures.style import COLOUR_SCALE, Style, filling, styles_of
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222"}
 AXIS = {"gridcolor": "#ddd", "zerolinecolor": "#999", "linecolor": "#666", "automargin": True}
@@ -74,7 +74,7 @@ def _line(number: int, styles: Mapping[str, Style], view: Lines) -> dict[str, An
         "x": _round(view.shifted(number)),
         "y": _round(series.y),
         "line": {"color": style.colour, "dash": style.dash, "width": 2},
-        "marker": {"symbol": style.marker + FILLINGS[view.variant(number) % len(FILLINGS)][0], "size": 9},
+        "marker": {"symbol": style.marker + filling(view.variant(number)).symbol, "size": 9},
     }
     if series.low:
         trace["error_y"] = _error(series.y, series.low, series.high, style.colour)
@@ -156,7 +156,7 @@ def _panel(view: Points, styles: Mapping[str, Style], axis: str, score: str) -> 
             "text": [point.name for point in known],
             "hovertemplate": f"%{{text}}<br>{score} %{{x:.1f}}, HS %{{y:.1f}}<extra></extra>",
             "marker": {
-                "symbol": style.marker + ("" if points[0].usual else "-open"),
+                "symbol": style.marker + filling(0 if points[0].usual else 1).symbol,
                 "size": 11,
                 "color": style.colour,
             },

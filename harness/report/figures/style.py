@@ -5,7 +5,7 @@ so that neighbours differ in lightness; marker and dash identify a defense witho
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Style(NamedTuple):
@@ -16,6 +16,13 @@ class Style(NamedTuple):
     dash: str
     mpl_marker: str
     mpl_dash: str | tuple[int, tuple[int, ...]]
+
+
+class Filling(NamedTuple):
+    """How a marker is filled, for plotly (the end of its symbol) and for matplotlib (``mpl``)."""
+
+    symbol: str
+    mpl: Literal["full", "none", "left", "top"]
 
 
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
@@ -36,10 +43,14 @@ _DASHES: tuple[tuple[str, str | tuple[int, tuple[int, ...]]], ...] = (
     ("dashdot", "-."),
     ("longdash", (0, (8, 3))),
 )
-FILLINGS = (("", "full"), ("-open", "none"), ("-dot", "left"), ("-open-dot", "top"))
-"""Fillings of the markers of a defense's lines, one after the other: for plotly (end of the symbol), and matplotlib."""
+_FILLINGS = (Filling("", "full"), Filling("-open", "none"), Filling("-dot", "left"), Filling("-open-dot", "top"))
 COLOUR_SCALE = ("Cividis", "cividis")
 """Colour scale of heatmaps for plotly and for matplotlib; perceptually uniform, so that it is readable in grey."""
+
+
+def filling(variant: int) -> Filling:
+    """Return the filling that tells a defense's markers apart: full, hollow, and so on with the variant, from 0."""
+    return _FILLINGS[variant % len(_FILLINGS)]
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
