@@ -3,15 +3,18 @@
 A random model of SmolLM2's shape in float32, with a token per byte, goes through `harness -m`: three defenses, three
 attack ratios and two seeds on the synthetic world, 100 steps of alignment (2 epochs of 500 rows) and 300 of
 fine-tuning (5 epochs of 600) with batches of 10 rows of 60 to 120 tokens. Prints one JSON object; `seconds` is the wall
-time of the whole command. ``--tiny`` runs two cells of a model of two layers for a few steps, on a CPU.
+time of the whole command. ``--mps`` runs it under NVIDIA's Multi-Process Service, so that kernels of several workers
+run at the same time. ``--tiny`` runs two cells of a model of two layers for a few steps, on a CPU.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +23,8 @@ import torch
 from random_models import SHAPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from harness.training.budget import Precision
 
 CELLS = ("defense=sft,vaccine,booster", "attack_ratio=p00,p10,p20", "seed=0,1")
 FULL = ("align.budget.epochs=2", "finetune.budget.epochs=5")
@@ -49,13 +54,26 @@ def save_model(folder: Path, shape_name: str) -> None:
     AutoModelForCausalLM.from_config(SHAPES[shape_name].config(), dtype=torch.float32).save_pretrained(folder)
 
 
-def command(folder: Path, workers: int, *, tiny: bool) -> list[str]:
+def command(folder: Path, workers: int, precision: Precision, *, tiny: bool) -> list[str]:
     """Return the command line of the sweep."""
     model = ("model=local", f"model.source.path={folder}/model", "model.source.dtype=float32")
     encoding = ("model.encoding.template=plain", "model.encoding.newline=false", "model.encoding.max_length=256")
     where = (f"store={folder}/store", f"cluster.workers_per_gpu={workers}", "evaluation.new_tokens=24")
+    numbers = (f"++align.budget.precision={precision}", f"++finetune.budget.precision={precision}")
     cells = ("defense=sft,booster", *TINY) if tiny else (*CELLS, *FULL)
-    return [sys.executable, "-m", "harness", "-m", "experiment=tiny", *model, *encoding, *where, *cells]
+    return [sys.executable, "-m", "harness", "-m", "experiment=tiny", *model, *encoding, *where, *numbers, *cells]
+
+
+@contextmanager
+def shared_gpu(folder: Path) -> Iterator[None]:
+    """Run a daemon of the Multi-Process Service of one's own while the context lasts; processes started in it join."""
+    control = "nvidia-cuda-mps-control"
+    os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+    subprocess.run([control, "-d"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([control], input="quit\n", text=True, check=True)
 
 
 def passes_of(store: Path) -> list[dict[str, Any]]:
@@ -72,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=8, help="workers that share the GPU")
+    parser.add_argument("--precision", type=Precision, choices=list(Precision), default=Precision.FLOAT32)
+    parser.add_argument("--mps", action="store_true", help="let kernels of several workers run at the same time")
     parser.add_argument("--tiny", action="store_true", help="two cells of a small model on the CPU")
     asked = parser.parse_args(arguments)
     if not asked.tiny and not torch.cuda.is_available():
@@ -79,15 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_model(folder / "model", "tiny" if asked.tiny else "smollm2")
-        line = command(folder, asked.workers, tiny=asked.tiny)
-        start = time.perf_counter()
-        ended = subprocess.run(line, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
+        line = command(folder, asked.workers, asked.precision, tiny=asked.tiny)
+        with shared_gpu(folder) if asked.mps else nullcontext():
+            start = time.perf_counter()
+            ended = subprocess.run(line, capture_output=True, text=True, check=False)
+            seconds = time.perf_counter() - start
         if ended.returncode:
             sys.exit(ended.stdout + ended.stderr)
         found = {
             "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "workers": asked.workers,
+            "precision": asked.precision,
+            "mps": asked.mps,
             "command": line[2:],
             "seconds": seconds,
             "passes": passes_of(folder / "store"),

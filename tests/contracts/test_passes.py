@@ -94,7 +94,7 @@ class Launches:
         return launch
 
 
-CAPTURED = replace(SHORTER, captured=True, usual_rows=range(100))
+CAPTURED = replace(SHORTER, captured=True, fused_norms=True, usual_rows=range(100))
 
 
 @pytest.mark.parametrize(("name", "rows_at_once"), CASES)
@@ -226,10 +226,10 @@ def test_passes_of_a_cpu_are_plain_and_tell_nothing():
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
-    [({"sharded": True}, "sharded"), ({"dropout": 0.1}, "dropout is active"), ({}, "")],
+    ("options", "reason", "fused"),
+    [({"sharded": True}, "sharded", False), ({"dropout": 0.1}, "dropout is active", True), ({}, "", False)],
 )
-def test_passes_of_a_gpu_state_their_switches(options, reason, monkeypatch):
+def test_passes_of_a_gpu_state_their_switches(options, reason, fused, monkeypatch):
     monkeypatch.setattr("harness.models.compiled.compiler_problem", lambda _: "")
     monkeypatch.setattr("harness.training.passes.SMALL", 0)
     model = build(dropout=options.pop("dropout", 0.0))
@@ -240,7 +240,7 @@ def test_passes_of_a_gpu_state_their_switches(options, reason, monkeypatch):
     assert reason in facts["not_compiled"]
     assert bool(facts["compiled"]) == bool(facts["lengths"]) == (not reason)
     assert (facts["tf32"], facts["autocast"], facts["attention"]) == (True, "", "sdpa")
-    assert (facts["padding_mask"], facts["causal_attention"]) == (False, True)
+    assert (facts["padding_mask"], facts["causal_attention"], facts["fused_norms"]) == (False, True, fused)
 
 
 def test_passes_of_a_small_model_are_captured_and_the_manifest_says_so(monkeypatch):
@@ -260,6 +260,7 @@ def test_passes_of_a_small_model_are_captured_and_the_manifest_says_so(monkeypat
         (False, "a pass cannot be captured (no)"),
     ]
     assert (found[0]["compiled"], found[0]["not_compiled"]) == ("", "passes of a small model are captured")
+    assert found[0]["fused_norms"]
 
 
 def test_model_that_recomputes_its_activations_is_not_captured(monkeypatch):

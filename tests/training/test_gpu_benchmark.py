@@ -1,6 +1,7 @@
 """The benchmark that a GPU waits for runs here on the CPU, small, so that it does not fail there."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,11 +26,28 @@ def gpu(path):
     return gpu
 
 
-def test_benchmark_of_a_sweep_runs_it_and_reads_what_its_passes_were(path) -> None:
+MPS = """#!/bin/sh
+if [ "$1" = -d ]; then touch "$CUDA_MPS_PIPE_DIRECTORY/started" "$RECORD/started"; else cat > "$RECORD/asked"; fi
+"""
+"""A stand-in for the control program of NVIDIA's Multi-Process Service: writes down what it was asked."""
+
+
+def test_benchmark_of_a_sweep_runs_it_and_reads_what_its_passes_were(path, tmp_path, monkeypatch) -> None:
     import small_sweep
 
-    found = small_sweep.main(["--tiny"])
+    control = tmp_path / "nvidia-cuda-mps-control"
+    control.write_text(MPS)
+    control.chmod(0o755)
+    monkeypatch.setenv("RECORD", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
+        monkeypatch.setenv(name, "")  # Restored behind the benchmark, which sets it.
 
+    found = small_sweep.main(["--tiny", "--precision", "bfloat16", "--mps"])
+
+    assert (tmp_path / "started").exists()
+    assert (tmp_path / "asked").read_text() == "quit\n"
+    assert (found["precision"], found["mps"]) == ("bfloat16", True)
     assert found["passes"] == [None]
     assert any(line.endswith(" executed, 0 from the store") for line in found["last"])
 
