@@ -49,6 +49,7 @@ lint: $(TOOLS)
 
 bench: $(TOOLS)
 	$(BIN)/python tests/benchmarks/planning.py
+	$(BIN)/python tests/benchmarks/launches.py
 	$(BIN)/python tests/benchmarks/booster_step.py
 	$(BIN)/python tests/benchmarks/method_steps.py
 	$(BIN)/python tests/benchmarks/defense_costs.py
