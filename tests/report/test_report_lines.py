@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from composed import compose
-from fabricated import PROTOCOL, Fabricator
+from fabricated import HARM, PROTOCOL, Fabricator
 
 from harness.config.build import cells_of
 from harness.engine.manifest import FileRecord, Manifest
@@ -228,6 +228,47 @@ def test_line_that_was_judged_otherwise_is_said_to_be_left_out(maker):
         "Not compared with sft (sft was evaluated differently): vaccine [a], p=0.1.",
         "Not compared with sft (no sft of the same task, model, attack, ratio and settings): booster, p=0.3.",
     ]
+
+
+DISGUISE = "attack.method.disguise"
+
+
+def disguised(maker, cell, values):
+    """Return the cell once for each value of a setting that does not act in it."""
+    return [copy.deepcopy(cell) | {"swept": {DISGUISE: value}} for value in values]
+
+
+def test_lines_that_share_their_results_are_one_hypothesis(maker, monkeypatch):
+    monkeypatch.setitem(HARM, "booster", 0.02)
+    monkeypatch.setitem(HARM, "sft", 0.6)
+    once = [maker.cell(defense, 0.0, seed, {}) for defense in ("sft", "vaccine", "booster") for seed in range(3)]
+    cells = {values: [twin for cell in once for twin in disguised(maker, cell, values)] for values in ("y", "yf")}
+
+    alone, doubled = (found(maker, cells[values]) for values in ("y", "yf"))
+
+    def adjusted(findings):
+        lines = [condition.names["defense"] for condition in findings.conditions]
+        return {(lines[each.line], each.score): each.p_holm for each in findings.comparisons}
+
+    assert len(doubled.comparisons) == 2 * len(alone.comparisons)
+    assert adjusted(doubled) == adjusted(alone)
+    best = {(alone.conditions[line].names["defense"], score) for line, score in alone.best}
+    assert ("booster", "hs") in best
+    twice = [(doubled.conditions[line].names["defense"], score) for line, score in doubled.best]
+    assert sorted(twice) == sorted([*best, *best])
+
+
+def test_line_whose_results_are_those_of_the_baseline_is_not_compared(maker):
+    cells = [maker.cell("sft", 0.1, seed, {}) for seed in range(2)]
+    same = [copy.deepcopy(cell) for cell in cells]
+    for cell in same:
+        cell["labels"]["defense"] = "lisa"
+
+    findings = found(maker, [*cells, *same])
+
+    assert findings.comparisons == ()
+    assert findings.best == frozenset()
+    assert findings.left_out == ["Not compared with sft (its results are those of sft): lisa, p=0.1."]
 
 
 def test_line_that_only_leads_by_its_lucky_seeds_is_not_best(maker):

@@ -27,6 +27,8 @@ BLOCK = ("task", "model")
 """Labels within which protocols are compared."""
 SITUATION = ("ratio", *BLOCK, "attack")
 """Labels of the setting in which a defense is evaluated."""
+RATIO_NAMES = ("attack_ratio", "attack.ratio")
+"""Swept names that only repeat the ratio."""
 STAGES = "stages"
 """Column that distinguishes cells whose specs do not: the key of the first stage that they do not share."""
 _DATA = ("refusal", "harmful")
@@ -103,14 +105,20 @@ def repeats(texts: Sequence[str], others: Sequence[str]) -> bool:
 def varying(means: DataFrame, rows: DataFrame) -> list[str]:
     """Return the swept values in which conditions differ, without those that merely repeat a label.
 
-    For example, ``attack_ratio`` repeats the ratio.
+    Conditions of different tasks, models and attacks stand in different tables, so there a value that changes along
+    with one of these says nothing more. Ratios are the columns of one table: a setting that changes along with them,
+    because sweeps with different settings are reported together, is none of theirs.
     """
     conditions = records(means)
-    labels = [[str(each[label]) for each in conditions] for label in SITUATION]
+    texts = {label: [str(each[label]) for each in conditions] for label in SITUATION}
     return [
         name
         for name in differing(conditions, swept_in(rows))
-        if not any(repeats([str(each[name]) for each in conditions], others) for others in labels)
+        if not any(
+            repeats([str(each[name]) for each in conditions], others)
+            for label, others in texts.items()
+            if label != "ratio" or name in RATIO_NAMES
+        )
     ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.corpora.probe import PROBE
 from harness.errors import ConfigError
-from harness.report.data.columns import PROTOCOL_PREFIX
+from harness.report.data.columns import GRADINGS, KEY_PREFIX, PROTOCOL_PREFIX
 from harness.report.data.conditions import SITUATION, Condition
 from harness.report.data.judges import JUDGE
 from harness.report.data.scores import Graded
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
         low: lower end of the interval of the difference.
         high: upper end of the interval of the difference.
         p: two-sided p value of the hypothesis of no difference.
-        p_holm: p value adjusted for all comparisons in the same score.
+        p_holm: p value adjusted for all comparisons of different results in the same score.
         seeds: number of common seeds.
         more_seeds: number of additional seeds for a half width of 2 points; infinity if the prompts are too few.
     """
@@ -127,6 +127,8 @@ def left_out(
             reasons[f"no {baseline} of the same task, model, attack, ratio and settings"].append(name)
         elif not _same_evaluation(condition, conditions[pairs[index]]):
             reasons[f"{names[pairs[index]]} was evaluated differently"].append(name)
+        elif _grade_keys(condition) == _grade_keys(conditions[pairs[index]]):
+            reasons[f"its results are those of {names[pairs[index]]}"].append(name)
         else:
             reasons[f"no results on the seeds and prompts of {names[pairs[index]]}"].append(name)
     return [f"Not compared with {baseline} ({reason}): {'; '.join(found)}." for reason, found in reasons.items()]
@@ -138,7 +140,8 @@ def best_conditions(
     """Return the conditions, with the score, that are significantly better than all others of their column.
 
     A column has the conditions of one task, model, attack, ratio, judge and probe. The condition with the best mean has
-    to be better than each other one in the paired test, on their common seeds and prompts.
+    to be better than each other one in the paired test, on their common seeds and prompts. Conditions that share all
+    grades, because what was swept does not act in them, are one.
 
     Args:
         conditions: of the sweep.
@@ -155,9 +158,11 @@ def best_conditions(
             if len(known) < 2:
                 continue
             leader = (min if score in LOWER_IS_BETTER else max)(known, key=known.__getitem__)
-            found = compare(conditions, grades, [(leader, other, score) for other in known if other != leader])
-            if len(found) == len(known) - 1 and all(each.p_holm < ALPHA and _is_better(each) for each in found):
-                best.add((leader, score))
+            results = {index: set(panel(conditions[index], score, grades).grades) for index in known}
+            rivals = [index for index in known if results[index] != results[leader]]
+            found = compare(conditions, grades, [(leader, other, score) for other in rivals])
+            if rivals and len(found) == len(rivals) and all(each.p_holm < ALPHA and _is_better(each) for each in found):
+                best |= {(index, score) for index in known if index not in rivals}
     return best
 
 
@@ -168,11 +173,16 @@ def compare(
     paired = {
         pair: both for pair in pairs if (both := _pair(conditions[pair[0]], conditions[pair[1]], pair[2], grades))
     }
-    found = estimates([values for _, values in paired.values()], difference=True)
-    adjusted: dict[tuple[int, int, str], float] = {}
+    found = estimates([both.values for both in paired.values()], difference=True)
+    adjusted: dict[tuple[str, Hashable], float] = {}
     for score in dict.fromkeys(score for _, _, score in paired):
-        family = [(pair, estimate.p) for pair, estimate in zip(paired, found, strict=True) if pair[2] == score]
-        adjusted |= dict(zip((pair for pair, _ in family), holm([p for _, p in family]), strict=True))
+        # Conditions in which a swept value does not act share their results: that is one hypothesis.
+        family = {
+            both.results: estimate.p
+            for (pair, both), estimate in zip(paired.items(), found, strict=True)
+            if pair[2] == score
+        }
+        adjusted |= {(score, results): p for results, p in zip(family, holm(list(family.values())), strict=True)}
     return [
         Comparison(
             *pair,
@@ -180,11 +190,11 @@ def compare(
             low=100 * estimate.low,
             high=100 * estimate.high,
             p=estimate.p,
-            p_holm=adjusted[pair],
-            seeds=seeds,
-            more_seeds=more_seeds(estimate, seeds, RESOLVED),
+            p_holm=adjusted[pair[2], both.results],
+            seeds=both.seeds,
+            more_seeds=more_seeds(estimate, both.seeds, RESOLVED),
         )
-        for (pair, (seeds, _)), estimate in zip(paired.items(), found, strict=True)
+        for (pair, both), estimate in zip(paired.items(), found, strict=True)
     ]
 
 
@@ -192,17 +202,37 @@ def _is_better(found: Comparison) -> bool:
     return found.difference < 0 if found.score in LOWER_IS_BETTER else found.difference > 0
 
 
-def _pair(
-    condition: Condition, other: Condition, score: str, grades: Mapping[str, Graded]
-) -> tuple[int, NDArray[Any]] | None:
+class _Pair(NamedTuple):
+    """Two conditions on their common seeds.
+
+    Attributes:
+        seeds: number of these seeds.
+        results: identifies the grades that are compared.
+        values: differences of verdicts, ``[seeds, prompts]``.
+    """
+
+    seeds: int
+    results: Hashable
+    values: NDArray[Any]
+
+
+def _pair(condition: Condition, other: Condition, score: str, grades: Mapping[str, Graded]) -> _Pair | None:
+    """Return the pair; None without common seeds and prompts, and if both have the same grades."""
     first, second = panel(condition, score, grades), panel(other, score, grades)
     # Seeds are unique within a condition: `distinguishing_values` separates cells that would share one.
     first_rows, second_rows = ({seed: row for row, seed in enumerate(found.seeds)} for found in (first, second))
     rows = [(row, second_rows[seed]) for seed, row in first_rows.items() if seed in second_rows]
     if not rows or first.values.shape[1] != second.values.shape[1] or not _same_evaluation(condition, other):
         return None
+    results = frozenset((first.grades[row], second.grades[row_of_other]) for row, row_of_other in rows)
+    if all(ours == theirs for ours, theirs in results):
+        return None
     rows_of_first, rows_of_second = (list(found) for found in zip(*rows, strict=True))
-    return len(rows), first.values[rows_of_first] - second.values[rows_of_second]
+    return _Pair(len(rows), results, first.values[rows_of_first] - second.values[rows_of_second])
+
+
+def _grade_keys(condition: Condition) -> set[tuple[Hashable, ...]]:
+    return {tuple(cell.get(KEY_PREFIX + grading.stage) for grading in GRADINGS) for cell in condition.cells}
 
 
 def _same_evaluation(condition: Condition, other: Condition) -> bool:

@@ -102,17 +102,19 @@ def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[st
         same = tuple(str(names[name]) for name in ("defense", *swept))
         grouped[same, str(means[NOTE].iloc[index])].append(index)
     ratios = sorted({float(conditions[index].names["ratio"]) for index in indices})
-    averaged = _averages(evidence, list(grouped.values()), ratios, scores) if len(ratios) > 1 else {}
+    lines = list(grouped.values())
+    averaged = _averages(evidence, lines, ratios, scores) if len(ratios) > 1 else {}
+    aligned = _aligned(evidence, lines, scores)
     rows = []
-    for number, members in enumerate(grouped.values()):
+    for number, members in enumerate(lines):
         names, note = conditions[members[0]].names, str(means[NOTE].iloc[members[0]])
         cells = {
             (score, f"{float(conditions[index].names['ratio']):g}"): _figure(evidence, index, score)
             for index in members
             for score in scores
         }
-        cells |= {(score, ALIGNED): _aligned(evidence, members, score) for score in scores}
-        cells |= {(score, AVERAGE): averaged[number, score] for score in scores if (number, score) in averaged}
+        for column, found in ((ALIGNED, aligned), (AVERAGE, averaged)):
+            cells |= {(score, column): found[number, score] for score in scores if (number, score) in found}
         known = {place: figure for place, figure in cells.items() if figure.mean == figure.mean}
         rows.append(Row(str(names["defense"]), condition_name(names, swept), letters.get(note, ""), known))
     has_aligned = any((score, ALIGNED) in row.cells for row in rows for score in scores)
@@ -124,17 +126,29 @@ def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[st
 
 
 def _figure(evidence: Evidence, index: int, score: str) -> CellValue:
-    return _read(evidence, index, score)._replace(best=(index, score) in evidence.best)
-
-
-def _aligned(evidence: Evidence, members: Sequence[int], score: str) -> CellValue:
-    """Return the score of a defense's aligned model, which all ratios share."""
-    return _read(evidence, members[0], f"{ALIGNED}_{score}")
-
-
-def _read(evidence: Evidence, index: int, score: str) -> CellValue:
     mean, low, high = (float(evidence.means[score + end].iloc[index]) for end in ("", LOW, HIGH))
-    return CellValue(mean, low, high)
+    return CellValue(mean, low, high, best=(index, score) in evidence.best)
+
+
+def _aligned(
+    evidence: Evidence, rows: Sequence[Sequence[int]], scores: Sequence[str]
+) -> dict[tuple[int, str], CellValue]:
+    """Return the scores of each row's aligned models, which the ratios share: over the seeds of all of them."""
+    panels = {}
+    for number, members in enumerate(rows):
+        cells = [cell for index in members for cell in evidence.conditions[index].cells]
+        every = Condition(evidence.conditions[members[0]].names, cells)
+        for score in scores:
+            found = panel(every, f"{ALIGNED}_{score}", evidence.grades)
+            # A seed with several aligned models has no single score.
+            if found.seeds and len(set(found.seeds)) == len(found.seeds):
+                panels[number, score] = found
+    return {
+        place: CellValue(found.mean, 100 * estimate.low, 100 * estimate.high)
+        for (place, found), estimate in zip(
+            panels.items(), estimates([found.values for found in panels.values()]), strict=True
+        )
+    }
 
 
 def _averages(
@@ -164,10 +178,12 @@ def _over_ratios(conditions: Sequence[Condition], score: str, evidence: Evidence
     import numpy as np
 
     panels = [panel(condition, score, evidence.grades) for condition in conditions]
-    seeds = {panel.seeds for panel in panels}
-    if len(seeds) != 1 or not panels[0].seeds or len({panel.values.shape for panel in panels}) != 1:
+    seeds = sorted(panels[0].seeds, key=str)
+    shapes = {panel.values.shape for panel in panels}
+    if not seeds or len(shapes) != 1 or any(sorted(panel.seeds, key=str) != seeds for panel in panels):
         return None
-    values = np.stack([panel.values for panel in panels])
+    # Sweeps that are reported together may have the seeds in another order at each ratio.
+    values = np.stack([panel.values[[panel.seeds.index(seed) for seed in seeds]] for panel in panels])
     holes = np.isnan(values)
     filled = np.where(holes, np.nanmean(values, axis=2, keepdims=True), values).mean(axis=0)
     averaged: NDArray[Any] = np.where(holes.all(axis=0), np.nan, filled)

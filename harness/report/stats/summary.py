@@ -41,12 +41,14 @@ class Panel(NamedTuple):
 
     Attributes:
         seeds: the measured seeds; of seeds that share a grade, only the first.
+        grades: what identifies the grade of each of these seeds.
         values: ``[seeds, prompts]``, as fractions; a single column with the scores of the seeds if the store has no
             verdicts per prompt.
         mean: mean of the stored scores of the seeds, in percent.
     """
 
     seeds: tuple[Hashable, ...]
+    grades: tuple[Hashable, ...]
     values: NDArray[Any]
     mean: float
 
@@ -56,15 +58,17 @@ def panel(condition: Condition, score: str, grades: Mapping[str, Graded]) -> Pan
     import numpy as np
 
     grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
-    measured = _distinct([cell for cell in condition.cells if cell[score] == cell[score]], KEY_PREFIX + grading.stage)
+    key = KEY_PREFIX + grading.stage
+    measured = _distinct([cell for cell in condition.cells if cell[score] == cell[score]], key)
     seeds = tuple(cell["seed"] for cell in measured)
+    identities = tuple(_identity(cell, key) for cell in measured)
     scores = [float(cell[score]) for cell in measured]
     mean = sum(scores) / len(scores) if scores else float("nan")
-    verdicts = [_verdicts(grades, cell.get(KEY_PREFIX + grading.stage), score) for cell in measured]
+    verdicts = [_verdicts(grades, cell.get(key), score) for cell in measured]
     known = [values for values in verdicts if values is not None]
     if len(known) == len(measured) > 0 and len({len(values) for values in known}) == 1:
-        return Panel(seeds, np.stack(known), mean)
-    return Panel(seeds, np.array(scores).reshape(-1, 1) / 100, mean)
+        return Panel(seeds, identities, np.stack(known), mean)
+    return Panel(seeds, identities, np.array(scores).reshape(-1, 1) / 100, mean)
 
 
 def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> DataFrame:
@@ -117,7 +121,12 @@ def summarise(rows: DataFrame, grades: Mapping[str, Graded] | None = None) -> Da
 
 def _distinct(cells: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
     """Return the cells with distinct grades."""
-    return list({cell.get(key) or id(cell): cell for cell in reversed(cells)}.values())[::-1]
+    return list({_identity(cell, key): cell for cell in reversed(cells)}.values())[::-1]
+
+
+def _identity(cell: Mapping[str, Any], key: str) -> Hashable:
+    """Return the key of a cell's grade; without one, what no other cell has."""
+    return cell.get(key) or id(cell)
 
 
 def _verdicts(grades: Mapping[str, Graded], key: str | None, score: str) -> NDArray[Any] | None:
