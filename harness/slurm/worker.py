@@ -121,13 +121,14 @@ class Job:
                 if result.outcome == "stopped" and requeue is None:
                     ended = {"outcome": "failed", "cause": TimeUp.__name__, "message": TIME_UP}
                     record(store.stage(result.key), context, Stopwatch(), ended)
-                if preemption.received():
+                # A stage that ended within the grace time may have been the last one.
+                if preemption.received() and self._left(store):
                     preemption.requeue()
                 if result.outcome == "failed":
                     messages[result.key] = result.message
+        preemption.ended()
         # Another process may have finished a stage that failed here: only missing artifacts count.
-        left = [key for chain in self.lines for key in chain if not store.has(store.stage(key))]
-        if left:
+        if left := self._left(store):
             if any(key in messages and not _is_recorded(key, context) for key in left):
                 sys.stderr.write("".join(f"{key}: {messages[key]}\n" for key in left if key in messages))
                 sys.exit(UNWRITABLE_CODE)
@@ -143,6 +144,9 @@ class Job:
             if result.outcome == "failed":
                 failed.add(stage.key)
             yield result
+
+    def _left(self, store: Store) -> list[str]:
+        return [key for chain in self.lines for key in chain if not store.has(store.stage(key))]
 
     def _attempt_when_free(self, stage: Stage, context: WorkerContext) -> AttemptResult:
         """Attempt a stage; while another process is running it, wait and try again."""
@@ -191,9 +195,13 @@ class PreemptionHandler:
             signal.signal(signal.SIGALRM, lambda *_: self.requeue())
             signal.setitimer(signal.ITIMER_REAL, self._grace_seconds)
 
+    def ended(self) -> None:
+        """Interrupt nothing any more."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     def requeue(self) -> None:
         """Requeue the job and exit."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.ended()
         if not callable(self._requeue):
             raise TimeUp(TIME_UP)
         self._requeue(signal.SIGUSR2, None)

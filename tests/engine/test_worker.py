@@ -206,6 +206,24 @@ def test_warning_between_stages_puts_the_job_back(store, root):
     assert runs(root).total() == 1
 
 
+@pytest.mark.parametrize("restarts", ["0", "3"])
+def test_warning_during_the_last_stage_does_not_put_a_finished_job_back(store, restarts):
+    leaf = chain(1)
+    job = job_of(store, [leaf], requeues=3, grace_seconds=50.0, prepare=_warn)
+
+    def requeue(number, frame):
+        raise AssertionError("put back")
+
+    with within_job("5", SLURM_RESTART_COUNT=restarts):
+        signal.signal(signal.SIGUSR2, requeue)
+        job()
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+
+    assert store.has(leaf)
+    assert store.attempts(leaf.key)[-1]["outcome"] == "executed"
+    assert left == 0
+
+
 def _warn() -> None:
     os.kill(os.getpid(), signal.SIGUSR2)
 
