@@ -110,7 +110,10 @@ def _parents(store: Store, key: str) -> list[str]:
 
 
 def find_garbage(store: Store, needed: Collection[str], *, seconds: float) -> Iterator[Garbage]:
-    """Find artifacts and work folders of unneeded keys, and damaged artifacts that were set aside.
+    """Find artifacts and work folders of unneeded keys, and what needed ones have left behind.
+
+    These are damaged artifacts that were set aside, and checkpoints of stored stages, left by a process that was killed
+    after it had stored the artifact.
 
     Args:
         store: the store.
@@ -119,14 +122,22 @@ def find_garbage(store: Store, needed: Collection[str], *, seconds: float) -> It
     """
     latest = time.time() - seconds
     layout = store.layout
+    claimed = live_claims(store.claims)
     found = (("artifact", layout.artifacts, "*/*"), ("work", layout.works, "*"), ("damaged", layout.damaged, "*"))
     for what, parent, pattern in found:
         for folder in sorted(parent.glob(pattern)):
-            if folder.name.partition("-")[0] in needed and what != "damaged":
-                continue
-            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-            if max((file.st_mtime for file in files), default=folder.stat().st_mtime) <= latest:
-                yield Garbage(what, folder, sum(file.st_size for file in files))
+            if folder.name.partition("-")[0] not in needed or what == "damaged":
+                yield from _old(what, folder, latest)
+            elif what == "work" and folder.name not in claimed and (layout.find(folder.name) / MANIFEST).exists():
+                for checkpoint in sorted(path for path in folder.iterdir() if path.is_dir()):
+                    yield from _old("checkpoint", checkpoint, latest)
+
+
+def _old(what: str, folder: Path, latest: float) -> Iterator[Garbage]:
+    """Yield a folder in which nothing was modified later."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    if max((file.st_mtime for file in files), default=folder.stat().st_mtime) <= latest:
+        yield Garbage(what, folder, sum(file.st_size for file in files))
 
 
 def remove(store: Store, garbage: Garbage) -> None:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness.errors import ConfigError, StoreError, UnreadableFile
 
 log = logging.getLogger(__name__)
 
+_serial = count()
 _STAGED = ".manifest.json.staged"
 _PLAN_AGAIN = "Run the command of the sweep again: it rewrites the spec."
 
@@ -44,6 +45,23 @@ class Store:
     def has(self, stage: Stage) -> bool:
         """Return whether the stage's artifact is complete: one file system call, no verification."""
         return os.path.exists(f"{self._root}/artifacts/{stage.name}/{stage.key}/{MANIFEST}")
+
+    def has_now(self, stage: Stage) -> bool:
+        """Return the same, even if another host stored the artifact a moment ago.
+
+        A host that has looked for a file on NFS may be told for a minute that there is none. It looks again when an
+        entry was added to the folder from here.
+        """
+        if self.has(stage):
+            return True
+        kind = self.folder(stage).parent
+        probe = kind / f".probe-{os.uname().nodename}-{os.getpid()}-{next(_serial)}"
+        # A store that cannot be written says so when it is written.
+        with suppress(OSError):
+            kind.mkdir(parents=True, exist_ok=True)
+            probe.mkdir()
+            probe.rmdir()
+        return self.has(stage)
 
     def folder(self, stage: Stage) -> Path:
         """Return the path of the stage's artifact, whether or not it exists."""

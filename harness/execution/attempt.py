@@ -101,7 +101,7 @@ def attempt(stage: Stage, context: WorkerContext) -> AttemptResult:
         return AttemptResult(key=stage.key, outcome="busy")
     with claim:
         # Another process may have finished the stage after the caller checked the store.
-        if context.store.has(stage):
+        if context.store.has_now(stage):
             return AttemptResult(key=stage.key, outcome="stored")
         with ExitStack() as log_file:
             return _run_and_record(stage, claim, context, log_file)
@@ -175,7 +175,7 @@ class _MissingParentError(HarnessError):
 def _run_and_commit(stage: Stage, claim: Claim, context: WorkerContext, watch: Stopwatch) -> bool:
     """Run the stage and commit its artifact; return False, without committing, if the claim was lost meanwhile."""
     store = context.store
-    if absent := [parent for parent in stage.parents if not store.has(parent)]:
+    if absent := [parent for parent in stage.parents if not store.has_now(parent)]:
         listed = ", ".join(f"{parent.name} `{parent.key}`" for parent in absent)
         raise _MissingParentError(f"{stage.name} `{stage.key}` needs {listed}, not in the store. Run the whole sweep.")
     store.discard_incomplete(stage)

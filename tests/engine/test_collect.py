@@ -6,6 +6,7 @@ import time
 import pytest
 from toys import Number, run
 
+from harness.engine.claim import Claims
 from harness.engine.gc import find_garbage, remove
 
 DAY = 86400.0
@@ -78,3 +79,24 @@ def test_removed_artifact_is_gone_and_its_stage_runs_again(root, store, stages):
     assert not store.has(other)
     assert not list((store.root / "damaged").iterdir())
     assert run(root, stages).executed == (other.key,)
+
+
+def test_checkpoints_of_a_stored_stage_can_go_and_its_log_stays(root, store, stages):
+    kept, other = stages
+    unfinished = Number(value=3.0)
+    left = [store.work(stage.key) / "checkpoints" / "step-1" for stage in (kept, other, unfinished)]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "model").write_text("weights")
+        aged(folder.parent, 7)
+
+    everything = {kept.key, other.key, unfinished.key}
+    claim = Claims(store.claims).take(other.key)
+    garbage = list(find_garbage(store, everything, seconds=DAY))
+    claim.release()
+
+    assert [(one.what, one.path, one.size) for one in garbage] == [("checkpoint", left[0].parent, 7)]
+    for one in garbage:
+        remove(store, one)
+    assert [folder.exists() for folder in left] == [False, True, True]
+    assert [path.name for path in store.work(kept.key).iterdir()] == ["log.txt"]

@@ -10,6 +10,7 @@ from toys import ALLOW, Add, Mix, Number, Silent, chain, heedful, run, runs, wai
 
 from harness.engine.claim import Claims
 from harness.engine.plan import Plan
+from harness.engine.stage import lineage
 from harness.engine.store import Store
 from harness.errors import Interrupted
 from harness.execution.attempt import WorkerContext, attempt
@@ -138,6 +139,31 @@ def test_attempt_without_parent_fails_for_that_reason(root, store) -> None:
     assert (result.outcome, result.cause) == ("failed", "missing parent")
     assert f"number `{stage.parent.key}`" in result.message
     assert not runs(root)
+
+
+def test_stage_that_another_host_stored_is_found_though_this_one_remembers_that_it_was_missing(
+    root, store, monkeypatch
+) -> None:
+    leaf = chain(3)
+    others = [stage for stage in lineage((leaf,)) if stage is not leaf]
+    folders = {store.folder(stage).parent for stage in others}
+    run(root, others)
+    last = max(path.stat().st_mtime_ns for path in folders)
+    true = Store.has
+
+    def remembered(self, stage):
+        """Forget that a stage was missing once its folder was changed from here, as a host does on NFS."""
+        if stage in others and self.folder(stage).parent.stat().st_mtime_ns <= last:
+            return False
+        return true(self, stage)
+
+    monkeypatch.setattr(Store, "has", remembered)
+    before = runs(root)
+    outcome = run(root, [leaf])
+
+    assert outcome.executed == (leaf.key,)
+    assert not outcome.failed
+    assert runs(root) - before == {"add:2": 1}
 
 
 def test_attempt_with_damaged_parent_fails_for_that_reason(root) -> None:
