@@ -1,7 +1,7 @@
 """Builds settings and cells from composed plain data; everything is checked before anything runs."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, final
@@ -135,9 +135,11 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     Raises:
         ConfigError: with the distinct problems of all cells and of the run's settings; or no valid cell is left.
     """
-    problems: dict[Problem, None] = {}
+    problems: dict[Problem, None] = dict.fromkeys(_swept_settings(compositions))
     incompatible: dict[Problem, None] = {}
     cells: list[Cell | Skipped] = []
+    built: list[Experiment] = []
+    ensembles: list[EnsembleSettings] = []
     used = {
         name
         for composition in compositions
@@ -154,12 +156,14 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        problems |= dict.fromkeys(map(Problem.of, name_clashes(experiments, ensemble)))
+        built += experiments
+        ensembles += [ensemble] if ensemble else []
         try:
             cells.append(_cell_of(composition, experiments, ensemble))
         except ConfigError as error:
             incompatible |= dict.fromkeys(error.problems)
             cells.append(Skipped(tuple(redacted(composition.overrides)), tuple(map(str, error.problems))))
+    problems |= dict.fromkeys(map(Problem.of, name_clashes(built, ensembles)))
     try:
         on_invalid = on_invalid or settings_of(compositions[0]).on_invalid
     except ConfigError as error:
@@ -169,6 +173,22 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     if problems:
         raise ConfigError(list(problems))
     return cells
+
+
+def _swept_settings(compositions: Sequence[Composition]) -> Iterator[Problem]:
+    """Yield a problem for each setting of the run that the command gives several values."""
+    given = [
+        {
+            name: value
+            for name, _, value in (line.lstrip("+~").partition("=") for line in redacted(composition.overrides))
+            if re.split(r"[./@]", name)[0] in RUN_SETTINGS - {TUNED}
+        }
+        for composition in compositions
+    ]
+    for name in dict.fromkeys(name for own in given for name in own):
+        values = dict.fromkeys(own[name] for own in given if name in own)
+        if len(values) > 1:
+            yield Problem(name, f"it belongs to the whole sweep; expected one value, found {', '.join(values)}")
 
 
 def _experiment(composition: Composition) -> Experiment:

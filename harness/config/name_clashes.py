@@ -1,32 +1,36 @@
-"""Name clashes: external classes with the name of a built-in class, whose rows would have the same label."""
+"""Name clashes: external classes with the name of another class, whose results would be taken for theirs."""
 
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
 
+from harness.engine.classes import classes_named
+from harness.engine.external import path_of
 from harness.experiment.ensemble import EnsembleSettings
 from harness.experiment.experiment import Experiment
 from harness.experiment.fusing import Merging
 from harness.protocols import Named
 
 
-def name_clashes(experiments: Sequence[Experiment], ensemble: EnsembleSettings | None) -> list[str]:
-    """Return a message for each external class with the name of a built-in one.
+def name_clashes(experiments: Sequence[Experiment], ensembles: Sequence[EnsembleSettings]) -> Iterator[str]:
+    """Yield a message for each external class with the name of a built-in one, or of another one in the same place.
 
     Args:
-        experiments: the experiments of a cell and of its members.
-        ensemble: the settings of its ensemble, if it is one.
+        experiments: the experiments of all cells of a sweep and of their members.
+        ensembles: the settings of the ensembles among them.
     """
-    parts = [part for experiment in experiments for part in _parts(experiment)]
-    if ensemble is not None:
-        parts += [("ensembles", ensemble.method), ("judges", ensemble.voter)]
-    return [
-        f"`{type(part).__module__}.{type(part).__name__}` has the name `{part.name}` of "
-        f"`harness.{package}.{part.name}`; their results would be confused. Give it another `name`."
-        for package, part in parts
-        if part is not None
-        and not type(part).__module__.startswith("harness.")
-        and find_spec(f"harness.{package}.{part.name}") is not None
-    ]
+    places = [_parts(experiment) for experiment in experiments]
+    places += [[("ensembles", each.method), ("judges", each.voter)] for each in ensembles]
+    seen: dict[tuple[int, int, str], str] = {}
+    for parts in places:
+        for place, (folder, part) in enumerate(parts):
+            if part is None or type(part).__module__.startswith("harness."):
+                continue
+            path = path_of(type(part))
+            first = seen.setdefault((len(parts), place, part.name), path)
+            for other in [*classes_named(folder, part.name), *([first] if first != path else [])]:
+                yield (
+                    f"`{path}` has the name `{part.name}` of `{other}`; their results would be confused. "
+                    "Give it another `name`."
+                )
 
 
 def _parts(experiment: Experiment) -> list[tuple[str, Named | None]]:

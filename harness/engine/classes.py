@@ -82,6 +82,11 @@ def versions_of(text: str) -> Sequence[int]:
     return [named.version for named in installed() if match and (named.kind, named.name) == (match[1], match[2])]
 
 
+def classes_named(folder: str, name: str) -> Sequence[str]:
+    """Return the import paths of the installed classes of a folder that have a name."""
+    return [named.path for named in installed() if (named.kind, named.name) == (_KINDS[folder], name)]
+
+
 def label_of(text: str) -> str:
     """Return the short name of a class: the last part of its import path."""
     return next(iter(paths_of(text)), text).rpartition(".")[2]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
+from harness.engine.external import external_code
 from harness.engine.files import is_full, is_out_of_memory, write_problem, writing
 from harness.engine.fingerprint import fingerprints
 from harness.engine.provenance import Stopwatch, source_digest
@@ -188,6 +189,8 @@ def _run_and_commit(stage: Stage, claim: Claim, context: WorkerContext, watch: S
         out.mkdir()
     store.write_spec(stage, out)
     log.info("%s %s: started", stage.name, stage.key)
+    # Before the stage runs: files that are edited meanwhile are not what it runs.
+    code = {"classes": found} if (found := external_code(stage)) else {}
     processes = processes_of(stage, context.processes)
     if processes.total > 1:
         done = _run_ranks(stage, context, processes, work=work, out=out)
@@ -197,7 +200,7 @@ def _run_and_commit(stage: Stage, claim: Claim, context: WorkerContext, watch: S
         log.warning("%s %s: another process took the claim over; this result is discarded", stage.name, stage.key)
         shutil.rmtree(out, ignore_errors=True)
         return False
-    provenance = {**watch.provenance(device=context.device), **processes.provenance(), **done.peaks}
+    provenance = {**watch.provenance(device=context.device), **processes.provenance(), **done.peaks, **code}
     store.commit(stage, out, facts=done.facts, provenance=provenance)
     log.info("%s %s: finished in %.1f s", stage.name, stage.key, watch.seconds)
     _remove_checkpoints(work)

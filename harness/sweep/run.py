@@ -39,6 +39,7 @@ from harness.stages.generate import Generate
 from harness.stages.grade import Grade, read_summary
 from harness.stages.moderate import Moderate
 from harness.sweep.chat_templates import check_chat_templates
+from harness.sweep.external_code import check_external_code
 from harness.sweep.quantized_bases import check_quantized_bases
 from harness.sweep.record import ExecutionSettings, record_sweep, sweep_id
 from harness.sweep.reporter import NullReporter, Reporter, Session, SweepPlan, current_session
@@ -255,6 +256,7 @@ def _run_cells(
     store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)
     session = current_session.get(Session(NullReporter()))
+    check_external_code(plan.stages, store, session.reporter.note)
     planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     session.reporter.planned(planned)
     check_weight_trainings(planned.weight_trainings, settings.cluster)

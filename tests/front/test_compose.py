@@ -8,6 +8,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from harness.attacks.virus import mixing
 from harness.config.build import cells_of, settings_of
 from harness.config.compose import CONF
 from harness.config.expansion import expand
@@ -142,10 +143,49 @@ def test_copy_of_a_method_that_keeps_its_name_is_refused(tmp_path, monkeypatch):
     chosen = ["defense=lisa", "targets=[my_lab.]"]
 
     (renamed,) = cells_of(compose([*chosen, "defense.finetune._target_=my_lab.renamed.Lisa"]))
-    with pytest.raises(ConfigError, match=r"`my_lab.copied.Lisa` has the name `lisa` of `harness.defenses.lisa`"):
+    with pytest.raises(ConfigError, match=r"`my_lab.copied.Lisa` has the name `lisa` of `harness.defenses.lisa.Lisa`"):
         cells_of(compose([*chosen, "defense.finetune._target_=my_lab.copied.Lisa"]))
 
     assert renamed.stages["finetune"].key != cells_of(compose(["defense=lisa"]))[0].stages["finetune"].key
+
+
+@pytest.mark.slow
+def test_two_classes_of_a_lab_with_one_name_are_refused_in_one_sweep(tmp_path, monkeypatch):
+    folder = tmp_path / "our_lab"
+    folder.mkdir()
+    source = Path(lisa.__file__).read_text().replace('ClassVar[str] = "lisa"', 'ClassVar[str] = "mine"')
+    for name in ("one", "two"):
+        (folder / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = ["defense=lisa", "targets=[our_lab.]"]
+
+    assert len(cells_of(compose([*chosen, "defense.finetune._target_=our_lab.one.Lisa", "seed=0,1"]))) == 2
+    with pytest.raises(ConfigError, match=r"`our_lab.two.Lisa` has the name `mine` of `our_lab.one.Lisa`"):
+        cells_of(compose([*chosen, "defense.finetune._target_=our_lab.one.Lisa,our_lab.two.Lisa"]))
+
+
+@pytest.mark.slow
+def test_name_of_a_built_in_class_is_found_in_whatever_module_it_is(tmp_path, monkeypatch):
+    (tmp_path / "their_lab.py").write_text(Path(mixing.__file__).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(ConfigError, match=r"has the name `mixing` of `harness.attacks.virus.mixing.Mixing`"):
+        cells_of(compose(["attack=mixing", "targets=[their_lab.]", "attack.method._target_=their_lab.Mixing"]))
+
+
+@pytest.mark.parametrize(
+    "swept", ["store=a,b", "title=x,y", "cluster=local,slurm", "cluster.workers=1,2", "on_invalid=skip,refuse"]
+)
+def test_setting_of_the_whole_sweep_with_several_values_is_refused(swept):
+    name, _, values = swept.partition("=")
+    first, second = values.split(",")
+
+    with pytest.raises(ConfigError) as caught:
+        cells_of(compose([swept, "attack_ratio=p00,p10"]))
+
+    told = f"`{name}`: it belongs to the whole sweep; expected one value, found {first}, {second}"
+    assert str(caught.value) == told
+    assert len(cells_of(compose([f"{name}={first}", "attack_ratio=p00,p10"]))) == 2
 
 
 def test_class_outside_of_the_allowed_prefixes_is_refused():

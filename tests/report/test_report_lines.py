@@ -11,6 +11,7 @@ from fabricated import HARM, PROTOCOL, Fabricator
 
 from harness.config.build import cells_of
 from harness.engine.manifest import FileRecord, Manifest
+from harness.errors import ConfigError
 from harness.report import report
 from harness.report.data.comparability import check_same_protocol
 from harness.report.data.conditions import condition_name
@@ -182,6 +183,28 @@ def test_fresh_adapter_that_is_the_aligned_one_goes_with_its_column(maker):
         with_spec(maker, cell, "finetune", protocol="double", adapter=adapter)
 
     assert found(maker, cells).means["note"].tolist() == ["", ""]
+
+
+def of_code(maker, cell, digest):
+    """Say in the manifest of the alignment which code its external method had."""
+    path = maker.store.root / "artifacts" / "align" / cell["keys"]["align"] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["provenance"] |= {"classes": {"lab.Mine": digest}}
+    path.write_text(json.dumps(manifest))
+    return cell
+
+
+def test_results_of_changed_code_are_not_averaged(maker):
+    cells = [of_code(maker, maker.cell("booster", 0.1, seed, {}), "one" if seed < 2 else "two") for seed in range(3)]
+    # Of a version that did not write it down, and without such a method: they agree with either.
+    cells += [maker.cell("booster", 0.1, 3, {}), maker.cell("sft", 0.1, 0, {})]
+
+    findings = found(maker, cells)
+
+    assert findings.means["seeds"].tolist() == [3, 1, 1]
+    assert findings.means["note"].tolist() == ["", "lab.Mine.code is two, not one", ""]
+    with pytest.raises(ConfigError, match=r"lab\.Mine\.code is two, not one"):
+        check_same_protocol(findings.rows)
 
 
 def test_baseline_with_two_protocols_is_the_one_of_the_lines_own(maker):

@@ -10,6 +10,8 @@ PROCESSES = ".processes"
 """Suffix of the name of a stage's world size."""
 PASSES = ".passes"
 """Suffix of the name of a training's numeric switches."""
+CODE = ".code"
+"""Suffix of the import path of an external class: the digest of its source files when a stage ran."""
 DECODED = ("decoding.path", "decoding.arithmetic")
 """Decoding facts of a cell's stages; differing values of several stages are joined by commas."""
 _BATCHING = "micro_batch_size"
@@ -18,6 +20,8 @@ _BATCHING = "micro_batch_size"
 
 def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[str, StageRecord]) -> dict[str, Any]:
     """Return how a cell was trained and decoded: budgets, adapter protocol, world sizes, numeric switches, decoding.
+
+    And the code of the external classes that took part.
 
     Settings that distinguish defenses (the methods and their data) are not included.
 
@@ -32,12 +36,16 @@ def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[
         facts = {entry.decoding.get(name.rpartition(".")[2]) for entry in stages.values()} - {None}
         if facts:
             found[name] = ", ".join(sorted(map(str, facts)))
-    return found
+    code: defaultdict[str, set[str]] = defaultdict(set)
+    for entry in stages.values():
+        for path, digest in entry.provenance.get("classes", {}).items():
+            code[path + CODE].add(digest)
+    return found | {name: ", ".join(sorted(digests)) for name, digests in code.items()}
 
 
 def known_late(name: str) -> bool:
     """Return whether a setting is known for finished stages only."""
-    return name.endswith((PROCESSES, PASSES)) or name in DECODED
+    return name.endswith((PROCESSES, PASSES, CODE)) or name in DECODED
 
 
 def assign_protocols(
