@@ -23,6 +23,7 @@ from harness.stages.inputs import AnswerStage, ScoredStage, ScreenedStage
 GRADES, SUMMARY = "grades.jsonl", "summary.json"
 MOST_LABELS = 20
 OTHER = "other"
+_ROUNDING = 1e-6
 Metric = Literal["harm", "over_refusal", "accuracy"]
 REJECTED: Mapping[Metric, tuple[str, str]] = {
     "harm": ("rejected_harmful", "share of the harmful prompts that the serve method rejects (higher is better)"),
@@ -116,6 +117,7 @@ class Grade(Stage):
         else:
             assert self.task is not None, "a grade stage has a judge, a judge of refusals, or a task"
             scores = self.task.grade(examples, answers)
+        check_scores(self.judge or self.refusal_judge or self.task or self.answers, scores, len(answers))
         flagged = list(zip(scores, map(incoherent, answers), strict=True))
         verdicts = [_Verdict.of(flagged[start : start + samples]) for start in range(0, len(flagged), samples)]
         with (ctx.out / GRADES).open("w", encoding="utf-8") as file:
@@ -193,6 +195,24 @@ def judged(judge: Judge, examples: Sequence[Example], answers: Sequence[str], ct
         replies = ctx.replies or ctx.work / "replies"
         return judge.grade_remotely(examples, answers, replies=replies, facts=ctx.facts, stop=ctx.stop)
     return judge.grade(examples, answers, device=ctx.device)
+
+
+def check_scores(grader: object, scores: Sequence[Score], answers: int) -> None:
+    """Check that each answer has a score from 0 to 1, or none.
+
+    Raises:
+        ValueError: they have not; the class of the judge or task is wrong.
+    """
+    name = f"`{type(grader).__module__}.{type(grader).__qualname__}`"
+    if len(scores) != answers:
+        raise ValueError(f"{name} returned {len(scores)} scores for {answers} answers; expected one for each")
+    for number, score in enumerate(scores):
+        # NaN is in no range. Means of probabilities may exceed it by rounding.
+        if score.value is not None and not -_ROUNDING <= score.value <= 1 + _ROUNDING:
+            raise ValueError(
+                f"{name} gave answer {number} the score {score.value}; expected a number from 0 to 1, or None for an "
+                "answer that cannot be graded"
+            )
 
 
 def thought_facts(generations: Sequence[str], thoughts: Thoughts) -> dict[str, float | None]:

@@ -196,6 +196,25 @@ def test_grade_of_a_prompt_is_the_mean_over_its_samples(graded, tmp_path):
     assert [each["value"] for each in records[0]["samples"]] == [0.5, 0.0]
 
 
+class TooFew(Counts):
+    def grade(self, examples, answers, *, device):
+        return super().grade(examples, answers, device=device)[1:]
+
+
+@pytest.mark.parametrize(
+    ("judge", "answers", "words"),
+    [
+        (Counts(), ["0.5", "5"], r"`test_grade.Counts` gave answer 1 the score 5.0; expected a number from 0 to 1"),
+        (Counts(), ["-0.1"], "answer 0 the score -0.1"),
+        (Counts(), ["nan"], "answer 0 the score nan"),
+        (TooFew(), ["0", "1"], r"`test_grade.TooFew` returned 1 scores for 2 answers; expected one for each"),
+    ],
+)
+def test_scores_that_are_none_are_refused(graded, judge, answers, words):
+    with pytest.raises(ValueError, match=words):
+        graded(answers, judge=judge)
+
+
 def test_cells_grade_by_the_marker_of_their_template():
     def markers(*overrides):
         (cell,) = cells_of(compose(list(overrides)))
