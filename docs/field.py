@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment
 
-from harness.report.data.fidelity import statement_in
+from harness.engine.statement import statement_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "field.md"

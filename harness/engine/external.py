@@ -6,20 +6,38 @@ and its commit in every manifest; of an external class, the source files are all
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from harness.engine.build import TARGET
 from harness.engine.classes import PACKAGE
 from harness.engine.stage import Stage
+from harness.engine.statement import statement_in
 
 
-def external_code(stage: Stage) -> dict[str, str]:
-    """Return a digest of the source of each external class in a stage's settings, by import path; mostly none."""
-    return {path_of(cls): _digest(cls) for cls in _classes(stage) if not _is_own(cls)}
+class Described(TypedDict):
+    """What a manifest says about an external class.
+
+    Attributes:
+        name: its name in keys.
+        version: its version in keys.
+        code: digest of the files that define it and its external bases.
+        fidelity: statement in the header of its module; empty if there is none.
+    """
+
+    name: str
+    version: int
+    code: str
+    fidelity: str
+
+
+def external_classes(stage: Stage) -> dict[str, Described]:
+    """Return what there is to know of the external classes in a stage's settings, by import path; mostly none."""
+    return {path_of(cls): _described(cls) for cls in _classes(stage) if not _is_own(cls)}
 
 
 def external_paths(spec: object) -> set[str]:
@@ -61,8 +79,13 @@ def _is_external(target: str) -> bool:
 
 
 @cache
+def _described(cls: type) -> Described:
+    name, version = getattr(cls, "name", cls.__qualname__), getattr(cls, "version", 0)
+    header = sys.modules[cls.__module__].__doc__
+    return Described(name=name, version=version, code=_digest(cls), fidelity=statement_in(header))
+
+
 def _digest(cls: type) -> str:
-    """Return a digest of the files that define a class and its external bases."""
     digest = hashlib.sha256()
     for base in cls.__mro__:
         if not _is_own(base) and (source := _source(base)) is not None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from harness.engine import gpu
 from harness.engine.claim import Claim, Claims
-from harness.engine.external import external_code
+from harness.engine.external import external_classes
 from harness.engine.files import is_full, is_out_of_memory, write_problem, writing
 from harness.engine.fingerprint import fingerprints
 from harness.engine.provenance import Stopwatch, source_digest
@@ -190,7 +190,7 @@ def _run_and_commit(stage: Stage, claim: Claim, context: WorkerContext, watch: S
     store.write_spec(stage, out)
     log.info("%s %s: started", stage.name, stage.key)
     # Before the stage runs: files that are edited meanwhile are not what it runs.
-    code = {"classes": found} if (found := external_code(stage)) else {}
+    code = {"classes": found} if (found := external_classes(stage)) else {}
     processes = processes_of(stage, context.processes)
     if processes.total > 1:
         done = _run_ranks(stage, context, processes, work=work, out=out)

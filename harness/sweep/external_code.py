@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from harness.engine.external import external_code, external_paths
+from harness.engine.external import Described, external_classes, external_paths
 from harness.engine.files import read_json
 from harness.engine.layout import SPEC
 from harness.engine.stage import Stage
@@ -24,20 +24,22 @@ def check_external_code(stages: Iterable[Stage], store: Store, note: Callable[[s
     problems: dict[Problem, None] = {}
     changed: dict[str, int] = {}
     for stage in stages:
-        code = external_code(stage)
-        if not code or not store.has(stage):
+        own = external_classes(stage)
+        if not own or not store.has(stage):
             continue
         others = _stored_paths(stage, store)
-        for mine, other in zip(sorted(code.keys() - others), sorted(others - code.keys()), strict=False):
+        for mine, other in zip(sorted(own.keys() - others), sorted(others - own.keys()), strict=False):
             problems[Problem(mine, _CLASH.format(other=other))] = None
-        for path, digest in _stored_code(stage, store).items():
-            if code.get(path, digest) != digest:
+        for path, stored in _stored_classes(stage, store).items():
+            if path in own and own[path]["code"] != stored["code"]:
                 changed[path] = changed.get(path, 0) + 1
     if problems:
         raise ConfigError(list(problems))
     for path, number in changed.items():
-        stored = f"{number} stored stage{'s' if number > 1 else ''}"
-        note(f"{path} has changed since {stored} were computed, which are used; raise its `version` to run them again.")
+        note(
+            f"{path} has changed since stages that are used from the store were computed ({number}); "
+            "raise its `version` to run them again."
+        )
 
 
 _CLASH = (
@@ -53,7 +55,7 @@ def _stored_paths(stage: Stage, store: Store) -> set[str]:
         return set()
 
 
-def _stored_code(stage: Stage, store: Store) -> dict[str, str]:
+def _stored_classes(stage: Stage, store: Store) -> dict[str, Described]:
     try:
         return dict(store.manifest(stage.key).provenance.get("classes", {}))
     except StoreError:

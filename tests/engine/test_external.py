@@ -5,7 +5,7 @@ import json
 import pytest
 from toys import Add, Number, run
 
-from harness.engine.external import external_code, external_paths
+from harness.engine.external import external_classes, external_paths
 from harness.engine.spec import describe
 from harness.errors import ConfigError
 from harness.judges.keywords import Keywords
@@ -34,33 +34,32 @@ def rewritten(path, change):
 
 
 def test_code_is_that_of_the_stages_own_classes_and_not_of_its_parents(stored):
-    assert external_code(stored).keys() == {"toys.Number"}
-    assert external_code(Add(parent=stored, amount=1)).keys() == {"toys.Add"}
+    assert external_classes(stored).keys() == {"toys.Number"}
+    assert external_classes(Add(parent=stored, amount=1)).keys() == {"toys.Add"}
     assert external_paths(describe(stored)) == {"toys.Number"}
 
 
 def test_classes_of_the_harness_are_no_external_ones():
     grade = Grade(answers=Number(value=1.0), judge=Keywords())
 
-    assert external_code(grade) == {}
+    assert external_classes(grade) == {}
     assert external_paths(describe(grade)) == set()
 
 
 def test_artifact_says_what_code_it_is_of(stored, store):
-    assert store.manifest(stored.key).provenance["classes"] == external_code(stored)
+    assert store.manifest(stored.key).provenance["classes"] == external_classes(stored)
     assert checked([stored], store) == []
 
 
 def test_class_that_has_changed_since_is_told(stored, store):
     def change(manifest):
-        manifest["provenance"]["classes"]["toys.Number"] = "other"
+        manifest["provenance"]["classes"]["toys.Number"]["code"] = "other"
 
     rewritten(store.folder(stored) / "manifest.json", change)
 
     (note,) = checked([stored, Number(value=2.0)], store)
 
-    assert note.startswith("toys.Number has changed since 1 stored stage were computed")
-    assert "raise its `version`" in note
+    assert note.startswith("toys.Number has changed since stages that are used from the store were computed (1); raise")
 
 
 def test_results_of_another_class_of_the_same_name_are_refused(stored, store):

@@ -6,7 +6,8 @@ from textwrap import dedent
 
 import pytest
 
-from harness.report.data.fidelity import Fidelity, fidelities, statement_in
+from harness.engine.statement import statement_in
+from harness.report.data.fidelity import Fidelity, fidelities
 from harness.report.data.stage_records import StageRecord
 from harness.report.output.formats import render
 
@@ -41,6 +42,17 @@ def test_methods_are_found_wherever_a_spec_has_them_each_once():
     (only,) = found
     assert only.method == "lisa"
     assert only.statement.startswith("parity with the authors' vectors")
+
+
+@pytest.mark.parametrize(("stated", "shown"), [("Ours.", "Ours."), ("", "not stated.")])
+def test_method_of_another_package_states_what_its_manifest_has(stated, shown):
+    described = {"name": "mine", "version": 2, "code": "0f", "fidelity": stated}
+    own = record("a", method={"_target_": "lab.mine.Mine"})
+    own = replace(own, provenance={"classes": {"lab.mine.Mine": described, "lab.judge.Judge": described}})
+
+    assert fidelities([own, replace(own, key="b"), record("c", method=LISA)])[1:] == (
+        Fidelity("mine (lab.mine.Mine)", 2, shown),
+    )
 
 
 def test_version_that_is_not_installed_is_unknown():

@@ -189,7 +189,7 @@ def of_code(maker, cell, digest):
     """Say in the manifest of the alignment which code its external method had."""
     path = maker.store.root / "artifacts" / "align" / cell["keys"]["align"] / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["provenance"] |= {"classes": {"lab.Mine": digest}}
+    manifest["provenance"] |= {"classes": {"lab.Mine": {"code": digest}}}
     path.write_text(json.dumps(manifest))
     return cell
 

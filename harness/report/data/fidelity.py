@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.engine.build import TARGET
 from harness.engine.classes import paths_of
+from harness.engine.external import external_paths
+from harness.engine.statement import statement_in
 
 if TYPE_CHECKING:
     from harness.report.data.stage_records import StageRecord
 
 DEFENSE = "defense/"
 """Kind of the classes that state their fidelity, in their names in stored data."""
-STATEMENT = re.compile(r"^Fidelity: (?P<statement>.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
+NOT_STATED = "not stated."
 
 
 class Fidelity(NamedTuple):
@@ -34,8 +35,18 @@ class Fidelity(NamedTuple):
 
 def fidelities(stage_records: Iterable[StageRecord]) -> tuple[Fidelity, ...]:
     """Return the fidelity of every method that acts in these stages, by name; plain training is none."""
-    names = sorted({name for record in stage_records for name in _targets(record.spec) if name.startswith(DEFENSE)})
-    return tuple(_fidelity(name) for name in names)
+    records = list(stage_records)
+    names = sorted({name for record in records for name in _targets(record.spec) if name.startswith(DEFENSE)})
+    own = [_fidelity(name) for name in names]
+    return tuple(dict.fromkeys([*own, *sorted(each for record in records for each in _external(record))]))
+
+
+def _external(record: StageRecord) -> Iterator[Fidelity]:
+    """Yield what a stage's manifest says about its method, if that is of another package: a report imports none."""
+    for path in external_paths({TARGET: (record.spec.get("method") or {}).get(TARGET)}):
+        found = record.provenance.get("classes", {}).get(path)
+        if found is not None:
+            yield Fidelity(f"{found['name']} ({path})", found["version"], found["fidelity"] or NOT_STATED)
 
 
 def _targets(spec: Any) -> Iterator[str]:
@@ -55,10 +66,4 @@ def _fidelity(name: str) -> Fidelity:
         return Fidelity(method, int(version), f"unknown: version {version} is not installed.")
     headers = [import_module(path.rpartition(".")[0]).__doc__ for path in paths]
     stated = filter(None, map(statement_in, headers))
-    return Fidelity(method, int(version), next(stated, "not stated."))
-
-
-def statement_in(header: str | None) -> str:
-    """Return the statement about fidelity in the header of a module, on one line; empty if there is none."""
-    found = STATEMENT.search(header or "")
-    return " ".join(found["statement"].split()).replace("``", "") if found else ""
+    return Fidelity(method, int(version), next(stated, NOT_STATED))

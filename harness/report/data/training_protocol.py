@@ -38,8 +38,8 @@ def training_protocol_of(keys: Mapping[str, str | None], stage_records: Mapping[
             found[name] = ", ".join(sorted(map(str, facts)))
     code: defaultdict[str, set[str]] = defaultdict(set)
     for entry in stages.values():
-        for path, digest in entry.provenance.get("classes", {}).items():
-            code[path + CODE].add(digest)
+        for path, found_class in entry.provenance.get("classes", {}).items():
+            code[path + CODE].add(found_class["code"])
     return found | {name: ", ".join(sorted(digests)) for name, digests in code.items()}
 
 
