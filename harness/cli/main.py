@@ -179,6 +179,11 @@ def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
 
     given = get_args_parser().parse_args(arguments)
     _check_flags(given)
+    if given.config_dir is not None:
+        # The command line is recorded, and may be repeated from another folder.
+        absolute = os.path.abspath(given.config_dir)
+        words = {given.config_dir: absolute, f"--config-dir={given.config_dir}": f"--config-dir={absolute}"}
+        arguments = [words.get(argument, argument) for argument in arguments]
     # Kept here and not raised in the task function, because Hydra would report it as well.
     errors: list[HarnessError] = []
 

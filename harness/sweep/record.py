@@ -1,6 +1,7 @@
 """The record of a sweep: its cells, stages and execution settings, as read by status, retry, report and cancel."""
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def record_sweep(
     # A damaged record is replaced: only the creation time and the first predictions are lost.
     readable = sweep in store.sweep_ids() and not record_problem(store, sweep)
     before = store.read_sweep(sweep) if readable else {}
+    flags = _config_flags(sys.argv[1:])
     rates = {kind: cost.seconds / cost.known if cost.known else None for kind, cost in costs.items()}
     record = {
         "id": sweep,
@@ -85,6 +87,7 @@ def record_sweep(
                 "protocol": dict(cell.protocol),
                 "keys": cell.keys,
                 "overrides": redacted(cell.overrides),
+                **({"flags": flags} if flags else {}),
             }
             for cell in cells
         ],
@@ -92,6 +95,14 @@ def record_sweep(
         "stages": {stage.key: describe_stage(stage) for stage in plan.stages},
     }
     store.write_sweep(sweep, record)
+
+
+def _config_flags(arguments: Sequence[str]) -> list[str]:
+    """Return those flags of a command line without which its overrides mean something else."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    given, _ = parser.parse_known_args(arguments)
+    return [] if given.config_dir is None else ["--config-dir", given.config_dir]
 
 
 def describe_stage(stage: Stage) -> dict[str, object]:

@@ -37,6 +37,16 @@ def test_sweep_that_is_asked_for_again_keeps_the_time_when_it_was_made(tmp_path)
     assert again.store.read_sweep(again.sweep)["created"] == "2026-01-01T00:00:00+00:00"
 
 
+@pytest.mark.parametrize("flag", [["--config-dir", "/lab/conf"], ["--config-dir=/lab/conf"], ["-cd", "/lab/conf"], []])
+def test_cell_has_the_flags_without_which_its_overrides_mean_something_else(tmp_path, monkeypatch, flag):
+    monkeypatch.setattr("sys.argv", ["harness", *flag, "-m", "seed=0"])
+
+    made = record(tmp_path / "store")
+
+    (cell,) = made.store.read_sweep(made.sweep)["cells"]
+    assert cell.get("flags") == (["--config-dir", "/lab/conf"] if flag else None)
+
+
 def test_place_of_a_local_sweep_is_local(tmp_path):
     sweep = record(tmp_path / "store", "cluster.workers=3")
 

@@ -175,6 +175,8 @@ def test_page_charts_are_figures_that_plotly_accepts(written):
 
 def test_page_reproduces_a_cell_with_its_overrides():
     assert reproduce({"overrides": ["defense=sft", "seed=range(1,3)"]}) == "harness -m defense=sft 'seed=range(1,3)'"
+    flags = ["--config-dir", "/lab/my conf"]
+    assert reproduce({"overrides": ["seed=1"], "flags": flags}) == "harness --config-dir '/lab/my conf' -m seed=1"
     assert reproduce({}) == ""
 
 

@@ -206,7 +206,7 @@ def _cells(results: Results) -> list[dict[str, Any]]:
 def reproduce(cell: Mapping[str, Any]) -> str:
     """Return the command line that reproduces a cell; empty if its record has no overrides."""
     overrides = cell.get("overrides")
-    return shlex.join(["harness", "-m", *overrides]) if overrides else ""
+    return shlex.join(["harness", *cell.get("flags", ()), "-m", *overrides]) if overrides else ""
 
 
 def _provenance(results: Results) -> dict[str, list[str]]:
