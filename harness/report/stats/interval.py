@@ -31,10 +31,8 @@ LEVEL = 0.95
 """Confidence level of the intervals."""
 DRAWS = 4000
 """Bootstrap draws: with another seed, the ends of an interval change by about 1 % of its width."""
-RARE = 40
-"""With fewer draws beyond the mean, the p value is integrated numerically instead of counted."""
 TAIL_REACH, TAIL_STEP = 9.0, 0.01
-"""Limit and step of that integral, in standard errors of the prompts."""
+"""Limit and step of the integral of a p value, in standard errors of the prompts."""
 ROUNDING = 1e-12
 """Standard errors below this are rounding errors."""
 FAR = 10_000
@@ -191,8 +189,6 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
         return Estimate(part.mean, nan, nan, nan, nan, nan)
     draws = _student(part.seeds) * part.seed_error + error
     down, up = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    farther = int((np.abs(draws) >= abs(part.mean) - 1e-12).sum())
-    p = (1 + farther) / (1 + DRAWS) if farther >= RARE else _tail_p(part)
     seed_variance, prompt_variance = part.seeds * part.seed_error**2, part.prompt_error**2
     floor = -1.0 if difference else 0.0
     if part.prompts > 1 and part.seed_error == part.prompt_error == 0:
@@ -207,18 +203,22 @@ def _estimate(part: _Parts, error: NDArray[Any], *, difference: bool) -> Estimat
     else:
         angle, slope = np.arcsin(part.mean**0.5), 2 * (part.mean * (1 - part.mean)) ** 0.5
         low, high = (np.sin(np.clip(angle + shift / slope, 0, np.pi / 2)) ** 2 for shift in (down, up))
-    return Estimate(part.mean, max(float(low), floor), min(float(high), 1.0), p, seed_variance, prompt_variance)
+    ends = max(float(low), floor), min(float(high), 1.0)
+    return Estimate(part.mean, *ends, _p_value(part), seed_variance, prompt_variance)
 
 
-def _tail_p(part: _Parts) -> float:
-    """Return the p value of a mean beyond most draws, with the prompts' error taken as normal."""
+def _p_value(part: _Parts) -> float:
+    """Return the p value of a mean, with the prompts' error taken as normal.
+
+    Integrated numerically: the share of draws beyond the mean would be off by a few thousandths, which may decide.
+    """
     import numpy as np
     from scipy import special
 
     mean, seed_error, prompt_error = abs(part.mean), part.seed_error, part.prompt_error
     if seed_error == prompt_error == 0:
-        # Nothing varied: a sign test.
-        return float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
+        # Nothing varied: a sign test, of prompts that all differ or of none.
+        return 1.0 if mean <= ROUNDING else float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
     if seed_error == 0:
         return float(2 * special.ndtr(-mean / prompt_error))
     shifts = np.arange(-TAIL_REACH, TAIL_REACH, TAIL_STEP)
