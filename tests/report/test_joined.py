@@ -99,6 +99,16 @@ def test_aligned_score_is_that_of_all_seeds_of_the_row(maker):
         assert begun[defense]["HS aligned"] == whole[defense]["HS aligned"]
 
 
+@pytest.mark.parametrize("format", ["md", "latex"])
+def test_table_says_how_many_seeds_it_is_of(maker, format):
+    cells = [maker.cell(defense, 0.2, seed, {}) for defense in ("sft", "vaccine") for seed in range(3)]
+    write(maker, "all-1", cells)
+    write(maker, "begun-2", cells[:-1])
+
+    assert "Seeds: 3. p is" in report(maker.store.root, ["all"], format)
+    assert "Seeds: 3; vaccine at p=0.2: 2. p is" in report(maker.store.root, ["begun"], format)
+
+
 def test_setting_that_changes_along_with_the_ratio_is_no_alias_of_it(maker):
     rate = "finetune.budget.learning_rate"
     write(maker, "one-1", [maker.cell("sft", 0.1, seed, {rate: 1e-3}) for seed in range(2)])

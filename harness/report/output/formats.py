@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from io import StringIO
@@ -164,10 +165,27 @@ def _bold(figure: CellValue | None) -> str:
 
 
 def _paper_table_notes(results: Results) -> list[str]:
-    if len(results.means) < 2:
+    if results.means.empty:
         return []
-    best = "Bold: better than every other of its column (paired test on seeds and prompts, Holm, p < 0.05)."
-    return [f"p is the share of harmful rows in the user's data. {best}"]
+    notes = [_seed_note(results)]
+    if len(results.means) > 1:
+        notes.append("p is the share of harmful rows in the user's data.")
+        notes.append("Bold: better than every other of its column (paired tests with each, Holm over these, p < 0.05).")
+    return [" ".join(notes)]
+
+
+def _seed_note(results: Results) -> str:
+    """Return the number of seeds behind most conditions, and behind the others."""
+    names, ratios = condition_names(results.means, results.rows), results.means["ratio"]
+    counts = [int(count) for count in results.means["seeds"]]
+    usual = Counter(counts).most_common(1)[0][0]
+    others = [
+        f"{name} at p={float(ratio):g}: {count}"
+        for name, ratio, count in zip(names, ratios, counts, strict=True)
+        if count != usual
+    ]
+    more = [f"{len(others) - SHOWN} more with other numbers"] if len(others) > SHOWN else []
+    return f"Seeds: {usual}{''.join(f'; {each}' for each in (*others[:SHOWN], *more))}."
 
 
 def _share_notes(results: Results) -> list[str]:

@@ -218,7 +218,8 @@ def _p_value(part: _Parts) -> float:
     mean, seed_error, prompt_error = abs(part.mean), part.seed_error, part.prompt_error
     if seed_error == prompt_error == 0:
         # Nothing varied: a sign test, of prompts that all differ or of none.
-        return 1.0 if mean <= ROUNDING else float(min(1.0, 2.0 ** (1 - (part.prompts if part.prompts > 1 else part.seeds))))
+        signs = part.prompts if part.prompts > 1 else part.seeds
+        return 1.0 if mean <= ROUNDING else min(1.0, 2.0 ** (1 - signs))
     if seed_error == 0:
         return float(2 * special.ndtr(-mean / prompt_error))
     shifts = np.arange(-TAIL_REACH, TAIL_REACH, TAIL_STEP)
