@@ -164,7 +164,10 @@ class Submission:
         exclude = sorted({node for stage in array.stages for node in decisions[stage.key].exclude})
         parameters = self.site.parameters(kinds, len(array.jobs[0]))
         if exclude:
-            parameters["exclude"] = ",".join(exclude)
+            # Options of `cluster.sbatch` replace others of the same name.
+            own = parameters.get("additional_parameters", {})
+            place = own if "exclude" in own else parameters
+            place["exclude"] = ",".join([*filter(None, [own.get("exclude")]), *exclude])
         after_ok, after_any = self._dependencies(array)
         request = Request(
             name=f"{array.kind} {self.sweep}",

@@ -182,9 +182,11 @@ class FakeSite:
     grace_seconds: float = 60.0
     allow_drift: bool = False
     on_oom: str = "fail"
+    sbatch: Mapping[str, str] = field(default_factory=dict)
 
     def parameters(self, lines: Sequence[Sequence[str]], pack: int) -> dict[str, Any]:
-        return {"time": 5 * pack, "comment": "+".join(sorted({kind for line in lines for kind in line}))}
+        kinds = {kind for line in lines for kind in line}
+        return {"time": 5 * pack, "comment": "+".join(sorted(kinds)), "additional_parameters": dict(self.sbatch)}
 
     @property
     def processes(self) -> Mapping[str, Processes]:

@@ -284,6 +284,19 @@ def test_node_that_died_is_excluded_from_then_on(store, root, scheduler):
     assert JobLog(root).latest()[leaf.key].excluded == ("n1", "n2")
 
 
+def test_node_that_died_is_excluded_with_those_that_the_user_excludes(store, scheduler):
+    leaf = chain(1)
+    own = {"exclude": "bad[1-3]", "constraint": "gpu"}
+    (job,) = submit(store, scheduler, [leaf], sbatch=own).submitted.values()
+    scheduler.end(job, "NODE_FAIL", nodes="n1")
+
+    submit(store, scheduler, [leaf], sbatch=own)
+
+    lists = [request.parameters["additional_parameters"] for request in scheduler.requests]
+    assert [(each["exclude"], each["constraint"]) for each in lists] == [("bad[1-3]", "gpu"), ("bad[1-3],n1", "gpu")]
+    assert not any("exclude" in request.parameters for request in scheduler.requests)
+
+
 def test_out_of_memory_shrinks_only_if_asked_and_each_time_again(store, root, scheduler):
     leaf = chain(1)
     for on_oom in ("fail", "shrink", "shrink"):

@@ -213,15 +213,18 @@ def test_abstentions_are_counted_by_kind_and_get_no_score(served, tmp_path):
         (Answer(413, b"too large"), "the conversation is longer"),
     ],
 )
-def test_rejected_conversation_is_an_abstention_and_not_asked_again(served, ask, rejection, kind):
-    server = served(rejection)
+def test_rejected_conversation_is_an_abstention_until_the_service_takes_it(served, ask, rejection, kind):
+    """A server that was started with too short a context, and then with a longer one, has judged nothing meanwhile."""
+    server = served(lambda _, before: rejection if before < 1 else FULL)
 
-    (score,), _ = ask()
-    ask()
+    (rejected,), _ = ask()
+    (judged,), _ = ask()
+    (kept,), _ = ask()
 
-    assert score.value is None
-    assert score.explanation.startswith(kind)
-    assert len(server.bodies) == 1
+    assert rejected.value is None
+    assert rejected.explanation.startswith(kind)
+    assert judged.value == kept.value == 1.0
+    assert len(server.bodies) == 2
 
 
 @pytest.mark.parametrize(

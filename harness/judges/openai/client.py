@@ -123,7 +123,8 @@ class ChatClient:
         async def ask(each: str, request: Mapping[str, Any]) -> None:
             async with slots:
                 found[each] = await self._ask(http, request, stop)
-                self._replies.put(each, found[each])
+                if not found[each].rejected:
+                    self._replies.put(each, found[each])
 
         async with httpx2.AsyncClient(headers=headers, timeout=None, limits=limits) as http:
             try:

@@ -45,6 +45,11 @@ class Reply:
     input_tokens: int | None = None
     output_tokens: int | None = None
 
+    @property
+    def rejected(self) -> bool:
+        """Whether the service did not let the request through to a model; with other settings it may."""
+        return not self.model and self.finish in (TOO_LONG, CONTENT_FILTER)
+
 
 def request_id(request: Mapping[str, Any]) -> str:
     """Return the hash that identifies a request."""
@@ -64,16 +69,17 @@ class ReplyCache:
         self._folder = folder
 
     def get(self, request: str) -> Reply | None:
-        """Return the reply to a request, by the request's hash; None if it is not stored."""
+        """Return the reply to a request, by the request's hash; None if there is none that still holds."""
         path = self._path(request)
         if not path.exists():
             return None
         try:
-            return Reply(**read_json(path))
+            reply = Reply(**read_json(path))
         # TypeError: JSON of another form.
         except (UnreadableFile, TypeError) as error:
             log.warning("a stored reply of the judge cannot be read and is asked for again: %s (%s)", path, error)
             return None
+        return None if reply.rejected else reply
 
     def put(self, request: str, reply: Reply) -> None:
         """Keep a reply.
