@@ -1,7 +1,7 @@
 """Builds settings and cells from composed plain data; everything is checked before anything runs."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, final
@@ -144,9 +144,9 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
         name
         for composition in compositions
         for each in (composition, *(member for member, _ in composition.members))
-        for name in each.values.keys() - {override.name for override in each.idle}
+        for name in each.values.keys() - {override.name for override in (*each.idle, *each.invalid)}
     }
-    for composition in compositions:
+    for composition in (_without_settings_of_others(each, used) for each in compositions):
         problems |= dict.fromkeys(_explain(invalid, composition) for invalid in composition.invalid)
         # An override for an empty slot must apply to at least one cell of the sweep.
         problems |= dict.fromkeys(_explain(idle, composition) for idle in composition.idle if idle.name not in used)
@@ -173,6 +173,33 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     if problems:
         raise ConfigError(list(problems))
     return cells
+
+
+def _without_settings_of_others(composition: Composition, used: Collection[str]) -> Composition:
+    """Return the composition without overrides of settings that its method lacks and that of another cell has.
+
+    A sweep may combine a grid over a method's settings with cells of other methods, as with cells without a method.
+
+    Args:
+        composition: the composition of a cell.
+        used: names of the overrides that could be applied in some cell.
+    """
+    others = [
+        override
+        for override in composition.invalid
+        if override.name in used
+        and override.unknown is not None
+        and override.name.split(".")[:2] in [[GROUP, slot] for slot in SLOTS]
+        and not _exists(override, composition)
+    ]
+    names, lines = ({getattr(override, part) for override in others} for part in ("name", "line"))
+    return replace(
+        composition,
+        values={name: value for name, value in composition.values.items() if name not in names},
+        overrides=tuple(line for line in composition.overrides if line not in lines),
+        invalid=tuple(override for override in composition.invalid if override not in others),
+        idle=(*composition.idle, *others),
+    )
 
 
 def _swept_settings(compositions: Sequence[Composition]) -> Iterator[Problem]:
@@ -258,20 +285,26 @@ def _explain(invalid: InvalidOverride, composition: Composition) -> Problem:
     if invalid.unknown is None:
         return invalid.problem
     where = file_locator(composition.choices)
+    if _exists(invalid, composition):
+        # One plus fails where an option that a sweep file sweeps does set it.
+        advice = f"no file sets it, so it has to be added with `++`: `++{invalid.line}`"
+        return Problem(invalid.name, f"{advice}. Or set it in `{where(invalid.name)}`.")
+    return replace(invalid.problem, text=f"{invalid.problem.text} Set in `{where(invalid.unknown)}`.")
+
+
+def _exists(invalid: InvalidOverride, composition: Composition) -> bool:
+    """Return whether a class has the setting of an override, though no file sets it."""
     data = deepcopy(dict(composition.data))
     *parents, last = invalid.name.split(".")
     node: object = data
     for step in parents:
         node = node.get(step) if isinstance(node, dict) else None
-    if isinstance(node, dict):
-        node[last] = None
-        classes = (Experiment, Settings, EnsembleSettings)
-        problems = [problem for cls in classes for problem in _problems_of(cls, data, composition)]
-        if not any(each.path == invalid.name and each.text.startswith("unknown setting") for each in problems):
-            # One plus fails where an option that a sweep file sweeps does set it.
-            advice = f"no file sets it, so it has to be added with `++`: `++{invalid.line}`"
-            return Problem(invalid.name, f"{advice}. Or set it in `{where(invalid.name)}`.")
-    return replace(invalid.problem, text=f"{invalid.problem.text} Set in `{where(invalid.unknown)}`.")
+    if not isinstance(node, dict):
+        return False
+    node[last] = None
+    classes = (Experiment, Settings, EnsembleSettings)
+    problems = [problem for cls in classes for problem in _problems_of(cls, data, composition)]
+    return not any(each.path == invalid.name and each.text.startswith("unknown setting") for each in problems)
 
 
 def _problems_of(cls: type, data: Mapping[str, object], composition: Composition) -> tuple[Problem, ...]:

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -256,6 +257,8 @@ def _run_cells(
     store = Store(folder(settings.store, "store"), allow=allowed(settings.targets))
     sweep = sweep_id(cells, settings.title)
     session = current_session.get(Session(NullReporter()))
+    for note in _settings_of_others(compositions, checked):
+        session.reporter.note(note)
     check_external_code(plan.stages, store, session.reporter.note)
     planned = SweepPlan.of(sweep, plan, store, settings.cluster, cells=len(cells), skipped=skipped)
     session.reporter.planned(planned)
@@ -277,6 +280,19 @@ def _run_cells(
         plan.preflight(store)
     outcome = execute(planned, plan, store, ExecutionSettings.of(settings), session.reporter)
     return [_result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in checked]
+
+
+def _settings_of_others(compositions: Sequence[Composition], checked: Sequence[Cell | Skipped]) -> Iterator[str]:
+    """Yield a line for each override that some methods of the sweep do not have, and whose cells are without it."""
+    found: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for composition, cell in zip(compositions, checked, strict=True):
+        if isinstance(cell, Cell):
+            found |= {
+                override.name: found[override.name] | {str(cell.labels["defense"]): None}
+                for override in composition.invalid
+            }
+    for name, defenses in found.items():
+        yield f"{name} is no setting of {', '.join(defenses)}: such cells are without it"
 
 
 def _varied(cells: Sequence[Cell]) -> set[str]:

@@ -129,6 +129,37 @@ def test_grid_over_a_methods_settings_may_stand_beside_plain_training():
     assert {(tuple(cell.swept), cell.overrides) for cell in plain} == {((), ("defense=sft",))}
 
 
+def test_grid_over_a_methods_settings_may_stand_beside_methods_without_them():
+    sweep = ["defense=sft,vaccine,booster", "defense.align.lamb=1,5", "defense.align.rho=1,2"]
+
+    cells = {(cell.labels["defense"], tuple(cell.swept.items())): cell for cell in cells_of(compose(sweep))}
+
+    lamb, rho = "defense.align.lamb", "defense.align.rho"
+    assert cells.keys() == {
+        ("sft", ()),
+        ("vaccine", ((rho, 1),)),
+        ("vaccine", ((rho, 2),)),
+        ("booster", ((lamb, 1),)),
+        ("booster", ((lamb, 5),)),
+    }
+    (alone,) = cells_of(compose(["defense=vaccine", f"{rho}=2"]))
+    assert cells["vaccine", ((rho, 2),)].keys == alone.keys
+    assert cells["vaccine", ((rho, 2),)].overrides == ("defense=vaccine", f"{rho}=2")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        (["defense=booster,vaccine", "defense.align.lmab=1"], "unknown setting"),
+        # The class has it, though its file does not set it: it is not left out silently.
+        (["defense=ewc,vlguard", "defense.finetune.lamb=1"], r"`defense.finetune.lamb`: no file sets it"),
+    ],
+)
+def test_setting_that_no_method_or_another_way_has_is_refused(sweep, words):
+    with pytest.raises(ConfigError, match=words):
+        cells_of(compose(sweep))
+
+
 def test_setting_of_a_slot_that_is_empty_in_every_cell_is_refused():
     with pytest.raises(ConfigError, match=r"`defense.align.lamb`: unknown setting"):
         cells_of(compose(["defense=sft,lisa", "defense.align.lamb=1,5"]))
