@@ -52,8 +52,9 @@ def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str
         with open_text(path) as stream:
             return list(_READERS[form](stream, columns))
     except (ValueError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
+        reason = _undecodable(path) if isinstance(error, UnicodeDecodeError) else error
         raise DataError(
-            f"{path} cannot be read as {form}: {error}; expected the format stated in its source entry"
+            f"{path} cannot be read as {form}: {reason}; expected the format stated in its source entry"
         ) from None
 
 
@@ -64,10 +65,25 @@ def open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="")
 
 
+def _undecodable(path: Path) -> str:
+    """Return which line of a file is not UTF-8: the error of a stream counts from the start of a buffer."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 (byte {error.object[error.start]:#04x} at byte {error.start + 1})"
+    return "it is not UTF-8"
+
+
 def _jsonl(stream: IO[str], _: Sequence[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
-            yield _row(json.loads(line), f"line {number}")
+            try:
+                row = json.loads(line.rstrip())
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+            yield _row(row, f"line {number}")
 
 
 def _json(stream: IO[str], _: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -79,7 +95,11 @@ def _json(stream: IO[str], _: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _csv(stream: IO[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    yield from _table(csv.reader(stream, strict=True), columns)
+    reader = csv.reader(stream, strict=True)
+    try:
+        yield from _table(reader, columns)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}, in a row that may have begun before") from None
 
 
 def _tsv(stream: IO[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -87,7 +107,7 @@ def _tsv(stream: IO[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _agnews(stream: IO[str], _: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for row in _table(csv.reader(stream, strict=True), ("label:int", "title", "description")):
+    for row in _csv(stream, ("label:int", "title", "description")):
         yield {"text": f"{row['title']} {row['description']}", "label": row["label"] - 1}
 
 

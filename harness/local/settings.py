@@ -1,6 +1,7 @@
 """Settings of local execution. Resources are set here and never on a stage, so they cannot enter its identity."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class Local:
             found.append(
                 Problem("vllm_python", f"`{self.vllm_python}` cannot be run; expected the path of a Python interpreter")
             )
+        if re.fullmatch(rf"{AUTO}|cpu|{GPU}(:\d+)?", self.device) is None:
+            found.append(Problem("device", f"{self.device!r} is no device; expected `auto`, `cpu`, `cuda` or `cuda:0`"))
         if self.workers_per_gpu > 1 and self.workers != AUTO:
             found.append(
                 Problem(

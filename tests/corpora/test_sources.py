@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import re
 from pathlib import Path
@@ -300,6 +301,10 @@ def test_source_of_a_format_gives_its_rows(
         ("format: csv, columns: [a, b]", "1,2\n1\n", "row 2 has 1 columns, not the 2 of a, b"),
         ("format: tsv, columns: ['n:int']", "one\n", "invalid literal for int"),
         ("format: jsonl", '{"a": 1}\n[1]\n', "line 2 is a list, not an object"),
+        ("format: jsonl", '{"a": 1}\n\n{"a": 1}}\n', "line 3, column 9: Extra data"),
+        ("format: jsonl", '{"a": 1}\n' * 250 + '{"a":\n', "line 251, column 6: Expecting value"),
+        ("format: csv", 'a,b\n1,"x"y\n2,3\n', "line 2: ',' expected after"),
+        ("format: csv", 'a,b\n1,"x\n2,3\n', "line 3: unexpected end of data, in a row that may have begun before"),
         ("format: json", '{"a": 1}', "contains one dict, not a list"),
         ("format: json", "no", "Expecting value"),
         ("format: parquet", "no", "arquet"),
@@ -312,6 +317,17 @@ def test_source_of_another_format_than_stated_is_a_data_error(
     (data_folder / "rows").write_text(content, encoding="utf-8")
 
     with pytest.raises(HarnessError, match=f"cannot be read as .*{reason}"):
+        Source.parse("mine").records()
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_bytes_that_are_no_text_are_told_by_their_line(data_folder: Path, name: str) -> None:
+    """Behind more than a buffer of good lines, after which the decoder counts from 0 again."""
+    _own(data_folder, f"mine: {{file: {{path: {name}, format: jsonl}}}}")
+    content = b'{"a": "good"}\n' * 2000 + b'{"a": "\xff"}\n'
+    (data_folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    with pytest.raises(HarnessError, match=r"line 2001 is not UTF-8 \(byte 0xff at byte 8\)"):
         Source.parse("mine").records()
 
 

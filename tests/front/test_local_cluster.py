@@ -46,6 +46,14 @@ def test_rows_at_once_are_told_to_the_kinds_that_train(given, expected):
         assert found == expected
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "gpu", "cuda:x", "1"])
+def test_device_that_is_none_is_refused_before_anything_runs(device):
+    (composition,) = compose([f"cluster.device='{device}'"])
+
+    with pytest.raises(ConfigError, match=r"`cluster.device`: .* is no device; expected `auto`, `cpu`, `cuda` or"):
+        settings_of(composition)
+
+
 @pytest.mark.parametrize("place", ["local", "slurm"])
 @pytest.mark.parametrize(
     ("given", "words"),

@@ -238,6 +238,21 @@ def test_render_swept_group_that_names_the_ratio_is_shown_once(store: Store) -> 
     assert heading == ["defense", "lamb", "ratio", "HS", "HS+", "seeds"]
 
 
+def test_terminal_table_cuts_no_number_and_no_label(store: Store) -> None:
+    names = [f"attack.method.a_setting_with_a_long_name_{index}" for index in range(12)]
+    cells = [
+        cell
+        for flag in (0, 1)
+        for cell in _seeds(store, "sft", [10.0, 30.0 + flag], swept={name: f"value-{flag}-{name}" for name in names})
+    ]
+
+    text = render(load_results(store, _record(*cells)), "table")
+
+    assert "\u2026" not in text
+    assert all(f"value-{flag}-{name}" in text for flag in (0, 1) for name in names)
+    assert all(f"{mean} [0.0, 100.0]" in text for mean in ("20.0", "20.5"))
+
+
 def test_summary_swept_values_and_ratios_are_not_averaged(store: Store) -> None:
     cells = [
         *_seeds(store, "sft", [1.0, 3.0]),

@@ -29,8 +29,8 @@ from harness.report.stats.summary import NOTE
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-WIDTH = 240
-"""Maximum width of the terminal table in characters; wider tables are wrapped."""
+WIDEST = 100_000
+"""A width in characters that no table has."""
 
 
 class Sheet(NamedTuple):
@@ -98,7 +98,8 @@ def _terminal(results: Results) -> str:
     for row in content.lines:
         table.add_row(*(Text(cell) for cell in row))
     stream = StringIO()
-    Console(file=stream, width=WIDTH, color_system=None).print(table)
+    # As wide as it needs to be: a cut number or label would be a wrong one, and the same text goes into a file.
+    Console(file=stream, width=WIDEST, color_system=None).print(table)
     drawn = [line.rstrip() for line in stream.getvalue().splitlines()]
     # There is no room for every setting of an attack, nor for a comparison with every baseline.
     tables = worst_case_table(results.adaptive), _ensemble_table(results)
