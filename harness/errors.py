@@ -27,13 +27,17 @@ class Problem:
     Attributes:
         path: the dotted path of the setting, from the object that reports it; empty for the object itself.
         text: what is wrong, and what was expected.
+        placed: whether the text names the file, so that the problem is the same for every setting that leads to it.
     """
 
     path: str
     text: str
+    placed: bool = False
 
     def under(self, prefix: str) -> "Problem":
         """Return the problem with its path prefixed by the name under which a parent holds the object."""
+        if self.placed:
+            return self
         return Problem(".".join(filter(None, (prefix, self.path))), self.text)
 
     @classmethod

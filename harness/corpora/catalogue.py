@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,13 @@ def catalogue() -> Mapping[str, Entry]:
     Raises:
         ConfigError: a sources file is missing or invalid; carries all problems.
     """
-    named, folder = os.environ.get(SOURCES_VARIABLE), data_folder()
-    in_data_folder = [folder / "sources.yaml"] if folder and (folder / "sources.yaml").is_file() else []
-    own = [folder_of(named, SOURCES_VARIABLE)] if named else []
-    return _load((_shipped_file(), *in_data_folder, *own))
+    try:
+        named, folder = os.environ.get(SOURCES_VARIABLE), data_folder()
+        in_data_folder = [folder / "sources.yaml"] if folder and (folder / "sources.yaml").is_file() else []
+        own = [folder_of(named, SOURCES_VARIABLE)] if named else []
+        return _load((_shipped_file(), *in_data_folder, *own))
+    except ConfigError as error:
+        raise ConfigError([replace(problem, placed=True) for problem in error.problems]) from None
 
 
 def published() -> frozenset[str]:
@@ -145,7 +148,7 @@ def _load(paths: tuple[Path, ...]) -> Mapping[str, Entry]:
     for name, fields in merged.items():
         file = str(last_in[name])
         try:
-            entries[name] = build(Entry, fields, path=name, where=partial(_constant, file))
+            entries[name] = build(Entry, _without_nulls(fields), path=name, where=partial(_constant, file))
         except ConfigError as error:
             problems += error.problems
             continue
@@ -180,6 +183,13 @@ def _content(path: Path) -> dict[str, Any]:
             [f"`{SOURCES_VARIABLE}`: {path}: `{name}` is not a string; expected a name." for name in wrong]
         )
     return content
+
+
+def _without_nulls(fields: Any) -> Any:
+    """Return the fields of an entry without those that are null: so a file takes away what an earlier one sets."""
+    if not isinstance(fields, dict):
+        return fields
+    return {name: _without_nulls(value) for name, value in fields.items() if value is not None}
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

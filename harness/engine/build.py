@@ -85,6 +85,10 @@ class _Builder:
         raise _InvalidError
 
     def _add(self, problem: Problem) -> None:
+        if problem.placed:
+            # One file is met by several settings.
+            self.problems += [problem] if problem not in self.problems else []
+            return
         hint = self.where(problem.path) if self.where is not None else ""
         text = f"{problem.text.rstrip('.')}. Set in `{hint}`." if hint else problem.text
         self.problems.append(replace(problem, text=text))
@@ -184,8 +188,8 @@ class _Builder:
             try:
                 return parse(data)
             except HarnessError as error:
-                for problem in error.problems if isinstance(error, ConfigError) else (error,):
-                    self._add(Problem(path, str(problem)))
+                for problem in error.problems if isinstance(error, ConfigError) else (Problem.of(str(error)),):
+                    self._add(problem if problem.placed else Problem(path, str(problem)))
                 raise _InvalidError from None
         if not isinstance(data, Mapping):
             self._fail(path, f"{data!r} is {kind(data)}; expected {expected(hint)}.")

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas
 import pytest
+from composed import compose
 from huggingface_hub import errors
 
+from harness.config.build import cells_of
 from harness.corpora.catalogue import catalogue, entry
 from harness.corpora.examples import Role
 from harness.corpora.safety import Prompts
@@ -318,6 +320,34 @@ def test_source_of_another_format_than_stated_is_a_data_error(
 
     with pytest.raises(HarnessError, match=f"cannot be read as .*{reason}"):
         Source.parse("mine").records()
+
+
+def test_mistake_in_a_sources_file_is_told_once_and_of_that_file_alone(data_folder: Path) -> None:
+    _own(data_folder, "my_safe: 5\nother: {file: {pth: x, format: jsonl}}\n")
+
+    with pytest.raises(ConfigError) as caught:
+        cells_of(compose(["task=sst2", "corpus=beavertails_pairs"]))
+
+    file = f"Set in `{data_folder}/sources.yaml`."
+    told = [str(problem) for problem in caught.value.problems]
+    assert [text.partition(":")[0] for text in told] == ["`my_safe`", "`other.file.pth`", "`other.file.path`"]
+    assert all(text.endswith(file) and text.count("Set in") == 1 for text in told)
+
+
+def test_sources_file_that_is_missing_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_SOURCES", "/nowhere/sources.yaml")
+
+    with pytest.raises(ConfigError, match=r"^`HARNESS_SOURCES`: /nowhere/sources.yaml cannot be read[^\n]*\Z"):
+        cells_of(compose(["task=sst2", "corpus=beavertails_pairs"]))
+
+
+def test_null_takes_away_what_the_shipped_entry_sets(data_folder: Path) -> None:
+    """A table with a header in place of one without."""
+    assert entry("agnews_test").file.format == "agnews_csv"
+    _own(data_folder, "sst2_train: {file: {path: my.csv, format: csv, columns: null, sha256: null}}\n")
+    (data_folder / "my.csv").write_text("sentence,label\ngood,1\n")
+
+    assert Source.parse("sst2_train").records() == [{"sentence": "good", "label": "1"}]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
