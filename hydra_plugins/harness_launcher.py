@@ -9,11 +9,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness.config.composed import Files
 from harness.config.expansion import expand
-from harness.errors import StagesFailed
+from harness.errors import ConfigError, Problem, StagesFailed
 
 
 @dataclass
@@ -62,13 +62,34 @@ class HarnessSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         hydra = list(config.hydra.overrides.hydra)
+        self._config = config
         self._options = Files(hydra_context.config_loader, config.hydra.job.config_name, hydra).options
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
+    def _check_lists(self) -> None:
+        """Reject a list of values for what is no list: in YAML that is one value, and not a sweep.
+
+        Raises:
+            ConfigError: with all of them.
+        """
+        problems = [
+            Problem(
+                f"hydra.sweeper.params.{key}",
+                f"a list is one value; expected the values of a sweep as one text, as in `{key}: "
+                f"{','.join(map(str, value))}`",
+            )
+            for key, value in self._params.items()
+            if isinstance(value, ListConfig | list)
+            and (self._options(key) or not isinstance(OmegaConf.select(self._config, key), ListConfig))
+        ]
+        if problems:
+            raise ConfigError(problems)
+
     def sweep(self, arguments: list[str]) -> list[float | None]:
         """Expand the sweep, with precedence of the command line over the configuration; launch all cells at once."""
+        self._check_lists()
         params = [f"{key}={value}" for key, value in self._params.items()]
         batch = expand(arguments, self._options, params)
         jobs = self._launcher.launch(batch, initial_job_idx=0)

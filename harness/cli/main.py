@@ -173,9 +173,10 @@ def _hydra(arguments: list[str], *, sweep_dir: str | None = None) -> None:
     from omegaconf import DictConfig
 
     from harness.config.build import diagnose
-    from harness.config.compose import CONF, NAME
+    from harness.config.compose import NAME
     from harness.config.expansion import deferred
     from harness.config.hydra_errors import HydraError, wrap_hydra_errors
+    from harness.config.shipped import CONF
 
     given = get_args_parser().parse_args(arguments)
     _check_flags(given)

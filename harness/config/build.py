@@ -42,6 +42,9 @@ FEDERATION = "federation"
 ATTACK_GUARD = "attack_guard"
 """Config group of the guard that an attack crafts against; by default its option of the model's name."""
 
+SWEEPS = "sweeps"
+"""Config group of the sweep files."""
+
 UPDATE = "update"
 """Config group of the estimator of gradients; its option ``none`` computes them."""
 
@@ -226,11 +229,20 @@ def _experiment(composition: Composition) -> Experiment:
     """
     data = {name: value for name, value in composition.data.items() if _part_of(name) is Experiment}
     if without := [
+        *_without_package(composition),
         *slots_without_method(data.get(GROUP), composition.values, redacted(composition.overrides)),
         *estimator_problems(composition.choices),
     ]:
         raise ConfigError(without)
     return build(Experiment, data, allow=_allowed(composition), where=file_locator(composition.choices))
+
+
+def _without_package(composition: Composition) -> Iterator[Problem]:
+    """Yield a problem for each chosen file of whole configurations whose content is not at the top level."""
+    for group in ("experiment", SWEEPS):
+        if group in composition.data and group in composition.choices:
+            where = file_locator(composition.choices)(group)
+            yield Problem(group, f"its settings are not at the top level; expected `# @package _global_` in `{where}`")
 
 
 def _ensemble(composition: Composition) -> EnsembleSettings | None:

@@ -26,6 +26,7 @@ from harness.config.expansion import expand
 from harness.config.hydra_errors import wrap_hydra_errors
 from harness.config.implied_options import check_implied
 from harness.config.overrides import InvalidOverride
+from harness.config.shipped import CONF
 from harness.config.sweep_folder import register
 from harness.engine.messages import quoted
 from harness.errors import ConfigError, Problem
@@ -33,9 +34,6 @@ from harness.experiment.ensemble import ENSEMBLE
 from harness.experiment.serving import SERVE
 
 register()
-PACKAGE = Path(__file__).resolve().parents[1]
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The shipped configuration: next to the package in a checkout, inside it in a wheel."""
 NAME = "config"
 """Name of the primary config."""
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from harness.config.shipped import CONF
 from harness.engine.messages import quoted
 from harness.errors import Problem
 from harness.training.budget import Budget
@@ -38,7 +39,10 @@ def file_locator(choices: Mapping[str, str]) -> Callable[[str], str]:
         names = [name.partition("[")[0] for name in path.split(".")]
         nested, group = "/".join(names[:2]), names[0]
         chosen = next((name for name in (nested, group) if name in choices), None)
-        return f"conf/{chosen}/{choices[chosen]}.yaml" if chosen else "conf/config.yaml"
+        if chosen is None:
+            return "conf/config.yaml"
+        file = f"{chosen}/{choices[chosen]}.yaml"
+        return f"conf/{file}" if (CONF / file).is_file() else f"{file}` in `--config-dir"
 
     return locate
 

@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from harness.config.build import cells_of
-from harness.config.compose import CONF, CommandLines
+from harness.config.compose import CommandLines
+from harness.config.shipped import CONF
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.local.executor import LocalExecutor

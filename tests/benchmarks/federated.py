@@ -16,7 +16,7 @@ import torch
 from booster_step import tiny
 from omegaconf import OmegaConf
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.corpora.encode import Encoded
 from harness.corpora.shards import Shards
 from harness.engine.build import build

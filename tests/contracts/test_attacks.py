@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import harness.attacks
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.corpora.encode import Encoding
 from harness.corpora.examples import Example
 from harness.corpora.template import Template

@@ -11,7 +11,7 @@ from cells import composition as composition_of
 from omegaconf import OmegaConf
 from published import SWEEPS as PUBLISHED
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.corpora.template import Template
 from harness.engine.plan import Plan
 from harness.engine.spec import describe, rebuild

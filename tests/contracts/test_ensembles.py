@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from composed import compose
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.engine.build import build
 from harness.protocols import EnsembleMethod, Votes
 from harness.stages.cross_fit import ENSEMBLE, cross_fit

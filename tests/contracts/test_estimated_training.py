@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from test_train_methods import METHODS, Killed, Tracker, build, run, stepped, weights_of
 
 import harness.estimators
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.engine.identity import payload_of
 from harness.engine.seeding import derive
 from harness.errors import ModelError

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 import harness.aggregators
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.engine.identity import payload_of
 from harness.protocols import Submission
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from composed import compose
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ("defense/align", "defense/finetune", "defense/repair", "attack", "guardrail", "ensemble", "serve")

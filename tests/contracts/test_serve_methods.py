@@ -12,7 +12,7 @@ from composed import compose
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config.build import cells_of
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.corpora.examples import Example
 from harness.generation.decoding import Decoding
 from harness.generation.served import answer

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import harness.defenses
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 from harness.corpora.batches import Pool, RoleBatches, collate
 from harness.corpora.encode import Encoded
 from harness.defenses.bfpo import BFPO

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from product import TWO_SCORES, Harness
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 
 SLOTS = ("align", "finetune", "repair")
 DEFENSES = sorted(

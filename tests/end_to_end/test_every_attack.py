@@ -7,7 +7,7 @@ import json
 import pytest
 from product import TWO_SCORES, Harness
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 
 ATTACKS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml") if path.stem != "none")
 PROBES = {"backdoor": "triggered", "identity_shift": "identity", "jailbreak_tuning": "disguised"}

@@ -7,7 +7,7 @@ import json
 import pytest
 from product import TWO_SCORES, Harness
 
-from harness.config.compose import CONF
+from harness.config.shipped import CONF
 
 AGGREGATORS = sorted(path.stem for path in (CONF / "federation/aggregate").glob("*.yaml"))
 SMALL = ("federation.rounds=2", "federation.local_steps=1", *TWO_SCORES)

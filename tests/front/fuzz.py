@@ -28,7 +28,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from harness.cli.main import main
-from harness.config.compose import CONF, PACKAGE, compose
+from harness.config.compose import compose
+from harness.config.shipped import CONF, PACKAGE
 
 OWN = ("HARNESS_", "WANDB_", "SLURM_")
 """Variables of this process that no case sees."""

@@ -8,9 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from harness.config.build import cells_of
-from harness.config.compose import CONF, NAME, Composer, composition_of
+from harness.config.compose import NAME, Composer, composition_of
 from harness.config.expansion import expand
 from harness.config.hydra_errors import wrap_hydra_errors
+from harness.config.shipped import CONF
 
 
 class Both:

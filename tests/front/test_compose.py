@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from harness.attacks.virus import mixing
 from harness.config.build import cells_of, settings_of
-from harness.config.compose import CONF
 from harness.config.expansion import expand
+from harness.config.shipped import CONF
 from harness.defenses import lisa
 from harness.engine.plan import Plan
 from harness.errors import ConfigError

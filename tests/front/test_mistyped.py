@@ -83,6 +83,49 @@ def test_broken_yaml_is_told_with_what_is_wrong(run, tmp_path, name):
     assert words in error
 
 
+PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
+TOP = "# @package _global_\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (TOP + PARAMS % "defense: [sft, vaccine]", "`hydra.sweeper.params.defense`: a list is one value"),
+        (TOP + PARAMS % "seed: [0, 1]", "as in `seed: 0,1`"),
+        (PARAMS % "seed: '0,1'", "expected `# @package _global_` in `sweeps/mine.yaml` in `--config-dir`"),
+        ("", "`sweeps`: its settings are not at the top level"),
+    ],
+)
+def test_usual_mistakes_of_a_first_sweep_file_are_told_with_what_to_write(run, tmp_path, content, words):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text(content)
+
+    code, out, error = run("plan", "-m", "--config-dir", str(tmp_path), "+sweeps=mine")
+
+    assert (code, out) == (2, "")
+    assert words in error
+
+
+def test_list_in_a_sweep_file_is_the_value_of_a_list(run, tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text(TOP + PARAMS % "align.adapter.targets: [q_proj], seed: '0,1'")
+
+    code, out, error = run("plan", "-m", "--config-dir", str(tmp_path), "+sweeps=mine")
+
+    assert (code, error) == (0, "")
+    assert "2 cells" in out
+
+
+def test_file_of_another_folder_is_not_said_to_be_a_shipped_one(run, tmp_path):
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "mine.yaml").write_text("_target_: harness.judges.keywords.Keywords\nnothing: 1\n")
+
+    code, _, error = run("plan", "--config-dir", str(tmp_path), "judge=mine")
+
+    assert code == 2
+    assert "Set in `judge/mine.yaml` in `--config-dir`" in error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["help"], ["help", "help"], ["help", "plan"], ["help", "report"]])
 def test_help_helps(run, arguments):

@@ -4,8 +4,8 @@ import pytest
 from composed import compose
 
 from harness.config.build import cells_of, check_cells
-from harness.config.compose import CONF
 from harness.config.expansion import deferred
+from harness.config.shipped import CONF
 from harness.engine.plan import Plan
 from harness.engine.store import Store
 from harness.errors import ConfigError
