@@ -51,13 +51,21 @@ def retry(root: Store, name: str | None, changes: Mapping[str, object], reporter
 
 
 def _damaged(plan: Plan, store: Store) -> Iterator[Stage]:
-    """Yield stages whose artifact is damaged: leaves, and ancestors of stages that failed on a damaged artifact."""
+    """Yield stages whose artifact is damaged.
+
+    Leaves, and ancestors of stages that failed on a damaged artifact, are verified. Of the others, which may be large
+    and which nothing reads as long as the leaves are stored, only the manifest is read.
+    """
     affected = tuple(stage for stage in plan.pending(store) if _cause(stage, store) == DamagedArtifact.__name__)
-    for stage in {stage.key: stage for stage in (*lineage(affected), *plan.leaves)}.values():
+    verified = {stage.key for stage in (*lineage(affected), *plan.leaves)}
+    for stage in plan.stages:
         if not store.has(stage):
             continue
         try:
-            store.path(stage)
+            if stage.key in verified:
+                store.path(stage)
+            else:
+                store.manifest(stage.key)
         except DamagedArtifact:
             yield stage
 

@@ -211,6 +211,20 @@ def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
     assert sweep.store.has(base)
 
 
+@pytest.mark.parametrize("content", ["{}", "", "[1"])
+def test_retry_sets_what_has_no_readable_manifest_aside_though_nobody_met_it(sweep, scheduler, content):
+    base = sweep.stages("base")[0]
+    sweep.finish(base)
+    (sweep.store.folder(base) / "manifest.json").write_text(content)
+
+    front = Heard()
+    retry(sweep.store, None, {}, front)
+
+    (aside,) = (sweep.store.root / "damaged").iterdir()
+    assert front.said == [f"the artifact of base {base.key} is damaged; moved to {aside}"]
+    assert not sweep.store.has(base)
+
+
 def test_retry_that_only_rehearses_changes_nothing(sweep, scheduler):
     submit(sweep)
     cancel(sweep.store, sweep.sweep, scheduler)
