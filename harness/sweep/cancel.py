@@ -3,10 +3,13 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from harness.engine.build import TARGET
+from harness.engine.classes import label_of
 from harness.engine.gc import keys_of_record, record_problem, with_ancestors
 from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
-from harness.errors import StoreError
+from harness.errors import SchedulerError, StoreError
+from harness.local.settings import Local
 from harness.slurm.client import Scheduler, SlurmClient, user
 from harness.slurm.job_log import JobEntry, JobLog
 from harness.slurm.lock import submission_lock_if_writable
@@ -54,7 +57,13 @@ def cancel(
             "run `harness cancel` again once the store can be written."
         )
     with submission_lock_if_writable(root, notify):
-        queue = scheduler.queue({entry.user for entry in job_log.entries()} | {user()})
+        try:
+            queue = scheduler.queue({entry.user for entry in job_log.entries()} | {user()})
+        except SchedulerError:
+            if job_log.entries() or job_log.damage or not _ran_here(sweep, root):
+                raise
+            # The store never had jobs: it does not matter that Slurm does not respond.
+            return Cancelled(sweep, [], [])
         known = set(root.sweep_ids())
         others = [other for other in job_log.sweeps() if other != sweep and other in known]
         needed = set().union(*(_needed_by(other, root, job_log, notify) for other in others))
@@ -66,6 +75,14 @@ def cancel(
         for problem in job_log.damage:
             notify(problem)
     return Cancelled(sweep, sorted(jobs.keys() - spared), sorted(spared))
+
+
+def _ran_here(sweep: str, root: Store) -> bool:
+    """Return whether a sweep was last run on the machine on which it was started."""
+    if record_problem(root, sweep):
+        return False
+    place = root.read_sweep(sweep).get("place", {}).get("cluster", {})
+    return label_of(str(place.get(TARGET))) == Local.__name__
 
 
 def _needed_by(sweep: str, root: Store, job_log: JobLog, notify: Callable[[str], None]) -> set[str]:

@@ -14,7 +14,7 @@ from harness.engine.provenance import source_digest
 from harness.errors import ConfigError, Interrupted, SchedulerError, StagesFailed, StoreError
 from harness.slurm.job_log import JobLog
 from harness.slurm.lock import SUBMITTING, submission_lock
-from harness.sweep.cancel import cancel
+from harness.sweep.cancel import Cancelled, cancel
 from harness.sweep.gc import collect
 from harness.sweep.record import execution_settings_of
 from harness.sweep.reporter import NullReporter, SweepPlan
@@ -209,6 +209,15 @@ def test_retry_leaves_damage_alone_that_nobody_met(sweep, scheduler):
 
     assert front.said == []
     assert sweep.store.has(base)
+
+
+def test_cancel_of_a_local_sweep_needs_no_slurm_that_responds(tmp_path, scheduler):
+    local, queued = record(tmp_path / "one"), record(tmp_path / "two", "cluster=slurm")
+    scheduler.down = True
+
+    assert cancel(local.store, local.sweep, scheduler) == Cancelled(local.sweep, [], [])
+    with pytest.raises(SchedulerError):
+        cancel(queued.store, queued.sweep, scheduler)
 
 
 @pytest.mark.parametrize("content", ["{}", "", "[1"])
