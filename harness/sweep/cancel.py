@@ -60,7 +60,7 @@ def cancel(
         try:
             queue = scheduler.queue({entry.user for entry in job_log.entries()} | {user()})
         except SchedulerError:
-            if job_log.entries() or job_log.damage or not _ran_here(sweep, root):
+            if any(job_log.entries()) or job_log.damage or not _ran_here(sweep, root):
                 raise
             # The store never had jobs: it does not matter that Slurm does not respond.
             return Cancelled(sweep, [], [])
