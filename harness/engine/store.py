@@ -110,8 +110,7 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"The store `{self.root}` is a file; expected a folder. Set HARNESS_STORE to another one.")
+        self.check_folder()
         for name in FOLDERS:
             folder = self.root / name
             with writing(folder):
@@ -120,6 +119,15 @@ class Store:
                 probe.touch()
                 # Another thread of this process may have removed it.
                 probe.unlink(missing_ok=True)
+
+    def check_folder(self) -> None:
+        """Check that the store is a folder, or is still to be made.
+
+        Raises:
+            StoreError: it is a file.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"The store `{self.root}` is a file; expected a folder. Set HARNESS_STORE to another one.")
 
     def register(self, stages: Iterable[Stage]) -> None:
         """Write the frozen specs of planned stages, so that each stage can be run by its key alone.

@@ -27,7 +27,7 @@ from harness.engine.plan import Plan
 from harness.engine.prefetch import Locatable, fetchables
 from harness.engine.stage import Stage
 from harness.engine.store import Store
-from harness.errors import ConfigError, Problem, StagesFailed, StoreError
+from harness.errors import ConfigError, HarnessError, Problem, StagesFailed, StoreError
 from harness.execution.attempt import LOG
 from harness.execution.cluster import VLLM_PYTHON, Cluster
 from harness.execution.executor import Outcome
@@ -265,6 +265,8 @@ def _run_cells(
     check_weight_trainings(planned.weight_trainings, settings.cluster)
     check_quantized_bases(plan.pending(store), settings.cluster)
     if session.verb == "plan":
+        for problem in _foreseen(plan, store, settings.cluster):
+            session.reporter.note(f"a run would stop: {problem}")
         return [None] * len(compositions)
     check_engines(plan.pending(store), settings.cluster)
     check_services(plan.pending(store), settings.cluster)
@@ -280,6 +282,22 @@ def _run_cells(
         plan.preflight(store)
     outcome = execute(planned, plan, store, ExecutionSettings.of(settings), session.reporter)
     return [_result(cell, store, settings.objective, outcome) if isinstance(cell, Cell) else None for cell in checked]
+
+
+def _foreseen(plan: Plan, store: Store, cluster: Cluster) -> Iterator[str]:
+    """Yield why a run would be refused, as far as that can be known without a network and without writing."""
+    pending = plan.pending(store)
+    checks = (
+        store.check_folder,
+        partial(check_engines, pending, cluster),
+        partial(check_services, pending, cluster),
+        partial(plan.preflight, store),
+    )
+    for check in checks:
+        try:
+            check()
+        except HarnessError as error:
+            yield from str(error).splitlines()
 
 
 def _settings_of_others(compositions: Sequence[Composition], checked: Sequence[Cell | Skipped]) -> Iterator[str]:

@@ -249,3 +249,24 @@ def test_refusal_of_sbatch_is_told_without_a_traceback(without_torch, tmp_path):
     assert done.returncode == 2
     assert "invalid account" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("finetune.rows=99999", "a run would stop: `finetune.rows`: 89999 benign rows requested"),
+        ("store=a_file", "a run would stop: The store"),
+        ("evaluation.decoding.engine=vllm", "a run would stop: `cluster.vllm_python`"),
+    ],
+)
+def test_plan_tells_what_a_run_would_be_refused_for(run, tmp_path, monkeypatch, override, words):
+    (tmp_path / "a_file").write_text("no store")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HARNESS_VLLM_PYTHON", raising=False)
+
+    code, out, error = run("plan", override)
+    _, as_json, _ = run("plan", "--json", override)
+
+    assert (code, error) == (0, "")
+    assert words in out
+    assert json.loads(as_json)["cells"] == 1
