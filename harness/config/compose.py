@@ -22,7 +22,7 @@ from harness.config.alignment_only import FINETUNE, ends_after_alignment, explai
 from harness.config.composed import HYDRA_RESOLVER, Composed, Files, contains, resolve
 from harness.config.defense_slots import GROUP, SLOTS, resolve_choices
 from harness.config.ensemble import WITHOUT, members_in
-from harness.config.expansion import expand
+from harness.config.expansion import expand, options_of_group
 from harness.config.hydra_errors import wrap_hydra_errors
 from harness.config.implied_options import check_implied
 from harness.config.overrides import InvalidOverride
@@ -217,7 +217,7 @@ class Composer:
         """
         wrong = [
             f"`{item.key_or_group}`: {'null' if item.value() is None else item.value()} is not an option; expected one "
-            f"of {', '.join(f'`{name}`' for name in self.options(item.key_or_group))}. "
+            f"of {quoted(options_of_group(item.key_or_group, self.options))}. "
             "To set a value, use its dotted name, as in `attack.ratio=0.12`."
             for item in groups
             if not _may_be_options(item.value()) and not (item.is_delete() and item.value_type is None)

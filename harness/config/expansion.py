@@ -87,7 +87,7 @@ def _values_of(item: Override, options: Options) -> list[str]:
         raise ConfigError([f"`{line}`: {advice}"])
     pattern = item.value()
     if isinstance(pattern, Glob):
-        offered = _options_of_group(item.key_or_group, options)
+        offered = options_of_group(item.key_or_group, options)
         if not (found := pattern.filter(offered)):
             known = f"its options are {', '.join(offered)}" if offered else "it is not a config group"
             raise ConfigError([f"`{line}`: no option of `{item.key_or_group}` matches; {known}."])
@@ -101,7 +101,7 @@ def _values_of(item: Override, options: Options) -> list[str]:
     return swept
 
 
-def _options_of_group(group: str, options: Options) -> list[str]:
+def options_of_group(group: str, options: Options) -> list[str]:
     """Return the options of a group; for the defense, also the options of its slots."""
     groups = [group, *(group_of(slot) for slot in SLOTS)] if group == GROUP else [group]
     return sorted({name for each in groups for name in options(each)})

@@ -23,6 +23,8 @@ _EXPLICIT = (HydraException, OmegaConfBaseException, YAMLError)
 _LIBRARIES = frozenset({"hydra", "omegaconf", "yaml", "antlr4"})
 _RUN_MODULE = "harness.sweep.run"
 """The module that Hydra calls with the composed configuration; errors from there are not errors of composition."""
+_SHORT = 80
+"""Maximum characters of an override in a message."""
 _LONGEST = 500
 """Maximum characters of a library's message, which may repeat user values of any length."""
 
@@ -70,7 +72,7 @@ def _message(error: BaseException) -> str:
         return "Hydra cannot read the settings: they are nested too deeply, or refer to themselves."
     text = str(error)
     if isinstance(error, OverrideParseException):
-        text = f"`{_shorten(error.override, 80)}`: {text}"
+        text = f"`{_shorten(error.override, _SHORT)}`: {text}{_quoted(error.override)}"
     elif isinstance(error, OmegaConfBaseException) and error.full_key:
         text = f"`{error.full_key}`: {text}"
     if isinstance(error, ConfigCompositionException) and error.__cause__:
@@ -80,6 +82,14 @@ def _message(error: BaseException) -> str:
         text = f"Hydra cannot read the settings: {type(error).__name__}: {text}"
     # The search path is of no use for a mistyped option.
     return _shorten(" ".join(text.partition("Config search path")[0].split()))
+
+
+def _quoted(override: str) -> str:
+    """Return how to write an override whose value has special characters; empty if quotes would not help."""
+    name, equals, value = override.partition("=")
+    if not equals or not value or set(value) & set("'\"[](){},\n") or len(override) > _SHORT:
+        return ""
+    return f". A value with special characters needs quotes: \"{name}='{value}'\""
 
 
 def undecodable_files(folder: str | None) -> list[str]:

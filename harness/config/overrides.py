@@ -14,6 +14,9 @@ from harness.training.budget import Budget
 MOVED = {f"budget.{name}": advice for name, advice in Budget.moved.items()}
 """Advice for settings that have moved, by the last two parts of their old dotted name."""
 
+PACKAGED = {"attack.ratio": "attack_ratio"}
+"""Groups whose options set a value of another group, by its dotted name."""
+
 
 class InvalidOverride(NamedTuple):
     """An override of a value that could not be applied.
@@ -38,7 +41,8 @@ def file_locator(choices: Mapping[str, str]) -> Callable[[str], str]:
     def locate(path: str) -> str:
         names = [name.partition("[")[0] for name in path.split(".")]
         nested, group = "/".join(names[:2]), names[0]
-        chosen = next((name for name in (nested, group) if name in choices), None)
+        packaged = PACKAGED.get(path)
+        chosen = next((name for name in (packaged, nested, group) if name in choices), None)
         if chosen is None:
             return "conf/config.yaml"
         file = f"{chosen}/{choices[chosen]}.yaml"

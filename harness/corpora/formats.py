@@ -43,14 +43,18 @@ def read(path: Path, form: Format, columns: Sequence[str] = ()) -> list[dict[str
         columns: column names of a CSV or TSV file without a header; ``label:int`` reads integers.
 
     Raises:
-        DataError: the file does not have the stated format.
+        DataError: the file does not have the stated format, or no rows.
     """
     try:
         if form is Format.PARQUET:
-            return _parquet(path)
-        csv.field_size_limit(_LONGEST_FIELD)
-        with open_text(path) as stream:
-            return list(_READERS[form](stream, columns))
+            rows = _parquet(path)
+        else:
+            csv.field_size_limit(_LONGEST_FIELD)
+            with open_text(path) as stream:
+                rows = list(_READERS[form](stream, columns))
+        if not rows:
+            raise ValueError("it has no rows")
+        return rows
     except (ValueError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
         reason = _undecodable(path) if isinstance(error, UnicodeDecodeError) else error
         raise DataError(

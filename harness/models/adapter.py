@@ -401,5 +401,5 @@ def _check_targets(model: PreTrainedModel, lora: Lora) -> None:
         linear = sorted({path.rpartition(".")[2] for path in paths})
         raise ModelError(
             f"the model has no linear layer named {', '.join(f'`{name}`' for name in missing)}; expected some of "
-            f"{', '.join(f'`{name}`' for name in linear)}, or `{ALL_LINEAR}`. Set them in `adapter.targets`."
+            f"{', '.join(f'`{name}`' for name in linear)}, or `{ALL_LINEAR}`. Set them in `align.adapter.targets`."
         )

@@ -270,3 +270,14 @@ def test_plan_tells_what_a_run_would_be_refused_for(run, tmp_path, monkeypatch, 
     assert (code, error) == (0, "")
     assert words in out
     assert json.loads(as_json)["cells"] == 1
+
+
+def test_folder_of_a_report_that_cannot_be_written_is_not_said_to_be_the_store(run, sweep, tmp_path):
+    (tmp_path / "a_file").write_text("no folder")
+
+    code, _, error = run("report", "--store", str(sweep.store.root), "--out", str(tmp_path / "a_file" / "x"))
+
+    assert code == 2
+    assert "`--out`" in error
+    assert "Not a directory" in error
+    assert "store" not in error.replace(str(tmp_path), "")

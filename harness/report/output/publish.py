@@ -1,12 +1,14 @@
 """Returns the report of one or several sweeps in one format, or writes it to a folder or to the store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.engine.files import writing
 from harness.engine.lookup import resolve_sweep
 from harness.engine.store import Store
+from harness.errors import ConfigError, Problem
 from harness.report.data.comparability import check_same_protocol
 from harness.report.data.joined import joined_record
 from harness.report.output.formats import render
@@ -74,9 +76,9 @@ def write(
         with_samples: include generations in the page.
 
     Raises:
-        ConfigError: the baseline is unknown, the sweeps declare different attackers, or ``strict`` is set and
-            protocols differ.
-        StoreError: there is no such sweep, or the folder cannot be written.
+        ConfigError: the baseline is unknown, the sweeps declare different attackers, ``strict`` is set and
+            protocols differ, or the folder cannot be written.
+        StoreError: there is no such sweep.
     """
     from harness.report.figures.catalog import figure_catalog
     from harness.report.figures.matplotlib import save
@@ -84,9 +86,9 @@ def write(
     from harness.report.output.page import page
 
     results = _load(root, sweeps, baseline, strict=strict)
-    files = _write_formats(results, out, FULL)
     views = figure_catalog(results)
-    with writing(out):
+    with _writing_out(out):
+        files = _write_formats(results, out, FULL)
         files.append(out / PAGE)
         files[-1].write_text(page(results, views=views, with_samples=with_samples), encoding="utf-8")
         (out / "figures").mkdir(exist_ok=True)
@@ -104,7 +106,19 @@ def publish(root: Path, sweep: str) -> Published:
     """
     store = Store(root)
     results = load_results(store, store.read_sweep(sweep))
-    return Published(render(results, "table"), _write_formats(results, store.root / "reports" / sweep, BRIEF))
+    folder = store.root / "reports" / sweep
+    with writing(folder):
+        return Published(render(results, "table"), _write_formats(results, folder, BRIEF))
+
+
+@contextmanager
+def _writing_out(folder: Path) -> Iterator[None]:
+    """Convert an ``OSError`` while the user's folder is written: it need not be in the store."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"`{error.filename or folder}` cannot be written: {error.strerror or error}"
+        raise ConfigError([Problem("--out", f"{reason}; expected a folder that you may write to")]) from None
 
 
 def _load(root: Path, sweeps: Sequence[str] | None, baseline: str | None, *, strict: bool) -> Results:
@@ -125,9 +139,8 @@ def _page(results: Results, *, with_samples: bool) -> str:
 
 def _write_formats(results: Results, folder: Path, formats: dict[str, str]) -> list[Path]:
     files = []
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, format in formats.items():
-            files.append(folder / name)
-            files[-1].write_text(render(results, format), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, format in formats.items():
+        files.append(folder / name)
+        files[-1].write_text(render(results, format), encoding="utf-8")
     return files
