@@ -2,11 +2,14 @@
 
 import gc
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+
+import harness.defenses
 
 # Deterministic, and without a stopwatch: the machine may be busy.
 settings.register_profile("house", deadline=None, derandomize=True)
@@ -38,6 +41,20 @@ FIRST = (
     "tests/contracts",
 )
 """Where files take minutes, longest first: then the processes end at about the same time."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for methods of other packages."""
+    about = "a folder of modules with defenses, which the contract tests then find beside those of harness/defenses"
+    parser.addoption("--methods", metavar="FOLDER", help=about)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the modules of the folder be found as if they were in ``harness/defenses``."""
+    if folder := config.getoption("methods"):
+        if not Path(folder).is_dir():
+            raise pytest.UsageError(f"--methods: {folder} is no folder; expected one with modules of defenses")
+        harness.defenses.__path__.append(str(Path(folder).resolve()))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

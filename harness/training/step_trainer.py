@@ -94,9 +94,19 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         inputs: Mapping[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Let the method write its gradient to ``.grad``; the returned loss is unused."""
+        """Let the method write its gradient to ``.grad``; the returned loss is unused.
+
+        Raises:
+            RuntimeError: it wrote none, so that nothing would be trained.
+        """
         self._learner.steps_taken = self.state.global_step
         self._meter.add(self._step.backward(inputs))
+        if all(parameter.grad is None for parameter in self._learner.trainables):
+            step = type(self._step)
+            raise RuntimeError(
+                f"`{step.__module__}.{step.__qualname__}.backward` wrote no gradient; expected it to call "
+                "`learner.set_gradient` in every step"
+            )
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:

@@ -271,6 +271,19 @@ def test_training_that_diverges_is_stopped_and_named(tmp_path):
         )
 
 
+def test_step_that_writes_no_gradient_is_refused(tmp_path):
+    class IdleStep(CountingStep):
+        def backward(self, batch):
+            return {"loss": 1.0}
+
+    class Idle(Counting):
+        def start(self, learner, batches, total_steps):
+            return IdleStep(learner)
+
+    with pytest.raises(RuntimeError, match=r"IdleStep.backward` wrote no gradient; expected it to call"):
+        train(build(), method=Idle(), rows=ROWS, budget=BUDGET, seed=0, pad_id=0, work=tmp_path, tracker=Recorder())
+
+
 def test_booster_leaves_weights_bitwise_unchanged_until_the_optimizer_steps(tmp_path):
     model = build("booster")
     before, seen = trainables(model), []
