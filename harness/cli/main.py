@@ -142,7 +142,7 @@ def _check_flags(given: argparse.Namespace) -> None:
     """Reject flags that Hydra ignores, or rejects with an error that `diagnose` would misinterpret.
 
     Raises:
-        ConfigError: a flag is invalid.
+        ConfigError: a flag is invalid, or a verb comes behind flags.
     """
     if given.config_dir is not None and not os.path.isdir(given.config_dir):
         raise ConfigError([f"`--config-dir`: there is no folder `{given.config_dir}`."])
@@ -153,6 +153,8 @@ def _check_flags(given: argparse.Namespace) -> None:
     if len(chosen := [flag for flag, value in exclusive.items() if value]) > 1:
         expected = f"expected one of {', '.join(exclusive)}"
         raise ConfigError([f"{' and '.join(chosen)}: these flags exclude each other; {expected}."])
+    if misplaced := next((text for text in given.overrides if text in _verbs()), None):
+        raise ConfigError([f"`{misplaced}` is a verb; expected it first, as in `harness {misplaced} -m ...`."])
     # With two sweep files, the grid of one would be lost.
     for text in given.overrides:
         name, _, chosen = text.partition("=")

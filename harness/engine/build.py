@@ -102,7 +102,11 @@ class _Builder:
 
     def _simple(self, hint: Any, data: object, path: str) -> Any:
         if not isinstance(hint, type) or is_typeddict(hint):
-            raise TypeError(f"{path}: a field of type {hint} cannot be built from settings")
+            self._fail(
+                path,
+                f"the class has a field of type `{hint}`, which no setting can have; expected numbers, texts, enums, "
+                "dataclasses, and tuples or mappings of them, as in `tuple[float, ...]`.",
+            )
         if hint in SCALARS:
             return self._scalar(hint, data, path)
         if issubclass(hint, Enum):
@@ -207,8 +211,8 @@ class _Builder:
         target = data[TARGET]
         location = f"{path}.{TARGET}" if path else TARGET
         if not isinstance(target, str) or not (is_name(target) or target.startswith(self.allow)):
-            allowed = f"expected a class under {quoted(self.allow)}; `targets=[my_package.]` allows others"
-            self._fail(location, f"{target!r} is not allowed; {allowed}.")
+            others = "`targets=[my_package.]` (`--target` of a verb) allows others"
+            self._fail(location, f"{target!r} is not allowed; expected a class under {quoted(self.allow)}; {others}.")
         found = [self._class_at(path, location) for path in paths_of(target)]
         if not found:
             others = " or ".join(map(str, versions_of(target)))
@@ -298,6 +302,9 @@ def _mismatch(cls: type, hint: type) -> str:
     """Return why a class does not match a type; empty if it does."""
     if not is_dataclass(cls):
         return "it is not a settings class (a dataclass)"
+    params: Any = getattr(cls, "__dataclass_params__", None)
+    if not params.frozen:
+        return "it can be changed, and would no longer be what its key says; expected `@dataclass(frozen=True)`"
     if not getattr(hint, "_is_protocol", False):
         return "" if issubclass(cls, hint) else f"it is no subclass of `{hint.__qualname__}`"
     wanted = {name for base in hint.__mro__ if getattr(base, "_is_protocol", False) for name in vars(base)}

@@ -1,6 +1,6 @@
 import json
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, final
 
 import pytest
 from hypothesis import given
@@ -309,3 +309,29 @@ def test_configuration_error_keeps_problems_and_takes_sentences() -> None:
 
     assert str(error) == "`a.b`: is wrong\nthe sweep has no cells"
     assert [problem.path for problem in error.problems] == ["a.b", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Changing:
+    value: float = 1.0
+
+
+class Named(Protocol):
+    """What a part of an experiment has to be."""
+
+
+@pytest.mark.parametrize(
+    ("hint", "data", "words"),
+    [
+        (Listed, {"values": [1.0]}, r"`part.values`: the class has a field of type `list\[float\]`.*tuple\[float, "),
+        (Named, {"_target_": f"{__name__}.Changing"}, r"it can be changed.*expected `@dataclass\(frozen=True\)`"),
+    ],
+)
+def test_class_that_cannot_be_a_setting_is_a_mistake_of_its_author(hint, data, words):
+    with pytest.raises(ConfigError, match=words):
+        build(hint, data, path="part", allow=(__name__,))

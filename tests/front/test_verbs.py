@@ -281,3 +281,9 @@ def test_folder_of_a_report_that_cannot_be_written_is_not_said_to_be_the_store(r
     assert "`--out`" in error
     assert "Not a directory" in error
     assert "store" not in error.replace(str(tmp_path), "")
+
+
+def test_verb_behind_flags_is_told_to_come_first(run):
+    code, _, error = run("--config-dir", ".", "plan", "seed=1")
+
+    assert (code, error) == (2, "harness: `plan` is a verb; expected it first, as in `harness plan -m ...`.\n")
