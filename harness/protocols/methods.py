@@ -104,9 +104,11 @@ class RepairMethod(Named, Protocol):
 
         The adapter may end with another rank than it had (``harness.models.adapter.resize``), up to that of a matrix.
 
-        ``start`` are the trainable parameters before fine-tuning, ``method_outputs`` the outputs of the fine-tuning
-        method, by name; for a method that declares ``NeedsSafeAdapter`` or ``NeedsUnsafeAdapter`` also the parameters
-        of that adapter, as ``safe`` or ``unsafe``.
+        ``start`` are the trainable parameters before fine-tuning: the aligned adapter under the protocol ``single``,
+        the fresh adapter as initialized under ``double``, where the aligned one is merged into the base. They are
+        factors: a mean of factors is no mean of weights. ``method_outputs`` are the outputs of the fine-tuning method,
+        by name; for a method that declares ``NeedsSafeAdapter`` or ``NeedsUnsafeAdapter`` also the parameters of that
+        adapter, as ``safe`` or ``unsafe``.
         """
         ...
 
