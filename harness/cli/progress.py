@@ -226,7 +226,7 @@ def _counts(counts: Mapping[str, Count], costs: Mapping[str, Cost]) -> Table:
         table.add_column(name, justify="right")
     for kind, count in counts.items():
         cost = costs.get(kind)
-        hours = f"{cost.seconds / 3600:.2f}" if cost and cost.known == cost.stages else "?" if cost else ""
+        hours = _hours(cost.seconds) if cost and cost.known == cost.stages else "?" if cost else ""
         table.add_row(kind, str(count.total), str(count.stored), str(count.total - count.stored), hours)
     total, stored = (sum(column) for column in zip(*counts.values(), strict=True))
     table.add_row("all", str(total), str(stored), str(total - stored), style="bold")
@@ -239,11 +239,17 @@ def _predicted(planned: SweepPlan) -> str:
     known = sum(cost.known for cost in planned.costs.values())
     if not known:
         return "no prediction: the store has no earlier stages of these kinds for this model"
-    hours = sum(cost.seconds for cost in planned.costs.values()) / 3600
-    gpu_hours = sum(cost.seconds * planned.gpus.get(kind, 0) for kind, cost in planned.costs.items()) / 3600
-    gpus = f", {gpu_hours:.2f} GPU-hours" if any(planned.gpus.values()) else ""
+    hours = _hours(sum(cost.seconds for cost in planned.costs.values()))
+    gpu_hours = _hours(sum(cost.seconds * planned.gpus.get(kind, 0) for kind, cost in planned.costs.items()))
+    gpus = f", {gpu_hours} GPU-hours" if any(planned.gpus.values()) else ""
     partly = "" if known == stages else f" for {known} of {stages} stages; no estimate for the others"
-    return f"predicted: {hours:.2f} node-hours{gpus}{partly}"
+    return f"predicted: {hours} node-hours{gpus}{partly}"
+
+
+def _hours(seconds: float) -> str:
+    """Return seconds in hours, with more decimals where two would be zeros."""
+    hours = seconds / 3600
+    return f"{hours:.4f}" if 0 < hours < 0.01 else f"{hours:.2f}"
 
 
 def _memory(training: WeightTraining) -> str:

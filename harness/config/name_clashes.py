@@ -17,15 +17,15 @@ def name_clashes(experiments: Sequence[Experiment], ensembles: Sequence[Ensemble
         experiments: the experiments of all cells of a sweep and of their members.
         ensembles: the settings of the ensembles among them.
     """
-    places = [_parts(experiment) for experiment in experiments]
-    places += [[("ensembles", each.method), ("judges", each.voter)] for each in ensembles]
-    seen: dict[tuple[int, int, str], str] = {}
-    for parts in places:
+    owners = [("experiment", _parts(each)) for each in experiments]
+    owners += [("ensemble", [("ensembles", each.method), ("judges", each.voter)]) for each in ensembles]
+    seen: dict[tuple[str, int, str], str] = {}
+    for owner, parts in owners:
         for place, (folder, part) in enumerate(parts):
             if part is None or type(part).__module__.startswith("harness."):
                 continue
             path = path_of(type(part))
-            first = seen.setdefault((len(parts), place, part.name), path)
+            first = seen.setdefault((owner, place, part.name), path)
             for other in [*classes_named(folder, part.name), *([first] if first != path else [])]:
                 yield (
                     f"`{path}` has the name `{part.name}` of `{other}`; their results would be confused. "

@@ -47,7 +47,7 @@ class Store:
         return os.path.exists(f"{self._root}/artifacts/{stage.name}/{stage.key}/{MANIFEST}")
 
     def has_now(self, stage: Stage) -> bool:
-        """Return the same, even if another host stored the artifact a moment ago.
+        """Return whether the stage's artifact is complete, even if another host stored it a moment ago.
 
         A host that has looked for a file on NFS may be told for a minute that there is none. It looks again when an
         entry was added to the folder from here.
