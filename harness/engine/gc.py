@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +135,11 @@ def find_garbage(store: Store, needed: Collection[str], *, seconds: float) -> It
 
 
 def _old(what: str, folder: Path, latest: float) -> Iterator[Garbage]:
-    """Yield a folder in which nothing was modified later."""
-    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    if max((file.st_mtime for file in files), default=folder.stat().st_mtime) <= latest:
-        yield Garbage(what, folder, sum(file.st_size for file in files))
+    """Yield a folder in which nothing was modified later; nothing if another process has removed it meanwhile."""
+    with suppress(FileNotFoundError):
+        files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+        if max((file.st_mtime for file in files), default=folder.stat().st_mtime) <= latest:
+            yield Garbage(what, folder, sum(file.st_size for file in files))
 
 
 def remove(store: Store, garbage: Garbage) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 from toys import Number, run
@@ -100,3 +101,20 @@ def test_checkpoints_of_a_stored_stage_can_go_and_its_log_stays(root, store, sta
         remove(store, one)
     assert [folder.exists() for folder in left] == [False, True, True]
     assert [path.name for path in store.work(kept.key).iterdir()] == ["log.txt"]
+
+
+def test_folder_that_another_process_removes_meanwhile_is_none(store, stages, monkeypatch):
+    gone = store.root / "artifacts" / "number" / ".probe-of-another-process"
+    gone.mkdir()
+    listed = Path.glob
+
+    def glob(self, pattern):
+        found = sorted(listed(self, pattern))
+        if gone in found:
+            gone.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, "glob", glob)
+
+    assert gone not in {path for _, path in found(store, {stage.key for stage in stages}, -1)}
+    assert not gone.exists()
