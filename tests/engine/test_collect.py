@@ -112,7 +112,7 @@ def test_folder_that_another_process_removes_meanwhile_is_none(store, stages, mo
         found = sorted(listed(self, pattern))
         if gone in found:
             gone.rmdir()
-        return found
+        return iter(found)
 
     monkeypatch.setattr(Path, "glob", glob)
 
