@@ -34,6 +34,7 @@ class CausalLearner:
     Attributes:
         steps_taken: the number of optimizer steps taken so far; set by the trainer.
         example_count: the number of the stage's own examples that are trained on; set by the trainer.
+        gradients_set: how often ``set_gradient`` was called.
 
     Args:
         model: a causal language model on its device, a PEFT model or not, without DDP wrapper; its parameters may be
@@ -64,6 +65,7 @@ class CausalLearner:
             raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
         self.steps_taken = 0
         self.example_count = 0
+        self.gradients_set = 0
         self._model: Any = model
         self._head = head
         self._trainables = tuple(trainables.values())
@@ -183,6 +185,7 @@ class CausalLearner:
 
         Where it is None, ``.grad`` is None: the optimizer skips that parameter.
         """
+        self.gradients_set += 1
         for parameter, part in zip(self._trainables, gradient, strict=True):
             parameter.grad = None if part is None else part.clone()
 

@@ -100,8 +100,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             RuntimeError: it wrote none, so that nothing would be trained.
         """
         self._learner.steps_taken = self.state.global_step
+        before = self._learner.gradients_set
         self._meter.add(self._step.backward(inputs))
-        if all(parameter.grad is None for parameter in self._learner.trainables):
+        if self._learner.gradients_set == before:
             step = type(self._step)
             raise RuntimeError(
                 f"`{step.__module__}.{step.__qualname__}.backward` wrote no gradient; expected it to call "
