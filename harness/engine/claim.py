@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 120.0
 """Twice the time for which network file systems may report a stale modification time."""
 HEARTBEAT_SECONDS = 15.0
+READ_PAUSES = (0.2, 1.0, 5.0)
+"""Seconds before the record of a held claim that cannot be read is read again."""
 
 
 class Claim:
@@ -39,7 +41,20 @@ class Claim:
     def held(self) -> bool:
         """Return whether this process still holds the claim, rather than another that took it over."""
         owner = self._lease.owner
+        for pause in READ_PAUSES:
+            if owner is not None or self._lease.compromise is not None or self._is_gone():
+                break
+            # The work of hours depends on the answer, and a network file system may fail for a moment.
+            time.sleep(pause)
+            owner = self._lease.owner
         return self._lease.compromise is None and owner is not None and owner.token == self.token
+
+    def _is_gone(self) -> bool:
+        try:
+            os.lstat(self._lease.lock_file)
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
 
     def release(self) -> None:
         """Release the claim, unless another process took it over.

@@ -121,6 +121,34 @@ def test_claim_that_the_file_system_does_not_let_go_of_hides_nothing(folder, mon
     assert (folder / "key").exists()
 
 
+@pytest.mark.parametrize(("failures", "held"), [(1, True), (2, True), (99, False)])
+def test_record_that_cannot_be_read_for_a_moment_is_no_lost_claim(folder, monkeypatch, failures, held) -> None:
+    monkeypatch.setattr("harness.engine.claim.READ_PAUSES", (0.0, 0.0, 0.0))
+    claim = Claims(folder).take("key")
+    left = [OSError(errno.ESTALE, "Stale file handle")] * failures
+    true = os.open
+
+    def fails(path, *arguments, **named):
+        if str(path).endswith("key") and left:
+            raise left.pop()
+        return true(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fails)
+        found = claim.held()
+    claim.release()
+
+    assert found == held
+
+
+def test_removed_claim_is_lost_at_once(folder, monkeypatch) -> None:
+    monkeypatch.setattr("harness.engine.claim.READ_PAUSES", (1000.0,))
+    claim = Claims(folder).take("key")
+    (folder / "key").unlink()
+
+    assert not claim.held()
+
+
 def test_claim_that_is_touched_outlives_many_leases(folder) -> None:
     quick = {"lease_seconds": 0.3, "heartbeat_seconds": 0.02}
     holder = Claims(folder, **quick).take("key")
