@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import Fabricator
+from fabricated import HARM, Fabricator
 
 from harness.report.figures.catalog import category_views, comparison_views, cost_views, figure_catalog, ratio_views
 from harness.report.figures.curves import training_views
@@ -285,6 +287,52 @@ def test_grid_prints_a_half_as_the_table_does():
     assert heat["text"] == [["1.2", ""]]
     assert heat["z"] == [[1.25, None]]
     assert "%{z" not in heat["texttemplate"] + heat["hovertemplate"]
+
+
+@pytest.mark.parametrize("ratios", [(0.0, 0.05, 0.1, 0.15, 0.2), (0.0, 0.01), (0.0, 0.1, 0.2)])
+@pytest.mark.parametrize("count", [2, 6, 30])
+def test_shifted_points_stay_at_their_ratio(ratios, count):
+    series = [Series(name=str(n), defense=str(n), x=ratios, y=[1.0] * len(ratios)) for n in range(count)]
+    lines = Lines(name="l", title="", x_title="", y_title="", alternative="", series=series)
+    gap = min(after - before for before, after in pairwise(ratios))
+
+    drawn = [lines.shifted(number) for number in range(count)]
+
+    apart = [abs(found - ratio) for each in drawn for found, ratio in zip(each, ratios, strict=True)]
+    assert max(apart) <= gap / 6 + 1e-12
+    assert len({each[0] for each in drawn}) == count
+
+
+def test_line_has_a_gap_where_a_ratio_is_missing(maker):
+    cells = [maker.cell("sft", ratio, 0, {}) for ratio in (0.0, 0.1, 0.2)]
+    cells += [maker.cell("vaccine", ratio, 0, {}) for ratio in (0.0, 0.2)]
+    cells += [maker.cell("booster", ratio, 0, {}) for ratio in (0.0, 0.1)]
+
+    view = next(view for view in ratio_views(_found(maker, cells)) if view.name == "ratio-0-hs")
+
+    lines = {series.name: series for series in view.series}
+    assert [isnan(value) for value in lines["vaccine"].y] == [False, True, False]
+    assert list(lines["booster"].x) == [0.0, 0.1]
+    assert "without intervals, of one seed" in view.alternative
+
+
+def test_comparisons_that_are_not_drawn_are_counted_and_tested(maker, monkeypatch):
+    monkeypatch.setattr("harness.report.figures.catalog.COMPARED", 1)
+    monkeypatch.setitem(HARM, "booster", 0.02)
+    monkeypatch.setitem(HARM, "sft", 0.6)
+    cells = [maker.cell(defense, 0.0, seed, {}) for defense in ("sft", "vaccine", "booster") for seed in range(3)]
+
+    view = next(view for view in comparison_views(_found(maker, cells)) if view.name == "difference-hs")
+
+    assert len(view.labels) == 1
+    assert view.title.endswith(", the first 1 of 2")
+    assert "booster" in view.alternative.partition("significant after Holm")[2]
+
+
+def test_differences_of_one_seed_are_not_said_to_be_tested(maker):
+    view = comparison_views(_found(maker, [maker.cell(name, 0.1, 0, {}) for name in ("sft", "vaccine")]))[0]
+
+    assert "without intervals, of one seed; not tested, with one seed" in view.alternative
 
 
 def test_lines_at_a_single_ratio_stand_beside_each_other():

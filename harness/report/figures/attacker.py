@@ -7,7 +7,10 @@ from harness.report.stats.results import Results
 
 
 def attacker_views(results: Results) -> list[Lines]:
-    """Return the figure of the attacker's progress; empty unless the sweep declares an attacker."""
+    """Return the figure of the attacker's progress; empty unless the sweep declares an attacker.
+
+    A defense against which no trial is useful has no line.
+    """
     if results.adaptive is None:
         return []
     series = [
@@ -20,15 +23,22 @@ def attacker_views(results: Results) -> list[Lines]:
             high=[step.high for step in case.curve],
         )
         for case in results.adaptive.cases
+        if case.chosen is not None
     ]
+    if not series:
+        return []
     ends = ", ".join(f"{each.name} {each.y[-1]:.1f}" for each in series)
+    # A line at 0 would look like a defense that withstands.
+    useless = [case.name for case in results.adaptive.cases if case.chosen is None]
+    none = f" Without a useful trial, and not drawn: {', '.join(useless)}." if useless else ""
     return [
         Lines(
             name="attacker",
             title="HS of the attacker's best trial so far",
             x_title="trials",
             y_title="HS (%)",
-            alternative=f"Expected over orders of the trials, with the 10th and 90th percentile. After all: {ends}.",
+            alternative="Expected over orders of the trials; bars are 10th and 90th percentiles of these orders, and "
+            f"no intervals over seeds. After all: {ends}.{none}",
             series=series,
         )
     ]

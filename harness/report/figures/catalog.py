@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 from harness.report.data.columns import CATEGORY_PREFIX
 from harness.report.data.conditions import SITUATION, varying
@@ -16,7 +17,7 @@ from harness.report.stats import cost
 from harness.report.stats.aggregate import by_defense, complete
 from harness.report.stats.labels import HEADINGS, MEANINGS, compared_names, where, with_marker
 from harness.report.stats.paired import ALPHA, Comparison
-from harness.report.stats.paper_table import ALIGNED, AVERAGE, PaperTable, Row
+from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable, Row
 from harness.report.stats.results import Results
 
 ROWS = 8
@@ -57,7 +58,7 @@ def ratio_views(results: Results) -> list[Lines]:
                     title=f"{HEADINGS[score]} by attack ratio ({paper_table.caption}){chosen}",
                     x_title="share of harmful rows p",
                     y_title=f"{HEADINGS[score]} (%)",
-                    alternative=f"{MEANINGS[score].capitalize()}; 95% intervals. {_description(series)}",
+                    alternative=f"{MEANINGS[score].capitalize()}; {_intervals(series)}. {_description(series)}",
                     group=f"ratio-{number}",
                     paper=score != "hs_plus",
                     series=series,
@@ -70,30 +71,32 @@ def comparison_views(results: Results) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
     views = []
     for score in ("hs", "fa", "over_refusal"):
-        found = [each for each in results.comparisons if each.score == score][:COMPARED]
-        if not found:
+        every = [each for each in results.comparisons if each.score == score]
+        if not every:
             continue
+        found = every[:COMPARED]
+        cut = f", the first {COMPARED} of {len(every)}" if len(every) > COMPARED else ""
         names = [results.conditions[each.line].names for each in found]
         labels = [
             f"{called}, {where(results.means, name)}"
             for called, name in zip(compared_names(results.means, results.rows, found), names, strict=True)
         ]
-        description = f"Paired differences from {results.baseline}, 95% intervals"
-        significant = [label for label, each in zip(labels, found, strict=True) if each.p_holm < ALPHA]
+        parts = [
+            _differences(defense, [(i, found[i]) for i, name in enumerate(names) if name["defense"] == defense])
+            for defense in dict.fromkeys(str(name["defense"]) for name in names)
+        ]
+        description = f"Paired differences from {results.baseline}{cut}, {_intervals(parts)}"
         views.append(
             Bars(
                 name=f"difference-{score.replace('_', '-')}",
-                title=f"{HEADINGS[score]} less that of {results.baseline}",
+                title=f"{HEADINGS[score]} less that of {results.baseline}{cut}",
                 x_title=f"difference in {HEADINGS[score]} (points)",
                 y_title="",
-                alternative=f"{description}; significant after Holm: {listed(significant)}.",
+                alternative=f"{description}; {_significant(results, every)}.",
                 group="difference",
                 labels=labels,
                 dots=True,
-                parts=[
-                    _differences(defense, [(i, found[i]) for i, name in enumerate(names) if name["defense"] == defense])
-                    for defense in dict.fromkeys(str(name["defense"]) for name in names)
-                ],
+                parts=parts,
             )
         )
     return views
@@ -167,6 +170,20 @@ def cost_views(results: Results) -> list[Bars]:
     ]
 
 
+def _significant(results: Results, comparisons: Sequence[Comparison]) -> str:
+    """Return which of all comparisons of a score are significant."""
+    if all(each.p != each.p for each in comparisons):
+        return "not tested, with one seed"
+    found = [each for each in comparisons if each.p_holm < ALPHA]
+    called = compared_names(results.means, results.rows, found)
+    places = [where(results.means, results.conditions[each.line].names) for each in found]
+    return f"significant after Holm: {listed([f'{name}, {place}' for name, place in zip(called, places, strict=True)])}"
+
+
+def _intervals(series: Sequence[Series]) -> str:
+    return "95% intervals" if any(each.low for each in series) else "without intervals, of one seed"
+
+
 def _differences(defense: str, placed: Sequence[tuple[int, Comparison]]) -> Series:
     with_ends = all(each.low <= each.high for _, each in placed)
     return Series(
@@ -193,19 +210,25 @@ def _readable(paper_table: PaperTable) -> tuple[Sequence[Row], str]:
         at = row.defense, row.marker
         if at not in best or loss < best[at][0]:
             best[at] = loss, row
-    return [row for _, row in best.values()], ", best setting of each defense"
+    if len(best) == len(paper_table.rows):
+        return paper_table.rows, ""
+    return [row for _, row in best.values()], ", the setting of each defense with the lowest HS - FA"
 
 
 def _over_ratios(row: Row, score: str, ratios: Sequence[str]) -> Series:
-    known = [(float(ratio), row.cells[score, ratio]) for ratio in ratios if (score, ratio) in row.cells]
-    with_ends = all(figure.low == figure.low for _, figure in known)
+    """Return a row's values over the ratios, with a gap where one between others is missing."""
+    places = [place for place, ratio in enumerate(ratios) if (score, ratio) in row.cells]
+    within = ratios[places[0] : places[-1] + 1] if places else ()
+    nothing = CellValue(nan, nan, nan)
+    found = [(float(ratio), row.cells.get((score, ratio), nothing)) for ratio in within]
+    with_ends = all(figure.low == figure.low for _, figure in found if figure is not nothing)
     return Series(
         name=with_marker(row.name, row.marker),
         defense=row.defense,
-        x=[ratio for ratio, _ in known],
-        y=[figure.mean for _, figure in known],
-        low=[figure.low for _, figure in known] if with_ends else (),
-        high=[figure.high for _, figure in known] if with_ends else (),
+        x=[ratio for ratio, _ in found],
+        y=[figure.mean for _, figure in found],
+        low=[figure.low for _, figure in found] if with_ends else (),
+        high=[figure.high for _, figure in found] if with_ends else (),
     )
 
 

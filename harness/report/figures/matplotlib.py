@@ -16,6 +16,10 @@ KINDS = ("pdf", "png")
 WIDTH = 4.8
 """Width in inches, close to that of one column of a two-column paper."""
 HEIGHT = 3.2
+MARGIN = 4.0
+"""Percent beyond 0 and 100 that an axis shows at most."""
+LETTERS = 40
+"""Letters that fit below the columns of a heatmap."""
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -82,6 +86,9 @@ def _lines(axes: Axes, view: Lines, styles: Mapping[str, Style]) -> None:
             marker=style.mpl_marker if view.markers else None, linestyle=style.mpl_dash, capsize=2, linewidth=1.4,
             elinewidth=0.8, markersize=5, fillstyle=filling(view.variant(number)).mpl,
         )  # fmt: skip
+    if view.y_title.endswith("(%)"):
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -MARGIN), min(max(high, MARGIN), 100 + MARGIN))
     if view.markers:
         axes.set_xticks(sorted({x for series in view.series for x in series.x}))
     _legend(axes, len(view.series))
@@ -93,7 +100,10 @@ def _grid(axes: Axes, view: Grid) -> None:
     values = np.array(view.values, dtype="float64")
     image = axes.imshow(values, cmap=COLOUR_SCALE[1], origin="lower", aspect="auto")
     axes.grid(visible=False)
-    axes.set_xticks(range(len(view.x)), view.x)
+    axes.set_title(view.title, fontsize=8, loc="left", wrap=True)
+    # Names would be written over each other.
+    slanted = max(map(len, view.x), default=0) * len(view.x) > LETTERS
+    axes.set_xticks(range(len(view.x)), view.x, rotation=45 if slanted else 0, ha="right" if slanted else "center")
     axes.set_yticks(range(len(view.y)), view.y)
     middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
     for (row, column), found in np.ndenumerate(values):

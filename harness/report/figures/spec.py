@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isnan
 
 
@@ -64,10 +65,17 @@ class Lines(FigureSpec):
         return sum(series.defense == defense for series in self.series[:number])
 
     def shifted(self, number: int) -> list[float]:
-        """Return the horizontal coordinates of a series, shifted so that intervals do not overlap."""
-        positions = {x for series in self.series for x in series.x}
-        # 0.005 if all series have the same single coordinate.
-        shift = ((max(positions) - min(positions)) * 0.012 or 0.005) if self.markers else 0.0
+        """Return the horizontal coordinates of a series, shifted so that intervals do not overlap.
+
+        All series of a coordinate together take a third of the smallest distance to the next one at most.
+        """
+        positions = sorted({x for series in self.series for x in series.x})
+        shift = 0.0
+        if self.markers and len(positions) > 1:
+            room = min(after - before for before, after in pairwise(positions)) / 3
+            shift = min((positions[-1] - positions[0]) * 0.012, room / max(len(self.series) - 1, 1))
+        elif self.markers:
+            shift = 0.005
         return [x + (number - (len(self.series) - 1) / 2) * shift for x in self.series[number].x]
 
 

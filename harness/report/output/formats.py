@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from io import StringIO
+from itertools import pairwise
 from math import isfinite, isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from harness.report.data.columns import NOTES, records, shares_in, value
 from harness.report.data.comparability import SHOWN
 from harness.report.data.conditions import condition_name, varying
 from harness.report.data.dropped import count_dropped_notes
+from harness.report.data.judges import JUDGE
 from harness.report.output.defense_table import DefenseTable
 from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.equal_accuracy_table import equal_accuracy_table
@@ -124,12 +126,10 @@ def _markdown(results: Results) -> str:
         align = ["left", *["right"] * len(places)]
         table = tabulate(lines, heading, tablefmt="pipe", disable_numparse=True, colalign=align)
         paragraphs += [literal(paper_table.caption), table]
-    notes = "\n".join(
-        [
-            *map(literal, (*remarks(results.rows, results.means), *_judge_notes(results), *_share_notes(results))),
-            *_paper_table_notes(results),
-        ]
-    )
+    notes = [
+        *map(literal, (*remarks(results.rows, results.means), *_judge_notes(results), *_share_notes(results))),
+        *_paper_table_notes(results),
+    ]
     tables = (
         worst_case_table(results.adaptive),
         durability_table(results.adaptive),
@@ -139,7 +139,15 @@ def _markdown(results: Results) -> str:
     more = [paragraph for table in tables if table is not None for paragraph in table.markdown()]
     stated = [f"- {literal(each.method)}: {literal(each.statement)}" for each in results.fidelities]
     fidelity = ["Fidelity of the methods:", "\n".join(stated)] if stated else []
-    return "\n\n".join([*paragraphs, notes.replace(":\n- ", ":\n\n- "), *more, *fidelity]) + "\n"
+    return "\n\n".join([*paragraphs, _with_lists(notes), *more, *fidelity]) + "\n"
+
+
+def _with_lists(lines: Sequence[str]) -> str:
+    """Return lines as Markdown, with empty lines around lists."""
+    text = "".join(lines[:1])
+    for before, line in pairwise(lines):
+        text += ("\n\n" if before.startswith("- ") != line.startswith("- ") else "\n") + line
+    return text
 
 
 def _ensemble_table(results: Results) -> DefenseTable | None:
@@ -171,7 +179,12 @@ def _paper_table_notes(results: Results) -> list[str]:
     notes = [_seed_note(results)]
     if len(results.means) > 1:
         notes.append("p is the share of harmful rows in the user's data.")
-        notes.append("Bold: better than every other of its column (paired tests with each, Holm over these, p < 0.05).")
+        tests = "(paired tests with each, Holm over these, p < 0.05)"
+        if results.best:
+            judge = " by the same judge" if JUDGE in results.means else ""
+            notes.append(f"Bold: better than every other of its ratio{judge} {tests}.")
+        elif results.means["seeds"].max() > 1:
+            notes.append(f"None is better than every other of its ratio {tests}.")
     return [" ".join(notes)]
 
 
