@@ -14,6 +14,7 @@ from harness.execution.attempt import AttemptResult, WorkerContext
 from harness.execution.executor import Event, Failure, Outcome, ignore_event
 from harness.execution.ranks import Processes
 from harness.execution.state import EventState
+from harness.local.gpus import visible_gpus
 from harness.local.ready_queue import ReadyQueue
 from harness.local.workers import InProcess, ProcessPool, WorkerConfig, WorkerPool
 from harness.tracking.jsonl import Jsonl
@@ -69,7 +70,9 @@ class LocalExecutor:
         return run.outcome()
 
     def _create_pool(self, store: Store) -> WorkerPool:
-        if self.workers > 1:
+        # In this process a worker takes the first GPU, whichever is its own.
+        elsewhere = bool(self.gpus) and self.gpus[0].partition(",")[0] not in visible_gpus()[:1]
+        if self.workers > 1 or elsewhere:
             config = WorkerConfig(
                 root=store.root,
                 allow=store.allow,

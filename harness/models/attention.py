@@ -3,6 +3,10 @@
 In a causal model no real token attends to what follows it, so padding on the right needs no mask. Before every pass,
 transformers looks at values on the device to find out whether a mask is needed; where it knows no way of making a mask
 for an implementation of attention, it does not look. Attention then takes its causal kernel.
+
+In float32, PyTorch has that kernel for equally many heads of queries and keys only: grouped ones would be computed by a
+dozen kernels (of ``sdp_utils.cpp``, the flash kernel takes 16 bits, and the memory-efficient one no groups). Their keys
+and values are therefore repeated first, as transformers itself does where there is a mask.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import Module
 
 _NAME = "harness_causal"
@@ -32,9 +38,8 @@ def needs_no_mask(model: Module, longest: int) -> bool:
 def causal_attention(model: Module) -> Iterator[None]:
     """Let a model for which ``needs_no_mask`` holds attend without masks while the context lasts."""
     from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    AttentionInterface.register(_NAME, sdpa_attention_forward)
+    AttentionInterface.register(_NAME, _attention)
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     base.set_attn_implementation(_NAME)
@@ -42,3 +47,28 @@ def causal_attention(model: Module) -> Iterator[None]:
         yield
     finally:
         base.set_attn_implementation(_PLAIN)
+
+
+class _Ungrouped:
+    """What transformers asks about an attention whose keys and values are repeated already."""
+
+    is_causal = True
+
+
+_UNGROUPED = _Ungrouped()
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **named: Any
+) -> tuple[Tensor, Tensor | None]:
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    device = query.device.type
+    narrowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if query.dtype == torch.float32 and not narrowed:
+        groups = query.shape[1] // key.shape[1]
+        key, value, owner = repeat_kv(key, groups), repeat_kv(value, groups), _UNGROUPED
+    else:
+        owner = module
+    found: tuple[Tensor, Tensor | None] = sdpa_attention_forward(owner, query, key, value, *args, **named)
+    return found

@@ -32,7 +32,11 @@ class Recorder:
 
     def __call__(self, run: Run) -> Run:
         """Capture the kernels of a function without running them; return a function that replays them."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            run()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                run()
+        finally:
+            # `torch.cuda.graph` leaves its stream current if the capture fails as it ends.
+            torch.cuda.set_stream(before)
         return graph.replay

@@ -23,7 +23,7 @@ from harness.errors import ModelError
 from harness.protocols import Piece, Prediction, Product
 from harness.training.backward import backward_passes
 from harness.training.budget import Precision
-from harness.training.distributed import all_reduce_sum, whole
+from harness.training.distributed import all_reduce_sum, is_sharded, whole
 from harness.training.passes import Passes
 from harness.training.pieces import cut
 
@@ -142,6 +142,9 @@ class CausalLearner:
             passes.add(added[0])
             values = [share.detach().clone() for share in added]
             sums = [one + other for one, other in zip(sums, values, strict=True)] if sums else values
+            # Its graph would live on during the next pass. Nodes of the trainables belong to the stream on which they
+            # were made, so a pass that meets them cannot be captured.
+            del added
         all_reduce_sum(*sums)
         return sums, passes.gradient()
 
@@ -186,8 +189,12 @@ class CausalLearner:
         Where it is None, ``.grad`` is None: the optimizer skips that parameter.
         """
         self.gradients_set += 1
+        parts = [part for part in gradient if part is not None]
+        # A product with one is a copy; on a GPU it takes a kernel for dozens of tensors, and `clone` one for each.
+        many = parts and not is_sharded(parts[0])
+        copies = iter(torch._foreach_mul(parts, 1.0) if many else [part.clone() for part in parts])
         for parameter, part in zip(self._trainables, gradient, strict=True):
-            parameter.grad = None if part is None else part.clone()
+            parameter.grad = None if part is None else next(copies)
 
     def _logits(self, piece: Piece) -> Tensor:
         """Return the logits of the supervised positions, ``[positions, vocabulary]``.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         # Otherwise several processes wrap the model in DDP, which holds another copy of the gradients, rejects sharded
         # weights and has nothing to do: the learner sums over the processes.
         self.accelerator.prepare_model = lambda model, **_: model
+        if moments is None:
+            # Otherwise all modules of the model are walked in every step, to find what is trained.
+            self.accelerator.clip_grad_norm_ = lambda _, limit, **more: torch.nn.utils.clip_grad_norm_(
+                learner.trainables, limit, **more
+            )
         self._step = step
         self._learner = learner
         self._order = order
@@ -154,6 +160,21 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:  # noqa: ARG002
         """Return 0: the estimate would traverse the whole model at every step and is unused."""
         return 0
+
+
+@contextmanager
+def clearing(model: Module, weights: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Let ``model.zero_grad`` clear these weights alone while the context lasts: it walks all modules in every step."""
+
+    def clear(set_to_none: bool = True) -> None:  # noqa: ARG001
+        for weight in weights:
+            weight.grad = None
+
+    model.zero_grad = clear  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.zero_grad
 
 
 class EpochCallback(TrainerCallback):  # type: ignore[misc]

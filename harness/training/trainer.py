@@ -45,7 +45,7 @@ from harness.training.order import Order
 from harness.training.placement import placed
 from harness.training.plain import PlainStep
 from harness.training.sharded_state import ShardedMoments, ShardedWeights, mesh_of
-from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, collator
+from harness.training.step_trainer import EpochCallback, Rows, StepTrainer, clearing, collator
 
 if TYPE_CHECKING:
     from harness.protocols import Gradient, Learner
@@ -206,7 +206,7 @@ def train(
         checkpoint = resumable(folder, arguments.device)
         if checkpoint:
             restore(checkpoint, parts, mesh_of(learner.trainables))
-        with ready.passes.running(model, arguments.device) as trouble:
+        with ready.passes.running(model, arguments.device) as trouble, clearing(model, learner.trainables):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         ran = ready.passes.facts(trouble())
         estimated = estimates.facts(trainer.optimizer) if estimates else {}

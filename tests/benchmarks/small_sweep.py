@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     asked = parser.parse_args(arguments)
     if not asked.tiny and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --tiny runs on the CPU")
-    with TemporaryDirectory() as name:
+    # The daemon of the service may still write its log.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         save_model(folder / "model", "tiny" if asked.tiny else "smollm2")
         line = command(folder, asked.workers, asked.precision, tiny=asked.tiny)

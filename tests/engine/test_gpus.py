@@ -1,5 +1,6 @@
 """Workers on GPUs: which there are, which worker gets which, and which stage goes to which worker."""
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_workers_are_spread_over_the_gpus_round_robin(root, store) -> None:
     assert Counter(fact["gpus"] for fact in facts) == {"3": 2, "GPU-b": 2}
     assert {fact["workers_of_gpu"] for fact in facts} == {2}
     assert len({fact["pid"] for fact in facts}) == 4
+
+
+def test_single_worker_of_another_gpu_than_the_first_has_a_process_in_which_it_is_the_only_one(
+    root, store, monkeypatch
+) -> None:
+    monkeypatch.setattr("harness.local.executor.visible_gpus", lambda: ("4", "6"))
+    first, second = (Tune(parent=Number(value=value), amount=1) for value in (1, 2))
+
+    run(root, [first], gpus=("4",))
+    run(root, [second], gpus=("6",))
+
+    here, there = (store.manifest(leaf.key).facts for leaf in (first, second))
+    assert here["pid"] == os.getpid()
+    assert there["pid"] != os.getpid()
+    assert there["gpus"] == "6"
 
 
 class Note:

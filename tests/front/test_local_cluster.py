@@ -116,8 +116,8 @@ def gpus(monkeypatch, *names: str) -> None:
         ({"workers": 2, "processes": 2}, (), (2, (), "cpu")),
         ({}, ("MIG-a", "MIG-b"), (2, ("MIG-a", "MIG-b"), "cuda")),
         ({"device": "cpu", "workers_per_gpu": 2}, ("0", "1"), (1, (), "cpu")),
-        ({"device": "cuda:1"}, ("0", "1"), (1, (), "cuda:1")),
-        ({"device": "cuda:1", "workers": 2}, ("0", "1"), (2, (), "cuda:1")),
+        ({"device": "cuda:1"}, ("4", "6"), (1, ("6",), "cuda")),
+        ({"device": "cuda:1", "workers": 2}, ("0", "1"), (2, ("1",), "cuda")),
     ],
 )
 def test_workers_are_placed_on_the_gpus_that_there_are(monkeypatch, given, names, expected):
@@ -148,6 +148,7 @@ def test_workers_of_several_processes_divide_the_cores(monkeypatch):
             "`cluster.workers`: 3 workers of 2 processes need 6 GPUs, and there are 4; expected `auto` or at most 2",
         ),
         ({"device": "cuda"}, (), "`cluster.device`: cuda was requested"),
+        ({"device": "cuda:2"}, ("0", "1"), "`cluster.device`: cuda:2 was requested, and there are 2 GPUs"),
         ({"device": "cuda:0"}, (), "`cluster.device`: cuda:0 was requested"),
     ],
 )

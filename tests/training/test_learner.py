@@ -1,9 +1,13 @@
+from weakref import ref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.overrides import TorchFunctionMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from harness.errors import ModelError
+from harness.models.attention import causal_attention
 from harness.training.budget import Precision
 from harness.training.learner import CausalLearner
 
@@ -265,3 +269,60 @@ def test_gradient_in_pieces_never_takes_more_rows_or_longer_ones_through_the_mod
     CausalLearner(model, rows_at_once=1).gradient(batch())
 
     assert seen == [(1, 12), (1, 12), (1, 9)]
+
+
+def test_graph_of_a_micro_batch_is_gone_before_the_next_one_runs():
+    """A node that lives on belongs to the stream on which it was made, and a CUDA graph cannot be captured over it."""
+    learner = CausalLearner(adapted(llama), rows_at_once=1)
+    before, alive = [], []
+
+    def shares(piece):
+        alive.extend(node for node in (each() for each in before) if node is not None)
+        loss = learner.loss(piece)
+        before.append(ref(loss))
+        return (loss,)
+
+    learner.accumulate(learner.pieces(batch(rows=4)), shares)
+
+    assert len(before) == 4
+    assert alive == []
+
+
+def test_gradient_that_is_set_is_a_copy_and_none_stays_none():
+    learner = CausalLearner(adapted(llama))
+    gradient = [torch.randn_like(weight) for weight in learner.trainables]
+    gradient[1] = None
+
+    learner.set_gradient(gradient)
+
+    for weight, part in zip(learner.trainables, gradient, strict=True):
+        assert (weight.grad is None) == (part is None)
+        if part is not None:
+            assert torch.equal(weight.grad, part)
+            assert weight.grad.data_ptr() != part.data_ptr()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_causal_attention_of_grouped_heads_computes_what_a_mask_does(autocast):
+    """Keys and values are repeated in float32 alone, for which PyTorch has no fast kernel with groups on a GPU."""
+    model, ids = llama().eval(), batch()["input_ids"]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        with causal_attention(model), Groups() as seen:
+            found = model(input_ids=ids).logits
+
+    assert seen.heads == {(4, 2) if autocast else (4, 4)}
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-2 if autocast else 1e-6)
+
+
+class Groups(TorchFunctionMode):
+    """Notes how many heads of queries and of keys attention is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.heads.add((args[0].shape[1], args[1].shape[1]))
+        return function(*args, **(kwargs or {}))

@@ -271,6 +271,26 @@ def test_training_that_diverges_is_stopped_and_named(tmp_path):
         )
 
 
+def test_gradients_are_cleared_between_steps_and_the_models_own_way_is_left(tmp_path):
+    class LookingStep(CountingStep):
+        def backward(self, batch):
+            self.seen = getattr(self, "seen", [])
+            self.seen.append(all(weight.grad is None for weight in self.learner.trainables))
+            return super().backward(batch)
+
+    class Looking(Counting):
+        def start(self, learner, batches, total_steps):
+            self.step = LookingStep(learner)
+            return self.step
+
+    model, method = build(), Looking()
+    train(model, method=method, rows=ROWS, budget=BUDGET, seed=0, pad_id=0, work=tmp_path, tracker=Recorder())
+
+    assert len(method.step.seen) > 1
+    assert all(method.step.seen)
+    assert "zero_grad" not in model.__dict__
+
+
 def test_step_that_writes_no_gradient_is_refused(tmp_path):
     class IdleStep(CountingStep):
         def backward(self, batch):
