@@ -74,3 +74,19 @@ def compiled(folder, table):
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_latex_table_says_what_its_scores_are_and_can_be_referred_to(table):
+    assert "HS: harmful score: share of harmful prompts answered harmfully" in table
+    assert table.count("\\label{tab:harness-1}") == 1
+
+
+@pytest.mark.parametrize(("ratios", "environment"), [((0.1,), "table"), ((0.0, 0.1, 0.2), "table*")])
+def test_latex_table_of_many_columns_is_over_both_columns_of_a_page(tmp_path, ratios, environment):
+    maker = Fabricator(tmp_path / "store", prompts=60, answers=40)
+    maker.sweep([maker.cell(name, ratio, 0, {}) for name in ("sft", "vaccine") for ratio in ratios])
+
+    text = render(load_results(maker.store, maker.store.read_sweep("drawn-1")), "latex")
+
+    assert f"\\begin{{{environment}}}[t]" in text
+    assert f"\\end{{{environment}}}" in text

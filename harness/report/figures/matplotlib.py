@@ -100,7 +100,8 @@ def _grid(axes: Axes, view: Grid) -> None:
     values = np.array(view.values, dtype="float64")
     image = axes.imshow(values, cmap=COLOUR_SCALE[1], origin="lower", aspect="auto")
     axes.grid(visible=False)
-    axes.set_title(view.title, fontsize=8, loc="left", wrap=True)
+    framed = " (framed: robust region)" if any(map(any, view.marked)) else ""
+    axes.set_title(view.title + framed, fontsize=8, loc="left", wrap=True)
     # Names would be written over each other.
     slanted = max(map(len, view.x), default=0) * len(view.x) > LETTERS
     axes.set_xticks(range(len(view.x)), view.x, rotation=45 if slanted else 0, ha="right" if slanted else "center")

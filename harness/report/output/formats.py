@@ -23,7 +23,17 @@ from harness.report.output.ensemble_table import ensemble_table
 from harness.report.output.equal_accuracy_table import equal_accuracy_table
 from harness.report.output.markdown import literal
 from harness.report.output.worst_case_table import durability_table, worst_case_table, worst_sentences
-from harness.report.stats.labels import HEADINGS, condition_names, headings, markers, number, one_line, remarks, score
+from harness.report.stats.labels import (
+    HEADINGS,
+    MEANINGS,
+    condition_names,
+    headings,
+    markers,
+    number,
+    one_line,
+    remarks,
+    score,
+)
 from harness.report.stats.paper_table import ALIGNED, AVERAGE, CellValue, PaperTable
 from harness.report.stats.results import Results
 from harness.report.stats.summary import NOTE
@@ -31,6 +41,8 @@ from harness.report.stats.summary import NOTE
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+COLUMN = 5
+"""Columns of numbers that are readable in one column of a two-column page."""
 WIDEST = 100_000
 """A width in characters that no table has."""
 
@@ -229,16 +241,29 @@ def _latex(results: Results) -> str:
     environment.filters |= {"tex": _escape_tex, "mean": _tex_mean, "interval": _tex_interval}
     template = environment.from_string(source)
     ensembles = _ensemble_table(results)
+    shown = dict.fromkeys(score for paper_table in _paper_tables(results) for score in paper_table.scores)
     notes = [
         *_in_short(remarks(results.rows, results.means)),
         *_on_dropped(results),
         *_judge_notes(results),
         *worst_sentences(results.adaptive),
         *(ensembles.notes if ensembles else ()),
+        "; ".join(f"{HEADINGS[score]}: {MEANINGS[score]}" for score in shown) + "; aligned: before the fine-tuning.",
         *_share_notes(results),
         *_paper_table_notes(results),
     ]
-    return template.render(paper_tables=_paper_tables(results), headings=HEADINGS, column=_column, notes=notes)
+    return template.render(
+        paper_tables=_paper_tables(results),
+        headings=HEADINGS,
+        column=_column,
+        notes=notes,
+        environment=_tex_environment,
+    )
+
+
+def _tex_environment(paper_table: PaperTable) -> str:
+    """Return the environment of a table: over both columns of a page if its numbers would be too small in one."""
+    return "table*" if len(paper_table.scores) * len(paper_table.columns) > COLUMN else "table"
 
 
 def _on_dropped(results: Results) -> list[str]:
