@@ -85,7 +85,7 @@ def test_latex_has_intervals_below_the_means_and_tells_its_notes(drawn):
 
     assert all(cell.strip(" \\")[0].isdigit() for cell in lines[first].split("&")[1:])
     assert lines[first + 1].count(r"{\scriptsize [") == lines[first].count("&")
-    assert latex.index(r"\end{tabular}") < latex.index("p $<$ 0.05") < latex.index(r"\end{table}")
+    assert latex.index(r"\end{tabular}") < latex.index("p $<$ 0.05") < latex.index(r"\end{table*}")
     assert r"95\% interval" in latex
     assert not any(line.startswith("% p is") for line in lines)
 
