@@ -1,7 +1,7 @@
 """Builds settings and cells from composed plain data; everything is checked before anything runs."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, final
@@ -15,6 +15,7 @@ from harness.config.hydra_errors import HydraError, undecodable_files
 from harness.config.name_clashes import name_clashes
 from harness.config.objective import Objective
 from harness.config.overrides import InvalidOverride, file_locator
+from harness.config.sweep_overrides import several_values, without_settings_of_others
 from harness.corpora.probe import PROBE, Probe
 from harness.engine.build import allowed, build
 from harness.engine.provenance import redacted
@@ -138,7 +139,7 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     Raises:
         ConfigError: with the distinct problems of all cells and of the run's settings; or no valid cell is left.
     """
-    problems: dict[Problem, None] = dict.fromkeys(_swept_settings(compositions))
+    problems: dict[Problem, None] = dict.fromkeys(several_values(compositions, RUN_SETTINGS - {TUNED}))
     incompatible: dict[Problem, None] = {}
     cells: list[Cell | Skipped] = []
     built: list[Experiment] = []
@@ -149,7 +150,7 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
         for each in (composition, *(member for member, _ in composition.members))
         for name in each.values.keys() - {override.name for override in (*each.idle, *each.invalid)}
     }
-    for composition in (_without_settings_of_others(each, used) for each in compositions):
+    for composition in (without_settings_of_others(each, used, _exists) for each in compositions):
         problems |= dict.fromkeys(_explain(invalid, composition) for invalid in composition.invalid)
         # An override for an empty slot must apply to at least one cell of the sweep.
         problems |= dict.fromkeys(_explain(idle, composition) for idle in composition.idle if idle.name not in used)
@@ -176,49 +177,6 @@ def check_cells(compositions: Sequence[Composition], on_invalid: OnInvalid | Non
     if problems:
         raise ConfigError(list(problems))
     return cells
-
-
-def _without_settings_of_others(composition: Composition, used: Collection[str]) -> Composition:
-    """Return the composition without overrides of settings that its method lacks and that of another cell has.
-
-    A sweep may combine a grid over a method's settings with cells of other methods, as with cells without a method.
-
-    Args:
-        composition: the composition of a cell.
-        used: names of the overrides that could be applied in some cell.
-    """
-    others = [
-        override
-        for override in composition.invalid
-        if override.name in used
-        and override.unknown is not None
-        and override.name.split(".")[:2] in [[GROUP, slot] for slot in SLOTS]
-        and not _exists(override, composition)
-    ]
-    names, lines = ({getattr(override, part) for override in others} for part in ("name", "line"))
-    return replace(
-        composition,
-        values={name: value for name, value in composition.values.items() if name not in names},
-        overrides=tuple(line for line in composition.overrides if line not in lines),
-        invalid=tuple(override for override in composition.invalid if override not in others),
-        idle=(*composition.idle, *others),
-    )
-
-
-def _swept_settings(compositions: Sequence[Composition]) -> Iterator[Problem]:
-    """Yield a problem for each setting of the run that the command gives several values."""
-    given = [
-        {
-            name: value
-            for name, _, value in (line.lstrip("+~").partition("=") for line in redacted(composition.overrides))
-            if re.split(r"[./@]", name)[0] in RUN_SETTINGS - {TUNED}
-        }
-        for composition in compositions
-    ]
-    for name in dict.fromkeys(name for own in given for name in own):
-        values = dict.fromkeys(own[name] for own in given if name in own)
-        if len(values) > 1:
-            yield Problem(name, f"it belongs to the whole sweep; expected one value, found {', '.join(values)}")
 
 
 def _experiment(composition: Composition) -> Experiment:

@@ -211,7 +211,7 @@ class _Builder:
         target = data[TARGET]
         location = f"{path}.{TARGET}" if path else TARGET
         if not isinstance(target, str) or not (is_name(target) or target.startswith(self.allow)):
-            others = "`targets=[my_package.]` (`--target` of a verb) allows others"
+            others = "`targets=[my_package.]` allows others (`--target` of `harness stage`)"
             self._fail(location, f"{target!r} is not allowed; expected a class under {quoted(self.allow)}; {others}.")
         found = [self._class_at(path, location) for path in paths_of(target)]
         if not found:

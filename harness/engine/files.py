@@ -48,7 +48,7 @@ def is_full(error: BaseException | None) -> bool:
 
 def write_problem(folder: Path, *, size: int = MIB) -> str:
     """Return why a file of ``size`` bytes cannot be written to a folder right now; empty if it can."""
-    probe = folder / f".probe-{os.uname().nodename}-{os.getpid()}.{next(_serial)}"
+    probe = probe_in(folder)
     try:
         with writing(folder), probe.open("xb") as stream:
             stream.write(bytes(size))
@@ -60,6 +60,11 @@ def write_problem(folder: Path, *, size: int = MIB) -> str:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
     return ""
+
+
+def probe_in(folder: Path) -> Path:
+    """Return the path of an entry that no other process makes, to try what a folder allows."""
+    return folder / f".probe-{os.uname().nodename}-{os.getpid()}.{next(_serial)}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,12 +6,12 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from harness.engine.build import OWN_PREFIXES
-from harness.engine.files import LARGE, append_line, read_json, read_lines, sync_folder, write_json, writing
+from harness.engine.files import LARGE, append_line, probe_in, read_json, read_lines, sync_folder, write_json, writing
 from harness.engine.layout import FOLDERS, MANIFEST, SPEC, StoreLayout
 from harness.engine.manifest import FileRecord, Manifest, files_in
 from harness.engine.spec import describe, rebuild, stages_in
@@ -20,7 +20,6 @@ from harness.errors import ConfigError, StoreError, UnreadableFile
 
 log = logging.getLogger(__name__)
 
-_serial = count()
 _STAGED = ".manifest.json.staged"
 _PLAN_AGAIN = "Run the command of the sweep again: it rewrites the spec."
 
@@ -55,7 +54,7 @@ class Store:
         if self.has(stage):
             return True
         kind = self.folder(stage).parent
-        probe = kind / f".probe-{os.uname().nodename}-{os.getpid()}-{next(_serial)}"
+        probe = probe_in(kind)
         # A store that cannot be written says so when it is written.
         with suppress(OSError):
             kind.mkdir(parents=True, exist_ok=True)
@@ -115,10 +114,9 @@ class Store:
             folder = self.root / name
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                probe = folder / f".probe-{os.uname().nodename}-{os.getpid()}"
+                probe = probe_in(folder)
                 probe.touch()
-                # Another thread of this process may have removed it.
-                probe.unlink(missing_ok=True)
+                probe.unlink()
 
     def check_folder(self) -> None:
         """Check that the store is a folder, or is still to be made.

@@ -132,13 +132,15 @@ class Local:
                 "device", f"{self.device} was requested, but torch finds no GPU; expected `auto` or `cpu`."
             )
         device = self.device if self.device != AUTO else GPU if gpus else "cpu"
-        if device.partition(":")[2] and int(device.partition(":")[2]) >= len(gpus):
+        _, _, number = device.partition(":")
+        if number and int(number) >= len(gpus):
             raise _config_error("device", f"{device} was requested, and there are {len(gpus)} GPUs, from `cuda:0` on.")
+        if number and self.processes > 1:
+            raise _config_error("device", f"{self.processes} processes cannot share {device}; expected `cuda`.")
         if device != GPU:
-            named = gpus[int(device.partition(":")[2])] if gpus else None
             # On the CPU, or all of them on the one GPU that was named: the only one that they see.
             workers = 1 if self.workers == AUTO else self.workers
-            return Placement(workers, () if named is None else (named,), device if named is None else GPU)
+            return Placement(workers, (gpus[int(number)],), GPU) if number else Placement(workers, (), device)
         groups = group_gpus(gpus, self.processes)
         if self.processes > 1 and is_mig(gpus[0]):
             raise _config_error("processes", f"{self.processes} processes cannot share MIG instances; expected 1.")

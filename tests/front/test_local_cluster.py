@@ -148,6 +148,7 @@ def test_workers_of_several_processes_divide_the_cores(monkeypatch):
             "`cluster.workers`: 3 workers of 2 processes need 6 GPUs, and there are 4; expected `auto` or at most 2",
         ),
         ({"device": "cuda"}, (), "`cluster.device`: cuda was requested"),
+        ({"device": "cuda:0", "processes": 2}, ("0", "1"), "2 processes cannot share cuda:0; expected `cuda`"),
         ({"device": "cuda:2"}, ("0", "1"), "`cluster.device`: cuda:2 was requested, and there are 2 GPUs"),
         ({"device": "cuda:0"}, (), "`cluster.device`: cuda:0 was requested"),
     ],

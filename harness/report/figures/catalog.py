@@ -77,10 +77,6 @@ def comparison_views(results: Results) -> list[Bars]:
         found = every[:COMPARED]
         cut = f", the first {COMPARED} of {len(every)}" if len(every) > COMPARED else ""
         names = [results.conditions[each.line].names for each in found]
-        labels = [
-            f"{called}, {where(results.means, name)}"
-            for called, name in zip(compared_names(results.means, results.rows, found), names, strict=True)
-        ]
         parts = [
             _differences(defense, [(i, found[i]) for i, name in enumerate(names) if name["defense"] == defense])
             for defense in dict.fromkeys(str(name["defense"]) for name in names)
@@ -94,7 +90,7 @@ def comparison_views(results: Results) -> list[Bars]:
                 y_title="",
                 alternative=f"{description}; {_significant(results, every)}.",
                 group="difference",
-                labels=labels,
+                labels=_labels(results, found),
                 dots=True,
                 parts=parts,
             )
@@ -175,9 +171,14 @@ def _significant(results: Results, comparisons: Sequence[Comparison]) -> str:
     if all(each.p != each.p for each in comparisons):
         return "not tested, with one seed"
     found = [each for each in comparisons if each.p_holm < ALPHA]
-    called = compared_names(results.means, results.rows, found)
-    places = [where(results.means, results.conditions[each.line].names) for each in found]
-    return f"significant after Holm: {listed([f'{name}, {place}' for name, place in zip(called, places, strict=True)])}"
+    return f"significant after Holm: {listed(_labels(results, found))}"
+
+
+def _labels(results: Results, comparisons: Sequence[Comparison]) -> list[str]:
+    """Return what each comparison compares, and where."""
+    called = compared_names(results.means, results.rows, comparisons)
+    places = [where(results.means, results.conditions[each.line].names) for each in comparisons]
+    return [f"{name}, {place}" for name, place in zip(called, places, strict=True)]
 
 
 def _intervals(series: Sequence[Series]) -> str:
