@@ -63,9 +63,9 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    device = query.device.type
-    narrowed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if query.dtype == torch.float32 and not narrowed:
+    # Under autocast, queries and keys may be float32 here, from their rotation; values come from a product. The state of
+    # autocast is not asked for: versions of the compiler break the graph where that is done.
+    if value.dtype == torch.float32:
         groups = query.shape[1] // key.shape[1]
         key, value, owner = repeat_kv(key, groups), repeat_kv(value, groups), _UNGROUPED
     else:

@@ -49,8 +49,8 @@ class Passes:
         reason: why layers are not compiled; empty if they are, and on a CPU.
         captured: whether the decoder's passes are replayed from CUDA graphs where nothing prevents it (passes with
             hooks inside run as they are), see ``harness.models.captured``.
-        fused_norms: whether RMS norms take one kernel where PyTorch has one for them, see ``harness.models.norms``.
-            Compiled code fuses them itself.
+        fused: whether norms, rotary embeddings and the products of adapted layers take fewer kernels, see
+            ``harness.models.norms``, ``rotary`` and ``projections``. Compiled code fuses them itself.
         tf32: whether products of float32 matrices are taken in TF32.
         autocast: the number format of products under autocast; empty without.
         attention: the implementation of attention; empty on a CPU, where it is the model's default.
@@ -63,7 +63,7 @@ class Passes:
     usual_rows: Collection[int] = ()
     reason: str = ""
     captured: bool = False
-    fused_norms: bool = False
+    fused: bool = False
     tf32: bool = False
     autocast: str = ""
     attention: str = ""
@@ -88,7 +88,7 @@ class Passes:
             "not_compiled": self.reason,
             "captured": self.captured and not trouble,
             "not_captured": trouble,
-            "fused_norms": self.fused_norms,
+            "fused": self.fused,
             "tf32": self.tf32,
             "autocast": self.autocast,
             "attention": self.attention,
@@ -98,7 +98,7 @@ class Passes:
     def running(
         self, model: Module, device: torch.device, record: Callable[[torch.device], Record] | None = None
     ) -> Iterator[Callable[[], str]]:
-        """Switch compiled layers, captured passes, fused norms, masks and TF32 on or off while the context lasts.
+        """Switch compiled layers, captured passes, fused kernels, masks and TF32 on or off while the context lasts.
 
         Args:
             model: the model under training.
@@ -113,6 +113,8 @@ class Passes:
         from harness.models.compiled import compiled_layers
         from harness.models.cuda_graphs import Recorder
         from harness.models.norms import fused_norms
+        from harness.models.projections import fused_projections
+        from harness.models.rotary import fused_rotary
 
         decoder: CapturedDecoder | None = None
         with ExitStack() as stack:
@@ -120,9 +122,10 @@ class Passes:
                 stack.enter_context(_float32_products("high" if self.tf32 else "highest"))
             if self.causal_attention:
                 stack.enter_context(causal_attention(model))
-            if self.fused_norms:
+            if self.fused:
                 # Before the decoder is captured, which runs as it is once a forward function inside of it has changed.
-                stack.enter_context(fused_norms(model))
+                for fused in (fused_norms, fused_rotary, fused_projections):
+                    stack.enter_context(fused(model))
             if self.backend:
                 stack.enter_context(compiled_layers(model, self.backend, self.usual_rows))
             if self.captured:
@@ -171,7 +174,7 @@ def passes_on(
     plain = Passes(
         padding_mask=False,
         causal_attention=needs_no_mask(model, longest),
-        fused_norms=not sharded,
+        fused=not sharded,
         tf32=precision is Precision.TF32,
         autocast="bfloat16" if precision is Precision.BFLOAT16 else "",
         attention=str(getattr(model.config, "_attn_implementation", "")),
@@ -187,7 +190,7 @@ def passes_on(
         return replace(plain, lengths=buckets(longest), captured=True, reason="passes of a small model are captured")
     if reason := compiler_problem(device_type):
         return replace(plain, reason=reason)
-    return replace(plain, lengths=buckets(longest), backend=BACKEND, fused_norms=False)
+    return replace(plain, lengths=buckets(longest), backend=BACKEND, fused=False)
 
 
 def buckets(longest: int) -> tuple[int, ...]:

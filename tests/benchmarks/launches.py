@@ -1,14 +1,15 @@
 """What a pass of a small model launches: `python tests/benchmarks/launches.py`, on a CPU, no weights.
 
 Counts the operations of the decoder's forward and backward pass that would each launch a kernel on a GPU (views and
-allocations do not), by precision, with the norms of the model as they are and in one kernel each. A CPU has no such
-kernel, so an operation that stands for it is counted. Prints one JSON object.
+allocations do not), by precision and dtype of the base: as the modules of the model launch them, with norms in one
+kernel each, and with rotary embeddings and adapted layers in few as well. A CPU has no kernel for norms, so an
+operation that stands for it is counted. Prints one JSON object.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.models import norms
 from harness.models.attention import causal_attention
+from harness.models.projections import fused_projections
+from harness.models.rotary import fused_rotary
 from harness.training.budget import Precision
 
 NO_KERNEL = {
@@ -33,6 +36,7 @@ NO_KERNEL = {
     "select",
     "slice",
     "split",
+    "split_with_sizes",
     "squeeze",
     "t",
     "transpose",
@@ -77,12 +81,23 @@ def one_kernel(hidden: Tensor, shape: Sequence[int], weight: Tensor, epsilon: fl
     return norm(hidden, weight, epsilon)
 
 
-def launches(model: Any, precision: Precision, *, fused: bool) -> dict[str, Any]:
+FUSED: dict[str, Sequence[Callable[[Any], AbstractContextManager[Any]]]] = {
+    "plain": (),
+    "norms": (norms.fused_norms,),
+    "all": (norms.fused_norms, fused_rotary, fused_projections),
+}
+"""What runs in few kernels."""
+
+
+def launches(model: Any, precision: Precision, fused: Sequence[Callable[[Any], Any]]) -> dict[str, Any]:
     """Count the operations of one pass."""
     decoder, ids = model.get_decoder(), torch.ones(ROWS, LENGTH, dtype=torch.long)
     trained = [weight for weight in decoder.parameters() if weight.requires_grad]
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is Precision.BFLOAT16, cache_enabled=False)
-    with causal_attention(model), norms.fused_norms(model) if fused else nullcontext(), autocast:
+    with ExitStack() as stack:
+        for switch in (causal_attention, *fused):
+            stack.enter_context(switch(model))
+        stack.enter_context(autocast)
         with Launches() as forward:
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
         sent = torch.ones_like(hidden)
@@ -99,15 +114,16 @@ def launches(model: Any, precision: Precision, *, fused: bool) -> dict[str, Any]
 
 def main() -> dict[str, Any]:
     """Count and print."""
-    model = Bench(tiny=True).model(SHAPES["smollm2"], torch.float32)
     norms.rms_norm = one_kernel
-    found = {
-        precision.value: {
-            "plain": launches(model, precision, fused=False),
-            "fused": launches(model, precision, fused=True),
-        }
-        for precision in (Precision.FLOAT32, Precision.BFLOAT16)
-    }
+    found: dict[str, Any] = {}
+    for dtype, precision in (
+        (torch.float32, Precision.FLOAT32),
+        (torch.float32, Precision.BFLOAT16),
+        (torch.bfloat16, Precision.BFLOAT16),
+    ):
+        model = Bench(tiny=True).model(SHAPES["smollm2"], dtype)
+        counts = {name: launches(model, precision, fused) for name, fused in FUSED.items()}
+        found[f"{precision.value} on a base in {str(dtype).removeprefix('torch.')}"] = counts
     print(json.dumps(found, indent=2))
     return found
 

@@ -9,7 +9,7 @@ import torch
 from test_train_methods import CUTTABLE, TYPICAL, assert_same_steps, build, stepped, whole_steps
 from torch._dynamo.backends.debugging import aot_eager
 
-from harness.models.attention import needs_no_mask
+from harness.models.attention import causal_attention, needs_no_mask
 from harness.models.compiled import compiled_layers, use_cache
 from harness.models.decoder import attention_blocks, layers, outputs
 from harness.training.budget import Precision
@@ -94,7 +94,7 @@ class Launches:
         return launch
 
 
-CAPTURED = replace(SHORTER, captured=True, fused_norms=True, usual_rows=range(100))
+CAPTURED = replace(SHORTER, captured=True, fused=True, usual_rows=range(100))
 
 
 @pytest.mark.parametrize(("name", "rows_at_once"), CASES)
@@ -137,7 +137,7 @@ def counted():
     model, compiler, found = build(), Compiler(), {}
     torch._dynamo.reset()
     blocks = dict(enumerate(attention_blocks(model)))
-    with compiled_layers(model, compiler, {3}):
+    with causal_attention(model), compiled_layers(model, compiler, {3}):
         for what, shape in {"first": (3, 8), "again": (3, 8), "other length": (3, 16), "other rows": (2, 8)}.items():
             before = compiler.graphs
             gradient(model, shape)
@@ -146,6 +146,7 @@ def counted():
         with outputs(blocks, lambda _, output: output * 2):
             found["hooked gradient"] = gradient(model, (3, 8))
         found["hooked"] = compiler.graphs - before
+    found["breaks"] = dict(torch._dynamo.utils.counters["graph_break"])
     with outputs(blocks, lambda _, output: output * 2):
         found["plain hooked gradient"] = gradient(model, (3, 8))
     return found
@@ -158,6 +159,7 @@ def test_layers_share_one_piece_of_code_and_nothing_is_compiled_twice():
     # The input of the first layer has no gradient, that of the others has.
     assert found["first"] == found["other length"] == 2
     assert found["again"] == found["other rows"] == 0
+    assert found["breaks"] == {}
 
 
 @pytest.mark.slow
@@ -240,7 +242,7 @@ def test_passes_of_a_gpu_state_their_switches(options, reason, fused, monkeypatc
     assert reason in facts["not_compiled"]
     assert bool(facts["compiled"]) == bool(facts["lengths"]) == (not reason)
     assert (facts["tf32"], facts["autocast"], facts["attention"]) == (True, "", "sdpa")
-    assert (facts["padding_mask"], facts["causal_attention"], facts["fused_norms"]) == (False, True, fused)
+    assert (facts["padding_mask"], facts["causal_attention"], facts["fused"]) == (False, True, fused)
 
 
 def test_passes_of_a_small_model_are_captured_and_the_manifest_says_so(monkeypatch):
@@ -260,7 +262,7 @@ def test_passes_of_a_small_model_are_captured_and_the_manifest_says_so(monkeypat
         (False, "a pass cannot be captured (no)"),
     ]
     assert (found[0]["compiled"], found[0]["not_compiled"]) == ("", "passes of a small model are captured")
-    assert found[0]["fused_norms"]
+    assert found[0]["fused"]
 
 
 def test_model_that_recomputes_its_activations_is_not_captured(monkeypatch):

@@ -15,7 +15,7 @@ from harness.engine.store import Store
 from harness.errors import UnreadableFile
 from harness.report.data.earlier_records import DECODED, KINDS, perhaps_cut, settings_in, traits_of
 
-SWITCHES = ("compiled", "padding_mask", "causal_attention", "fused_norms", "tf32", "autocast", "attention")
+SWITCHES = ("compiled", "padding_mask", "causal_attention", "fused", "tf32", "autocast", "attention")
 """Facts of a training's passes by which its gradients differ, if only by rounding."""
 
 
