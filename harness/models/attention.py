@@ -63,8 +63,8 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    # Under autocast, queries and keys may be float32 here, from their rotation; values come from a product. The state of
-    # autocast is not asked for: versions of the compiler break the graph where that is done.
+    # Under autocast, queries and keys may be float32 here, from their rotation; values come from a product. Torch 2.11
+    # would break a compiled graph where the state of autocast is asked for.
     if value.dtype == torch.float32:
         groups = query.shape[1] // key.shape[1]
         key, value, owner = repeat_kv(key, groups), repeat_kv(value, groups), _UNGROUPED

@@ -136,6 +136,7 @@ def counted():
     """Return how many graphs are compiled for what, one after another."""
     model, compiler, found = build(), Compiler(), {}
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     blocks = dict(enumerate(attention_blocks(model)))
     with causal_attention(model), compiled_layers(model, compiler, {3}):
         for what, shape in {"first": (3, 8), "again": (3, 8), "other length": (3, 16), "other rows": (2, 8)}.items():
