@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Module, Parameter
 
-from harness.models.compiled import forward_of
+from harness.models.compiled import forward_of, hooks_inside
 from harness.models.cuda_graphs import Record
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class CapturedDecoder:
         self._plain = decoder.forward
         inside = [part for part in decoder.modules() if part is not decoder]
         # A pass asks for these every time, of some thousand modules: what is empty most of the time is asked at once.
-        self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self._hooks = hooks_inside(decoder)
         self._forwards = [(part.__dict__, part.__dict__.get("forward")) for part in inside]
         # All of them: a method may free parameters later that it has frozen for its first steps.
         self._parameters = list(decoder.parameters())

@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -98,10 +98,10 @@ class CompiledLayer:
         """Prepare to compile; nothing is compiled before the first call."""
         self._plain = layer.forward
         self._rows = rows
-        self._inside = [part for part in layer.modules() if part is not layer]
+        self._inside = hooks_inside(layer)
         self._whole = _compiled(layer, backend)
         self._parts = [
-            (child, [part for part in child.modules() if part is not child], _compiled(child, backend))
+            (child, hooks_inside(child), _compiled(child, backend))
             for child in layer.children()
             if any(True for _ in child.parameters())
         ]
@@ -111,11 +111,11 @@ class CompiledLayer:
         hidden = args[0] if args else named["hidden_states"]
         if len(hidden) not in self._rows:
             return self._plain(*args, **named)
-        if not any(map(_hooked, self._inside)):
+        if not any(self._inside):
             return self._whole(*args, **named)
         with ExitStack() as stack:
             for child, inside, forward in self._parts:
-                if not any(map(_hooked, inside)):
+                if not any(inside):
                     stack.enter_context(forward_of(child, forward))
             return self._plain(*args, **named)
 
@@ -124,8 +124,11 @@ def _compiled(module: Module, backend: Backend) -> Callable[..., Any]:
     return torch.compile(module.forward, backend=backend, dynamic=False)
 
 
-def _hooked(module: Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def hooks_inside(module: Module) -> list[Mapping[int, Any]]:
+    """Return what holds the hooks of the modules inside of one, each empty as long as there are none."""
+    inside = [part for part in module.modules() if part is not module]
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [getattr(part, kind) for part in inside for kind in kinds]
 
 
 @contextmanager

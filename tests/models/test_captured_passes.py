@@ -161,6 +161,19 @@ def test_hooks_inside_are_called_and_those_outside_too(warm):
     assert decoder.replayed == 2
 
 
+def test_hook_on_a_backward_pass_inside_is_called(warm):
+    model, decoder = warm
+    seen = []
+    handle = layers(model)[0].register_full_backward_hook(lambda *_: seen.append("inside"))
+
+    gradient(model, ids())
+    handle.remove()
+    gradient(model, ids())
+
+    assert seen == ["inside"]
+    assert decoder.replayed == 2
+
+
 def test_layers_that_are_recomputed_run_as_they_are(warm):
     model, decoder = warm
 

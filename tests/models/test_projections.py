@@ -104,6 +104,13 @@ def hooked():
     return model
 
 
+def hooked_on_the_way_back():
+    model = build()
+    part = model.get_decoder().layers[1].self_attn.v_proj.lora_B["default"]
+    part.register_full_backward_hook(lambda _module, sent, _sent: tuple(2 * each for each in sent))
+    return model
+
+
 def merged():
     model = build()
     model.get_decoder().layers[0].self_attn.q_proj.merge()
@@ -122,7 +129,7 @@ def trained_base():
     return model
 
 
-@pytest.mark.parametrize("make", [bfloat16_base, hooked, merged, second_adapter, trained_base])
+@pytest.mark.parametrize("make", [bfloat16_base, hooked, hooked_on_the_way_back, merged, second_adapter, trained_base])
 def test_layers_in_another_state_run_as_they_are(make):
     model = make()
     expected = passed(model)
