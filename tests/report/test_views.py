@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,10 @@ def test_page_of_unmeasured_values_is_json_that_a_browser_reads(maker):
 
 
 def test_names_of_lines_under_another_protocol_have_its_letter_in_every_figure(maker):
-    cells = [maker.cell(defense, ratio, 0, {}) for defense in ("sft", "booster") for ratio in (0.0, 0.2)]
-    findings = _found(maker, [*cells, *(_departing(cell) for cell in cells[2:]), _departing(cells[0])])
+    places = [(defense, ratio) for defense in ("sft", "booster") for ratio in (0.0, 0.2)]
+    cells = [maker.cell(*place, 0, {}) for place in places]
+    again = [_departing(maker.cell(*place, 0, {"": "again"}) | {"swept": {}}) for place in (*places[2:], places[0])]
+    findings = _found(maker, [*cells, *again])
     names = ["sft", "booster", "booster [a]", "sft [a]"]
 
     ratios, trade_off = ratio_views(findings)[0], trade_off_views(findings)[0]
@@ -204,9 +206,39 @@ def test_setting_that_acts_at_some_ratios_only_names_curves_at_those(maker):
     assert names["curve-finetune-0.2-loss"] == ["sft (trigger one)", "sft (trigger two)"]
 
 
+def _judged_twice(maker: Fabricator) -> Cells:
+    """The same answers under two judges: what only one of them grades is shared."""
+    cells = []
+    for defense, ratio in product(("sft", "booster"), (0.0, 0.2)):
+        first, second = (maker.cell(defense, ratio, 0, {"judge": judge}) for judge in ("one", "two"))
+        cells += [first, _departing(second | {"keys": first["keys"] | {"harm": second["keys"]["harm"]}})]
+    return cells
+
+
+def test_scores_that_two_judges_share_are_drawn_once(maker):
+    findings = _found(maker, _judged_twice(maker))
+
+    names = {view.y_title: [series.name for series in view.series] for view in ratio_views(findings)}
+
+    assert names["FA (%)"] == ["sft", "booster"]
+    assert names["HS (%)"] == [
+        "sft (judge one)",
+        "sft (judge two) [a]",
+        "booster (judge one)",
+        "booster (judge two) [a]",
+    ]
+
+
+def test_point_of_another_judge_is_called_by_its_name(maker):
+    findings = _found(maker, _judged_twice(maker))
+
+    names = list(trade_off_views(findings)[0].grouped())
+
+    assert names == ["sft (judge one)", "sft (judge two) [a]", "booster (judge one)", "booster (judge two) [a]"]
+
+
 def test_lines_of_one_defense_differ_in_their_markers(maker):
-    cells = [maker.cell(defense, ratio, 0, {}) for defense in ("sft", "booster") for ratio in (0.0, 0.2)]
-    findings = _found(maker, [cell | {"swept": {"judge": judge}} for cell in cells for judge in ("one", "two")])
+    findings = _found(maker, _judged_twice(maker))
     (lines, *_), styles = ratio_views(findings), styles_of(findings.rows["defense"])
 
     traces = chart(lines, styles)["data"]
@@ -228,7 +260,7 @@ def test_front_is_of_one_protocol(maker):
     assert {trace["name"]: trace["marker"]["symbol"] for trace in traces[1:]} == {
         "sft": "circle",
         "vaccine": "square",
-        "booster, other protocol": "diamond-open",
+        "booster [a]": "diamond-open",
     }
 
 

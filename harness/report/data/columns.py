@@ -57,6 +57,11 @@ COUNTS = tuple(f"{grading.score}_{what}" for grading in GRADINGS for what in ("c
 """Columns with the number of generations, and of those that could not be judged and are excluded from the score."""
 
 
+def grading_of(score: str) -> Grading:
+    """Return the grading that fills a column of scores."""
+    return next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
+
+
 def lacks(found: Any) -> bool:
     """Return whether a value is missing: None, NaN or ``pandas.NA``."""
     import pandas as pd

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import nan
 
 from harness.report.data.columns import CATEGORY_PREFIX
-from harness.report.data.conditions import SITUATION, varying
+from harness.report.data.conditions import SITUATION, condition_name, differing, varying
 from harness.report.figures.attacker import attacker_views
 from harness.report.figures.curves import training_views
 from harness.report.figures.diversity import diversity_views
@@ -49,7 +49,7 @@ def ratio_views(results: Results) -> list[Lines]:
         ratios = [column for column in paper_table.columns if column not in (ALIGNED, AVERAGE)]
         rows, chosen = _readable(paper_table)
         for score in paper_table.scores:
-            series = [drawn for row in rows if (drawn := _over_ratios(row, score, ratios)).x]
+            series = [drawn for row in _distinct(rows, score) if (drawn := _over_ratios(row, score, ratios)).x]
             if not series:
                 continue
             views.append(
@@ -214,6 +214,28 @@ def _readable(paper_table: PaperTable) -> tuple[Sequence[Row], str]:
     if len(best) == len(paper_table.rows):
         return paper_table.rows, ""
     return [row for _, row in best.values()], ", the setting of each defense with the lowest HS - FA"
+
+
+def _distinct(rows: Sequence[Row], score: str) -> list[Row]:
+    """Return the rows of a figure: one for all that share the gradings of a score, as those of several judges do."""
+    shared: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        unknown = row.name if None in row.grades[score] else ""
+        shared.setdefault((row.defense, row.grades[score], unknown), []).append(row)
+    return [_joined(found) for found in shared.values()]
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    """Return a row under the settings that all have."""
+    first, *others = rows
+    if not others:
+        return first
+    varied = differing([row.settings for row in rows])
+    name = condition_name(
+        {"defense": first.defense, **first.settings}, [name for name in first.settings if name not in varied]
+    )
+    marker = first.marker if all(row.marker == first.marker for row in others) else ""
+    return first._replace(name=name, marker=marker)
 
 
 def _over_ratios(row: Row, score: str, ratios: Sequence[str]) -> Series:

@@ -142,11 +142,14 @@ class Points(FigureSpec):
         return sorted((point for point in self.points if point.on_front), key=lambda point: point.x[0])
 
     def grouped(self) -> dict[str, list[Point]]:
-        """Return the points by legend entry: points with another protocol have their own and are drawn hollow."""
+        """Return the points by legend entry: points with another protocol have their own and are drawn hollow.
+
+        A single point is called by its name, several by their defense.
+        """
         groups: dict[str, list[Point]] = {}
         for point in self.points:
             groups.setdefault(point.defense + ("" if point.usual else ", other protocol"), []).append(point)
-        return groups
+        return {found[0].name if len(found) == 1 else name: found for name, found in groups.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

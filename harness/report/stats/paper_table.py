@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.corpora.probe import PROBE
-from harness.report.data.columns import value
+from harness.report.data.columns import KEY_PREFIX, grading_of, value
 from harness.report.data.conditions import Condition, condition_name, varying
 from harness.report.data.scores import Graded
 from harness.report.stats.interval import estimates
@@ -45,12 +45,16 @@ class Row(NamedTuple):
         name: the label with its settings.
         marker: letter of the footnote on its protocol; empty if it has the most common one.
         cells: the scores, by score and column.
+        settings: the swept values in which rows differ, by name.
+        grades: the keys of the gradings behind each score, over all ratios.
     """
 
     defense: str
     name: str
     marker: str
     cells: Mapping[tuple[str, str], CellValue]
+    settings: Mapping[str, Any]
+    grades: Mapping[str, Collection[Hashable]]
 
 
 class PaperTable(NamedTuple):
@@ -116,13 +120,20 @@ def _paper_table(evidence: Evidence, indices: Sequence[int], scores: Sequence[st
         for column, found in ((ALIGNED, aligned), (AVERAGE, averaged)):
             cells |= {(score, column): found[number, score] for score in scores if (number, score) in found}
         known = {place: figure for place, figure in cells.items() if figure.mean == figure.mean}
-        rows.append(Row(str(names["defense"]), condition_name(names, swept), letters.get(note, ""), known))
+        defense, settings = str(names["defense"]), {name: names[name] for name in swept}
+        grades = {score: _grades(evidence, members, score) for score in scores}
+        rows.append(Row(defense, condition_name(names, swept), letters.get(note, ""), known, settings, grades))
     has_aligned = any((score, ALIGNED) in row.cells for row in rows for score in scores)
     columns = [*([ALIGNED] if has_aligned else []), *(f"{ratio:g}" for ratio in ratios)]
     common: Mapping[str, Any] = conditions[indices[0]].names
     labels = [*_BLOCK, *([PROBE] if value(common.get(PROBE)) != "-" else [])]
     caption = ", ".join(f"{name} {value(common[name])}" for name in labels)
     return PaperTable(caption, [*columns, *([AVERAGE] if averaged else [])], scores, rows)
+
+
+def _grades(evidence: Evidence, members: Sequence[int], score: str) -> frozenset[Hashable]:
+    key = KEY_PREFIX + grading_of(score).stage
+    return frozenset(cell.get(key) for index in members for cell in evidence.conditions[index].cells)
 
 
 def _figure(evidence: Evidence, index: int, score: str) -> CellValue:

@@ -12,6 +12,7 @@ from harness.report.data.columns import (
     LABELS,
     MISSING,
     SCORES,
+    grading_of,
     lacks,
     shares_in,
     swept_in,
@@ -57,8 +58,7 @@ def panel(condition: Condition, score: str, grades: Mapping[str, Graded]) -> Pan
     """Return the verdicts of a condition for a score; without seeds if there are none."""
     import numpy as np
 
-    grading = next(grading for grading in GRADINGS if score in (grading.score, grading.score_plus))
-    key = KEY_PREFIX + grading.stage
+    key = KEY_PREFIX + grading_of(score).stage
     measured = _distinct([cell for cell in condition.cells if cell[score] == cell[score]], key)
     seeds = tuple(cell["seed"] for cell in measured)
     identities = tuple(_identity(cell, key) for cell in measured)
