@@ -131,6 +131,21 @@ def test_rows_unfinished_cell_is_listed_as_missing(store: Store) -> None:
     assert "seed=0: missing HS, FA\n" in text
 
 
+def test_many_unfinished_cells_are_told_together(store: Store) -> None:
+    done = _cell("sft", 0, {"harm": _grade(store, "h", 40.0, plus=40.0)})
+    cells = [
+        _cell(defense, seed, {"harm": f"{defense}-{seed}"}) for defense in ("sft", "vaccine") for seed in (1, 2, 3)
+    ]
+
+    text = _shown(store, _record(done, *cells))
+
+    assert "6 of 7 cells are not finished:\n" in text
+    assert (
+        "- 6 cells (defense=sft|vaccine, task=tiny, attack=mix, ratio=0.1, model=tiny, seed=1|2|3): missing HS\n"
+        in text
+    )
+
+
 def test_rows_altered_grade_costs_its_row_and_no_other(store: Store) -> None:
     good = _cell("sft", 0, {"harm": _grade(store, "g", 20.0, plus=20.0)})
     record = _record(good, _cell("sft", 1, {"harm": _grade(store, "h", 40.0, plus=40.0)}))

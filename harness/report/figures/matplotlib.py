@@ -188,4 +188,9 @@ def _errors(means: Sequence[float], part: Series) -> Any:
 
 
 def _legend(axes: Axes, entries: int, *, columns: int = 3) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(columns, entries), fontsize=8, handlelength=3)
+    """Write the legend above the axes, in fewer columns if the figure would become wider."""
+    width = axes.figure.bbox.width - axes.bbox.x0
+    for ncols in range(min(columns, entries), 0, -1):
+        legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=ncols, fontsize=8, handlelength=3)
+        if legend.get_window_extent().width <= width:
+            break

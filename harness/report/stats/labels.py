@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.data.columns import (
@@ -44,6 +44,9 @@ MEANINGS = {
     "fa": "fine-tune accuracy: accuracy on the user's task (higher is better)",
     "over_refusal": "over-refusal rate: share of harmless prompts that are refused (lower is better)",
 }
+
+LISTED = 4
+"""Cells with the same remark that are listed; more are told together."""
 
 
 def headings(rows: DataFrame) -> dict[str, str]:
@@ -158,13 +161,24 @@ def _of_cells(rows: DataFrame) -> list[str]:
     unfinished = int((rows[MISSING] != "").sum())
     if not len(remarkable):
         return []
-    identity = [*LABELS, *swept_in(rows)]
     notes = [f"{unfinished} of {len(rows)} cells are not finished:" if unfinished else "Notes on single cells:"]
+    alike: dict[str, list[Mapping[str, Any]]] = {}
     for row in records(remarkable):
-        label = ", ".join(f"{name}={value(row[name])}" for name in identity if value(row[name]) != "-")
         parts = [f"missing {_columns_of(row[MISSING])}"] if row[MISSING] else []
-        notes.append(f"- {label}: {'; '.join([*parts, *filter(None, [row[NOTES]])])}")
+        alike.setdefault("; ".join([*parts, *filter(None, [row[NOTES]])]), []).append(row)
+    identity = [*LABELS, *swept_in(rows)]
+    for remark, cells in alike.items():
+        if len(cells) > LISTED:
+            notes.append(f"- {len(cells)} cells ({_told(cells, identity)}): {remark}")
+        else:
+            notes += [f"- {_told([cell], identity)}: {remark}" for cell in cells]
     return notes
+
+
+def _told(cells: Sequence[Mapping[str, Any]], identity: Iterable[str]) -> str:
+    """Return the values that cells have of each name, as in ``ratio=0|0.1``."""
+    found = {name: list(dict.fromkeys(value(cell[name]) for cell in cells)) for name in identity}
+    return ", ".join(f"{name}={'|'.join(values)}" for name, values in found.items() if values != ["-"])
 
 
 def _columns_of(missing: str) -> str:
