@@ -173,6 +173,9 @@ def print_published(published: Published) -> None:
     print_text(published.table)
     for path in published.files:
         print_text(f"wrote {path}")
+    if published.others:
+        names = ", ".join(path.name for path in published.others)
+        print_note(f"{published.others[0].parent} also has figures that are not of this report: {names}")
 
 
 def print_text(text: str) -> None:

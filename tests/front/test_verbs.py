@@ -283,6 +283,16 @@ def test_folder_of_a_report_that_cannot_be_written_is_not_said_to_be_the_store(r
     assert "store" not in error.replace(str(tmp_path), "")
 
 
+def test_figures_of_an_earlier_report_are_told(run, sweep, tmp_path):
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    (tmp_path / "out" / "figures" / "surface-old.pdf").touch()
+
+    code, _, error = run("report", "--store", str(sweep.store.root), "--out", str(tmp_path / "out"))
+
+    told = f"note: {tmp_path}/out/figures also has figures that are not of this report: surface-old.pdf\n"
+    assert (code, error) == (0, told)
+
+
 def test_verb_behind_flags_is_told_to_come_first(run):
     code, _, error = run("--config-dir", ".", "plan", "seed=1")
 

@@ -22,10 +22,17 @@ PAGE = "index.html"
 
 
 class Published(NamedTuple):
-    """A table for the terminal, and the files that were written."""
+    """A table for the terminal, and the files that were written.
+
+    Attributes:
+        table: the table.
+        files: the files.
+        others: figures in the same folder that are not of this report; an earlier one may have written them.
+    """
 
     table: str
     files: list[Path]
+    others: Sequence[Path] = ()
 
 
 def report(
@@ -81,7 +88,7 @@ def write(
         StoreError: there is no such sweep.
     """
     from harness.report.figures.catalog import figure_catalog
-    from harness.report.figures.matplotlib import save
+    from harness.report.figures.matplotlib import KINDS, save
     from harness.report.figures.style import styles_of
     from harness.report.output.page import page
 
@@ -95,7 +102,8 @@ def write(
         styles = styles_of(results.rows["defense"])
         for view in (view for found in views.values() for view in found if view.paper):
             files += save(view, out / "figures", styles)
-    return Published(render(results, "table"), files)
+        others = sorted({path for kind in KINDS for path in (out / "figures").glob(f"*.{kind}")}.difference(files))
+    return Published(render(results, "table"), files, others)
 
 
 def publish(root: Path, sweep: str) -> Published:
