@@ -340,7 +340,7 @@ def measured(shape_name: str, *, tiny: bool) -> dict[str, Any]:
     """Run everything and return what is printed."""
     start = time.perf_counter()
     bench, shape = Bench(tiny=tiny), SHAPES[shape_name]
-    about = card(bench.device)
+    about, releases = card(bench.device), versions()
     peak_product = measured_product(bench)
     peak = peak_of(about["name"])
     models = Models(shape, *(bench.model(shape, bench.dtype) for _ in range(2)))
@@ -356,7 +356,7 @@ def measured(shape_name: str, *, tiny: bool) -> dict[str, Any]:
     del model
     return {
         "card": about,
-        "versions": versions(),
+        "versions": releases,
         "shape": {"name": shape_name, "parameters": size, "dtype": str(bench.dtype).removeprefix("torch.")},
         "peak": {
             "tflops": peak,

@@ -52,6 +52,22 @@ def test_benchmark_of_a_sweep_runs_it_and_reads_what_its_passes_were(path, tmp_p
     assert any(line.endswith(" executed, 0 from the store") for line in found["last"])
 
 
+def test_benchmark_of_small_passes_takes_every_variant_of_the_same_pass(path) -> None:
+    import small_passes
+
+    found = small_passes.main(["--tiny"])
+
+    passes = found["passes"]
+    assert [one["variant"] for one in passes] == ["modules", "norms", "all", "compiled"] * 4
+    assert all(one["difference"] < (1e-5 if one["precision"] != "bfloat16" else 0.05) for one in passes)
+    assert all(one["difference"] > 0 for one in passes if one["variant"] == "all")
+    steps = found["steps"]
+    assert [(step["method"], step["fused"]) for step in steps[:4]] == [
+        (method, fused) for fused in (False, True) for method in ("booster", "vaccine")
+    ]
+    assert all(step["difference"] < 1e-5 for step in steps if step["precision"] == "float32")
+
+
 @pytest.fixture(scope="module")
 def found(gpu):
     return gpu.measured("tiny", tiny=True)
