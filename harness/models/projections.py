@@ -153,16 +153,16 @@ class _Group:
         )
         if not usual:
             return None
-        if torch.is_autocast_enabled(x.device.type):
-            return torch.get_autocast_dtype(x.device.type)
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
         return x.dtype if {x.dtype, self._weight.dtype, *factors} == {x.dtype} else None
 
     def _computed(self, x: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
         factors = [layer.lora_A[_ADAPTER].weight for layer in self._layers]
         factors += [layer.lora_B[_ADAPTER].weight for layer in self._layers]
-        with torch.autocast(x.device.type, enabled=False):
-            inputs = x.flatten(0, -2).to(dtype)
-            found = _Products.apply(inputs, (self._weight, self._bias), self._scales, *factors)  # type: ignore[no-untyped-call]
+        inputs = x.flatten(0, -2).to(dtype)
+        found = _Products.apply(inputs, (self._weight, self._bias), self._scales, *factors)  # type: ignore[no-untyped-call]
         return torch.split(found.view(*x.shape[:-1], -1), self._outs, dim=-1)
 
 

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.corpora.batches import RoleBatches, collate
 from harness.mechanisms import row_noise
+from harness.models.projections import fused_projections
+from harness.models.rotary import fused_rotary
 from harness.training.learner import CausalLearner
 from harness.training.meter import Meter
 from harness.training.passes import Passes
@@ -128,7 +130,7 @@ def waits_of(name, rows_at_once, monkeypatch):
     meter = Meter()
     for place in range(2):
         learner.steps_taken = place
-        with passes.running(model, torch.device("meta")), HostWaits() as waits:
+        with passes.running(model, META), fused_rotary(model), fused_projections(model), HostWaits() as waits:
             meter.add(step.backward(collate(rows(5, seed=7 + place), 0, [3, 0, 5, 1, 4])))
     return waits.seen
 
