@@ -229,6 +229,15 @@ def test_scores_that_two_judges_share_are_drawn_once(maker):
     ]
 
 
+def test_differences_that_two_judges_share_are_drawn_once(maker):
+    findings = _found(maker, _judged_twice(maker))
+
+    labels = {view.name: list(view.labels) for view in comparison_views(findings)}
+
+    assert labels["difference-fa"] == ["booster, p=0", "booster, p=0.2"]
+    assert len(labels["difference-hs"]) == 4
+
+
 def test_point_of_another_judge_is_called_by_its_name(maker):
     findings = _found(maker, _judged_twice(maker))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from math import nan
 
-from harness.report.data.columns import CATEGORY_PREFIX
+from harness.report.data.columns import CATEGORY_PREFIX, KEY_PREFIX, grading_of
 from harness.report.data.conditions import SITUATION, condition_name, differing, varying
 from harness.report.figures.attacker import attacker_views
 from harness.report.figures.curves import training_views
@@ -71,14 +71,14 @@ def comparison_views(results: Results) -> list[Bars]:
     """Return the differences from the baseline with their intervals."""
     views = []
     for score in ("hs", "fa", "over_refusal"):
-        every = [each for each in results.comparisons if each.score == score]
+        every = _hypotheses(results, [each for each in results.comparisons if each.score == score])
         if not every:
             continue
         found = every[:COMPARED]
         cut = f", the first {COMPARED} of {len(every)}" if len(every) > COMPARED else ""
-        names = [results.conditions[each.line].names for each in found]
+        names = [results.conditions[each.line].names for each, *_ in found]
         parts = [
-            _differences(defense, [(i, found[i]) for i, name in enumerate(names) if name["defense"] == defense])
+            _differences(defense, [(i, found[i][0]) for i, name in enumerate(names) if name["defense"] == defense])
             for defense in dict.fromkeys(str(name["defense"]) for name in names)
         ]
         description = f"Paired differences from {results.baseline}{cut}, {_intervals(parts)}"
@@ -166,19 +166,37 @@ def cost_views(results: Results) -> list[Bars]:
     ]
 
 
-def _significant(results: Results, comparisons: Sequence[Comparison]) -> str:
+def _hypotheses(results: Results, comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
+    """Return the comparisons of a score by the gradings that they compare, which conditions of two judges may share."""
+    shared: dict[Hashable, list[Comparison]] = {}
+    for each in comparisons:
+        key = KEY_PREFIX + grading_of(each.score).stage
+        sides = [results.conditions[side].cells for side in (each.line, each.other)]
+        grades = tuple(frozenset(cell.get(key) for cell in cells) for cells in sides)
+        unknown = each if any(None in side for side in grades) else None
+        shared.setdefault((grades, unknown), []).append(each)
+    return list(shared.values())
+
+
+def _significant(results: Results, comparisons: Sequence[Sequence[Comparison]]) -> str:
     """Return which of all comparisons of a score are significant."""
-    if all(each.p != each.p for each in comparisons):
+    if all(each.p != each.p for each, *_ in comparisons):
         return "not tested, with one seed"
-    found = [each for each in comparisons if each.p_holm < ALPHA]
+    found = [same for same in comparisons if same[0].p_holm < ALPHA]
     return f"significant after Holm: {listed(_labels(results, found))}"
 
 
-def _labels(results: Results, comparisons: Sequence[Comparison]) -> list[str]:
-    """Return what each comparison compares, and where."""
-    called = compared_names(results.means, results.rows, comparisons)
-    places = [where(results.means, results.conditions[each.line].names) for each in comparisons]
-    return [f"{name}, {place}" for name, place in zip(called, places, strict=True)]
+def _labels(results: Results, comparisons: Sequence[Sequence[Comparison]]) -> list[str]:
+    """Return what each comparison compares, and where; of several with the same gradings, what they have in common."""
+    called = compared_names(results.means, results.rows, [each for each, *_ in comparisons])
+    swept = varying(results.means, results.rows)
+    labels = []
+    for same, name in zip(comparisons, called, strict=True):
+        names = [results.conditions[each.line].names for each in same]
+        varied = differing(names, swept)
+        common = condition_name(names[0], [each for each in swept if each not in varied]) if varied else name
+        labels.append(f"{common}, {where(results.means, names[0])}")
+    return labels
 
 
 def _intervals(series: Sequence[Series]) -> str:
