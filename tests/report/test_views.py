@@ -13,7 +13,7 @@ from fabricated import HARM, Fabricator
 from harness.report.figures.catalog import category_views, comparison_views, cost_views, figure_catalog, ratio_views
 from harness.report.figures.curves import training_views
 from harness.report.figures.plotly import chart
-from harness.report.figures.spec import Grid, Lines, Series
+from harness.report.figures.spec import Grid, Lines, Point, Points, Series
 from harness.report.figures.style import styles_of
 from harness.report.figures.tradeoff import robust_regions, sensitivity_views, surface_views, trade_off_views
 from harness.report.output.page import page
@@ -244,6 +244,16 @@ def test_point_of_another_judge_is_called_by_its_name(maker):
     names = list(trade_off_views(findings)[0].grouped())
 
     assert names == ["sft (judge one)", "sft (judge two) [a]", "booster (judge one)", "booster (judge two) [a]"]
+
+
+def test_no_group_of_points_takes_the_place_of_another():
+    def point(name: str, *, usual: bool) -> Point:
+        return Point(name=name, defense="booster", x=(1, 1, 1), y=(1, 1, 1), usual=usual, on_front=False)
+
+    points = [*(point(f"booster (lamb {lamb}) [a]", usual=True) for lamb in (1, 5)), point("booster", usual=False)]
+    view = Points(name="", title="", x_title="", y_title="", alternative="", points=points)
+
+    assert {name: len(found) for name, found in view.grouped().items()} == {"booster": 2, "booster, other protocol": 1}
 
 
 def test_lines_of_one_defense_differ_in_their_markers(maker):

@@ -144,12 +144,13 @@ class Points(FigureSpec):
     def grouped(self) -> dict[str, list[Point]]:
         """Return the points by legend entry: points with another protocol have their own and are drawn hollow.
 
-        A single point is called by its name, several by their defense.
+        A single point is called by its name, unless others are called so; several are called by their defense.
         """
         groups: dict[str, list[Point]] = {}
         for point in self.points:
             groups.setdefault(point.defense + ("" if point.usual else ", other protocol"), []).append(point)
-        return {found[0].name if len(found) == 1 else name: found for name, found in groups.items()}
+        alone = {name: found[0].name for name, found in groups.items() if len(found) == 1}
+        return {name if alone.get(name, name) in groups else alone[name]: found for name, found in groups.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
