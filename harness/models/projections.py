@@ -8,6 +8,7 @@ six kernels, and ten for the way back.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ from torch.nn import Identity, Linear, Module, Parameter
 from torch.nn.functional import linear
 
 from harness.models.compiled import forward_of, hooks_inside
+
+log = logging.getLogger(__name__)
 
 _ADAPTER = "default"
 
@@ -48,6 +51,9 @@ def fused_projections(model: Module) -> Iterator[int]:
             group = _Group(layers, weight, bias)
             for place, layer in enumerate(layers):
                 stack.enter_context(forward_of(layer, partial(group, place)))
+        if groups and not _runs(model):
+            stack.close()
+            groups = []
         yield len(groups)
 
 
@@ -80,18 +86,38 @@ def _read_together(model: Any, layers: Sequence[Module]) -> list[list[Any]]:
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with torch.no_grad():
-            token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-            model.get_decoder()(input_ids=token, use_cache=False)
+            _take_one_token(model)
     finally:
         for handle in handles:
             handle.remove()
-    # A layer that runs more than once, or of another kind than its siblings, is computed alone: by its own function.
-    return [group for group in read.values() if len(set(group)) == len(group) and len({map(_kind, group)}) == 1]
+    return [group for group in read.values() if _are_packable([layer.base_layer for layer in group])]
 
 
-def _kind(layer: Any) -> Any:
-    base = layer.base_layer
-    return base.weight.dtype, base.weight.device, base.bias is None
+def _take_one_token(model: Any) -> None:
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        model.get_decoder()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+
+
+def _are_packable(bases: Sequence[Linear]) -> bool:
+    """Return whether matrices can be parts of one tensor: of one kind, and none of them part of another already."""
+    weights = [base.weight for base in bases]
+    kinds = {(base.weight.dtype, base.weight.device, base.bias is None) for base in bases}
+    whole = all(each.untyped_storage().nbytes() == each.numel() * each.element_size() for each in weights)
+    return len(kinds) == 1 and whole and len({id(each) for each in weights}) == len(weights)
+
+
+def _runs(model: Module) -> bool:
+    """Return whether a pass accepts outputs that are parts of one tensor: they cannot be changed in place."""
+    try:
+        with torch.enable_grad():
+            _take_one_token(model)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        log.info("adapted layers are not computed together: %s", str(error).splitlines()[0])
+        return False
+    return True
 
 
 @contextmanager
@@ -125,45 +151,47 @@ class _Group:
         self._plain = [layer.forward for layer in layers]
         self._weight, self._bias = weight, bias
         self._outs = [layer.base_layer.out_features for layer in layers]
-        self._scales = [layer.scaling[_ADAPTER] for layer in layers]
+        self._frozen = [(each, each.data_ptr()) for layer in layers for each in layer.base_layer.parameters()]
         self._hooks = [hooks for layer in layers for hooks in hooks_inside(layer)]
-        self._read: Tensor | None = None
+        self._state: Any = None
         self._found: dict[int, Tensor] = {}
 
     def __call__(self, place: int, x: Tensor, *args: Any, **named: Any) -> Any:
         """Return the output of the layer at a place, ``[rows, time, out]``, for an input ``[rows, time, in]``."""
-        if x is not self._read or place not in self._found:
-            self._read, self._found = None, {}
-            dtype = self._dtype(x)
-            if args or named or dtype is None:
-                return self._plain[place](x, *args, **named)
-            self._read, self._found = x, dict(enumerate(self._computed(x, dtype)))
+        dtype = None if args or named or x.is_inference() else self._dtype(x)
+        if dtype is None:
+            self._state, self._found = None, {}
+            return self._plain[place](x, *args, **named)
+        # The tensor itself is kept with what was computed: another one could have its identity later.
+        state = x, x._version, torch.is_grad_enabled(), dtype
+        if place not in self._found or self._state[0] is not x or self._state[1:] != state[1:]:
+            self._state, self._found = state, dict(enumerate(self._computed(x, dtype)))
         found = self._found.pop(place)
         if not self._found:
-            self._read = None
+            self._state = None
         return found
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
         """Return in which number format the products are taken; None if the layers' own functions must be called."""
-        factors = [layer.lora_A[_ADAPTER].weight.dtype for layer in self._layers]
         usual = not any(self._hooks) and all(
-            layer.active_adapters == [_ADAPTER]
-            and not (layer.disable_adapters or layer.merged or layer.base_layer.weight.requires_grad)
+            list(layer.lora_A) == layer.active_adapters == [_ADAPTER] and not (layer.disable_adapters or layer.merged)
             for layer in self._layers
         )
-        if not usual:
+        if not usual or any(each.requires_grad or each.data_ptr() != at for each, at in self._frozen):
             return None
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
+        factors = {layer.lora_A[_ADAPTER].weight.dtype for layer in self._layers}
         return x.dtype if {x.dtype, self._weight.dtype, *factors} == {x.dtype} else None
 
     def _computed(self, x: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
         factors = [layer.lora_A[_ADAPTER].weight for layer in self._layers]
         factors += [layer.lora_B[_ADAPTER].weight for layer in self._layers]
+        scales = [layer.scaling[_ADAPTER] for layer in self._layers]
         inputs = x.flatten(0, -2).to(dtype)
-        found = _Products.apply(inputs, (self._weight, self._bias), self._scales, *factors)  # type: ignore[no-untyped-call]
-        return torch.split(found.view(*x.shape[:-1], -1), self._outs, dim=-1)
+        found = _Products.apply(inputs, (self._weight, self._bias), scales, *factors)  # type: ignore[no-untyped-call]
+        return torch.split(found.view(*x.shape[:-1], sum(self._outs)), self._outs, dim=-1)
 
 
 class _Products(torch.autograd.Function):

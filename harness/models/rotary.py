@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,8 @@ _NAME = "apply_rotary_pos_emb"
 _TAKES = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 _SIZE = (2, 3, 5, 8)
 """Rows, heads, positions and width of the random queries on which a family's function is compared with ours."""
+ROUNDINGS = 8
+"""Differences that are taken for rounding, in units of the coarser dtype's precision."""
 
 
 @contextmanager
@@ -52,16 +55,29 @@ def fused_rotary(model: Module) -> Iterator[int]:
 
 
 def _fits(module: ModuleType) -> bool:
-    """Return whether a module has a function that ours can stand for."""
+    """Return whether a module has a function that ours can stand for, in every number format that passes have."""
     rotation = getattr(module, _NAME, None)
     if rotation is None or list(inspect.signature(rotation).parameters) != _TAKES:
         return False
+    return all(_agrees(rotation, *dtypes) for dtypes in product((torch.float32, torch.bfloat16), repeat=2))
+
+
+def _agrees(rotation: Rotation, dtype: torch.dtype, of_angles: torch.dtype) -> bool:
     draw = torch.Generator().manual_seed(0)
-    query, key = torch.randn(_SIZE, generator=draw), torch.randn(_SIZE, generator=draw)[:, :1]
+    query, key = (torch.randn(_SIZE, generator=draw).to(dtype) for _ in range(2))
     rows, _, time, width = _SIZE
-    angles = torch.randn(rows, time, width, generator=draw), torch.randn(rows, time, width, generator=draw)
-    pairs = zip(_Fused(rotation)(query, key, *angles), rotation(query, key, *angles), strict=True)
-    return all(ours.dtype == theirs.dtype and torch.allclose(ours, theirs) for ours, theirs in pairs)
+    cos, sin = (torch.randn(rows, time, width, generator=draw).to(of_angles) for _ in range(2))
+    try:
+        theirs = rotation(query, key[:, :1], cos, sin)
+    except RuntimeError:
+        # Some families have angles of half the width.
+        return False
+    ours = _Fused(rotation)(query, key[:, :1], cos, sin)
+    rounding = ROUNDINGS * torch.finfo(max(dtype, of_angles, key=lambda each: torch.finfo(each).eps)).eps
+    return all(
+        one.dtype == other.dtype and torch.allclose(one, other, rtol=rounding, atol=rounding)
+        for one, other in zip(ours, theirs, strict=True)
+    )
 
 
 class _Fused:
@@ -82,9 +98,10 @@ class _Fused:
             k: the same with its own number of heads.
             cos: ``[rows, time, width]``.
             sin: of the same shape.
-            unsqueeze_dim: where the heads are; other places than 1 are left to the family's function.
+            unsqueeze_dim: where the heads are; other places than 1 are left to the family's function, and so are
+                angles of another width, since some families rotate a part of each vector.
         """
-        if unsqueeze_dim != 1:
+        if unsqueeze_dim != 1 or len({each.shape[-1] for each in (q, k, cos, sin)}) > 1:
             return self._plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         # Side by side as projections leave them, so that attention finds the order in memory that it would find.
         both = torch.cat((q.transpose(1, 2), k.transpose(1, 2)), dim=2)

@@ -1,10 +1,21 @@
 """Adapted layers that read one tensor are computed together: wherever they do no more than that, and only there."""
 
+from functools import partial
+
 import pytest
 import torch
 from families import assert_no_further, assert_same_pass, family_model, passed
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, LlamaConfig, MistralConfig, Phi3Config, PhiConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    OlmoConfig,
+    Phi3Config,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from harness.models.adapter import Lora, attach
 from harness.models.projections import fused_projections
@@ -123,13 +134,52 @@ def second_adapter():
     return model
 
 
+def trained_bias():
+    model = build(Qwen2Config)
+    model.get_decoder().layers[1].self_attn.v_proj.base_layer.bias.requires_grad_(True)
+    return model
+
+
+def tied():
+    model = build()
+    block = model.get_decoder().layers[1].self_attn
+    block.v_proj.base_layer.weight = block.k_proj.base_layer.weight
+    return model
+
+
+def part_of_another_tensor():
+    model = build()
+    base = model.get_decoder().layers[1].self_attn.v_proj.base_layer
+    base.weight.data = torch.cat([base.weight.data] * 2)[: len(base.weight)]
+    return model
+
+
+def clipped():
+    """Return a model that changes the outputs of its projections in place."""
+    return build(partial(OlmoConfig, clip_qkv=0.5))
+
+
 def trained_base():
     model = build()
     model.get_decoder().layers[1].self_attn.v_proj.base_layer.weight.requires_grad_(True)
     return model
 
 
-@pytest.mark.parametrize("make", [bfloat16_base, hooked, hooked_on_the_way_back, merged, second_adapter, trained_base])
+@pytest.mark.parametrize(
+    "make",
+    [
+        bfloat16_base,
+        hooked,
+        hooked_on_the_way_back,
+        merged,
+        second_adapter,
+        trained_base,
+        trained_bias,
+        tied,
+        part_of_another_tensor,
+        clipped,
+    ],
+)
 def test_layers_in_another_state_run_as_they_are(make):
     model = make()
     expected = passed(model)
@@ -149,6 +199,64 @@ def test_adapter_can_be_switched_off_for_a_pass():
         found = model(input_ids=torch.arange(20)[None]).logits
 
     torch.testing.assert_close(found, expected)
+
+
+def one_block(model):
+    """Return an attention block, and what it may read."""
+    return model.get_decoder().layers[1].self_attn, torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_what_was_computed_for_another_state_is_not_taken():
+    model = build()
+    block, x = one_block(model)
+    with torch.no_grad():
+        double, switched_off = block.k_proj(2 * x), block.k_proj.base_layer(x)
+
+    with fused_projections(model):
+        with torch.no_grad():
+            block.q_proj(x)
+        assert block.k_proj(x).requires_grad
+        with torch.no_grad():
+            block.q_proj(x)
+            with model.disable_adapter():
+                torch.testing.assert_close(block.k_proj(x), switched_off)
+            block.q_proj(x)
+            x.mul_(2)
+            torch.testing.assert_close(block.k_proj(x), double)
+
+
+def test_scale_and_base_may_be_replaced():
+    model = build()
+    block, x = one_block(model)
+
+    with fused_projections(model), torch.no_grad():
+        block.q_proj.set_scale("default", 3.0)
+        scaled = block.q_proj(x)
+        block.q_proj.base_layer.weight.data = 2 * block.q_proj.base_layer.weight.data
+        found = block.q_proj(x)
+
+    torch.testing.assert_close(found, block.q_proj(x))
+    assert not torch.allclose(scaled, found)
+
+
+def test_no_rows_have_no_outputs():
+    model = build()
+    block, x = one_block(model)
+
+    with fused_projections(model):
+        assert block.q_proj(x[:0]).shape == (0, 5, 32)
+
+
+def test_random_state_is_left_alone():
+    model = build(partial(LlamaConfig, attention_dropout=0.1)).train()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+
+    torch.manual_seed(0)
+    with fused_projections(model):
+        found = torch.rand(3)
+
+    assert torch.equal(found, expected)
 
 
 def test_recomputed_layers_are_computed_together_twice():

@@ -1,11 +1,15 @@
 """Rotary embeddings in few kernels: where a family's function computes the same, and only there."""
 
+from functools import partial
+
 import pytest
 import torch
 from families import assert_no_further, assert_same_pass, family_model, passed
 from transformers import (
     BloomConfig,
     Gemma2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -26,7 +30,9 @@ FAMILIES = {
     Qwen2Config: 1,
     Qwen3Config: 1,
     Gemma2Config: 1,
-    Olmo2Config: 1,  # Rounds the result to the dtype of the queries; the same in float32.
+    GPTNeoXConfig: 1,  # Rotates a part inside of its function, which it is left to.
+    Olmo2Config: 0,  # Returns the dtype of the queries, whatever that of the angles is.
+    GptOssConfig: 0,  # Has angles of half the width.
     BloomConfig: 0,  # Rotates nothing.
 }
 """How many of a family's modules have a function that ours stands for."""
@@ -42,6 +48,27 @@ def test_fused_rotation_computes_what_the_function_of_a_family_does(config, modu
 
     assert fused == modules
     assert_same_pass(found, expected)
+
+
+def test_function_that_rotates_a_part_of_each_vector_is_the_family_s_own():
+    model = family_model(partial(Phi3Config, partial_rotary_factor=0.5))
+    expected = passed(model)
+
+    with fused_rotary(model):
+        found = passed(model)
+
+    assert_same_pass(found, expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_family_that_returns_the_dtype_of_its_queries_does_so(autocast):
+    model = family_model(Olmo2Config, torch.bfloat16)
+    expected = passed(model, autocast)
+
+    with fused_rotary(model):
+        found = passed(model, autocast)
+
+    assert torch.equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize("autocast", [False, True])

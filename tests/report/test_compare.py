@@ -153,6 +153,20 @@ def test_training_with_other_numeric_switches_is_a_footnote_and_strict_refuses(m
         report(maker.store.root, None, "table", strict=True)
 
 
+@pytest.mark.parametrize(("fused", "told"), [(False, False), (True, True)])
+def test_switch_that_earlier_versions_did_not_have_is_told_if_it_is_on(maker, fused, told):
+    cells = [maker.cell(defense, 0.1, 0, {}) for defense in ("sft", "vaccine")]
+    maker.sweep(cells)
+    for cell, later in zip(cells, ({}, {"fused": fused}), strict=True):
+        path = maker.store.root / "artifacts" / "finetune" / cell["keys"]["finetune"] / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["facts"]["passes"] = {"compiled": "inductor", **later}
+        path.write_text(json.dumps(manifest))
+
+    assert ("fused True" in report(maker.store.root, None, "table")) == told
+    assert ("another protocol" in report(maker.store.root, None, "table")) == told
+
+
 def test_answers_stored_before_paths_were_recorded_took_the_plain_one(maker):
     cells = [maker.cell(defense, 0.1, seed, {}) for defense in ("sft", "vaccine") for seed in range(2)]
     maker.sweep(cells)

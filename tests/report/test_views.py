@@ -238,6 +238,15 @@ def test_differences_that_two_judges_share_are_drawn_once(maker):
     assert len(labels["difference-hs"]) == 4
 
 
+def test_differences_under_two_attacks_are_two_even_where_nothing_is_attacked(maker):
+    cells = [maker.cell(defense, 0.0, 0, {}) for defense in ("sft", "booster")]
+    both = [cell | {"labels": cell["labels"] | {"attack": attack}} for cell in cells for attack in ("x", "y")]
+
+    (harm, *_) = comparison_views(_found(maker, both))
+
+    assert harm.labels == ["booster, p=0, x", "booster, p=0, y"]
+
+
 def test_point_of_another_judge_is_called_by_its_name(maker):
     findings = _found(maker, _judged_twice(maker))
 

@@ -15,8 +15,10 @@ from harness.engine.store import Store
 from harness.errors import UnreadableFile
 from harness.report.data.earlier_records import DECODED, KINDS, perhaps_cut, settings_in, traits_of
 
-SWITCHES = ("compiled", "padding_mask", "causal_attention", "fused", "tf32", "autocast", "attention")
+SWITCHES = ("compiled", "padding_mask", "causal_attention", "fused_norms", "fused", "tf32", "autocast", "attention")
 """Facts of a training's passes by which its gradients differ, if only by rounding."""
+LATER = ("fused_norms", "fused")
+"""Switches that earlier versions did not have: off is what they did. Of one version, norms alone were fused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ class StageRecord:
     def passes(self) -> str:
         """The numeric switches of a finished training that differ from those of a CPU."""
         found: Mapping[str, Any] = self.facts.get("passes") or {}
-        return ", ".join(f"{name} {found[name]}" for name in SWITCHES if name in found) or "plain"
+        told = [name for name in SWITCHES if name in found and (found[name] or name not in LATER)]
+        return ", ".join(f"{name} {found[name]}" for name in told) or "plain"
 
     @property
     def decoding(self) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from math import nan
 
-from harness.report.data.columns import CATEGORY_PREFIX, KEY_PREFIX, grading_of
+from harness.report.data.columns import CATEGORY_PREFIX, KEY_PREFIX, grading_of, lacks
 from harness.report.data.conditions import SITUATION, condition_name, differing, varying
 from harness.report.figures.attacker import attacker_views
 from harness.report.figures.curves import training_views
@@ -173,8 +173,10 @@ def _hypotheses(results: Results, comparisons: Sequence[Comparison]) -> list[lis
         key = KEY_PREFIX + grading_of(each.score).stage
         sides = [results.conditions[side].cells for side in (each.line, each.other)]
         grades = tuple(frozenset(cell.get(key) for cell in cells) for cells in sides)
-        unknown = each if any(None in side for side in grades) else None
-        shared.setdefault((grades, unknown), []).append(each)
+        unknown = each if any(map(lacks, frozenset().union(*grades))) else None
+        names = results.conditions[each.line].names
+        place = names["defense"], where(results.means, names), grades, unknown
+        shared.setdefault(place, []).append(each)
     return list(shared.values())
 
 
@@ -238,7 +240,7 @@ def _distinct(rows: Sequence[Row], score: str) -> list[Row]:
     """Return the rows of a figure: one for all that share the gradings of a score, as those of several judges do."""
     shared: dict[Hashable, list[Row]] = {}
     for row in rows:
-        unknown = row.name if None in row.grades[score] else ""
+        unknown = row.name if any(map(lacks, row.grades[score])) else ""
         shared.setdefault((row.defense, row.grades[score], unknown), []).append(row)
     return [_joined(found) for found in shared.values()]
 
