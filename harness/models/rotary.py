@@ -1,7 +1,7 @@
 """Rotary position embeddings in a few kernels, for passes that run kernel by kernel or are captured so.
 
 Rotating queries and keys (Su et al. 2021, arXiv 2104.09864, eq. 34, with halves in place of neighbours) takes
-transformers ten kernels, and autograd eighteen for the way back. Here both are rotated together, in four each way: the
+transformers ten kernels, and autograd sixteen for the way back. Here both are rotated together, in four each way: the
 backward pass rotates by the opposite angle.
 """
 
@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Module
 
+from harness.models.norms import ROUNDINGS
+
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 _NAME = "apply_rotary_pos_emb"
 _TAKES = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 _SIZE = (2, 3, 5, 8)
 """Rows, heads, positions and width of the random queries on which a family's function is compared with ours."""
-ROUNDINGS = 8
-"""Differences that are taken for rounding, in units of the coarser dtype's precision."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import assert_no_further, assert_same_pass, family_model, passed
+from families import assert_no_further, family_model, same_under
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config
 
 from harness.models.norms import fused_norms
@@ -22,14 +22,7 @@ too. Gemma adds one to its weights."""
 
 @pytest.mark.parametrize(("config", "norms"), FAMILIES.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_fused_norms_compute_what_the_modules_of_a_family_do(config, norms):
-    model = family_model(config)
-    expected = passed(model)
-
-    with fused_norms(model) as fused:
-        found = passed(model)
-
-    assert fused == norms
-    assert_same_pass(found, expected)
+    assert same_under(fused_norms, family_model(config)) == norms
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from families import assert_no_further, assert_same_pass, family_model, passed
+from families import BIAS_OF_KEYS, assert_no_further, assert_same_pass, family_model, passed, same_under
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
@@ -49,14 +49,7 @@ def build(config=LlamaConfig, lora=QKV, dtype=torch.float32):
 
 @pytest.mark.parametrize(("config", "lora", "groups"), CASES)
 def test_layers_computed_together_compute_what_they_do_alone(config, lora, groups):
-    model = build(config, lora)
-    expected = passed(model)
-
-    with fused_projections(model) as fused:
-        found = passed(model)
-
-    assert fused == groups * LAYERS
-    assert_same_pass(found, expected)
+    assert same_under(fused_projections, build(config, lora)) == groups * LAYERS
 
 
 class Products(TorchDispatchMode):
@@ -181,13 +174,7 @@ def trained_base():
     ],
 )
 def test_layers_in_another_state_run_as_they_are(make):
-    model = make()
-    expected = passed(model)
-
-    with fused_projections(model):
-        found = passed(model)
-
-    assert_same_pass(found, expected)
+    same_under(fused_projections, make(), floor=BIAS_OF_KEYS)
 
 
 def test_adapter_can_be_switched_off_for_a_pass():

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from families import assert_no_further, assert_same_pass, family_model, passed
+from families import BIAS_OF_KEYS, assert_no_further, family_model, passed, same_under
 from transformers import (
     BloomConfig,
     Gemma2Config,
@@ -40,24 +40,11 @@ FAMILIES = {
 
 @pytest.mark.parametrize(("config", "modules"), FAMILIES.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_fused_rotation_computes_what_the_function_of_a_family_does(config, modules):
-    model = family_model(config)
-    expected = passed(model)
-
-    with fused_rotary(model) as fused:
-        found = passed(model)
-
-    assert fused == modules
-    assert_same_pass(found, expected)
+    assert same_under(fused_rotary, family_model(config), floor=BIAS_OF_KEYS) == modules
 
 
 def test_function_that_rotates_a_part_of_each_vector_is_the_family_s_own():
-    model = family_model(partial(Phi3Config, partial_rotary_factor=0.5))
-    expected = passed(model)
-
-    with fused_rotary(model):
-        found = passed(model)
-
-    assert_same_pass(found, expected)
+    same_under(fused_rotary, family_model(partial(Phi3Config, partial_rotary_factor=0.5)))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
